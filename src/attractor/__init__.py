@@ -1,0 +1,65 @@
+"""Attractor Models: networks that propose an answer and then refine it until it stops changing.
+
+The ground floor is :func:`fixed_point`, a layer for any PyTorch model; on it stand the models in ``attractor.models``.
+"""
+
+from attractor.errors import AttractorError, CheckpointError, ConfigError, DataError, NotConvergedError
+from attractor.fixed_point import FixedPoint, fixed_point
+from attractor.gradient import (
+    Gradient,
+    Implicit,
+    Neumann,
+    OneStep,
+    Phantom,
+    Unrolled,
+    contraction,
+    jacobian_penalty,
+    spectral_radius,
+)
+from attractor.solve import (
+    Anderson,
+    Best,
+    Broyden,
+    Outcome,
+    Picard,
+    Solution,
+    Solver,
+    Status,
+    Steps,
+    StopRule,
+    Tolerance,
+    Update,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Anderson",
+    "AttractorError",
+    "Best",
+    "Broyden",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FixedPoint",
+    "Gradient",
+    "Implicit",
+    "Neumann",
+    "NotConvergedError",
+    "OneStep",
+    "Outcome",
+    "Phantom",
+    "Picard",
+    "Solution",
+    "Solver",
+    "Status",
+    "Steps",
+    "StopRule",
+    "Tolerance",
+    "Unrolled",
+    "Update",
+    "contraction",
+    "fixed_point",
+    "jacobian_penalty",
+    "spectral_radius",
+]

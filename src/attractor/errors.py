@@ -1,0 +1,25 @@
+"""The one exception tree.
+
+Everything this package raises on purpose is an :class:`AttractorError`. Its message is one sentence that
+says what is wrong, where, and what to do; the command line prints it and exits with code 2.
+"""
+
+
+class AttractorError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(AttractorError, ValueError):
+    """A setting or an argument that cannot work."""
+
+
+class DataError(AttractorError, ValueError):
+    """Input data that cannot be read or does not mean what it should."""
+
+
+class CheckpointError(AttractorError, ValueError):
+    """A checkpoint that is damaged, incomplete or of another kind."""
+
+
+class NotConvergedError(AttractorError, ArithmeticError):
+    """A solve that ended with open equations, raised only where the caller asked for it (``throw=True``)."""

@@ -1,0 +1,100 @@
+"""Looking at the Jacobian ``J = ∂update/∂y`` without ever forming it: how fast it contracts, and a penalty that makes it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attractor.solve import Update
+
+
+def spectral_radius(
+    update: Update, y: Tensor, *, iterations: int = 32, generator: torch.Generator | None = None
+) -> Tensor:
+    """Estimate ``ρ(J)`` at ``y``, one number per row of the batch, shape (B,).
+
+    Power iteration on ``Jᵀ``. The estimate is the geometric mean of the growth over the later half of the
+    iterations, which also settles where the dominant eigenvalues are a complex pair. Below 1, plain iteration converges
+    near ``y``.
+    """
+    f, y = _linearise(update, y)
+    v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))
+    growth = []
+    for _ in range(iterations):
+        v = _vjp(f, y, v)
+        growth.append(_size(v))
+        v = _unit(v)
+    later = torch.stack(growth[iterations // 2 :])
+    return later.clamp_min(torch.finfo(later.dtype).tiny).log().mean(dim=0).exp()
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How ``update`` moves two points near each other. ``factor`` (B,) is a lower bound of its Lipschitz constant."""
+
+    factor: Tensor
+
+    @property
+    def contracts(self) -> Tensor:
+        """(B,) bool: no pair that was tried moved apart."""
+        return self.factor < 1
+
+
+def contraction(
+    update: Update, y: Tensor, *, iterations: int = 16, generator: torch.Generator | None = None
+) -> Contraction:
+    """Estimate ``‖J‖₂`` at ``y`` per row, by power iteration on ``JᵀJ``. Shape (B,).
+
+    Unlike the spectral radius it bounds what a single step can do: below 1, every step from nearby brings
+    points together in the Euclidean norm.
+    """
+    f, y = _linearise(update, y)
+    v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))
+    # J·v by differentiating w ↦ Jᵀw, which is linear: reverse mode twice works for every operation with a gradient.
+    w = torch.zeros_like(f, requires_grad=True)
+    (transposed,) = torch.autograd.grad(f, y, w, create_graph=True, materialize_grads=True, allow_unused=True)
+    factor = _size(v)
+    for _ in range(iterations):
+        if transposed.requires_grad:
+            (jv,) = torch.autograd.grad(transposed, w, v, retain_graph=True, materialize_grads=True, allow_unused=True)
+        else:  # update does not depend on y at all
+            jv = torch.zeros_like(v)
+        factor = _size(jv)
+        v = _unit(_vjp(f, y, jv))
+    return Contraction(factor)
+
+
+def jacobian_penalty(
+    update: Update, y: Tensor, *, samples: int = 1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Estimate ``‖J‖²_F / n`` at ``y``, a differentiable scalar to add to a loss (Bai et al. 2021, eq. 5).
+
+    Hutchinson's estimator: the mean of ``‖vᵀJ‖²`` over standard normal ``v``, divided by the number of unknowns ``n``.
+    """
+    f, y = _linearise(update, y)
+    total = y.new_zeros(())
+    for _ in range(samples):
+        v = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
+        (vj,) = torch.autograd.grad(f, y, v, create_graph=True, materialize_grads=True, allow_unused=True)
+        total = total + vj.square().sum()
+    return total / (samples * y.numel())
+
+
+def _linearise(update: Update, y: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        return update(y), y
+
+
+def _vjp(f: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    (out,) = torch.autograd.grad(f, y, v, retain_graph=True, materialize_grads=True, allow_unused=True)
+    return out
+
+
+def _size(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v.flatten(1), dim=1)
+
+
+def _unit(v: Tensor) -> Tensor:
+    size = _size(v).clamp_min(torch.finfo(v.dtype).tiny)
+    return v / size.view(-1, *[1] * (v.ndim - 1))

@@ -1,0 +1,261 @@
+"""The one loop: call ``update``, judge every equation, freeze, guard, step, count, stop.
+
+Solvers propose; this file decides. It keeps three promises that implementations of deep equilibrium models usually break:
+
+* **Exact in the batch.** Rows never influence each other.
+* **Exact in time.** With ``causal=True`` and a causal ``update``, no decision about an equation (mixing, settling, verifying,
+  stagnating, stopping, the evaluation limit) looks at a later one.
+* **True at the end.** A final equation is below tolerance at the values that are returned.
+
+An equation is *active* until its own residual falls below tolerance with a margin (``SETTLE``), then *settled*: it is no longer
+updated. Its neighbours may still move, so it becomes *final* only by an evaluation that finds it below tolerance while everything
+that it may depend on stands still: all earlier equations of its row with ``causal=True``, otherwise the whole row. If a settled
+equation fails that, it is active again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attractor.errors import ConfigError, DataError
+from attractor.solve.solution import Outcome, Solution, Status
+from attractor.solve.solvers import Solver
+from attractor.solve.stop import Steps, StopRule, Tolerance
+
+Update = Callable[[Tensor], Tensor]
+
+# An equation that froze right at the tolerance would seldom pass its verification, because its neighbours still move a
+# little. Measured on causal transformer blocks, the margin saves up to half of all calls, and evaluations per token as well.
+SETTLE = 0.25
+PROGRESS = 0.9  # an equation makes progress when its best residual falls below this share of the one before
+
+
+def solve(
+    update: Update,
+    y0: Tensor,
+    *,
+    solver: Solver,
+    stop: StopRule,
+    equation_dims: int = 1,
+    causal: bool = False,
+    trace: bool = False,
+) -> Solution:
+    """Iterate ``update`` from ``y0`` to a fixed point. See :func:`attractor.fixed_point` for the arguments.
+
+    Tracks gradients through every step if autograd is on; callers that do not want that use ``torch.no_grad``.
+    """
+    layout = _Layout.of(y0, equation_dims, causal)
+    _refuse_nonfinite(y0)
+    y = layout.flatten(y0)
+    unknown = y.new_full(y.shape[:1], torch.nan)
+    kept = _Point(y=y, f=y, g=torch.zeros_like(y), residual=unknown, finite=unknown.isfinite())
+    ceiling = unknown  # the residual at the start
+    state = solver.init(y)
+    guarded = solver.max_growth < torch.inf
+    tried = kept.finite  # whose last step was a guarded solver's
+    ledger = _Ledger(layout, y.device, stop)
+    judging = isinstance(stop, Tolerance)
+    points: list[Tensor] = []
+    call = 0
+
+    for call in range(1, stop.max_evaluations + 1):
+        if trace:
+            points.append(layout.unflatten(y).detach())
+        point = _evaluate(update, y, layout)
+        ceiling = point.residual if call == 1 else ceiling
+        bound = torch.minimum(kept.residual * solver.max_growth, ceiling)
+        rejected = tried & ~(point.residual <= bound)
+        if judging:
+            ledger.judge(call, point.residual)
+            diverged = ledger.active & ~point.finite & ~rejected  # the plain step failed too: nothing is left to try
+            ledger.close(diverged, Status.DIVERGED)
+            rejected = (rejected & ledger.active) | diverged
+        kept = point.unless(rejected, kept)
+        if judging and (call == stop.max_evaluations or (call % stop.check_every == 0 and ledger.is_done())):
+            break
+        fresh = ledger.active & ~rejected
+        y, state = solver.step(state, kept.y, kept.f, kept.g, kept.residual, fresh)
+        y = _choose(rejected, kept.f, y)  # the plain step from the last good point
+        y = _choose(~ledger.active, kept.y, y)
+        tried = fresh & guarded
+
+    residual = kept.residual
+    if judging:
+        answer, lowest = solver.answer(state, kept.y, residual)
+        y, residual = _choose(ledger.is_open, answer, kept.y), torch.where(ledger.is_open, lowest, residual)
+    return Solution(
+        value=layout.unflatten(y),
+        residual=residual.view(layout.leading),
+        evaluations=ledger.evaluations.view(layout.leading),
+        outcome=Outcome(
+            status=ledger.status.view(layout.leading), calls=call, limit=stop.max_evaluations, judged=judging
+        ),
+        trace=torch.stack(points) if points else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How ``y0`` is read: ``rows`` independent rows of ``length`` equations of some unknowns each."""
+
+    shape: torch.Size
+    leading: torch.Size
+    dtype: torch.dtype
+    rows: int
+    length: int
+    causal: bool
+
+    @classmethod
+    def of(cls, y0: Tensor, equation_dims: int, causal: bool) -> "_Layout":
+        if not isinstance(y0, Tensor) or not y0.is_floating_point():
+            what = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
+            raise ConfigError(f"fixed_point: y0 must be a floating-point tensor, not {what}.")
+        if not 0 <= equation_dims <= y0.ndim:
+            raise ConfigError(
+                f"fixed_point(equation_dims={equation_dims}): y0 has shape {tuple(y0.shape)}; "
+                f"give how many of its {y0.ndim} trailing dimensions form one equation."
+            )
+        leading = y0.shape[: y0.ndim - equation_dims]
+        if causal and not leading:
+            raise ConfigError(
+                f"fixed_point(causal=True): with equation_dims={equation_dims}, y0 of shape {tuple(y0.shape)} has no "
+                "dimension left for time; lower equation_dims."
+            )
+        rows = leading[:-1].numel() if causal else (leading[0] if leading else 1)
+        length = leading[-1] if causal else (leading[1:].numel() if leading else 1)
+        return cls(shape=y0.shape, leading=leading, dtype=y0.dtype, rows=rows, length=length, causal=causal)
+
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def flatten(self, y: Tensor) -> Tensor:
+        unknowns = self.shape[len(self.leading) :].numel()
+        return y.reshape(self.rows * self.length, unknowns).to(self.wide)
+
+    def unflatten(self, y: Tensor) -> Tensor:
+        return y.to(self.dtype).view(self.shape)
+
+    def everything_before(self, good: Tensor) -> Tensor:
+        """Return where ``good`` holds for all that an equation may depend on, itself included. (N,) bool."""
+        grid = good.view(self.rows, self.length)
+        if self.causal:
+            return grid.long().cumprod(dim=1).bool().view(-1)
+        return grid.all(dim=1, keepdim=True).expand_as(grid).reshape(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """One evaluation: ``f = update(y)`` and ``g = f − y``, each (N, D); ``residual`` and ``finite`` (N,)."""
+
+    y: Tensor
+    f: Tensor
+    g: Tensor
+    residual: Tensor
+    finite: Tensor
+
+    def unless(self, rejected: Tensor, kept: "_Point") -> "_Point":
+        """Return this point with the equations in ``rejected`` as they were in ``kept``."""
+        return _Point(
+            y=_choose(rejected, kept.y, self.y),
+            f=_choose(rejected, kept.f, self.f),
+            g=_choose(rejected, kept.g, self.g),
+            residual=torch.where(rejected, kept.residual, self.residual),
+            finite=self.finite | rejected,
+        )
+
+
+def _evaluate(update: Update, y: Tensor, layout: _Layout) -> _Point:
+    seen = layout.unflatten(y)  # in the dtype of y0: the residual belongs to what update saw, not to a wider copy
+    version = seen._version
+    out = update(seen)
+    if not isinstance(out, Tensor) or out.shape != layout.shape or out.dtype != layout.dtype:
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"fixed_point: update returned {got} for y of {tuple(layout.shape)} {layout.dtype}; "
+            "it must return a tensor of the shape and dtype it was given."
+        )
+    if seen._version != version:
+        raise ConfigError("fixed_point: update changed its argument in place; let it return a new tensor.")
+    y, f = layout.flatten(seen), layout.flatten(out)
+    g = f - y
+    size = torch.linalg.vector_norm(g.detach(), dim=1)
+    scale = torch.linalg.vector_norm(y.detach(), dim=1)
+    return _Point(y=y, f=f, g=g, residual=size / scale.clamp_min(torch.finfo(y.dtype).tiny), finite=size.isfinite())
+
+
+class _Ledger:
+    """Where every equation stands, and what it has cost. The one mutable thing in a solve; all its tensors are (N,)."""
+
+    def __init__(self, layout: _Layout, device: torch.device, stop: StopRule) -> None:
+        n = layout.rows * layout.length
+        self.layout, self.stop = layout, stop
+        self.status = torch.zeros(n, dtype=torch.int8, device=device)
+        self.evaluations = torch.full((n,), stop.n if isinstance(stop, Steps) else 0, device=device)
+        self._best = torch.full((n,), torch.inf, dtype=layout.wide, device=device)
+        self._lately = self._best
+        self._below = torch.zeros_like(self.active)
+
+    @property
+    def active(self) -> Tensor:
+        return self.status == Status.ACTIVE
+
+    @property
+    def is_open(self) -> Tensor:
+        """Equations that ended above tolerance as far as is known."""
+        return (self.status != Status.FINAL) & (self.status != Status.SETTLED)
+
+    def close(self, which: Tensor, status: Status) -> None:
+        self.status = self.status.masked_fill(which, status)
+
+    def judge(self, call: int, residual: Tensor) -> None:
+        """Take in one evaluation's residuals: count, settle, wake, make final, give up."""
+        assert isinstance(self.stop, Tolerance)
+        closed, settled, active = self.status >= Status.FINAL, self.status == Status.SETTLED, self.active
+        verifying = settled & self.layout.everything_before(closed | settled)
+        looked_at = active | verifying
+        self.evaluations = self.evaluations + looked_at
+        below = looked_at & (residual < self.stop.rtol) & (call >= self.stop.min_evaluations)
+        # Everything below tolerance at this very point, behind equations that are closed or also below, stays
+        # exactly where it was measured: this evaluation has verified it.
+        final = below & self.layout.everything_before(closed | below)
+        woken = verifying & ~below
+        self.close(woken, Status.ACTIVE)
+        self.close(below & (settled | (residual < SETTLE * self.stop.rtol)), Status.SETTLED)
+        self.close(final, Status.FINAL)
+        self._below = below | (self.status >= Status.SETTLED)
+        self._best = self._best.masked_fill(woken, torch.inf)
+        if self.stop.patience is not None:
+            self._give_up(call, residual)
+
+    def _give_up(self, call: int, residual: Tensor) -> None:
+        """Every ``patience`` calls, close the active equations that wait for nobody and got nowhere."""
+        assert isinstance(self.stop, Tolerance) and self.stop.patience is not None
+        self._lately = torch.where(self.active, torch.fmin(self._lately, residual), self._lately)
+        if call % self.stop.patience:
+            return
+        idle = (self.status >= Status.FINAL) | ~(self._lately < PROGRESS * self._best)
+        self.close(self.active & self.layout.everything_before(idle), Status.STAGNATED)
+        self._best = torch.fmin(self._best, self._lately)
+        self._lately = torch.full_like(self._best, torch.inf)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do. The host waits for the device here and nowhere else."""
+        assert isinstance(self.stop, Tolerance)
+        if self.stop.fraction < 1:
+            return bool(self._below.float().mean() >= self.stop.fraction)
+        return bool((self.status >= Status.FINAL).all())
+
+
+def _choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``torch.where`` by equation. On a CPU looking at a mask is free, and most masks are empty."""
+    if mask.device.type == "cpu" and not mask.any():
+        return b
+    return torch.where(mask[:, None], a, b)
+
+
+def _refuse_nonfinite(y0: Tensor) -> None:
+    if y0.device.type == "cpu" and not y0.isfinite().all():
+        raise DataError(f"fixed_point: y0 of shape {tuple(y0.shape)} holds NaN or infinite values; start from finite ones.")

@@ -1,0 +1,275 @@
+"""The solvers: frozen values that turn what has been seen of ``update`` into the next point to try.
+
+A solver answers ``init``, ``step`` and ``answer``, for N independent equations of D unknowns at once. Everything else (counting,
+freezing, guarding, stopping) lives in the one loop, ``attractor.solve.loop``. Equations never mix: each
+has its own history, its own Gram matrix and its own weights.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attractor.errors import ConfigError
+
+
+class Solver(ABC):
+    """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``.
+
+    Attributes
+    ----------
+    max_growth
+        The loop undoes a step after which the residual is above ``max_growth`` times the one before, or above the
+        one at the start, and takes the plain step instead. ``inf`` undoes only non-finite steps.
+    """
+
+    max_growth: float
+
+    @abstractmethod
+    def init(self, y: Tensor) -> Any:
+        """Return the state before the first step, for points ``y`` (N, D)."""
+
+    @abstractmethod
+    def step(
+        self, state: Any, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Propose the next points.
+
+        Parameters
+        ----------
+        state
+            What ``init`` or the last ``step`` returned.
+        y, f, g
+            The points (N, D), ``f = update(y)`` and ``g = f − y``, float32 or wider. Always finite.
+        residual
+            (N,), relative.
+        fresh
+            (N,) bool. Where it is False nothing was learnt of this equation: it is frozen, or its last step was
+            undone and ``y, f, g`` are older. What is proposed for it is not used.
+
+        Returns
+        -------
+        y_next
+            (N, D).
+        state
+            The new state. The old one must stay usable when gradients are tracked: no in-place writes then.
+        """
+
+    @abstractmethod
+    def answer(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(y, residual)`` for equations that ended without settling, given the last accepted ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picard(Solver):
+    """Plain (damped) iteration, ``y ← y + damping · (update(y) − y)``.
+
+    Converges where the update contracts; with ``damping`` below 1 also on some updates that rotate.
+    """
+
+    damping: float = 1.0
+    max_growth = float("inf")
+
+    def __post_init__(self) -> None:
+        _positive(self, "damping")
+
+    def init(self, y: Tensor) -> None:
+        return None
+
+    def step(
+        self, state: None, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, None]:
+        return _damped(y, f, g, self.damping), None
+
+    def answer(self, state: None, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return y, residual
+
+
+_TINY = 1e-200
+
+
+@dataclass(frozen=True)
+class _AndersonState:
+    points: tuple[Tensor, ...]  # each (N, D): y + mixing·g, newest last
+    residuals: tuple[Tensor, ...]  # each (N, D): g
+    gram: Tensor  # (N, k, k) float64, inner products of the residuals; zero where an equation may not use an entry
+    scratch: Tensor  # (N, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anderson(Solver):
+    """Anderson acceleration (Anderson 1965; Walker & Ni 2011), every equation with its own mixing weights.
+
+    The next point is ``Σ αⱼ (yⱼ + mixing·gⱼ)`` over the last ``window`` points, with ``Σ αⱼ = 1`` chosen to minimise
+    ``‖Σ αⱼ gⱼ‖² + ridge · Σ αⱼ² ‖gⱼ‖²``. In unit residuals ``gⱼ/‖gⱼ‖`` that is a ridge relative to the mean of the
+    Gram matrix's trace; unlike one relative to the trace of the raw matrix it does not drown the newest, smallest
+    residuals, so that the last digits converge as fast as the first.
+
+    Parameters
+    ----------
+    window
+        How many points are mixed; 1 is plain iteration.
+    mixing
+        How far along the mixed residual to go, in (0, 1].
+    ridge
+        See above. By default 16 times the rounding unit of the state's dtype.
+    max_growth
+        See :class:`Solver`.
+    """
+
+    window: int = 5
+    mixing: float = 1.0
+    ridge: float | None = None
+    max_growth: float = 4.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "mixing", "max_growth")
+        if self.window < 1:
+            raise ConfigError(f"Anderson(window={self.window!r}): give a whole number from 1 up.")
+        if self.ridge is not None and self.ridge < 0:
+            raise ConfigError(f"Anderson(ridge={self.ridge!r}): the ridge cannot be negative.")
+
+    def init(self, y: Tensor) -> _AndersonState:
+        return _AndersonState((), (), y.new_zeros(y.shape[0], 0, 0, dtype=torch.float64), torch.empty_like(y))
+
+    def step(
+        self, state: _AndersonState, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, _AndersonState]:
+        drop = len(state.points) == self.window
+        points = (*state.points[drop:], _damped(y, f, g, self.mixing))
+        residuals = (*state.residuals[drop:], g)
+        row = torch.stack([_dot(r, g, state.scratch) for r in residuals], dim=1).double()  # (N, k)
+        gram = F.pad(state.gram[:, drop:, drop:], (0, 1, 0, 1))  # (N, k, k)
+        gram[:, -1], gram[:, :, -1] = row, row
+        # An equation whose history has a gap starts afresh: what it knew belongs to other neighbours.
+        gram = torch.where(fresh[:, None, None], gram, 0)
+        alpha = self._weights(gram, y.dtype)  # (N, k)
+        y_next = points[0] * alpha[:, :1]
+        for j in range(1, len(points)):
+            y_next.addcmul_(points[j], alpha[:, j : j + 1])
+        return y_next, _AndersonState(points, residuals, gram, state.scratch)
+
+    def _weights(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
+        """Solve the normal equations in float64, where a Gram matrix of float32 residuals loses nothing."""
+        if gram.shape[1] == 1:
+            return torch.ones_like(gram[:, 0], dtype=dtype)
+        ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(dtype).eps
+        square = gram.diagonal(dim1=1, dim2=2)  # (N, k)
+        known = square > 0
+        system = gram + torch.diag_embed(torch.where(known, ridge * square, _TINY))
+        wanted = known.double()
+        wanted[:, -1] = 1  # a newest point whose residual is exactly zero takes all the weight
+        alpha = torch.linalg.solve_ex(system, wanted)[0]
+        return (alpha / alpha.sum(dim=1, keepdim=True)).to(dtype)
+
+    def answer(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return y, residual
+
+
+@dataclass(frozen=True)
+class _BroydenState:
+    y: Tensor | None  # (N, D), the last point
+    g: Tensor | None
+    us: tuple[Tensor, ...]  # each (N, D); inverse Jacobian ≈ −I + Σ uⱼ vⱼᵀ
+    vs: tuple[Tensor, ...]
+    scratch: Tensor  # (N, D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broyden(Solver):
+    """Broyden's good method with limited memory, as in Deep Equilibrium Models (Bai et al. 2019).
+
+    Keeps the inverse Jacobian of ``update(y) − y`` as ``−I + Σ uⱼ vⱼᵀ`` per equation; the oldest term leaves when ``memory`` terms
+    are held.
+    """
+
+    memory: int = 16
+    max_growth: float = 4.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_growth")
+        if self.memory < 1:
+            raise ConfigError(f"Broyden(memory={self.memory!r}): give a whole number from 1 up.")
+
+    def init(self, y: Tensor) -> _BroydenState:
+        return _BroydenState(None, None, (), (), torch.empty_like(y))
+
+    def step(
+        self, state: _BroydenState, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, _BroydenState]:
+        us, vs, scratch = state.us, state.vs, state.scratch
+        if state.y is not None and state.g is not None:
+            dy, dg = y - state.y, g - state.g
+            v = _low_rank(dy, vs, us, scratch)  # Bᵀ Δy
+            denominator = _dot(v, dg, scratch)  # Δyᵀ B Δg
+            # Frozen equations have Δy = 0 and learn nothing; so does a step too short to tell anything.
+            floor = torch.finfo(y.dtype).eps * torch.linalg.vector_norm(v, dim=1) * torch.linalg.vector_norm(dg, dim=1)
+            known = denominator.abs() > floor
+            inverse = torch.where(known, 1 / torch.where(known, denominator, 1), 0)
+            u = (dy - _low_rank(dg, us, vs, scratch)) * inverse[:, None]
+            drop = len(us) == self.memory
+            us, vs = (*us[drop:], u), (*vs[drop:], v)
+        return y - _low_rank(g, us, vs, scratch), _BroydenState(y, g, us, vs, scratch)
+
+    def answer(self, state: _BroydenState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return y, residual
+
+
+def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch: Tensor) -> Tensor:
+    """Return ``−x + Σ uⱼ (vⱼ·x)``, (N, D)."""
+    out = -x
+    for u, v in zip(us, vs, strict=True):
+        out.addcmul_(u, _dot(v, x, scratch)[:, None])
+    return out
+
+
+@dataclass(frozen=True)
+class Best(Solver):
+    """Wrap a solver: an equation that never settles returns its best iterate, not its last.
+
+    Its residual was measured when its neighbours stood where they stood then; for equations that depend on none, as
+    puzzles with ``equation_dims`` covering all but the batch, it is exact.
+    """
+
+    solver: Solver
+
+    @property
+    def max_growth(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver.max_growth
+
+    def init(self, y: Tensor) -> tuple[Any, Tensor, Tensor]:
+        return self.solver.init(y), y, y.new_full(y.shape[:1], torch.inf)
+
+    def step(
+        self, state: tuple[Any, Tensor, Tensor], y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, tuple[Any, Tensor, Tensor]]:
+        inner, best, lowest = state
+        y_next, inner = self.solver.step(inner, y, f, g, residual, fresh)
+        better = residual < lowest
+        return y_next, (inner, torch.where(better[:, None], y, best), torch.where(better, residual, lowest))
+
+    def answer(self, state: tuple[Any, Tensor, Tensor], y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        _, best, lowest = state
+        better = lowest < residual
+        return torch.where(better[:, None], best, y), torch.where(better, lowest, residual)
+
+
+def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
+    """Row-wise inner products (N,). Fresh temporaries of (N, D) would cost several times the arithmetic."""
+    if torch.is_grad_enabled():
+        return torch.linalg.vecdot(a, b)
+    return torch.mul(a, b, out=scratch).sum(dim=1)
+
+
+def _damped(y: Tensor, f: Tensor, g: Tensor, damping: float) -> Tensor:
+    # y + 1·g differs from f in the last bit, and n plain steps promise to be exactly n calls of update.
+    return f if damping == 1 else torch.add(y, g, alpha=damping)
+
+
+def _positive(value: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(value, name) > 0:
+            raise ConfigError(f"{type(value).__name__}({name}={getattr(value, name)!r}): give a positive number.")

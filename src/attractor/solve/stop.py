@@ -1,0 +1,74 @@
+"""When to stop: a tolerance that every equation must meet by itself, or a fixed number of evaluations."""
+
+import math
+from dataclasses import dataclass
+
+from attractor.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Iterate until every equation's own residual ``‖update(y) − y‖ / ‖y‖`` is below ``rtol``.
+
+    Parameters
+    ----------
+    rtol
+        The relative residual below which an equation counts as solved. Positive.
+    max_evaluations
+        The most calls of ``update`` for any equation. Equations still open then keep their last accepted
+        iterate, so that the reported residual belongs to the returned value.
+    min_evaluations
+        No equation is judged before this many calls.
+    check_every
+        The host looks at the residuals only every so many calls. This never changes a value: equations settle
+        on the device, and looking rarely only means that a few calls may be made for nothing.
+    fraction
+        Below 1, the whole solve ends as soon as this share of all equations is below ``rtol``, verified or not. Meant
+        for training, where a slow tail would set the cost. It is the one rule that looks across
+        equations and rows: with it, an answer may depend on its neighbours.
+    patience
+        An equation stagnates when, in this many calls, neither it nor anything it may depend on has lowered its
+        best residual by 10 %; it is then left as it is and named in the outcome. The usual cause is the
+        rounding floor of a bf16 update. ``None`` never gives up: right where information travels far before
+        the residual can fall, as across a large maze.
+    """
+
+    rtol: float = 1e-4
+    max_evaluations: int = 64
+    min_evaluations: int = 1
+    check_every: int = 1
+    fraction: float = 1.0
+    patience: int | None = 16
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0 and math.isfinite(self.rtol)):
+            raise ConfigError(f"Tolerance(rtol={self.rtol!r}): the tolerance must be a positive number, e.g. 1e-4.")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"Tolerance(fraction={self.fraction!r}): the share must lie in (0, 1].")
+        for name in ("max_evaluations", "min_evaluations", "check_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Tolerance({name}={getattr(self, name)!r}): give a whole number from 1 up.")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"Tolerance(patience={self.patience!r}): give a whole number from 1 up, or None.")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Make exactly ``n`` calls of ``update`` and ``n`` steps, and never look at the residual on the host.
+
+    The returned value is one step past the last point at which the residual was measured; with
+    ``Picard()`` it is exactly ``update`` applied ``n`` times. ``Steps(0)`` returns ``y0``.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ConfigError(f"Steps({self.n!r}): give a whole number from 0 up.")
+
+    @property
+    def max_evaluations(self) -> int:
+        return self.n
+
+
+StopRule = Tolerance | Steps
