@@ -74,9 +74,7 @@ def fixed_point(
     """
     tracked = torch.is_grad_enabled()
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
-        solution = solve(
-            update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace
-        )
+        solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}")
     return replace(solution, value=gradient.attach(update, solution.value)) if tracked else solution

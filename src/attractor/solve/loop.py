@@ -258,4 +258,6 @@ def _choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _refuse_nonfinite(y0: Tensor) -> None:
     if y0.device.type == "cpu" and not y0.isfinite().all():
-        raise DataError(f"fixed_point: y0 of shape {tuple(y0.shape)} holds NaN or infinite values; start from finite ones.")
+        raise DataError(
+            f"fixed_point: y0 of shape {tuple(y0.shape)} holds NaN or infinite values; start from finite ones."
+        )

@@ -33,9 +33,7 @@ class Solver(ABC):
         """Return the state before the first step, for points ``y`` (N, D)."""
 
     @abstractmethod
-    def step(
-        self, state: Any, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
-    ) -> tuple[Tensor, Any]:
+    def step(self, state: Any, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor) -> tuple[Tensor, Any]:
         """Propose the next points.
 
         Parameters

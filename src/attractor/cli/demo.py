@@ -1,0 +1,116 @@
+"""``attractor demo``: learn small mazes, then solve large ones by iterating to rest, and show it."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from attractor.cli.runs import as_tensors, claim, train_mazes
+from attractor.data import mazes
+from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
+from attractor.models.reasoning import AttractorReasoner
+from attractor.recipes import maze
+from attractor.train import Progress
+
+SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # size of unseen mazes, and how many
+DEPTHS = (4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
+SHOWN = (8, 16, 32, 64, 128, 256)
+TOLERANCE = 1e-4  # relative residual at which a maze is at rest
+TEST_SEED = 1_000_000  # far from the training seeds; equal mazes are excluded besides
+
+
+def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrite: bool = False) -> None:
+    """Train a small Attractor Model on 11x11 mazes and watch it solve mazes eight times their area.
+
+    Writes a checkpoint, metrics.json, settling.png, settling.gif, curves.png and maze.txt.
+
+    Args:
+        out: Folder to write.
+        minutes: Training time; evaluation takes about one more.
+        seed: Of data, weights and starts.
+        overwrite: Write into a folder that is not empty.
+    """
+    claim(out, overwrite=overwrite)
+    console = Console()
+    recipe = maze(minutes=minutes, seed=seed)
+    size = recipe.data.size
+    console.print(f"Learning {recipe.data.num_mazes} mazes of {size}×{size} for {minutes:g} minutes …")
+    with Progress("training", console) as progress:
+        model = train_mazes(recipe, out, callbacks=[progress])
+
+    torch.manual_seed(seed)
+    seen = mazes.generate(recipe.data.num_mazes, size, seed=recipe.data.seed)
+    judged = judge_sizes(model, seen, console)
+    write_pictures(model, judged, out)
+    metrics = {
+        "minutes": minutes,
+        "seed": seed,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "sizes": {name: dataclasses.asdict(judgement) for name, judgement in judged.items()},
+    }
+    write_json(out / "metrics.json", metrics)
+    console.print(table(judged))
+    console.print(
+        f"It learnt on {size}×{size} alone. In {out}/: settling.gif, settling.png, curves.png, metrics.json.\n"
+        f"Next: attractor solve {out} {out / 'maze.txt'}   (then draw a maze of your own)\n"
+        f"      attractor train maze --set model.update.width=48   (change anything; --help says what)"
+    )
+
+
+def judge_sizes(model: AttractorReasoner, seen: mazes.Mazes, console: Console) -> dict[str, Judgement]:
+    """Judge unseen mazes of every size."""
+    judged = {}
+    with Bar(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("judging unseen mazes", total=sum(SIZES.values()))
+        for size, num in SIZES.items():
+            exclude = seen if size == seen.questions.shape[1] else None
+            questions, answers = as_tensors(mazes.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
+            judged[f"{size}×{size}"] = judge(
+                model,
+                questions,
+                answers,
+                depths=DEPTHS,
+                tolerance=TOLERANCE,
+                advance=lambda n: bar.advance(task, n),
+            )
+    return judged
+
+
+def write_pictures(model: AttractorReasoner, judged: dict[str, Judgement], out: Path) -> None:
+    """Write the largest maze settling, the curves, and that maze as text."""
+    largest = mazes.generate(1, max(SIZES), seed=TEST_SEED)
+    mazes.write(out / "maze.txt", list(largest.questions))
+    depths = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
+    frames, residuals = settling(model, as_tensors(largest)[0][0], depths)
+    rest = next((i for i, r in enumerate(residuals) if r < TOLERANCE), len(depths) - 1) + 1
+    draw_settling(frames[:rest], depths[:rest], residuals[:rest], out / "settling.png", out / "settling.gif")
+    draw_curves({name: judgement.points for name, judgement in judged.items()}, out / "curves.png")
+
+
+def table(judged: dict[str, Judgement]) -> Table:
+    """Exact accuracy in per cent by size and depth."""
+    view = Table(title="unseen mazes solved exactly, % by depth", title_justify="left")
+    for column in ("size", *map(str, SHOWN), "at rest", "steps", "right if at rest"):
+        view.add_column(column, justify="right", no_wrap=True)
+    for name, judgement in judged.items():
+        by_depth = [f"{100 * p.exact:.1f}" for p in judgement.points if p.depth in SHOWN]
+        rest = [
+            f"{100 * judgement.exact:.1f}",
+            f"{judgement.evaluations:.0f}",
+            f"{100 * judgement.exact_of_settled:.1f}",
+        ]
+        view.add_row(name, *by_depth, *rest)
+    return view
+
+
+def write_json(file: Path, data: dict[str, Any]) -> None:
+    """Write beside the place and rename into it."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(part, file)

@@ -1,0 +1,33 @@
+"""``attractor COMMAND``: commands by name, errors in one sentence, no traceback for what a user can mend."""
+
+import os
+import sys
+
+import tyro
+
+from attractor.cli.demo import demo
+from attractor.cli.solve import solve
+from attractor.cli.train import train
+from attractor.errors import AttractorError
+
+COMMANDS = {"demo": demo, "solve": solve, "train": train}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="attractor",
+            description="Attractor Models: propose an answer, then refine it until it stops changing.",
+            args=arguments,
+        )
+    except AttractorError as error:
+        print(f"attractor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("attractor: interrupted; what was written so far is whole.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,1 @@
+"""Data: drawing, reading, writing and judging puzzles. Knows no models."""

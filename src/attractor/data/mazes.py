@@ -1,0 +1,355 @@
+"""Mazes: drawing them, solving them, reading and writing them as text, and judging an answer.
+
+A maze is the smallest task in which an answer has to travel: up close all floor looks the same, and only the
+whole grid tells which cells lie between S and G. What was learned on small mazes can be asked of large ones
+by iterating longer (Schwarzschild et al. 2021, arXiv:2108.06011). A question is a grid of walls, floor, start
+and goal; its answer is the same grid with a shortest path marked, in the five characters of Maze-Hard (Wang
+et al. 2025, arXiv:2506.21734). All of it is numpy over whole batches, and a seed means the same everywhere.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attractor.errors import ConfigError, DataError
+
+Grid = NDArray[np.uint8]  # (H, W), values of Cell
+Grids = NDArray[np.uint8]  # (N, H, W)
+
+ALPHABET = "# SGo"  # the character of each Cell, by its value
+_BATCH = 256  # mazes drawn at a time, part of what a seed means
+_PATIENCE = 8  # batches in a row without a new maze after which a size counts as used up
+
+
+class Cell(IntEnum):
+    WALL = 0
+    FLOOR = 1
+    START = 2
+    GOAL = 3
+    PATH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mazes:
+    """``questions`` (N, H, W) and ``answers`` (N, H, W), the same with a path marked from S to G."""
+
+    questions: Grids
+    answers: Grids
+
+    def __post_init__(self) -> None:
+        if self.questions.ndim != 3 or self.questions.shape != self.answers.shape:
+            shapes = f"{self.questions.shape} and {self.answers.shape}"
+            raise DataError(f"Questions and answers have shapes {shapes}; give both as one (N, H, W).")
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, which: slice | NDArray[Any]) -> "Mazes":
+        return Mazes(questions=self.questions[which], answers=self.answers[which])
+
+
+def generate(num_mazes: int, size: int, *, seed: int, exclude: Mazes | None = None) -> Mazes:
+    """Perfect mazes, one path between any two cells, none of them a rotation or reflection of another.
+
+    Parameters
+    ----------
+    num_mazes
+        How many, from 0 up. Fewer mazes of a seed are the first of more.
+    size
+        Height and width in cells, border included: odd and at least 5, for ((size - 1) / 2)² rooms.
+    seed
+        The same seed, size and exclusion give the same mazes on every platform.
+    exclude
+        Nothing equal to one of these, up to symmetry, is returned: give the training set to draw a test set.
+
+    Raises
+    ------
+    ConfigError
+        A number, seed or size that cannot work, or more mazes than there are.
+    """
+    for name, value in (("num_mazes", num_mazes), ("seed", seed)):
+        if value < 0:
+            raise ConfigError(f"generate({name}={value!r}): give a whole number from 0 up.")
+    if size < 5 or size % 2 == 0:
+        raise ConfigError(f"generate(size={size!r}): the size of a maze must be an odd number from 5 up.")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    seen = set() if exclude is None else set(fingerprints(exclude.questions).tolist())
+    questions, num_found, num_vain = [np.empty((0, size, size), np.uint8)], 0, 0
+    while num_found < num_mazes:
+        drawn = _draw(_BATCH, size, rng)
+        fresh = []
+        for i, key in enumerate(fingerprints(drawn).tolist()):
+            if key not in seen:
+                seen.add(key)
+                fresh.append(i)
+        fresh = fresh[: num_mazes - num_found]
+        questions.append(drawn[fresh])
+        num_found += len(fresh)
+        num_vain = 0 if fresh else num_vain + 1
+        if num_vain == _PATIENCE:
+            raise ConfigError(
+                f"Only {num_found} of {num_mazes} different mazes of size {size} were found before draws "
+                "merely repeated them or excluded ones; ask for fewer or for a larger size."
+            )
+    answers = [shortest_paths(part) for part in questions]
+    return Mazes(questions=np.concatenate(questions), answers=np.concatenate(answers))
+
+
+def _draw(num: int, size: int, rng: np.random.Generator) -> Grids:
+    """Questions (num, size, size) by randomised depth-first search, all walkers moving at once."""
+    width = size + 2  # a ring around the border, so that no step leaves the array
+    grids = np.full((num, width, width), Cell.WALL, np.uint8)
+    rooms = np.arange(width**2).reshape(width, width)[2:-2:2, 2:-2:2].reshape(-1)
+    origin = np.arange(num) * width**2
+    steps = np.array([-width, -1, 1, width])
+    cells = grids.reshape(-1)  # a view: one flat index addresses every maze
+    cells[origin[:, None] + rooms] = Cell.FLOOR
+
+    unvisited = cells == Cell.FLOOR
+    came_from = np.empty(cells.shape, np.intp)  # the stacks of all walkers
+    here = origin + rooms[rng.integers(len(rooms), size=num)]
+    unvisited[here] = False
+    came_from[here] = here
+    # Each edge of a tree over the rooms is walked at most twice, and the last one only once.
+    for _ in range(2 * len(rooms) - 3):
+        free = unvisited[here[:, None] + 2 * steps]  # (num, 4)
+        moves = free.any(axis=1)
+        step = steps[np.where(free, rng.random(free.shape), -1.0).argmax(axis=1)]
+        there = here + 2 * step
+        cells[(here + step)[moves]] = Cell.FLOOR
+        unvisited[there[moves]] = False
+        came_from[there[moves]] = here[moves]
+        here = np.where(moves, there, came_from[here])
+
+    start = rng.integers(len(rooms), size=num)
+    goal = rng.integers(len(rooms) - 1, size=num)
+    goal += goal >= start  # uniform over the rooms other than the start
+    cells[origin + rooms[start]] = Cell.START
+    cells[origin + rooms[goal]] = Cell.GOAL
+    return grids[:, 1:-1, 1:-1]
+
+
+def shortest_paths(questions: Grids) -> Grids:
+    """Answers (N, H, W): a shortest path marked in every maze, by breadth-first search, all mazes at once.
+
+    Loops, open rooms and open borders are fine; marks already there count as floor. Among several shortest
+    paths it is the one that, from S on, goes up where it can, else left, right, down. Raises DataError, with
+    the maze's number, where there is not exactly one S and one G or no path between them.
+    """
+    padded = np.pad(questions, ((0, 0), (1, 1), (1, 1)))  # a ring of walls
+    answers = np.where(padded == Cell.PATH, np.uint8(Cell.FLOOR), padded)
+    cells = answers.reshape(-1)  # a view
+    starts, goals = _find(answers, Cell.START), _find(answers, Cell.GOAL)
+    steps = np.array([-1, 0, 0, 1]) * answers.shape[2] + np.array([0, -1, 1, 0])
+
+    unseen, blocked = -1, -2
+    distance = np.where(cells == Cell.WALL, np.int32(blocked), np.int32(unseen))
+    distance[goals] = num_steps = 0
+    frontier = goals
+    while frontier.size:
+        num_steps += 1
+        reached = []
+        for step in steps:  # one direction after another, so that no cell is reached twice
+            ahead = frontier + step
+            ahead = ahead[distance[ahead] == unseen]
+            distance[ahead] = num_steps
+            reached.append(ahead)
+        frontier = np.concatenate(reached)
+    for index in np.flatnonzero(distance[starts] == unseen):
+        raise DataError(f"Maze {index} (from 0) has no path from S to G; open a wall or leave it out.")
+
+    here = starts
+    while (here := here[distance[here] > 1]).size:
+        closer = distance[here[:, None] + steps] == distance[here][:, None] - 1  # (walkers, 4)
+        here = here + steps[closer.argmax(axis=1)]
+        cells[here] = Cell.PATH
+    return answers[:, 1:-1, 1:-1].copy()
+
+
+def _find(grids: Grids, cell: Cell) -> NDArray[np.intp]:
+    """The flat index (N,) of the one such cell of each maze."""
+    counts = (grids == cell).sum(axis=(1, 2))
+    for index in np.flatnonzero(counts != 1):
+        name = ALPHABET[cell]
+        raise DataError(f"Maze {index} (from 0) has {counts[index]} cells {name}; give it exactly one.")
+    return np.flatnonzero(grids == cell)
+
+
+def augment(questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
+    """Each square maze under one of its 8 symmetries, drawn at random, the same for question and answer."""
+    pairs = np.stack([questions, answers], axis=1)  # (N, 2, H, W)
+    symmetry = rng.integers(8, size=len(pairs))
+    for k in range(8):
+        pairs[symmetry == k] = _turn(pairs[symmetry == k], k)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def fingerprints(questions: Grids) -> NDArray[np.uint64]:
+    """A key (N,) for each square maze, the same for all its 8 symmetric copies.
+
+    It is the least of 8 random projections modulo 2⁶⁴. Unrelated mazes share one with a chance near 2⁻⁵⁸, so
+    sets kept apart by keys are apart, and at worst a maze is left out for nothing.
+    """
+    height, width = questions.shape[1:]
+    # Raw bits, because they are what numpy promises never to change.
+    weights = np.random.PCG64(0).random_raw(height * width).reshape(height, width)
+    # Turning the weights instead of the mazes gives the same 8 numbers in another order.
+    turned = np.stack([_turn(weights, k).reshape(-1) for k in range(8)], axis=1)  # (H·W, 8)
+    return (questions.reshape(len(questions), -1).astype(np.uint64) @ turned).min(axis=1)
+
+
+def _turn(grids: NDArray[Any], k: int) -> NDArray[Any]:
+    """Symmetry ``k`` of 8 of square grids (..., H, W): ``k % 4`` quarter turns, transposed from 4 up."""
+    height, width = grids.shape[-2:]
+    if height != width:
+        raise DataError(f"Mazes of {height} x {width} cells cannot be turned; give square ones.")
+    grids = np.rot90(grids, k % 4, axes=(-2, -1))
+    return grids if k < 4 else grids.swapaxes(-2, -1)
+
+
+def render(grid: Grid) -> str:
+    """A grid (H, W) as text, one line per row, without a final newline."""
+    return "\n".join("".join(ALPHABET[cell] for cell in row) for row in grid)
+
+
+def parse(text: str, *, source: str = "<text>", answers: bool = False) -> Grid:
+    """The one maze (H, W) in a text, with path marks allowed only if ``answers``.
+
+    Blank lines around it do not matter. Whatever is malformed raises a DataError that names source,
+    line and column (both from 1) and what to do.
+    """
+    first, *more = _split(text, source)
+    for (number, _), *_ in more:
+        raise DataError(f"{source}, line {number}, column 1: a second maze begins; give one at a time.")
+    return _parse(first, source, answers)
+
+
+def read(path: str | os.PathLike[str], *, answers: bool = False) -> list[Grid]:
+    """All mazes of a text file, of any sizes, separated by blank lines. Raises DataError like ``parse``."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with an invisible mark
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of mazes.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as plain text.") from error
+    return [_parse(lines, str(path), answers) for lines in _split(text, str(path))]
+
+
+def write(path: str | os.PathLike[str], grids: Iterable[Grid]) -> None:
+    """Write grids (H, W) as text that ``read`` takes back. The file appears whole or not at all."""
+    text = "\n\n".join(map(render, grids)) + "\n"
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _split(text: str, source: str) -> list[list[tuple[int, str]]]:
+    """The runs of numbered lines between blank lines; at least one."""
+    numbered = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
+    mazes = [list(run) for filled, run in groupby(numbered, lambda line: bool(line[1].strip())) if filled]
+    if not mazes:
+        raise DataError(f"{source}, line 1, column 1: there is no maze; draw one with '#', spaces, S and G.")
+    return mazes
+
+
+def _parse(lines: list[tuple[int, str]], source: str, answers: bool) -> Grid:
+    first, width = lines[0][0], len(lines[0][1])
+
+    def fault(row: int, column: int, what: str) -> DataError:
+        return DataError(f"{source}, line {first + row}, column {column + 1}: {what}.")
+
+    for row, (_, line) in enumerate(lines):
+        for column, character in enumerate(line):
+            if character not in ALPHABET[: None if answers else Cell.PATH]:
+                known = "'#' for wall, a space for floor, 'S', 'G' and, only in an answer, 'o' for the path"
+                raise fault(row, column, f"unexpected character {character!r}; write {known}")
+        if len(line) != width:
+            what = f"this line has {len(line)} characters and the first {width}; make all lines equally long"
+            raise fault(row, min(len(line), width), what)
+    if min(len(lines), width) < 3:
+        raise fault(0, 0, f"a maze of {len(lines)} x {width} cells has no inside; draw at least 3 x 3")
+    grid = np.array([[ALPHABET.index(character) for character in line] for _, line in lines], np.uint8)
+    holes = grid != Cell.WALL
+    holes[1:-1, 1:-1] = False
+    for row, column in np.argwhere(holes):
+        raise fault(row, column, "the border is open; close it with '#'")
+    for cell in (Cell.START, Cell.GOAL):
+        places = np.argwhere(grid == cell)
+        if not len(places):
+            raise fault(0, 0, f"this maze has no '{ALPHABET[cell]}'; write one on a floor cell")
+        for row, column in places[1:]:
+            raise fault(row, column, f"this is a second '{ALPHABET[cell]}'; keep only one")
+    return grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is true of an answer; as a string, one sentence.
+
+    Either ``fault`` says what is wrong, or there are the steps from S to G on this path and on the shortest.
+    """
+
+    fault: str | None = None
+    length: int | None = None
+    shortest: int | None = None
+
+    @property
+    def is_path(self) -> bool:
+        return self.fault is None
+
+    @property
+    def is_shortest(self) -> bool:
+        return self.is_path and self.length == self.shortest
+
+    def __str__(self) -> str:
+        if not self.is_path:
+            return f"wrong: the answer {self.fault}"
+        path = f"verified: a path of {self.length} step{'' if self.length == 1 else 's'}"
+        return f"{path}, the shortest" if self.is_shortest else f"{path}; the shortest has {self.shortest}"
+
+
+def verdict(question: Grid, answer: Grid) -> Verdict:
+    """Judge an ``answer`` (H, W) to a ``question`` (H, W); of several shortest paths, any is right.
+
+    An answer is a path if it changes nothing but floor into marks, and S, marks and G form one line that
+    never branches or touches itself, so that there is one way to walk it. Raises DataError for a question
+    without exactly one S and one G.
+    """
+    if answer.shape != question.shape:
+        return Verdict(fault=f"has the shape {answer.shape} and the maze {question.shape}")
+    # The ring keeps the walk inside, and makes rows and columns count from 1 as in the text.
+    asked, given = np.pad(question, 1), np.pad(answer, 1).reshape(-1)
+    (here,), (goal,) = (_find(asked[None], cell).tolist() for cell in (Cell.START, Cell.GOAL))
+    width, asked, marked = asked.shape[1], asked.reshape(-1), given == Cell.PATH
+
+    def fault(what: str, index: int | np.intp) -> Verdict:
+        return Verdict(fault=f"{what} at line {index // width}, column {index % width}")
+
+    for index in np.flatnonzero(marked & (asked == Cell.WALL)):
+        return fault("walks through a wall", index)
+    for index in np.flatnonzero((given != asked) & ~(marked & (asked == Cell.FLOOR))):
+        return fault("changes the maze", index)
+    marked[goal] = True
+    length = 0
+    while here != goal:
+        onward = [here + step for step in (-width, -1, 1, width) if marked[here + step]]
+        if len(onward) != 1:
+            what = "branches or touches itself" if onward else "does not reach the goal but ends"
+            return fault(what, here)
+        here = onward[0]
+        marked[here] = False  # what was walked
+        length += 1
+    for index in np.flatnonzero(marked):
+        return fault("marks a cell off its path", index)
+    shortest = int((shortest_paths(question[None]) == Cell.PATH).sum()) + 1
+    return Verdict(length=length, shortest=shortest)

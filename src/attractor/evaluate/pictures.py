@@ -1,0 +1,70 @@
+"""Pictures of an answer that settles: a strip of moments, an animation, and curves over depth."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # pictures go to files; no screen is needed
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from attractor.evaluate.puzzles import DepthPoint
+
+# wall, floor, start, goal, path; chosen to stay apart for colour-blind readers
+COLOURS = np.array([[38, 50, 56], [245, 245, 240], [0, 121, 107], [194, 24, 91], [255, 160, 0]], dtype=np.float32)
+
+
+def paint(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
+    """Mix the colours of the classes by their probabilities: (height, width, classes) to an RGB image ``scale`` times as large."""
+    image = probabilities.numpy() @ COLOURS
+    return np.kron(image, np.ones((scale, scale, 1))).round().astype(np.uint8)
+
+
+def draw_settling(
+    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], strip: Path, animation: Path
+) -> None:
+    """Write a strip of six moments (PNG) and the whole trajectory (GIF)."""
+    chosen = sorted({round(i) for i in np.geomspace(1, len(frames), 6)})
+    figure, axes = plt.subplots(1, len(chosen), figsize=(2.3 * len(chosen), 2.8), squeeze=False)
+    for axis, index in zip(axes[0], chosen, strict=True):
+        axis.imshow(paint(frames[index - 1], 4), interpolation="nearest")
+        axis.set_title(f"depth {depths[index - 1]}\nresidual {residuals[index - 1]:.0e}", fontsize=9)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(strip, dpi=130)
+    plt.close(figure)
+
+    scale = max(4, 360 // frames[0].shape[0])
+    font = ImageFont.load_default(14)
+    images = []
+    for frame, depth, residual in zip(frames, depths, residuals, strict=True):
+        body = Image.fromarray(paint(frame, scale))
+        image = Image.new("RGB", (body.width, body.height + 26), "white")
+        image.paste(body, (0, 26))
+        ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
+        images.append(image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64))
+    durations = [90] * (len(images) - 1) + [2500]
+    images[0].save(animation, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def draw_curves(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:
+    """Plot exact accuracy and median residual against depth, one line per name in ``curves``."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    for name, points in curves.items():
+        depths = [p.depth for p in points]
+        left.plot(depths, [100 * p.exact for p in points], marker="o", markersize=3, label=name)
+        right.plot(depths, [p.residual for p in points], marker="o", markersize=3, label=name)
+    left.set(xscale="log", xlabel="depth (evaluations)", ylabel="exact grids, %", ylim=(-3, 103))
+    right.set(xscale="log", yscale="log", xlabel="depth (evaluations)", ylabel="median residual")
+    left.set_xscale("log", base=2)
+    right.set_xscale("log", base=2)
+    left.legend(title="unseen mazes", fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,121 @@
+"""How well a reasoner answers, by depth and at rest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attractor.solve import Steps
+
+
+class Reasoner(Protocol):
+    """What is judged: something that refines a state and reads an answer from it."""
+
+    def start(self, questions: Tensor) -> Tensor: ...
+
+    def __call__(self, questions: Tensor, state: Tensor, *, stop: Steps) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthPoint:
+    """After at most ``depth`` evaluations: share of grids right in every cell, share at rest, and the median residual."""
+
+    depth: int
+    exact: float
+    settled: float
+    residual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One trajectory per grid, judged along the way and where it ended.
+
+    Attributes
+    ----------
+    points
+        By depth.
+    exact
+        Share of grids that are right in every cell, at rest or at the last depth.
+    settled
+        Share that came to rest.
+    exact_of_settled
+        Share of right grids among those at rest: what rest is worth as a sign of being right. NaN where none rests.
+    evaluations
+        Mean per grid.
+    """
+
+    num_puzzles: int
+    points: tuple[DepthPoint, ...]
+    exact: float
+    settled: float
+    exact_of_settled: float
+    evaluations: float
+
+
+@torch.no_grad()
+def judge(
+    model: Reasoner,
+    questions: Tensor,
+    answers: Tensor,
+    *,
+    depths: Sequence[int],
+    tolerance: float = 1e-4,
+    batch_size: int = 100,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Judgement:
+    """Iterate every grid through increasing ``depths`` and judge it at each.
+
+    A grid whose residual is below ``tolerance`` at one of the depths has come to rest: it leaves the batch with the answer it has
+    then, and costs nothing more. ``advance`` is told how many grids are done.
+    """
+    shape = (len(depths), len(questions))
+    exact, residual = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+    evaluations = torch.full(shape[1:], float(depths[-1]))
+    for first in range(0, len(questions), batch_size):
+        moving = torch.arange(first, min(first + batch_size, len(questions)))
+        state, so_far = model.start(questions[moving]), 0
+        for row, depth in enumerate(depths):
+            output = model(questions[moving], state, stop=Steps(depth - so_far))
+            so_far = depth
+            # What is known at this depth holds for all later ones, until a later depth overwrites it.
+            exact[row:, moving] = (output.logits.argmax(dim=-1) == answers[moving]).flatten(1).all(dim=1)
+            residual[row:, moving] = output.solution.residual
+            rest = output.solution.residual < tolerance
+            evaluations[moving[rest]] = depth
+            advance(int(rest.sum()))
+            moving, state = moving[~rest], output.solution.value[~rest]
+            if not len(moving):
+                break
+        advance(len(moving))
+    settled = residual < tolerance
+    right, rest = exact[-1], settled[-1]
+    return Judgement(
+        num_puzzles=len(questions),
+        points=tuple(
+            DepthPoint(depth=d, exact=_share(e), settled=_share(s), residual=float(r.median()))
+            for d, e, s, r in zip(depths, exact, settled, residual, strict=True)
+        ),
+        exact=_share(right),
+        settled=_share(rest),
+        exact_of_settled=_share(right[rest]),
+        evaluations=float(evaluations.mean()),
+    )
+
+
+@torch.no_grad()
+def settling(model: Reasoner, question: Tensor, depths: Sequence[int]) -> tuple[list[Tensor], list[float]]:
+    """Watch one grid (height, width): class probabilities (height, width, classes) and the residual at each depth."""
+    state, so_far = model.start(question[None]), 0
+    frames, residuals = [], []
+    for depth in depths:
+        output = model(question[None], state, stop=Steps(depth - so_far))
+        state, so_far = output.solution.value, depth
+        frames.append(output.logits[0].softmax(dim=-1))
+        residuals.append(float(output.solution.residual[0]))
+    return frames, residuals
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.float().mean())

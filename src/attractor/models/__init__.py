@@ -1,0 +1,1 @@
+"""The models: each file holds one configuration and one model, as mathematics."""

@@ -1,0 +1,38 @@
+"""A weight-tied convolutional update for puzzles on a grid.
+
+It sees only a cell's neighbourhood and knows no positions, so what it learns on small grids holds on large ones:
+distance is covered by iterating. Post-norm keeps the state on a sphere whatever the depth, as in TRM and EqR.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionUpdateConfig:
+    """``width`` channels of state per cell; ``kernel`` is odd."""
+
+    width: int = 32
+    kernel: int = 3
+
+    def build(self) -> "ConvolutionUpdate":
+        return ConvolutionUpdate(self)
+
+
+class ConvolutionUpdate(nn.Module):
+    """``(y, x) ↦ norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
+
+    def __init__(self, config: ConvolutionUpdateConfig) -> None:
+        super().__init__()
+        width, kernel = config.width, config.kernel
+        self.inner = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.outer = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        # A contiguous (B, height, W, D) seen as (B, D, height, W) is "channels last": both views are free.
+        h = (y + x).permute(0, 3, 1, 2)
+        h = self.outer(F.gelu(self.inner(h)))
+        return self.norm(y + h.permute(0, 2, 3, 1))

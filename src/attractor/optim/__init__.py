@@ -1,0 +1,6 @@
+"""Optimisers and schedules. Knows no models."""
+
+from attractor.optim.optimizer import OptimizerConfig
+from attractor.optim.schedule import trapezoid
+
+__all__ = ["OptimizerConfig", "trapezoid"]

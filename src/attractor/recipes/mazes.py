@@ -1,0 +1,40 @@
+"""Mazes solved by settling: learn on small ones, iterate to rest on large ones."""
+
+from dataclasses import dataclass, field, replace
+
+from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.train import DeepSupervisionConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeDataConfig:
+    """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from."""
+
+    num_mazes: int = 1000
+    size: int = 11
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeRecipe:
+    """Everything about a run on mazes."""
+
+    model: AttractorReasonerConfig = field(default_factory=AttractorReasonerConfig)
+    data: MazeDataConfig = field(default_factory=MazeDataConfig)
+    supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
+    train: TrainConfig
+
+
+def maze(*, minutes: float = 4.0, seed: int = 0) -> MazeRecipe:
+    """The demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
+    return MazeRecipe(data=MazeDataConfig(seed=seed), train=TrainConfig(seconds=60 * minutes, seed=seed))
+
+
+def maze_control(*, num_steps: int, seed: int = 0) -> MazeRecipe:
+    """A plain unrolled loop for comparison: from a zero state, undamped, without noise, as many steps as the run it controls."""
+    recipe = maze(seed=seed)
+    return replace(
+        recipe,
+        model=replace(recipe.model, random_start=False, noise=0.0, damping=1.0),
+        train=replace(recipe.train, seconds=None, num_steps=num_steps),
+    )

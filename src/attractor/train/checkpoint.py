@@ -1,0 +1,103 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside its place and renamed into it, so that it is whole or absent.
+
+``config.json`` says what it is, ``model.safetensors`` holds the averaged weights for inference, and ``training.safetensors`` with
+``training.json`` what only a resumed run needs. No pickle anywhere.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attractor.errors import CheckpointError
+
+FORMAT = "attractor-1"
+KEEP = 2  # newest checkpoints kept in a run's folder
+
+
+def save_checkpoint(
+    out: Path,
+    step: int,
+    describe: dict[str, Any],
+    weights: dict[str, Tensor],
+    training: dict[str, Tensor],
+    scalars: dict[str, float],
+) -> Path:
+    """Write ``out/step-NNNNNNNN`` atomically and remove all but the newest checkpoints."""
+    final = out / f"step-{step:08d}"
+    part = out / f".part-{os.getpid()}-{final.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / "config.json").write_text(json.dumps({"format": FORMAT, **describe}, indent=2) + "\n")
+    (part / "training.json").write_text(json.dumps(scalars, indent=2) + "\n")
+    save_file({k: v.contiguous() for k, v in weights.items()}, part / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in training.items()}, part / "training.safetensors")
+    if final.exists():
+        shutil.rmtree(final)
+    part.rename(final)
+    for old in sorted(out.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that ``path`` means: itself, or the newest one in a run's folder."""
+    if (path / "config.json").is_file():
+        return path
+    found = sorted(p for p in path.glob("step-*") if (p / "config.json").is_file())
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoint here; give a folder with config.json, or a run's folder.")
+    return found[-1]
+
+
+def read_config(checkpoint: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return what ``config.json`` describes, after checking that it is ours and of that kind."""
+    file = checkpoint / "config.json"
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); the checkpoint is damaged.") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{file}: not a checkpoint of this package (its format is not {FORMAT!r}).")
+    if kind is not None and data.get("kind") != kind:
+        raise CheckpointError(f"{file}: holds a checkpoint of kind {data.get('kind')!r}, but {kind!r} is needed here.")
+    return data
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """Load the averaged weights into ``model``: all of them or none."""
+    weights = _tensors(checkpoint / "model.safetensors")
+    wanted = {k: v.shape for k, v in model.state_dict().items()}
+    if {k: v.shape for k, v in weights.items()} != wanted:
+        odd = sorted(k for k in wanted.keys() | weights.keys() if k not in weights or weights[k].shape != wanted.get(k))
+        raise CheckpointError(
+            f"{checkpoint / 'model.safetensors'}: does not fit its config.json (first difference: {odd[0]}); "
+            "the checkpoint is damaged or was edited."
+        )
+    model.load_state_dict(weights)
+
+
+def load_training(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """Return everything that a run needs to go on: description, averaged weights, tensors, scalars."""
+    try:
+        scalars = json.loads((checkpoint / "training.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{checkpoint / 'training.json'}: cannot be read ({error}).") from error
+    return (
+        read_config(checkpoint),
+        _tensors(checkpoint / "model.safetensors"),
+        _tensors(checkpoint / "training.safetensors"),
+        scalars,
+    )
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors ({error}); the checkpoint is damaged.") from error

@@ -1,0 +1,52 @@
+"""A progress bar for training: what is going on, how well, and how long it will still take."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from attractor.train.loop import Report
+
+
+class Progress:
+    """A :class:`attractor.train.Callback` and context manager that draws a bar with the metrics behind it.
+
+    Where the output is no terminal, a plain line is printed at every tenth of the run instead.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._title, self._tenth = title, 0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=1.0, line="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, report: Report) -> None:
+        shown = " ".join(f"{name} {_short(value)}" for name, value in report.metrics.items() if name != "gradient")
+        line = f"step {report.step} {shown}"
+        self._bar.update(self._task, completed=report.progress, line=line)
+        if not self._console.is_terminal and int(report.progress * 10) > self._tenth:
+            self._tenth = int(report.progress * 10)
+            self._console.print(f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s {line}", soft_wrap=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}"
