@@ -11,6 +11,7 @@ ROOT = Path(attractor.__file__).parent
 # A room imports only from lower floors and from itself. Sisters, on the same floor, do not know each other.
 FLOORS = {
     "errors": 0,
+    "config": 1,
     "solve": 1,
     "nn": 1,
     "data": 1,

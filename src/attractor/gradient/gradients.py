@@ -1,9 +1,9 @@
 """How to differentiate a solution: frozen values handed to ``fixed_point`` beside the solver and the stop rule.
 
-At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ`` with
-``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here makes tracked calls of ``update`` at the solution
-and turns ``v`` into its ``u``; the ordinary autograd graph of that call carries ``u`` on to whatever ``update`` closed over. No
-parameter is ever listed, so modules, hooks, DDP and compiled updates work as they always do.
+At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ``, where
+``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here makes tracked calls of ``update`` at
+the solution and turns ``v`` into its ``u``; the ordinary autograd graph of that call carries ``u`` on to whatever ``update``
+closed over. No parameter is ever listed, so modules, hooks, DDP and compiled updates work as they always do.
 """
 
 import warnings

@@ -50,11 +50,11 @@ def solve(
     _refuse_nonfinite(y0)
     y = layout.flatten(y0)
     unknown = y.new_full(y.shape[:1], torch.nan)
-    kept = _Point(y=y, f=y, g=torch.zeros_like(y), residual=unknown, finite=unknown.isfinite())
-    ceiling = unknown  # the residual at the start
+    kept = _Point(y=y, f=y, g=torch.zeros_like(y), size=unknown, residual=unknown)
+    ceiling = unknown  # the size of the residual at the start, and a little for rounding: some updates keep it exactly
     state = solver.init(y)
     guarded = solver.max_growth < torch.inf
-    tried = kept.finite  # whose last step was a guarded solver's
+    tried = unknown.isfinite()  # whose last step was a guarded solver's
     ledger = _Ledger(layout, y.device, stop)
     judging = isinstance(stop, Tolerance)
     points: list[Tensor] = []
@@ -64,12 +64,11 @@ def solve(
         if trace:
             points.append(layout.unflatten(y).detach())
         point = _evaluate(update, y, layout)
-        ceiling = point.residual if call == 1 else ceiling
-        bound = torch.minimum(kept.residual * solver.max_growth, ceiling)
-        rejected = tried & ~(point.residual <= bound)
+        ceiling = point.size * (1 + 64 * torch.finfo(y.dtype).eps) if call == 1 else ceiling
+        rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
             ledger.judge(call, point.residual)
-            diverged = ledger.active & ~point.finite & ~rejected  # the plain step failed too: nothing is left to try
+            diverged = ledger.active & ~point.size.isfinite() & ~rejected  # the plain step failed too: nothing is left to try
             ledger.close(diverged, Status.DIVERGED)
             rejected = (rejected & ledger.active) | diverged
         kept = point.unless(rejected, kept)
@@ -148,13 +147,13 @@ class _Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
-    """One evaluation: ``f = update(y)`` and ``g = f − y``, each (N, D); ``residual`` and ``finite`` (N,)."""
+    """One evaluation: ``f = update(y)`` and ``g = f − y``, each (N, D); ``size = ‖g‖`` and ``residual = ‖g‖/‖y‖``, (N,)."""
 
     y: Tensor
     f: Tensor
     g: Tensor
+    size: Tensor
     residual: Tensor
-    finite: Tensor
 
     def unless(self, rejected: Tensor, kept: "_Point") -> "_Point":
         """Return this point with the equations in ``rejected`` as they were in ``kept``."""
@@ -162,8 +161,8 @@ class _Point:
             y=_choose(rejected, kept.y, self.y),
             f=_choose(rejected, kept.f, self.f),
             g=_choose(rejected, kept.g, self.g),
+            size=torch.where(rejected, kept.size, self.size),
             residual=torch.where(rejected, kept.residual, self.residual),
-            finite=self.finite | rejected,
         )
 
 
@@ -183,7 +182,7 @@ def _evaluate(update: Update, y: Tensor, layout: _Layout) -> _Point:
     g = f - y
     size = torch.linalg.vector_norm(g.detach(), dim=1)
     scale = torch.linalg.vector_norm(y.detach(), dim=1)
-    return _Point(y=y, f=f, g=g, residual=size / scale.clamp_min(torch.finfo(y.dtype).tiny), finite=size.isfinite())
+    return _Point(y=y, f=f, g=g, size=size, residual=size / scale.clamp_min(torch.finfo(y.dtype).tiny))
 
 
 class _Ledger:
@@ -232,7 +231,8 @@ class _Ledger:
 
     def _give_up(self, call: int, residual: Tensor) -> None:
         """Every ``patience`` calls, close the active equations that wait for nobody and got nowhere."""
-        assert isinstance(self.stop, Tolerance) and self.stop.patience is not None
+        assert isinstance(self.stop, Tolerance)
+        assert self.stop.patience is not None
         self._lately = torch.where(self.active, torch.fmin(self._lately, residual), self._lately)
         if call % self.stop.patience:
             return

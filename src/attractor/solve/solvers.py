@@ -22,8 +22,8 @@ class Solver(ABC):
     Attributes
     ----------
     max_growth
-        The loop undoes a step after which the residual is above ``max_growth`` times the one before, or above the
-        one at the start, and takes the plain step instead. ``inf`` undoes only non-finite steps.
+        The loop undoes a step after which ``‖g‖`` is above ``max_growth`` times the one before, or above the one at the
+        start, or not finite, and takes the plain step instead. ``inf``: no step is ever undone.
     """
 
     max_growth: float
@@ -180,8 +180,8 @@ class _BroydenState:
 class Broyden(Solver):
     """Broyden's good method with limited memory, as in Deep Equilibrium Models (Bai et al. 2019).
 
-    Keeps the inverse Jacobian of ``update(y) − y`` as ``−I + Σ uⱼ vⱼᵀ`` per equation; the oldest term leaves when ``memory`` terms
-    are held.
+    Keeps the inverse Jacobian of ``update(y) − y`` as ``−I + Σ uⱼ vⱼᵀ`` per equation, and starts afresh from a plain step
+    after ``memory`` terms.
     """
 
     memory: int = 16
@@ -208,8 +208,9 @@ class Broyden(Solver):
             known = denominator.abs() > floor
             inverse = torch.where(known, 1 / torch.where(known, denominator, 1), 0)
             u = (dy - _low_rank(dg, us, vs, scratch)) * inverse[:, None]
-            drop = len(us) == self.memory
-            us, vs = (*us[drop:], u), (*vs[drop:], v)
+            us, vs = (*us, u), (*vs, v)
+            if len(us) > self.memory:  # each term was made for the ones before it, so none can leave alone
+                us, vs = (), ()
         return y - _low_rank(g, us, vs, scratch), _BroydenState(y, g, us, vs, scratch)
 
     def answer(self, state: _BroydenState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

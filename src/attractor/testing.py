@@ -1,0 +1,231 @@
+"""Conformance suites and a zoo of fixed-point problems: test your own solver or update by subclassing.
+
+    from attractor.testing import SolverConformance
+
+    class TestMine(SolverConformance):
+        def make_solver(self):
+            return Mine(memory=3)
+
+pytest then runs every property that the solvers of this package are held to. ``UpdateConformance`` does the same for an update.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attractor.fixed_point import fixed_point
+from attractor.gradient import Implicit, Unrolled
+from attractor.solve import Solver, Steps, Tolerance, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A fixed-point problem. ``solution`` is exact where there is one in closed form."""
+
+    name: str
+    update: Update
+    y0: Tensor
+    solution: Tensor | None = None
+    causal: bool = False
+    contracts: bool = True
+
+
+def zoo(dtype: torch.dtype = torch.float64) -> list[Problem]:
+    """Return the problems that every solver is tried on, seeded and small."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    a = normal(6, 6)
+    a = 0.8 * a / torch.linalg.matrix_norm(a, 2)
+    b = normal(3, 6)
+    affine = torch.linalg.solve(torch.eye(6, dtype=dtype) - a, b.mT).mT
+    turn = 1.2
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=dtype)
+    centre = torch.linalg.solve(torch.eye(2, dtype=dtype) - rotation, torch.ones(2, dtype=dtype)).expand(4, 2)
+    w = normal(8, 8)
+    w = 0.97 * w / torch.linalg.matrix_norm(w, 2)
+    stiff = normal(4, 8)
+    causal = causal_attention(generator, dtype)
+    return [
+        Problem(name="affine", update=lambda y: y @ a.T + b, y0=torch.zeros(3, 6, dtype=dtype), solution=affine),
+        Problem(
+            name="cos",
+            update=torch.cos,
+            y0=normal(5, 1),
+            solution=torch.full((5, 1), 0.7390851332151607, dtype=dtype),
+        ),
+        Problem(
+            name="rotation",
+            update=lambda y: y @ rotation.T + 1,
+            y0=normal(4, 2),
+            solution=centre,
+            contracts=False,
+        ),
+        Problem(name="stiff tanh", update=lambda y: torch.tanh(y @ w.T + stiff), y0=torch.zeros(4, 8, dtype=dtype)),
+        Problem(name="causal attention", update=causal, y0=normal(2, 12, 8), causal=True),
+    ]
+
+
+def causal_attention(generator: torch.Generator, dtype: torch.dtype, *, width: int = 8, gain: float = 0.5) -> Update:
+    """Return a causal attention block with an injected proposal, ``y ↦ c + gain · attention(y + c)``, (B, T, width)."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    query, key, value = (normal(width, width) / math.sqrt(width) for _ in range(3))
+    c = normal(2, 12, width)
+
+    def update(y: Tensor) -> Tensor:
+        # A batch or a length other than the proposal's sees the part of it that is there.
+        part = c[: y.shape[0], : y.shape[1]]
+        h = torch.nn.functional.rms_norm(y + part, (width,))
+        scores = (h @ query) @ (h @ key).mT / math.sqrt(width)
+        future = torch.ones(y.shape[1], y.shape[1], dtype=torch.bool).triu(1)
+        return part + gain * scores.masked_fill(future, -torch.inf).softmax(dim=-1) @ (h @ value)
+
+    return update
+
+
+class SolverConformance(ABC):
+    """Properties of every solver. Implement ``make_solver``."""
+
+    max_evaluations = 300
+
+    @abstractmethod
+    def make_solver(self) -> Solver:
+        """Return the solver under test."""
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether it must also converge where plain iteration cannot."""
+        return True
+
+    def test_it_finds_the_fixed_points_of_the_zoo(self) -> None:
+        for dtype, rtol, atol in ((torch.float64, 1e-9, 1e-6), (torch.float32, 1e-5, 1e-2)):
+            for problem in zoo(dtype):
+                if not problem.contracts and not self.accelerates:
+                    continue
+                stop = Tolerance(rtol=rtol, max_evaluations=self.max_evaluations)
+                found = fixed_point(
+                    problem.update, problem.y0, solver=self.make_solver(), stop=stop, causal=problem.causal
+                )
+                assert found.outcome.converged, f"{problem.name} {dtype}: {found.outcome}"
+                if problem.solution is not None:
+                    assert torch.allclose(found.value, problem.solution, atol=atol), problem.name
+
+    def test_every_final_residual_holds_at_the_returned_value(self) -> None:
+        for problem in zoo():
+            stop = Tolerance(rtol=1e-6, max_evaluations=self.max_evaluations)
+            found = fixed_point(problem.update, problem.y0, solver=self.make_solver(), stop=stop, causal=problem.causal)
+            again = residual(problem.update, found.value)
+            final = found.outcome.status == 2
+            assert (again[final] < 1e-6).all(), problem.name
+            assert torch.allclose(again, found.residual, rtol=1e-4, atol=1e-12), problem.name
+
+    def test_rows_do_not_influence_each_other(self) -> None:
+        for problem in zoo():
+            if problem.name not in ("cos", "rotation"):  # the others close over one injection per row
+                continue
+            stop = Tolerance(rtol=1e-6, max_evaluations=20)
+
+            def run(y0: Tensor, update: Update = problem.update, stop: Tolerance = stop) -> Tensor:
+                return fixed_point(update, y0, solver=self.make_solver(), stop=stop).value
+
+            whole = run(problem.y0)
+            order = torch.arange(len(problem.y0)).flip(0)
+            assert (run(problem.y0[order])[order] - whole).abs().max() <= 1e-12
+            assert (run(problem.y0[:2]) - whole[:2]).abs().max() <= 1e-12
+            padded = torch.cat([problem.y0, 1e3 * torch.ones_like(problem.y0)])
+            assert (run(padded)[: len(whole)] - whole).abs().max() <= 1e-12
+
+    def test_later_equations_never_influence_earlier_ones(self) -> None:
+        (problem,) = [p for p in zoo(torch.float32) if p.causal]
+        changed = problem.y0.clone()
+        changed[:, 7:] = 5 * changed[:, 7:].flip(1) + 1
+        for stop in (Tolerance(rtol=1e-3), Tolerance(rtol=1e-6, max_evaluations=5), Tolerance(rtol=1e-7), Steps(4)):
+            a, b = (
+                fixed_point(problem.update, y0, solver=self.make_solver(), stop=stop, causal=True)
+                for y0 in (problem.y0, changed)
+            )
+            assert torch.equal(a.value[:, :7], b.value[:, :7]), stop
+            assert torch.equal(a.evaluations[:, :7], b.evaluations[:, :7]), stop
+            assert torch.equal(a.outcome.status[:, :7], b.outcome.status[:, :7]), stop
+
+    def test_a_short_solve_is_never_worse_than_its_start(self) -> None:
+        for problem in zoo():
+            if not problem.contracts or problem.causal:
+                continue
+            start = torch.linalg.vector_norm(problem.update(problem.y0) - problem.y0, dim=-1)
+            for n in range(1, 12):
+                stop = Tolerance(rtol=1e-12, max_evaluations=n)
+                found = fixed_point(problem.update, problem.y0, solver=self.make_solver(), stop=stop)
+                end = torch.linalg.vector_norm(problem.update(found.value) - found.value, dim=-1)
+                assert (end <= start * (1 + 1e-9)).all(), (problem.name, n)
+
+    def test_gradients_through_its_steps_agree_with_the_implicit_ones(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        w = 0.2 * torch.randn(5, 5, generator=generator, dtype=torch.float64)
+        x = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        w.requires_grad_()
+        stop = Tolerance(rtol=1e-13, max_evaluations=self.max_evaluations, patience=None)
+        grads = []
+        for gradient in (Unrolled(), Implicit(stop=Tolerance(rtol=1e-13))):
+            y = fixed_point(
+                lambda y: torch.tanh(y @ w.T + x), torch.zeros_like(x), solver=self.make_solver(), stop=stop, gradient=gradient
+            ).value
+            grads += torch.autograd.grad(y.square().sum(), w)
+        assert torch.allclose(grads[0], grads[1], atol=1e-8)
+
+
+class UpdateConformance(ABC):
+    """Properties that ``fixed_point`` needs of an update. Implement ``make_update`` and ``make_state``."""
+
+    causal = False
+
+    @abstractmethod
+    def make_update(self) -> Update:
+        """Return the update under test, in evaluation mode."""
+
+    @abstractmethod
+    def make_state(self) -> Tensor:
+        """Return a state (B, ...) that it accepts; (B, T, D) if it is causal."""
+
+    def test_it_keeps_shape_and_dtype_and_leaves_its_argument_alone(self) -> None:
+        y = self.make_state()
+        before = y.clone()
+        f = self.make_update()(y)
+        assert (f.shape, f.dtype) == (y.shape, y.dtype)
+        assert torch.equal(y, before)
+
+    def test_it_gives_the_same_answer_twice(self) -> None:
+        update, y = self.make_update(), self.make_state()
+        assert torch.equal(update(y), update(y)), "randomness inside must be the same at every call of one solve"
+
+    def test_rows_do_not_influence_each_other(self) -> None:
+        update, y = self.make_update(), self.make_state()
+        changed = y.clone()
+        changed[1:] = changed[1:] + 1
+        assert torch.allclose(update(y)[0], update(changed)[0], atol=1e-6)
+
+    def test_a_causal_update_does_not_look_ahead(self) -> None:
+        if not self.causal:
+            return
+        update, y = self.make_update(), self.make_state()
+        half = y.shape[1] // 2
+        changed = y.clone()
+        changed[:, half:] = changed[:, half:] + 1
+        assert torch.allclose(update(y)[:, :half], update(changed)[:, :half], atol=1e-6)
+
+
+def residual(update: Update, y: Tensor) -> Tensor:
+    """Recompute ``‖update(y) − y‖ / ‖y‖`` per equation of one trailing dimension, in float32 or wider."""
+    with torch.no_grad():
+        wide = torch.promote_types(y.dtype, torch.float32)
+        g = update(y).to(wide) - y.to(wide)
+        size = torch.linalg.vector_norm(y.to(wide), dim=-1).clamp_min(torch.finfo(wide).tiny)
+        return torch.linalg.vector_norm(g, dim=-1) / size
