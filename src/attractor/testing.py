@@ -176,7 +176,11 @@ class SolverConformance(ABC):
         grads = []
         for gradient in (Unrolled(), Implicit(stop=Tolerance(rtol=1e-13))):
             y = fixed_point(
-                lambda y: torch.tanh(y @ w.T + x), torch.zeros_like(x), solver=self.make_solver(), stop=stop, gradient=gradient
+                lambda y: torch.tanh(y @ w.T + x),
+                torch.zeros_like(x),
+                solver=self.make_solver(),
+                stop=stop,
+                gradient=gradient,
             ).value
             grads += torch.autograd.grad(y.square().sum(), w)
         assert torch.allclose(grads[0], grads[1], atol=1e-8)

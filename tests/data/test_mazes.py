@@ -69,10 +69,11 @@ def any_grids(draw: st.DrawFn, closed: bool = False, square: bool = False) -> Gr
 # Drawing
 
 
+@pytest.mark.parametrize("winding", [False, True])
 @pytest.mark.parametrize("size", [5, 7, 11, 31])
-def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int) -> None:
+def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, winding: bool) -> None:
     """All rooms are open and connected, by one door less than there are rooms; all else is wall."""
-    questions = mazes.generate(6, size, seed=1).questions
+    questions = mazes.generate(6, size, seed=1, winding=winding).questions
     num_rooms = ((size - 1) // 2) ** 2
     assert questions.shape == (6, size, size)
     assert questions.dtype == np.uint8
@@ -89,7 +90,7 @@ def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int) -> None:
 def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
     """S and G are one each, and every ordered pair of the rooms is about equally frequent."""
     # From _draw, because leaving out symmetric copies changes the frequencies of so small mazes.
-    questions = mazes._draw(12_000, 5, np.random.default_rng(0))
+    questions = mazes._draw(12_000, 5, np.random.default_rng(0), winding=False)
     rooms = questions[:, 1::2, 1::2].reshape(-1, 4)
     assert ((rooms == Cell.START).sum(1) == 1).all()
     assert ((rooms == Cell.GOAL).sum(1) == 1).all()
@@ -97,6 +98,21 @@ def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
     np.add.at(pairs, ((rooms == Cell.START).argmax(1), (rooms == Cell.GOAL).argmax(1)), 1)
     assert (np.diag(pairs) == 0).all()
     assert abs(pairs[~np.eye(4, dtype=bool)] - 1000).max() < 150  # five standard deviations
+
+
+def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
+    """The 192 trees over 3 × 3 rooms all appear about equally often; depth-first search prefers some of them."""
+    num = 192 * 100
+
+    def spread(winding: bool) -> tuple[int, float]:
+        floor = mazes._draw(num, 7, np.random.default_rng(0), winding=winding) != Cell.WALL
+        counts = np.unique(floor.reshape(num, -1), axis=0, return_counts=True)[1]
+        return len(counts), float(((counts - 100) ** 2 / 100).sum())
+
+    trees, chi_square = spread(winding=False)
+    assert trees == 192
+    assert chi_square < 191 + 5 * (2 * 191) ** 0.5
+    assert spread(winding=True)[1] > 10 * chi_square
 
 
 @given(seed=SEEDS, size=st.sampled_from([5, 9, 13]), few=st.integers(0, 5))
@@ -113,15 +129,15 @@ def test_a_seed_means_the_same_mazes(seed: int, size: int, few: int) -> None:
 
 GOLDEN = """\
 ###########
-# #    ooo#
-# # ###o#o#
-#   #ooo#G#
-# ###o#####
-# # #ooooo#
-# # #####o#
-#     #ooo#
-# #####o# #
-# #    S# #
+# #ooo#   #
+# #o#o### #
+#  o#ooo  #
+###o###o###
+#  o  #G  #
+# #o# # # #
+# #o# # # #
+# #o##### #
+# #S    # #
 ###########"""
 
 

@@ -55,7 +55,7 @@ class Mazes:
         return Mazes(questions=self.questions[which], answers=self.answers[which])
 
 
-def generate(num_mazes: int, size: int, *, seed: int, exclude: Mazes | None = None) -> Mazes:
+def generate(num_mazes: int, size: int, *, seed: int, winding: bool = False, exclude: Mazes | None = None) -> Mazes:
     """Perfect mazes, one path between any two cells, none of them a rotation or reflection of another.
 
     Parameters
@@ -66,6 +66,9 @@ def generate(num_mazes: int, size: int, *, seed: int, exclude: Mazes | None = No
         Height and width in cells, border included: odd and at least 5, for ((size - 1) / 2)² rooms.
     seed
         The same seed, size and exclusion give the same mazes on every platform.
+    winding
+        By default every spanning tree over the rooms is equally likely (Aldous 1990; Broder 1989): many short dead ends.
+        Winding mazes come from a randomised depth-first search: few, long dead ends and paths of several times the length.
     exclude
         Nothing equal to one of these, up to symmetry, is returned: give the training set to draw a test set.
 
@@ -83,7 +86,7 @@ def generate(num_mazes: int, size: int, *, seed: int, exclude: Mazes | None = No
     seen = set() if exclude is None else set(fingerprints(exclude.questions).tolist())
     questions, num_found, num_vain = [np.empty((0, size, size), np.uint8)], 0, 0
     while num_found < num_mazes:
-        drawn = _draw(_BATCH, size, rng)
+        drawn = _draw(_BATCH, size, rng, winding)
         fresh = []
         for i, key in enumerate(fingerprints(drawn).tolist()):
             if key not in seen:
@@ -102,23 +105,56 @@ def generate(num_mazes: int, size: int, *, seed: int, exclude: Mazes | None = No
     return Mazes(questions=np.concatenate(questions), answers=np.concatenate(answers))
 
 
-def _draw(num: int, size: int, rng: np.random.Generator) -> Grids:
-    """Questions (num, size, size) by randomised depth-first search, all walkers moving at once."""
+def _draw(num: int, size: int, rng: np.random.Generator, winding: bool) -> Grids:
+    """Questions (num, size, size); the walkers that carve them move all at once."""
     width = size + 2  # a ring around the border, so that no step leaves the array
     grids = np.full((num, width, width), Cell.WALL, np.uint8)
     rooms = np.arange(width**2).reshape(width, width)[2:-2:2, 2:-2:2].reshape(-1)
     origin = np.arange(num) * width**2
-    steps = np.array([-width, -1, 1, width])
     cells = grids.reshape(-1)  # a view: one flat index addresses every maze
     cells[origin[:, None] + rooms] = Cell.FLOOR
+    first = origin + rooms[rng.integers(len(rooms), size=num)]
+    steps = np.array([-width, -1, 1, width])
+    (_carve_winding if winding else _carve_uniform)(cells, first, steps, len(rooms), rng)
 
+    start = rng.integers(len(rooms), size=num)
+    goal = rng.integers(len(rooms) - 1, size=num)
+    goal += goal >= start  # uniform over the rooms other than the start
+    cells[origin + rooms[start]] = Cell.START
+    cells[origin + rooms[goal]] = Cell.GOAL
+    return grids[:, 1:-1, 1:-1]
+
+
+def _carve_uniform(
+    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_rooms: int, rng: np.random.Generator
+) -> None:
+    """Walk at random from room to room until all are seen, and open the wall before each room seen for the first time."""
+    is_room = cells == Cell.FLOOR
+    unvisited = is_room.copy()
+    unvisited[here] = False
+    num_left = np.full(len(here), num_rooms - 1)
+    while len(here):
+        step = steps[rng.integers(4, size=len(here))]
+        there = here + 2 * step
+        inside = is_room[there]
+        new = unvisited[there]
+        cells[(here + step)[new]] = Cell.FLOOR
+        unvisited[there[new]] = False
+        num_left -= new
+        here = np.where(inside, there, here)
+        here, num_left = here[num_left > 0], num_left[num_left > 0]
+
+
+def _carve_winding(
+    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_rooms: int, rng: np.random.Generator
+) -> None:
+    """Walk into an unseen room while there is one beside, else back: depth-first search in random order."""
     unvisited = cells == Cell.FLOOR
     came_from = np.empty(cells.shape, np.intp)  # the stacks of all walkers
-    here = origin + rooms[rng.integers(len(rooms), size=num)]
     unvisited[here] = False
     came_from[here] = here
     # Each edge of a tree over the rooms is walked at most twice, and the last one only once.
-    for _ in range(2 * len(rooms) - 3):
+    for _ in range(2 * num_rooms - 3):
         free = unvisited[here[:, None] + 2 * steps]  # (num, 4)
         moves = free.any(axis=1)
         step = steps[np.where(free, rng.random(free.shape), -1.0).argmax(axis=1)]
@@ -127,13 +163,6 @@ def _draw(num: int, size: int, rng: np.random.Generator) -> Grids:
         unvisited[there[moves]] = False
         came_from[there[moves]] = here[moves]
         here = np.where(moves, there, came_from[here])
-
-    start = rng.integers(len(rooms), size=num)
-    goal = rng.integers(len(rooms) - 1, size=num)
-    goal += goal >= start  # uniform over the rooms other than the start
-    cells[origin + rooms[start]] = Cell.START
-    cells[origin + rooms[goal]] = Cell.GOAL
-    return grids[:, 1:-1, 1:-1]
 
 
 def shortest_paths(questions: Grids) -> Grids:

@@ -68,7 +68,9 @@ def solve(
         rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
             ledger.judge(call, point.residual)
-            diverged = ledger.active & ~point.size.isfinite() & ~rejected  # the plain step failed too: nothing is left to try
+            diverged = (
+                ledger.active & ~point.size.isfinite() & ~rejected
+            )  # the plain step failed too: nothing is left to try
             ledger.close(diverged, Status.DIVERGED)
             rejected = (rejected & ledger.active) | diverged
         kept = point.unless(rejected, kept)
