@@ -96,4 +96,12 @@ class FixedPoint(nn.Module):
         self.options = options
 
     def forward(self, y0: Tensor, *inputs: Any) -> Solution:
-        return fixed_point(lambda y: self.cell(y, *inputs), y0, **self.options)
+        random = torch.cuda if y0.is_cuda else torch.random
+        before = random.get_rng_state()
+
+        def update(y: Tensor) -> Tensor:
+            if self.training:
+                random.set_rng_state(before)
+            return self.cell(y, *inputs)
+
+        return fixed_point(update, y0, **self.options)

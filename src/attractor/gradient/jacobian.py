@@ -52,13 +52,10 @@ def contraction(
     v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))
     # J·v by differentiating w ↦ Jᵀw, which is linear: reverse mode twice works for every operation with a gradient.
     w = torch.zeros_like(f, requires_grad=True)
-    (transposed,) = torch.autograd.grad(f, y, w, create_graph=True, materialize_grads=True, allow_unused=True)
+    (transposed,) = torch.autograd.grad(f, y, w, create_graph=True)
     factor = _size(v)
     for _ in range(iterations):
-        if transposed.requires_grad:
-            (jv,) = torch.autograd.grad(transposed, w, v, retain_graph=True, materialize_grads=True, allow_unused=True)
-        else:  # update does not depend on y at all
-            jv = torch.zeros_like(v)
+        (jv,) = torch.autograd.grad(transposed, w, v, retain_graph=True)
         factor = _size(jv)
         v = _unit(_vjp(f, y, jv))
     return Contraction(factor)
@@ -75,7 +72,7 @@ def jacobian_penalty(
     total = y.new_zeros(())
     for _ in range(samples):
         v = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
-        (vj,) = torch.autograd.grad(f, y, v, create_graph=True, materialize_grads=True, allow_unused=True)
+        (vj,) = torch.autograd.grad(f, y, v, create_graph=True)
         total = total + vj.square().sum()
     return total / (samples * y.numel())
 
@@ -83,11 +80,11 @@ def jacobian_penalty(
 def _linearise(update: Update, y: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         y = y.detach().requires_grad_()
-        return update(y), y
+        return update(y) + 0 * y, y  # connected to y even where update ignores it
 
 
 def _vjp(f: Tensor, y: Tensor, v: Tensor) -> Tensor:
-    (out,) = torch.autograd.grad(f, y, v, retain_graph=True, materialize_grads=True, allow_unused=True)
+    (out,) = torch.autograd.grad(f, y, v, retain_graph=True)
     return out
 
 
