@@ -43,34 +43,32 @@ def override(config: T, assignments: Iterable[str]) -> T:
 
     Values are JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``); anything else is a string.
     """
+    data = to_dict(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"cannot read {assignment!r}: write path=value, e.g. train.seed=1.")
+        group: Any = config
+        into = data
+        *groups, name = path.split(".")
+        for part in groups:
+            group, into = getattr(group, _known(group, part, path)), into[part]
+        if dataclasses.is_dataclass(getattr(group, _known(group, name, path))):
+            raise ConfigError(f"setting {path!r} is a group; set one of {', '.join(into[name])} in it.")
         try:
-            value = json.loads(text)
+            into[name] = json.loads(text)
         except json.JSONDecodeError:
-            value = text
-        config = _set(config, path.split("."), value, path)
-    return config
+            into[name] = text
+    return from_dict(type(config), data)  # all at once: some settings are valid only together
 
 
-def _set(config: Any, path: list[str], value: Any, whole: str) -> Any:
-    names = [f.name for f in dataclasses.fields(config)]
-    name, rest = path[0], path[1:]
+def _known(group: Any, name: str, path: str) -> str:
+    if not dataclasses.is_dataclass(group):
+        raise ConfigError(f"unknown setting {path!r}: {name!r} is asked of a single value, not a group.")
+    names = [f.name for f in dataclasses.fields(group)]
     if name not in names:
-        raise ConfigError(f"unknown setting {whole!r}: {name!r} does not exist there; {suggestion(name, names)}")
-    old = getattr(config, name)
-    if rest and not dataclasses.is_dataclass(old):
-        raise ConfigError(f"unknown setting {whole!r}: {name!r} is a single value, not a group.")
-    if rest:
-        new = _set(old, rest, value, whole)
-    elif dataclasses.is_dataclass(old):
-        inner = ", ".join(f.name for f in dataclasses.fields(old))
-        raise ConfigError(f"setting {whole!r} is a group; set one of {inner} in it.")
-    else:
-        new = _convert(typing.get_type_hints(type(config))[name], value, whole)
-    return dataclasses.replace(config, **{name: new})
+        raise ConfigError(f"unknown setting {path!r}: {name!r} does not exist there; {suggestion(name, names)}")
+    return name
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

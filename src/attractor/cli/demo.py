@@ -13,6 +13,7 @@ from rich.table import Table
 
 from attractor.cli.runs import as_tensors, claim, train_mazes
 from attractor.data import mazes
+from attractor.errors import ConfigError
 from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
 from attractor.models.reasoning import AttractorReasoner
 from attractor.recipes import maze
@@ -36,6 +37,8 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
         seed: Of data, weights and starts.
         overwrite: Write into a folder that is not empty.
     """
+    if not minutes > 0:
+        raise ConfigError(f"--minutes {minutes:g}: give a positive number.")
     claim(out, overwrite=overwrite)
     console = Console()
     recipe = maze(minutes=minutes, seed=seed)

@@ -55,7 +55,15 @@ class Mazes:
         return Mazes(questions=self.questions[which], answers=self.answers[which])
 
 
-def generate(num_mazes: int, size: int, *, seed: int, winding: bool = False, exclude: Mazes | None = None) -> Mazes:
+def generate(
+    num_mazes: int,
+    size: int,
+    *,
+    seed: int,
+    anywhere: bool = False,
+    winding: bool = False,
+    exclude: Mazes | None = None,
+) -> Mazes:
     """Perfect mazes, one path between any two cells, none of them a rotation or reflection of another.
 
     Parameters
@@ -66,6 +74,8 @@ def generate(num_mazes: int, size: int, *, seed: int, winding: bool = False, exc
         Height and width in cells, border included: odd and at least 5, for ((size - 1) / 2)² rooms.
     seed
         The same seed, size and exclusion give the same mazes on every platform.
+    anywhere
+        By default S is in the first room and G in the last one, corner to corner; or both in rooms drawn at random.
     winding
         By default every spanning tree over the rooms is equally likely (Aldous 1990; Broder 1989): many short dead ends.
         Winding mazes come from a randomised depth-first search: few, long dead ends and paths of several times the length.
@@ -86,7 +96,7 @@ def generate(num_mazes: int, size: int, *, seed: int, winding: bool = False, exc
     seen = set() if exclude is None else set(fingerprints(exclude.questions).tolist())
     questions, num_found, num_vain = [np.empty((0, size, size), np.uint8)], 0, 0
     while num_found < num_mazes:
-        drawn = _draw(_BATCH, size, rng, winding)
+        drawn = _draw(_BATCH, size, rng, anywhere=anywhere, winding=winding)
         fresh = []
         for i, key in enumerate(fingerprints(drawn).tolist()):
             if key not in seen:
@@ -105,7 +115,7 @@ def generate(num_mazes: int, size: int, *, seed: int, winding: bool = False, exc
     return Mazes(questions=np.concatenate(questions), answers=np.concatenate(answers))
 
 
-def _draw(num: int, size: int, rng: np.random.Generator, winding: bool) -> Grids:
+def _draw(num: int, size: int, rng: np.random.Generator, *, anywhere: bool, winding: bool) -> Grids:
     """Questions (num, size, size); the walkers that carve them move all at once."""
     width = size + 2  # a ring around the border, so that no step leaves the array
     grids = np.full((num, width, width), Cell.WALL, np.uint8)
@@ -117,9 +127,11 @@ def _draw(num: int, size: int, rng: np.random.Generator, winding: bool) -> Grids
     steps = np.array([-width, -1, 1, width])
     (_carve_winding if winding else _carve_uniform)(cells, first, steps, len(rooms), rng)
 
-    start = rng.integers(len(rooms), size=num)
-    goal = rng.integers(len(rooms) - 1, size=num)
-    goal += goal >= start  # uniform over the rooms other than the start
+    start, goal = np.array(0), np.array(len(rooms) - 1)
+    if anywhere:
+        start = rng.integers(len(rooms), size=num)
+        goal = rng.integers(len(rooms) - 1, size=num)
+        goal += goal >= start  # uniform over the rooms other than the start
     cells[origin + rooms[start]] = Cell.START
     cells[origin + rooms[goal]] = Cell.GOAL
     return grids[:, 1:-1, 1:-1]

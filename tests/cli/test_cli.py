@@ -1,0 +1,103 @@
+"""The command line: what works, and that every mistake is one sentence and exit code 2."""
+
+from dataclasses import replace
+
+import pytest
+
+from attractor.cli import main
+from attractor.cli.runs import train_mazes
+from attractor.data import mazes
+from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.nn import ConvolutionUpdateConfig
+from attractor.recipes import MazeDataConfig, maze
+from attractor.train import TrainConfig
+
+TINY = replace(
+    maze(),
+    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=2, tracked=1),
+    data=MazeDataConfig(num_mazes=20, size=7),
+    train=TrainConfig(num_steps=2),
+)
+FAST = ["model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_mazes=20", "data.size=7"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    train_mazes(TINY, out)
+    return out
+
+
+@pytest.fixture
+def maze_file(tmp_path):
+    file = tmp_path / "maze.txt"
+    mazes.write(file, list(mazes.generate(2, 9, seed=0).questions))
+    return file
+
+
+def test_solve_prints_answer_verdict_residual_and_cost(checkpoint, maze_file, capsys) -> None:
+    """For every maze in the file."""
+    assert main(["solve", str(checkpoint), str(maze_file), "--depth", "8"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("residual") == 2
+    assert "8 evaluations" in out
+    assert "wrong:" in out or "verified:" in out
+
+
+def test_train_writes_a_checkpoint_and_resumes(tmp_path, capsys) -> None:
+    """By recipe name with changed settings."""
+    out = tmp_path / "run"
+    assert main(["train", "maze", "--out", str(out), "--set", *FAST]) == 0
+    assert (out / "step-00000003" / "model.safetensors").is_file()
+    assert main(["train", "maze", "--out", str(out), "--resume", "--set", *FAST]) == 0
+
+
+def test_help_is_there_for_every_command(capsys) -> None:
+    """And names the arguments."""
+    for command in ("demo", "solve", "train"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert "seed" in capsys.readouterr().out
+
+
+def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]]:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.tex").write_text("precious")
+    bad = tmp_path / "bad.txt"
+    bad.write_text("#####\n#S G#\n##x##\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    solve = ["solve", str(checkpoint)]
+    return {
+        "folder in use": (["demo", "--out", str(used)], "in use"),
+        "out is a file": (["demo", "--out", str(bad)], "is a file"),
+        "unknown recipe": (["train", "mase"], "did you mean 'maze'"),
+        "unknown setting": (["train", "maze", "--set", "train.sede=1"], "did you mean 'seed'"),
+        "bad value": (["train", "maze", "--set", "train.seed=x"], "must be int"),
+        "nothing to resume": (["train", "maze", "--resume", "--out", str(empty)], "no checkpoint"),
+        "no checkpoint": (["solve", str(empty), str(maze_file)], "no checkpoint"),
+        "no maze file": ([*solve, str(tmp_path / "none.txt")], "cannot be read"),
+        "malformed maze": ([*solve, str(bad)], "line 3, column 3"),
+        "zero tolerance": ([*solve, str(maze_file), "--tolerance", "0"], "positive"),
+        "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
+        "zero minutes": (["demo", "--minutes", "0", "--out", str(tmp_path / "x")], "minutes"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "folder in use", "out is a file", "unknown recipe", "unknown setting", "bad value", "nothing to resume",
+        "no checkpoint", "no maze file", "malformed maze", "zero tolerance", "zero breadth", "zero minutes",
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path, checkpoint, maze_file, capsys) -> None:
+    """No traceback, nothing touched."""
+    arguments, says = mistakes(tmp_path, checkpoint, maze_file)[name]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert (tmp_path / "used" / "thesis.tex").read_text() == "precious"

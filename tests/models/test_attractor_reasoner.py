@@ -1,0 +1,114 @@
+"""The attractor reasoner: what its settings mean, and what iterating it promises."""
+
+import pytest
+import torch
+
+from attractor import DataError, Steps
+from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
+from attractor.nn import ConvolutionUpdateConfig
+from attractor.testing import UpdateConformance
+
+SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=6, tracked=2)
+
+
+def reasoner(**changes) -> AttractorReasoner:
+    torch.manual_seed(0)
+    from dataclasses import replace
+
+    return AttractorReasoner(replace(SMALL, **changes)).eval()
+
+
+def questions(batch: int = 3, size: int = 7) -> torch.Tensor:
+    return torch.randint(0, 4, (batch, size, size), generator=torch.Generator().manual_seed(0))
+
+
+class TestConvolutionUpdate(UpdateConformance):
+    def make_update(self):
+        model = reasoner()
+        x = model.embedding(questions()).detach()
+        return lambda y: model.update(y, x)
+
+    def make_state(self):
+        return torch.randn(3, 7, 7, 8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_depth_adds_up() -> None:
+    """Five evaluations and then seven are twelve."""
+    model, q = reasoner(), questions()
+    start = model.start(q)
+    once = model(q, start, stop=Steps(12))
+    twice = model(q, model(q, start, stop=Steps(5)).solution.value, stop=Steps(7))
+    assert torch.equal(once.logits, twice.logits)
+
+
+def test_a_segment_counts_the_same_with_and_without_gradients() -> None:
+    """Training and evaluation make the same number of updates, to the same state."""
+    model, q = reasoner(), questions()
+    start = model.start(q)
+    tracked = model(q, start).solution.value
+    with torch.no_grad():
+        plain = model(q, start, stop=Steps(SMALL.segment)).solution.value
+    assert torch.allclose(tracked, plain, atol=1e-6)
+    assert tracked.requires_grad
+
+
+def test_only_tracked_evaluations_carry_gradients() -> None:
+    """With one tracked evaluation, the gradient is that of one damped step from where the others ended."""
+    model, q = reasoner(tracked=1), questions()
+    start = model.start(q)
+    model(q, start).logits.square().sum().backward()
+    found = model.head.weight.grad.clone(), model.update.inner.weight.grad.clone()
+    model.zero_grad()
+    with torch.no_grad():
+        before = model(q, start, stop=Steps(SMALL.segment - 1)).solution.value
+    after = torch.lerp(before, model.update(before, model.embedding(q)), SMALL.damping)
+    model.head(after).square().sum().backward()
+    assert torch.allclose(found[0], model.head.weight.grad, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[1], model.update.inner.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_is_for_training_alone() -> None:
+    """Evaluation is deterministic given the start; training is not."""
+    model, q = reasoner(noise=0.1), questions()
+    start = model.start(q)
+    assert torch.equal(model(q, start).logits, model(q, start).logits)
+    model.train()
+    assert not torch.equal(model(q, start).logits, model(q, start).logits)
+
+
+def test_the_start_is_random_or_zero() -> None:
+    """random_start decides; a generator makes it repeatable."""
+    model, q = reasoner(), questions()
+    a, b = (model.start(q, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert a.std() > 0.5
+    assert reasoner(random_start=False).start(q).abs().max() == 0
+
+
+def test_breadth_keeps_the_calmest_start() -> None:
+    """More restarts never end with a larger residual, and their evaluations add up."""
+    model, q = reasoner(), questions()
+    one, four = (
+        model.solve(q, depth=20, tolerance=1e-12, breadth=n, generator=torch.Generator().manual_seed(0)) for n in (1, 4)
+    )
+    assert (four.solution.residual <= one.solution.residual).all()
+    assert (four.solution.evaluations == 4 * one.solution.evaluations).all()
+
+
+def test_puzzles_do_not_influence_each_other() -> None:
+    """Every grid is one equation: alone or in a batch, the same answer."""
+    model, q = reasoner(), questions(4)
+    generator = torch.Generator().manual_seed(0)
+    start = model.start(q, generator)
+    with torch.no_grad():
+        whole = model(q, start, stop=Steps(9)).logits
+        alone = model(q[2:3], start[2:3], stop=Steps(9)).logits
+    assert torch.allclose(whole[2:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(7, 7, dtype=torch.long), torch.full((1, 7, 7), 4)])
+def test_questions_that_are_no_grids_of_symbols_are_refused(bad: torch.Tensor) -> None:
+    """One sentence with the shape and the symbols."""
+    with pytest.raises(DataError, match="symbols 0 to 3"):
+        reasoner()(bad)
