@@ -73,7 +73,7 @@ def any_grids(draw: st.DrawFn, closed: bool = False, square: bool = False) -> Gr
 @pytest.mark.parametrize("size", [5, 7, 11, 31])
 def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, winding: bool) -> None:
     """All rooms are open and connected, by one door less than there are rooms; all else is wall."""
-    questions = mazes.generate(6, size, seed=1, anywhere=True, winding=winding).questions
+    questions = mazes.generate(6, size, seed=1, winding=winding).questions
     num_rooms = ((size - 1) // 2) ** 2
     assert questions.shape == (6, size, size)
     assert questions.dtype == np.uint8
@@ -90,7 +90,7 @@ def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, winding: bool
 def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
     """S and G are one each, and every ordered pair of the rooms is about equally frequent."""
     # From _draw, because leaving out symmetric copies changes the frequencies of so small mazes.
-    questions = mazes._draw(12_000, 5, np.random.default_rng(0), anywhere=True, winding=False)
+    questions = mazes._draw(12_000, 5, np.random.default_rng(0), corners=False, winding=False)
     rooms = questions[:, 1::2, 1::2].reshape(-1, 4)
     assert ((rooms == Cell.START).sum(1) == 1).all()
     assert ((rooms == Cell.GOAL).sum(1) == 1).all()
@@ -100,12 +100,19 @@ def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
     assert abs(pairs[~np.eye(4, dtype=bool)] - 1000).max() < 150  # five standard deviations
 
 
+def test_corners_are_where_they_should_be() -> None:
+    """With corners, S is in the first room and G in the last of every maze."""
+    questions = mazes.generate(5, 9, seed=0, corners=True).questions
+    assert (questions[:, 1, 1] == Cell.START).all()
+    assert (questions[:, -2, -2] == Cell.GOAL).all()
+
+
 def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
     """The 192 trees over 3 × 3 rooms all appear about equally often; depth-first search prefers some of them."""
     num = 192 * 100
 
     def spread(winding: bool) -> tuple[int, float]:
-        floor = mazes._draw(num, 7, np.random.default_rng(0), anywhere=True, winding=winding) != Cell.WALL
+        floor = mazes._draw(num, 7, np.random.default_rng(0), corners=False, winding=winding) != Cell.WALL
         counts = np.unique(floor.reshape(num, -1), axis=0, return_counts=True)[1]
         return len(counts), float(((counts - 100) ** 2 / 100).sum())
 
@@ -129,15 +136,15 @@ def test_a_seed_means_the_same_mazes(seed: int, size: int, few: int) -> None:
 
 GOLDEN = """\
 ###########
-#S#ooo#   #
-#o#o#o### #
-#ooo#ooo  #
-### ###o###
-#     #ooo#
-# # # # #o#
-# # # # #o#
-# # #####o#
-# #     #G#
+# #ooo#   #
+# #o#o### #
+#  o#ooo  #
+###o###o###
+#  o  #G  #
+# #o# # # #
+# #o# # # #
+# #o##### #
+# #S    # #
 ###########"""
 
 
@@ -149,7 +156,7 @@ def test_the_mazes_of_a_seed_never_change() -> None:
 def test_no_two_mazes_are_symmetric_copies() -> None:
     """Where copies are likely, none is drawn; size 5 has exactly 6 different mazes, and all are found."""
     for size, num in ((5, 6), (7, 700)):
-        drawn = mazes.generate(num, size, seed=0, anywhere=True)
+        drawn = mazes.generate(num, size, seed=0)
         assert len({least_copy(grid) for grid in drawn.questions}) == num
 
 
@@ -157,8 +164,8 @@ def test_no_two_mazes_are_symmetric_copies() -> None:
 def test_excluded_mazes_are_not_drawn_again(size: int) -> None:
     """Nothing drawn equals a symmetric copy of an excluded maze, even if only few others are left."""
     num = {5: 4, 7: 600}[size]
-    seen = mazes.generate(num, size, seed=0, anywhere=True)
-    fresh = mazes.generate(num // 4 + 1, size, seed=0, anywhere=True, exclude=seen)
+    seen = mazes.generate(num, size, seed=0)
+    fresh = mazes.generate(num // 4 + 1, size, seed=0, exclude=seen)
     old = {least_copy(grid) for grid in seen.questions}
     assert not old & {least_copy(grid) for grid in fresh.questions}
 
@@ -166,10 +173,10 @@ def test_excluded_mazes_are_not_drawn_again(size: int) -> None:
 def test_asking_for_more_mazes_than_there_are_ends_with_advice() -> None:
     """Used-up sizes raise a ConfigError that says how many there were, with and without exclusion."""
     with pytest.raises(ConfigError, match=r"Only 6 of 7 different mazes of size 5 .* ask for fewer"):
-        mazes.generate(7, 5, seed=0, anywhere=True)
-    everything = mazes.generate(6, 5, seed=0, anywhere=True)
+        mazes.generate(7, 5, seed=0)
+    everything = mazes.generate(6, 5, seed=0)
     with pytest.raises(ConfigError, match="Only 0 of 1 "):
-        mazes.generate(1, 5, seed=3, anywhere=True, exclude=everything)
+        mazes.generate(1, 5, seed=3, exclude=everything)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,19 @@ def test_noise_is_for_training_alone() -> None:
     assert not torch.equal(model(q, start).logits, model(q, start).logits)
 
 
+def test_nothing_travels_through_obstacles() -> None:
+    """Two halves of a grid, with a wall as thick as one update sees, do not know of each other; without obstacles they do."""
+    q = torch.ones(1, 5, 9, dtype=torch.long)
+    q[:, :, 4:6] = 0
+    other = q.clone()
+    other[:, :, 6:] = 2
+    for obstacles, knows in (((0,), False), ((), True)):
+        model = reasoner(obstacles=obstacles, random_start=False)
+        with torch.no_grad():
+            a, b = (model(x, stop=Steps(12)).logits[:, :, :3] for x in (q, other))
+        assert torch.equal(a, b) != knows
+
+
 def test_the_start_is_random_or_zero() -> None:
     """random_start decides; a generator makes it repeatable."""
     model, q = reasoner(), questions()

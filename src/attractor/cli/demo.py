@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.cli.runs import as_tensors, claim, train_mazes
+from attractor.cli.runs import as_tensors, claim, train_mazes, training_mazes
 from attractor.data import mazes
 from attractor.errors import ConfigError
 from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
@@ -48,8 +48,7 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
         model = train_mazes(recipe, out, callbacks=[progress])
 
     torch.manual_seed(seed)
-    seen = mazes.generate(recipe.data.num_mazes, size, seed=recipe.data.seed)
-    judged = judge_sizes(model, seen, console)
+    judged = judge_sizes(model, training_mazes(recipe.data), console)
     write_pictures(model, judged, out)
     metrics = {
         "minutes": minutes,
@@ -87,7 +86,7 @@ def judge_sizes(model: AttractorReasoner, seen: mazes.Mazes, console: Console) -
 
 def write_pictures(model: AttractorReasoner, judged: dict[str, Judgement], out: Path) -> None:
     """Write the largest maze settling, the curves, and that maze as text."""
-    largest = mazes.generate(1, max(SIZES), seed=TEST_SEED)
+    largest = mazes.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
     mazes.write(out / "maze.txt", list(largest.questions))
     depths = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
     frames, residuals = settling(model, as_tensors(largest)[0][0], depths)

@@ -12,7 +12,7 @@ from attractor.config import from_dict, to_dict
 from attractor.data import mazes
 from attractor.errors import CheckpointError, ConfigError
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
-from attractor.recipes import MazeRecipe
+from attractor.recipes import MazeDataConfig, MazeRecipe
 from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_config
 from attractor.train import train as run_loop
 
@@ -38,13 +38,23 @@ def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(data.questions).long(), torch.from_numpy(data.answers).long()
 
 
+def training_mazes(config: MazeDataConfig) -> mazes.Mazes:
+    """Draw the mazes to learn from: some with long paths between corners, the others between any two rooms."""
+    num_corner = round(config.corner_share * config.num_mazes)
+    long = mazes.generate(num_corner, config.size, seed=config.seed, corners=True)
+    other = mazes.generate(config.num_mazes - num_corner, config.size, seed=config.seed, exclude=long)
+    return mazes.Mazes(
+        questions=np.concatenate([long.questions, other.questions]),
+        answers=np.concatenate([long.answers, other.answers]),
+    )
+
+
 def train_mazes(
     recipe: MazeRecipe, out: Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
 ) -> AttractorReasoner:
     """Run ``recipe`` into ``out`` and return the model with averaged weights."""
     torch.manual_seed(recipe.train.seed)
-    data = recipe.data
-    questions, answers = as_tensors(mazes.generate(data.num_mazes, data.size, seed=data.seed))
+    questions, answers = as_tensors(training_mazes(recipe.data))
     model = AttractorReasoner(recipe.model)
     objective = DeepSupervision(questions, answers, recipe.supervision, start=model.start, augment=_augment)
     describe = {"kind": KIND, "recipe": to_dict(recipe)}

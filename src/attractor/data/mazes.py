@@ -60,7 +60,7 @@ def generate(
     size: int,
     *,
     seed: int,
-    anywhere: bool = False,
+    corners: bool = False,
     winding: bool = False,
     exclude: Mazes | None = None,
 ) -> Mazes:
@@ -74,8 +74,8 @@ def generate(
         Height and width in cells, border included: odd and at least 5, for ((size - 1) / 2)² rooms.
     seed
         The same seed, size and exclusion give the same mazes on every platform.
-    anywhere
-        By default S is in the first room and G in the last one, corner to corner; or both in rooms drawn at random.
+    corners
+        By default S and G are in two rooms drawn at random; or in the first and the last one, corner to corner: longer paths.
     winding
         By default every spanning tree over the rooms is equally likely (Aldous 1990; Broder 1989): many short dead ends.
         Winding mazes come from a randomised depth-first search: few, long dead ends and paths of several times the length.
@@ -96,7 +96,7 @@ def generate(
     seen = set() if exclude is None else set(fingerprints(exclude.questions).tolist())
     questions, num_found, num_vain = [np.empty((0, size, size), np.uint8)], 0, 0
     while num_found < num_mazes:
-        drawn = _draw(_BATCH, size, rng, anywhere=anywhere, winding=winding)
+        drawn = _draw(_BATCH, size, rng, corners=corners, winding=winding)
         fresh = []
         for i, key in enumerate(fingerprints(drawn).tolist()):
             if key not in seen:
@@ -115,7 +115,7 @@ def generate(
     return Mazes(questions=np.concatenate(questions), answers=np.concatenate(answers))
 
 
-def _draw(num: int, size: int, rng: np.random.Generator, *, anywhere: bool, winding: bool) -> Grids:
+def _draw(num: int, size: int, rng: np.random.Generator, *, corners: bool, winding: bool) -> Grids:
     """Questions (num, size, size); the walkers that carve them move all at once."""
     width = size + 2  # a ring around the border, so that no step leaves the array
     grids = np.full((num, width, width), Cell.WALL, np.uint8)
@@ -127,11 +127,11 @@ def _draw(num: int, size: int, rng: np.random.Generator, *, anywhere: bool, wind
     steps = np.array([-width, -1, 1, width])
     (_carve_winding if winding else _carve_uniform)(cells, first, steps, len(rooms), rng)
 
-    start, goal = np.array(0), np.array(len(rooms) - 1)
-    if anywhere:
-        start = rng.integers(len(rooms), size=num)
-        goal = rng.integers(len(rooms) - 1, size=num)
-        goal += goal >= start  # uniform over the rooms other than the start
+    start = rng.integers(len(rooms), size=num)
+    goal = rng.integers(len(rooms) - 1, size=num)
+    goal += goal >= start  # uniform over the rooms other than the start
+    if corners:
+        start, goal = np.zeros_like(start), np.full_like(goal, len(rooms) - 1)
     cells[origin + rooms[start]] = Cell.START
     cells[origin + rooms[goal]] = Cell.GOAL
     return grids[:, 1:-1, 1:-1]

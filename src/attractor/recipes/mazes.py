@@ -2,16 +2,21 @@
 
 from dataclasses import dataclass, field, replace
 
+from attractor.data.mazes import Cell
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.train import DeepSupervisionConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class MazeDataConfig:
-    """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from."""
+    """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from.
+
+    In ``corner_share`` of them S and G are in opposite corners: long paths teach the answer to travel far.
+    """
 
     num_mazes: int = 1000
     size: int = 11
+    corner_share: float = 0.5
     seed: int = 0
 
 
@@ -27,7 +32,12 @@ class MazeRecipe:
 
 def maze(*, minutes: float = 4.0, seed: int = 0) -> MazeRecipe:
     """The demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
-    return MazeRecipe(data=MazeDataConfig(seed=seed), train=TrainConfig(seconds=60 * minutes, seed=seed))
+    return MazeRecipe(
+        model=AttractorReasonerConfig(obstacles=(int(Cell.WALL),), noise=0.1, segment=8, tracked=6),
+        data=MazeDataConfig(seed=seed),
+        supervision=DeepSupervisionConfig(batch_size=64, max_segments=16),
+        train=TrainConfig(seconds=60 * minutes, seed=seed),
+    )
 
 
 def maze_control(*, num_steps: int, seed: int = 0) -> MazeRecipe:

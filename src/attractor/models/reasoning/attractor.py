@@ -28,6 +28,8 @@ class AttractorReasonerConfig:
     ----------
     num_symbols, num_classes
         Symbols of a question's cell and of an answer's.
+    obstacles
+        Symbols whose cells keep a state of zero, such as the walls of a maze: only what a single update sees gets past them.
     update
         The update network; anything with ``width`` and ``build()``.
     damping
@@ -44,6 +46,7 @@ class AttractorReasonerConfig:
 
     num_symbols: int = 4
     num_classes: int = 5
+    obstacles: tuple[int, ...] = ()
     update: ConvolutionUpdateConfig = field(default_factory=ConvolutionUpdateConfig)
     damping: float = 0.95
     noise: float = 0.01
@@ -84,7 +87,8 @@ class AttractorReasoner(nn.Module):
         shape = (*questions.shape, weight.shape[1])
         if not self.config.random_start:
             return weight.new_zeros(shape)
-        return torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+        state = torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+        return state * self._open(questions)
 
     def forward(
         self, questions: Tensor, state: Tensor | None = None, *, stop: StopRule | None = None
@@ -100,12 +104,13 @@ class AttractorReasoner(nn.Module):
                 f"0 to {config.num_symbols - 1}."
             )
         x = self.embedding(questions)
+        is_open = self._open(questions)
         state = self.start(questions) if state is None else state
         noise = config.noise if self.training else 0.0
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x)
-            return f + noise * torch.randn_like(f) if noise else f
+            return (f + noise * torch.randn_like(f) if noise else f) * is_open
 
         tracked = config.tracked if torch.is_grad_enabled() else 0
         solution = fixed_point(
@@ -117,6 +122,11 @@ class AttractorReasoner(nn.Module):
             equation_dims=3,
         )
         return ReasonerOutput(logits=self.head(solution.value), solution=solution)
+
+    def _open(self, questions: Tensor) -> Tensor:
+        """1 where a cell has a state, 0 at obstacles; (B, height, W, 1)."""
+        closed = torch.isin(questions, torch.tensor(self.config.obstacles, device=questions.device))
+        return (~closed)[..., None].to(self.head.weight.dtype)
 
     @torch.no_grad()
     def solve(

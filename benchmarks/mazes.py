@@ -1,0 +1,106 @@
+"""The demonstration over seeds, beside a step-matched control: does settling, or only training, carry to larger mazes?
+
+    python -m benchmarks.mazes                     # both sides, three seeds, about half an hour on two cores
+    python -m benchmarks.mazes --sides control     # one side; the other's figures are kept
+
+The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from a zero
+state, undamped, without noise. Both are judged alike, by depth and at rest, on unseen mazes. Every finished run is written to
+``results/mazes`` at once. Run it on an idle machine: the attractor's side is bounded by the clock, as the demonstration is.
+"""
+
+import dataclasses
+import json
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attractor.cli.demo import judge_sizes, write_json
+from attractor.cli.runs import train_mazes, training_mazes
+from attractor.config import to_dict
+from attractor.recipes import maze, maze_control
+from attractor.train import Progress, find_checkpoint
+
+OUT = Path("results/mazes")
+SHOWN = (16, 32, 64, 128, 256)
+
+
+def run(side: str, seed: int, minutes: float, console: Console) -> None:
+    """Train and judge one side with one seed and write ``results/mazes/SIDE-SEED.json``."""
+    recipe = maze(minutes=minutes, seed=seed)
+    if side == "control":
+        recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
+    with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {seed}", console) as progress:
+        model = train_mazes(recipe, Path(folder), callbacks=[progress])
+        steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
+    torch.manual_seed(seed)
+    judged = judge_sizes(model, training_mazes(recipe.data), console)
+    environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
+    result = {
+        "command": f"python -m benchmarks.mazes --sides {side} --seeds {seed} --minutes {minutes:g}",
+        "environment": environment,
+        "steps": steps,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "recipe": to_dict(recipe),
+        "sizes": {name: dataclasses.asdict(judgement) for name, judgement in judged.items()},
+    }
+    write_json(OUT / f"{side}-{seed}.json", result)
+
+
+def summary(console: Console) -> None:
+    """Print means over the seeds that are there, and write them to ``summary.json``."""
+    view = Table(title="unseen mazes solved exactly, %: mean over seeds", title_justify="left")
+    for column in ("side", "seeds", "size", *map(str, SHOWN), "at rest", "settled", "right if at rest", "least"):
+        view.add_column(column, justify="right", no_wrap=True)
+    rows = []
+    for side in ("attractor", "control"):
+        runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{side}-*.json"))]
+        for name in runs[0]["sizes"] if runs else ():
+            sizes = [r["sizes"][name] for r in runs]
+            at = {d: statistics.mean(p["exact"] for s in sizes for p in s["points"] if p["depth"] == d) for d in SHOWN}
+            row = {
+                "side": side,
+                "seeds": len(runs),
+                "size": name,
+                "exact_at_depth": at,
+                **{
+                    k: statistics.mean(s[k] for s in sizes)
+                    for k in ("exact", "settled", "exact_of_settled", "evaluations")
+                },
+                "least_exact": min(s["exact"] for s in sizes),
+            }
+            rows.append(row)
+            figures = [*at.values(), row["exact"], row["settled"], row["exact_of_settled"], row["least_exact"]]
+            view.add_row(side, str(len(runs)), name, *(f"{100 * f:.1f}" for f in figures))
+    console.print(view)
+    write_json(OUT / "summary.json", {"command": "python -m benchmarks.mazes", "rows": rows})
+
+
+def main(
+    sides: tuple[Literal["attractor", "control"], ...] = ("attractor", "control"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    minutes: float = 4.0,
+) -> None:
+    """Train and judge, then print the table of everything in results/mazes.
+
+    Args:
+        sides: What to run; the control needs the attractor's number of steps.
+        seeds: Seeds to run.
+        minutes: Training time of the attractor's side.
+    """
+    console = Console(width=140)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for side in sides:
+        for seed in seeds:
+            run(side, seed, minutes, console)
+    summary(console)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,66 @@
+"""Under DistributedDataParallel every gradient is the average of the ranks', as for any module."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attractor import FixedPoint, Implicit, Neumann, OneStep, Phantom, Tolerance, Unrolled
+
+GRADIENTS = [OneStep(), Neumann(2), Phantom(steps=2), Implicit(stop=Tolerance(rtol=1e-10)), Unrolled()]
+WORLD = 2
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        nn.init.orthogonal_(self.linear.weight, 0.5)
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(y) + x)
+
+
+class Model(nn.Module):
+    """A layer before and a layer after a fixed point, and the fixed point used twice."""
+
+    def __init__(self, gradient) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.after = nn.Linear(4, 6), nn.Linear(6, 1)
+        self.layer = FixedPoint(Cell(), gradient=gradient, stop=Tolerance(rtol=1e-10))
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.before(x)
+        first = self.layer(torch.zeros_like(x), x).value
+        return self.after(self.layer(first.detach(), x + first).value)
+
+
+def batch() -> torch.Tensor:
+    return torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def worker(rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    found = []
+    for gradient in GRADIENTS:
+        model = DistributedDataParallel(Model(gradient))
+        model(batch()[rank::WORLD]).square().mean().backward()
+        found.append([p.grad for p in model.parameters()])
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
+def test_ranks_agree_with_one_process(tmp_path) -> None:
+    """Two ranks with half the batch each have the gradients of one process with all of it."""
+    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path / "found.pt")), nprocs=WORLD)
+    for gradient, found in zip(GRADIENTS, torch.load(tmp_path / "found.pt"), strict=True):
+        model = Model(gradient)
+        model(batch()).square().mean().backward()
+        for p, g in zip(model.parameters(), found, strict=True):
+            assert torch.allclose(p.grad, g, atol=1e-8), gradient
