@@ -20,6 +20,22 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}."
 
 
+def require_whole(owner: Any, least: int, *names: str) -> None:
+    """Refuse the named attributes of ``owner`` unless they are whole numbers from ``least`` up."""
+    for name in names:
+        value = getattr(owner, name)
+        if type(value) is not int or value < least:
+            raise ConfigError(f"{type(owner).__name__}({name}={value!r}): give a whole number from {least} up.")
+
+
+def require_positive(owner: Any, *names: str) -> None:
+    """Refuse the named attributes of ``owner`` unless they are finite numbers above zero."""
+    for name in names:
+        value = getattr(owner, name)
+        if not (isinstance(value, int | float) and 0 < value < float("inf")):
+            raise ConfigError(f"{type(owner).__name__}({name}={value!r}): give a positive number.")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return nested plain data that :func:`from_dict` reads back."""
     return dataclasses.asdict(config)
@@ -31,7 +47,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected named settings, got {data!r}.")
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
     for name in data:
         if name not in names:
             raise ConfigError(f"{where} has no setting {name!r}; {suggestion(name, names)}")
@@ -76,7 +92,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     for option in options:
         origin = typing.get_origin(option) or option
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return from_dict(option, value, where=where)  # pyright: ignore[reportArgumentType]
+            return from_dict(typing.cast(type, option), value, where=where)
         if origin is tuple and isinstance(value, list | tuple):
             element = typing.get_args(option)[0]
             return tuple(_convert(element, v, where) for v in value)

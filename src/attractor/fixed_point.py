@@ -40,8 +40,8 @@ def fixed_point(
         must be the same at every call of one solve.
     y0
         Where to start; floating point, finite. The first dimension is the batch, whose rows never influence each other.
-        State, residuals and mixing are kept in float32 or wider whatever its dtype. The solve
-        does not differentiate with respect to ``y0``, except under ``Unrolled``.
+        State and mixing are kept in float32 or wider whatever its dtype; residuals are those at
+        what ``update`` sees. The solve does not differentiate with respect to ``y0``, except under ``Unrolled``.
     solver
         ``Anderson()``, ``Picard()``, ``Broyden()``, ``Best(solver)``, or your own :class:`attractor.Solver`.
     stop
@@ -96,12 +96,15 @@ class FixedPoint(nn.Module):
         self.options = options
 
     def forward(self, y0: Tensor, *inputs: Any) -> Solution:
-        random = torch.cuda if y0.is_cuda else torch.random
-        before = random.get_rng_state()
+        if not self.training:
+            return fixed_point(lambda y: self.cell(y, *inputs), y0, **self.options)
+        before = torch.cuda.get_rng_state(y0.device) if y0.is_cuda else torch.get_rng_state()
 
         def update(y: Tensor) -> Tensor:
-            if self.training:
-                random.set_rng_state(before)
+            if y.is_cuda:
+                torch.cuda.set_rng_state(before, y.device)
+            else:
+                torch.set_rng_state(before)
             return self.cell(y, *inputs)
 
         return fixed_point(update, y0, **self.options)

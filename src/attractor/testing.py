@@ -173,7 +173,7 @@ class SolverConformance(ABC):
         x = torch.randn(3, 5, generator=generator, dtype=torch.float64)
         w.requires_grad_()
         stop = Tolerance(rtol=1e-13, max_evaluations=self.max_evaluations, patience=None)
-        grads = []
+        grads: list[Tensor] = []
         for gradient in (Unrolled(), Implicit(stop=Tolerance(rtol=1e-13))):
             y = fixed_point(
                 lambda y: torch.tanh(y @ w.T + x),

@@ -1,5 +1,6 @@
 """The command line: what works, and that every mistake is one sentence and exit code 2."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,24 @@ def test_train_writes_a_checkpoint_and_resumes(tmp_path, capsys) -> None:
     assert main(["train", "maze", "--out", str(out), "--resume", "--set", *FAST]) == 0
 
 
+def test_overwriting_forgets_the_older_run(tmp_path) -> None:
+    """A shorter run into the same folder leaves its own checkpoint as the newest."""
+    out = tmp_path / "run"
+    assert main(["train", "maze", "--out", str(out), "--set", *FAST]) == 0
+    assert main(["train", "maze", "--out", str(out), "--overwrite", "--set", *FAST, "train.num_steps=2"]) == 0
+    assert [p.name for p in out.glob("step-*")] == ["step-00000002"]
+
+
+def test_several_mazes_come_from_standard_input(checkpoint, maze_file, capsys, monkeypatch) -> None:
+    """And wide ones are not folded."""
+    wide = mazes.render(mazes.generate(1, 91, seed=0).questions[0])
+    monkeypatch.setattr("sys.stdin", io.StringIO(maze_file.read_text() + "\n" + wide))
+    assert main(["solve", str(checkpoint), "-", "--depth", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("residual" in line for line in lines) == 3
+    assert max(map(len, lines)) >= 91
+
+
 def test_help_is_there_for_every_command(capsys) -> None:
     """And names the arguments."""
     for command in ("demo", "solve", "train"):
@@ -82,6 +101,9 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
         "malformed maze": ([*solve, str(bad)], "line 3, column 3"),
         "zero tolerance": ([*solve, str(maze_file), "--tolerance", "0"], "positive"),
         "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
+        "negative steps": (["train", "maze", "--set", "train.num_steps=-5"], "num_steps=-5"),
+        "even kernel": (["train", "maze", "--set", "model.update.kernel=2"], "kernel=2"),
+        "no mazes": (["train", "maze", "--set", "data.num_mazes=0"], "num_mazes=0"),
         "zero minutes": (["demo", "--minutes", "0", "--out", str(tmp_path / "x")], "minutes"),
     }
 
@@ -91,6 +113,7 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
     [
         "folder in use", "out is a file", "unknown recipe", "unknown setting", "bad value", "nothing to resume",
         "no checkpoint", "no maze file", "malformed maze", "zero tolerance", "zero breadth", "zero minutes",
+        "negative steps", "even kernel", "no mazes",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path, checkpoint, maze_file, capsys) -> None:

@@ -126,6 +126,31 @@ def test_second_derivatives(gradient) -> None:
     assert second.abs().sum() > 0
 
 
+@pytest.mark.parametrize("gradient", [OneStep(), Neumann(2), EXACT], ids=by_name)
+def test_second_derivatives_that_would_be_wrong_are_refused(gradient) -> None:
+    """An error, not a number, from the gradients that do not carry them."""
+    w, x = problem()
+    with pytest.raises(ConfigError, match="Unrolled"):
+        torch.autograd.grad(solved(w, x, gradient).pow(3).sum(), w, create_graph=True)
+
+
+def test_an_overflowed_loss_passes_through_the_adjoint() -> None:
+    """Infinite cotangents reach the parameters, where a loss scaler looks for them."""
+    w, x = problem()
+    (solved(w, x, EXACT).sum() * torch.inf).backward()
+    assert not w.grad.isfinite().all()
+
+
+def test_one_unknown_without_batch() -> None:
+    """The smallest problem there is has its implicit gradient."""
+    a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    y = fixed_point(
+        lambda y: a * y + 1, torch.zeros((), dtype=torch.float64), equation_dims=0, gradient=EXACT, stop=TIGHT
+    ).value
+    y.backward()
+    assert a.grad.item() == pytest.approx(4)
+
+
 @pytest.mark.parametrize("gradient", ALL, ids=by_name)
 def test_several_uses_in_one_graph_add_up(gradient) -> None:
     """Two solves that share weights get the sum of their gradients."""

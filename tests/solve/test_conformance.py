@@ -7,14 +7,14 @@ from attractor.testing import SolverConformance, UpdateConformance, causal_atten
 
 
 class TestPicard(SolverConformance):
-    accelerates = False  # pyright: ignore[reportAssignmentType]
+    accelerates = False
 
     def make_solver(self):
         return Picard()
 
 
 class TestDampedPicard(SolverConformance):
-    accelerates = False  # pyright: ignore[reportAssignmentType]
+    accelerates = False
 
     def make_solver(self):
         return Picard(damping=0.7)

@@ -122,6 +122,40 @@ def test_a_step_that_blows_up_is_undone(proposal: float) -> None:
     assert (wild.evaluations <= 2 * plain.evaluations).all()
 
 
+def test_an_interrupted_history_is_forgotten() -> None:
+    """After a gap (frozen, or a step undone) Anderson proposes what it would if it had seen only what came since."""
+    generator = torch.Generator().manual_seed(0)
+    solver = Anderson(window=4)
+    old, new = None, None
+    for call in range(7):
+        y, f = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+        old = solver.init(y) if old is None else old
+        fresh = torch.full((3,), call != 3)
+        a, old = solver.step(old, y, f, f - y, y[:, 0], fresh)
+        if call > 3:
+            new = solver.init(y) if new is None else new
+            b, new = solver.step(new, y, f, f - y, y[:, 0], fresh)
+            assert torch.allclose(a, b, atol=1e-9), call
+
+
+def test_a_neighbours_bad_step_is_not_ones_own_divergence() -> None:
+    """Where a wild proposal spoils a whole row, the row goes on; only what fails after plain steps has diverged."""
+
+    def update(y: torch.Tensor) -> torch.Tensor:
+        coupled = 0.3 * y + 0.2 * y.mean(dim=1, keepdim=True) + 1
+        return torch.where(y.abs().amax(dim=(1, 2), keepdim=True) < 100, coupled, torch.nan)
+
+    for causal in (False, True):
+        found = fixed_point(
+            update,
+            torch.zeros(2, 4, 3),
+            solver=Wild(1e4),
+            stop=Tolerance(rtol=1e-5, max_evaluations=400),
+            causal=causal,
+        )
+        assert not (found.outcome.status == Status.DIVERGED).any(), found.outcome
+
+
 def test_divergence_is_contained_and_named() -> None:
     """A row that overflows is reported; its value stays finite and its neighbours are solved as if alone."""
     scale = torch.tensor([[0.5], [1e30]])
@@ -162,6 +196,61 @@ def test_min_evaluations_are_made_even_at_a_fixed_point() -> None:
     """Nothing is judged before min_evaluations."""
     found = fixed_point(lambda y: y, torch.ones(3, 2), stop=Tolerance(min_evaluations=4))
     assert found.evaluations.tolist() == [4, 4, 4]
+
+
+def test_min_evaluations_hold_back_every_verdict() -> None:
+    """Not even stagnation is declared before them."""
+    found = fixed_point(lambda y: 0.5 * y + 1, torch.ones(2, 1), solver=Picard(), stop=Tolerance(min_evaluations=40))
+    assert found.outcome.converged
+    assert found.evaluations.tolist() == [40, 40]
+
+
+def test_the_best_point_replaces_nothing_that_final_equations_rest_on() -> None:
+    """A token that is final behind one that gave up keeps its residual, also with Best."""
+
+    def update(y: torch.Tensor) -> torch.Tensor:
+        a, b = y.unbind(1)
+        return torch.stack([0.2 - 1.0 * a + 0.3 * torch.sin(3 * a), 0.9 * b + 0.1 + 0.001 * a], dim=1)
+
+    stop = Tolerance(rtol=1e-5, max_evaluations=300)
+    found = fixed_point(
+        update, torch.full((1, 2, 1), 2.0, dtype=torch.float64), solver=Best(Picard()), stop=stop, causal=True
+    )
+    final = found.outcome.status == Status.FINAL
+    assert final.tolist() == [[False, True]]
+    assert (residual(update, found.value)[final] < 1e-5).all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=by_name)
+def test_a_chain_that_starts_at_rest_is_still_accelerated(solver) -> None:
+    """Tokens whose residual begins near zero, because nothing has reached them yet, keep their solver's steps."""
+    t = 8
+    link = 0.3 * torch.diag(torch.ones(t - 1, dtype=torch.float64), -1)
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    a = 0.9 * a / torch.linalg.matrix_norm(a, 2)
+    c = torch.zeros(1, t, 6, dtype=torch.float64)
+    c[:, 0] = 1
+    stop = Tolerance(rtol=1e-6, max_evaluations=500)
+    calls = [
+        fixed_point(
+            lambda y: y @ a.T + link @ y + c, torch.zeros_like(c), solver=s, stop=stop, causal=True
+        ).outcome.calls
+        for s in (solver, Picard())
+    ]
+    assert calls[0] <= calls[1]
+
+
+def test_a_narrow_dtype_does_not_swallow_small_steps() -> None:
+    """The state is wide: damped steps below bf16's resolution add up."""
+    found = fixed_point(
+        lambda y: 0.2 * y + 1,
+        torch.ones(1, 1, dtype=torch.bfloat16),
+        solver=Picard(damping=0.01),
+        stop=Tolerance(rtol=4e-3, max_evaluations=900, patience=None),
+    )
+    assert found.outcome.converged
+    assert found.value.item() == pytest.approx(1.25, abs=0.01)
 
 
 def test_fraction_stops_before_the_slow_tail() -> None:
@@ -257,7 +346,14 @@ def test_throw_raises_the_outcome() -> None:
         (lambda: fixed_point(lambda y: y.mul_(0.5), torch.ones(2, 3)), "in place"),
         (lambda: Tolerance(rtol=0), "positive"),
         (lambda: Tolerance(max_evaluations=0), "from 1 up"),
-        (lambda: Tolerance(fraction=0), "share"),
+        (lambda: Tolerance(fraction=0), "fraction"),
+        (lambda: Tolerance(fraction=2), "share"),
+        (lambda: Tolerance(max_evaluations=3.5), "whole number"),
+        (lambda: Tolerance(min_evaluations=9, max_evaluations=8), "must not exceed"),
+        (lambda: Steps(2.0), "whole number"),
+        (lambda: Anderson(window=2.5), "whole number"),
+        (lambda: Anderson(ridge=float("nan")), "ridge"),
+        (lambda: Anderson(mixing=1.5), "mixing"),
         (lambda: Tolerance(patience=0), "patience"),
         (lambda: Steps(-1), "from 0 up"),
         (lambda: Picard(damping=0), "damping"),

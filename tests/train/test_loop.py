@@ -12,7 +12,7 @@ from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.optim import trapezoid
 from attractor.recipes import MazeDataConfig, MazeRecipe
-from attractor.train import DeepSupervisionConfig, TrainConfig, find_checkpoint
+from attractor.train import DeepSupervisionConfig, TrainConfig, find_checkpoint, save_checkpoint
 
 TINY = MazeRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=4, tracked=2),
@@ -117,10 +117,41 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: s
 
 
 def test_resuming_with_another_recipe_is_refused(tmp_path) -> None:
-    """The checkpoint says what differs."""
+    """The checkpoint says what differs; only how long the run is may change."""
+    short = replace(TINY, train=replace(TINY.train, num_steps=2))
+    train_mazes(short, tmp_path)
+    with pytest.raises(CheckpointError, match=r"recipe\.model\.noise differs"):
+        train_mazes(replace(short, model=replace(short.model, noise=0.5)), tmp_path, resume=True)
+    train_mazes(replace(TINY, train=replace(TINY.train, num_steps=4)), tmp_path, resume=True)
+    assert find_checkpoint(tmp_path).name == "step-00000004"
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
+    """Lines of steps that are made again are not kept twice."""
+    with pytest.raises(KeyboardInterrupt):
+        train_mazes(TINY, tmp_path, callbacks=[Interrupt(16)])
+    train_mazes(TINY, tmp_path, resume=True)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 8, 12, 16, 20, 24]
+
+
+def test_an_incomplete_checkpoint_is_not_resumed(tmp_path) -> None:
+    """One sentence, not a KeyError."""
     train_mazes(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
-    with pytest.raises(CheckpointError, match="recipe"):
-        train_mazes(replace(TINY, train=replace(TINY.train, num_steps=4)), tmp_path, resume=True)
+    (find_checkpoint(tmp_path) / "training.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="incomplete"):
+        train_mazes(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path, resume=True)
+
+
+def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path) -> None:
+    """Also with tied weights, and nothing else is left in the folder."""
+    tied = torch.ones(3)
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path, 5, {"kind": "x"}, {"a": value * tied, "b": tied, "c": tied}, {"t": tied}, {"step": 5})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "step-00000005" / "model.safetensors")["a"].tolist() == [2, 2, 2]
 
 
 def test_a_run_needs_an_end() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
@@ -10,7 +12,7 @@ from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
 
-COMMANDS = {"demo": demo, "solve": solve, "train": train}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "solve": solve, "train": train}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Where data, model, objective and loop meet: a recipe becomes a trained model, a checkpoint becomes a model again."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out.") from error
     if not os.access(out, os.W_OK):
         raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")
+    if overwrite:  # an older run's checkpoints must not pass for this one's
+        for old in [*out.glob("step-*"), *out.glob(".part-*")]:
+            shutil.rmtree(old)
 
 
 def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:

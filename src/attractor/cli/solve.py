@@ -11,6 +11,7 @@ from rich.text import Text
 
 from attractor.cli.runs import load_reasoner
 from attractor.data import mazes
+from attractor.errors import DataError
 
 STYLES = {"#": "grey37", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
 
@@ -34,7 +35,7 @@ def solve(
         breadth: Random starts to try; the answer that rests most is kept.
         seed: Of the random start.
     """
-    grids = [mazes.parse(sys.stdin.read(), source="standard input")] if str(maze) == "-" else mazes.read(maze)
+    grids = _from_standard_input() if str(maze) == "-" else mazes.read(maze)
     model = load_reasoner(checkpoint)
     console = Console()
     for grid in grids:
@@ -47,8 +48,15 @@ def solve(
         drawn = Text(mazes.render(answer).rstrip("\n"))
         for symbol, style in STYLES.items():
             drawn.highlight_words([symbol], style)
-        console.print(drawn)
+        console.print(drawn, soft_wrap=True)  # a maze wider than the window stays a maze
         residual, evaluations = float(output.solution.residual[0]), int(output.solution.evaluations[0])
         rest = "at rest" if residual < tolerance else f"not at rest within depth {depth}"
         console.print(f"{mazes.verdict(grid, answer)}")
         console.print(f"residual {residual:.1e} ({rest}), {evaluations} evaluations, {seconds:.2f} s\n")
+
+
+def _from_standard_input() -> list[mazes.Grid]:
+    try:
+        return mazes.parse_all(sys.stdin.read(), source="standard input")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text (byte {error.start}); give mazes as plain text.") from error

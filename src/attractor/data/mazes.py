@@ -280,7 +280,12 @@ def read(path: str | os.PathLike[str], *, answers: bool = False) -> list[Grid]:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of mazes.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as plain text.") from error
-    return [_parse(lines, str(path), answers) for lines in _split(text, str(path))]
+    return parse_all(text, source=str(path), answers=answers)
+
+
+def parse_all(text: str, *, source: str = "<text>", answers: bool = False) -> list[Grid]:
+    """All mazes of a text, of any sizes, separated by blank lines."""
+    return [_parse(lines, source, answers) for lines in _split(text, source)]
 
 
 def write(path: str | os.PathLike[str], grids: Iterable[Grid]) -> None:

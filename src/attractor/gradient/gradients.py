@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from attractor.config import require_whole
 from attractor.errors import ConfigError
 from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, solve
 
@@ -48,8 +48,7 @@ class Neumann(Gradient):
     terms: int = 1
 
     def __post_init__(self) -> None:
-        if self.terms < 0:
-            raise ConfigError(f"Neumann({self.terms!r}): give a whole number from 0 up.")
+        require_whole(self, 0, "terms")
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def series(vjp: Update, v: Tensor) -> Tensor:
@@ -74,9 +73,10 @@ class Implicit(Gradient):
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
-            solution = solve(
-                lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=max(v.ndim - 1, 1)
-            )
+            if not v.isfinite().all():
+                return v  # an overflowed loss goes on to whoever scales or skips it
+            dims = min(v.ndim, max(v.ndim - 1, 1))
+            solution = solve(lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=dims)
             if isinstance(self.stop, Tolerance) and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return solution.value
@@ -96,8 +96,7 @@ class Phantom(Gradient):
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"Phantom(steps={self.steps!r}): give a whole number from 1 up.")
+        require_whole(self, 1, "steps")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"Phantom(damping={self.damping!r}): the damping must lie in (0, 1].")
 
@@ -139,12 +138,9 @@ class _Attach(torch.autograd.Function):
         return value.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.transform is None:
-            return None, v, None
-        return None, _transformed(ctx, v), None
-
-
-@once_differentiable
-def _transformed(ctx: Any, v: Tensor) -> Tensor:
-    return ctx.transform(v)
+    def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None]:
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the cotangent's dependence on the solution would be lost in silence
+            raise ConfigError("second derivatives of a fixed point need gradient=Unrolled() or Phantom(...).")
+        return None, (v if ctx.transform is None else ctx.transform(v)), None

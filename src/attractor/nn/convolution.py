@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attractor.config import require_whole
+from attractor.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionUpdateConfig:
@@ -16,6 +19,11 @@ class ConvolutionUpdateConfig:
 
     width: int = 32
     kernel: int = 3
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "width", "kernel")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"ConvolutionUpdateConfig(kernel={self.kernel}): give an odd number.")
 
     def build(self) -> "ConvolutionUpdate":
         return ConvolutionUpdate(self)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from attractor.config import require_positive
+from attractor.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -15,6 +18,11 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "lr", "clip")
+        if self.weight_decay < 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigError(f"{self}: weight_decay cannot be negative, and both betas must lie in [0, 1).")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]

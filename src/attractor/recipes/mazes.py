@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 
+from attractor.config import require_whole
 from attractor.data.mazes import Cell
+from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.train import DeepSupervisionConfig, TrainConfig
 
@@ -16,8 +18,13 @@ class MazeDataConfig:
 
     num_mazes: int = 1000
     size: int = 11
-    corner_share: float = 0.5
+    corner_share: float = 0.9
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "num_mazes")
+        if not 0 <= self.corner_share <= 1:
+            raise ConfigError(f"MazeDataConfig(corner_share={self.corner_share!r}): the share must lie in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class MazeRecipe:
 def maze(*, minutes: float = 4.0, seed: int = 0) -> MazeRecipe:
     """The demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
     return MazeRecipe(
-        model=AttractorReasonerConfig(obstacles=(int(Cell.WALL),), noise=0.1, segment=8, tracked=6),
+        model=AttractorReasonerConfig(obstacles=(int(Cell.WALL),), damping=0.7, noise=0.1, segment=8, tracked=7),
         data=MazeDataConfig(seed=seed),
         supervision=DeepSupervisionConfig(batch_size=64, max_segments=16),
         train=TrainConfig(seconds=60 * minutes, seed=seed),

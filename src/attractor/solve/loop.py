@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
+from attractor.solve.batch import choose
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance
@@ -51,9 +52,10 @@ def solve(
     y = layout.flatten(y0)
     unknown = y.new_full(y.shape[:1], torch.nan)
     kept = _Point(y=y, f=y, g=torch.zeros_like(y), size=unknown, residual=unknown)
-    ceiling = unknown  # the size of the residual at the start, and a little for rounding: some updates keep it exactly
+    ceiling = torch.zeros_like(unknown)  # the largest residual at the start or after a plain step
     state = solver.init(y)
     guarded = solver.max_growth < torch.inf
+    slack = 1 + 64 * torch.finfo(y.dtype).eps  # some updates keep the size of the residual exactly, but for rounding
     tried = unknown.isfinite()  # whose last step was a guarded solver's
     ledger = _Ledger(layout, y.device, stop)
     judging = isinstance(stop, Tolerance)
@@ -64,7 +66,7 @@ def solve(
         if trace:
             points.append(layout.unflatten(y).detach())
         point = _evaluate(update, y, layout)
-        ceiling = point.size * (1 + 64 * torch.finfo(y.dtype).eps) if call == 1 else ceiling
+        ceiling = torch.where(tried, ceiling, torch.maximum(ceiling, slack * point.size))
         rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
             ledger.judge(call, point.residual)
@@ -72,20 +74,21 @@ def solve(
                 ledger.active & ~point.size.isfinite() & ~rejected
             )  # the plain step failed too: nothing is left to try
             ledger.close(diverged, Status.DIVERGED)
-            rejected = (rejected & ledger.active) | diverged
+            rejected = (rejected & ledger.active) | ~point.size.isfinite()
         kept = point.unless(rejected, kept)
-        if judging and (call == stop.max_evaluations or (call % stop.check_every == 0 and ledger.is_done())):
+        if judging and (call == stop.max_evaluations or ledger.is_done(call)):
             break
         fresh = ledger.active & ~rejected
         y, state = solver.step(state, kept.y, kept.f, kept.g, kept.residual, fresh)
-        y = _choose(rejected, kept.f, y)  # the plain step from the last good point
-        y = _choose(~ledger.active, kept.y, y)
+        y = choose(rejected, kept.f, y)  # the plain step from the last good point
+        y = choose(~ledger.active, kept.y, y)
         tried = fresh & guarded
 
     residual = kept.residual
     if judging:
         answer, lowest = solver.answer(state, kept.y, residual)
-        y, residual = _choose(ledger.is_open, answer, kept.y), torch.where(ledger.is_open, lowest, residual)
+        movable = ledger.is_open & ~layout.anything_after(ledger.status == Status.FINAL)
+        y, residual = choose(movable, answer, kept.y), torch.where(movable, lowest, residual)
     return Solution(
         value=layout.unflatten(y),
         residual=residual.view(layout.leading),
@@ -146,10 +149,20 @@ class _Layout:
             return grid.long().cumprod(dim=1).bool().view(-1)
         return grid.all(dim=1, keepdim=True).expand_as(grid).reshape(-1)
 
+    def anything_after(self, found: Tensor) -> Tensor:
+        """Return where ``found`` holds for something that may depend on an equation. (N,) bool."""
+        grid = found.view(self.rows, self.length)
+        if self.causal:
+            return (grid.flip(1).cumsum(dim=1) > 0).flip(1).reshape(-1)
+        return grid.any(dim=1, keepdim=True).expand_as(grid).reshape(-1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Point:
-    """One evaluation: ``f = update(y)`` and ``g = f − y``, each (N, D); ``size = ‖g‖`` and ``residual = ‖g‖/‖y‖``, (N,)."""
+    """One evaluation: ``f = update(y)`` and ``g = f − y``, each (N, D); ``size = ‖g‖`` and ``residual = ‖g‖/‖y‖``, (N,).
+
+    ``y`` is wide; ``size`` and ``residual`` are measured at what ``update`` saw of it, in the dtype of ``y0``.
+    """
 
     y: Tensor
     f: Tensor
@@ -160,16 +173,16 @@ class _Point:
     def unless(self, rejected: Tensor, kept: "_Point") -> "_Point":
         """Return this point with the equations in ``rejected`` as they were in ``kept``."""
         return _Point(
-            y=_choose(rejected, kept.y, self.y),
-            f=_choose(rejected, kept.f, self.f),
-            g=_choose(rejected, kept.g, self.g),
-            size=torch.where(rejected, kept.size, self.size),
-            residual=torch.where(rejected, kept.residual, self.residual),
+            y=choose(rejected, kept.y, self.y),
+            f=choose(rejected, kept.f, self.f),
+            g=choose(rejected, kept.g, self.g),
+            size=choose(rejected, kept.size, self.size),
+            residual=choose(rejected, kept.residual, self.residual),
         )
 
 
 def _evaluate(update: Update, y: Tensor, layout: _Layout) -> _Point:
-    seen = layout.unflatten(y)  # in the dtype of y0: the residual belongs to what update saw, not to a wider copy
+    seen = layout.unflatten(y)
     version = seen._version
     out = update(seen)
     if not isinstance(out, Tensor) or out.shape != layout.shape or out.dtype != layout.dtype:
@@ -180,10 +193,11 @@ def _evaluate(update: Update, y: Tensor, layout: _Layout) -> _Point:
         )
     if seen._version != version:
         raise ConfigError("fixed_point: update changed its argument in place; let it return a new tensor.")
-    y, f = layout.flatten(seen), layout.flatten(out)
+    f = layout.flatten(out)
     g = f - y
-    size = torch.linalg.vector_norm(g.detach(), dim=1)
-    scale = torch.linalg.vector_norm(y.detach(), dim=1)
+    point = y if layout.dtype == layout.wide else layout.flatten(seen)
+    size = torch.linalg.vector_norm((g if point is y else f - point).detach(), dim=1)
+    scale = torch.linalg.vector_norm(point.detach(), dim=1)
     return _Point(y=y, f=f, g=g, size=size, residual=size / scale.clamp_min(torch.finfo(y.dtype).tiny))
 
 
@@ -236,26 +250,21 @@ class _Ledger:
         assert isinstance(self.stop, Tolerance)
         assert self.stop.patience is not None
         self._lately = torch.where(self.active, torch.fmin(self._lately, residual), self._lately)
-        if call % self.stop.patience:
+        if call % self.stop.patience or call < self.stop.min_evaluations:
             return
         idle = (self.status >= Status.FINAL) | ~(self._lately < PROGRESS * self._best)
         self.close(self.active & self.layout.everything_before(idle), Status.STAGNATED)
         self._best = torch.fmin(self._best, self._lately)
         self._lately = torch.full_like(self._best, torch.inf)
 
-    def is_done(self) -> bool:
-        """Whether nothing is left to do. The host waits for the device here and nowhere else."""
+    def is_done(self, call: int) -> bool:
+        """Whether nothing is left to do, as far as the host looks. It waits for the device here and nowhere else."""
         assert isinstance(self.stop, Tolerance)
+        if call % self.stop.check_every:
+            return False
         if self.stop.fraction < 1:
             return bool(self._below.float().mean() >= self.stop.fraction)
         return bool((self.status >= Status.FINAL).all())
-
-
-def _choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``torch.where`` by equation. On a CPU looking at a mask is free, and most masks are empty."""
-    if mask.device.type == "cpu" and not mask.any():
-        return b
-    return torch.where(mask[:, None], a, b)
 
 
 def _refuse_nonfinite(y0: Tensor) -> None:

@@ -13,20 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
+from attractor.solve.batch import choose
 
 
 class Solver(ABC):
-    """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``.
+    """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``."""
 
-    Attributes
-    ----------
-    max_growth
+    @property
+    @abstractmethod
+    def max_growth(self) -> float:
+        """How much a step may raise the residual; a dataclass field does.
+
         The loop undoes a step after which ``‖g‖`` is above ``max_growth`` times the one before, or above the one at the
         start, or not finite, and takes the plain step instead. ``inf``: no step is ever undone.
-    """
-
-    max_growth: float
+        """
 
     @abstractmethod
     def init(self, y: Tensor) -> Any:
@@ -72,7 +74,7 @@ class Picard(Solver):
     max_growth = float("inf")
 
     def __post_init__(self) -> None:
-        _positive(self, "damping")
+        require_positive(self, "damping")
 
     def init(self, y: Tensor) -> None:
         return None
@@ -124,11 +126,10 @@ class Anderson(Solver):
     max_growth: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive(self, "mixing", "max_growth")
-        if self.window < 1:
-            raise ConfigError(f"Anderson(window={self.window!r}): give a whole number from 1 up.")
-        if self.ridge is not None and self.ridge < 0:
-            raise ConfigError(f"Anderson(ridge={self.ridge!r}): the ridge cannot be negative.")
+        require_positive(self, "mixing", "max_growth", *(["ridge"] if self.ridge is not None else []))
+        require_whole(self, 1, "window")
+        if self.mixing > 1:
+            raise ConfigError(f"Anderson(mixing={self.mixing!r}): the mixing must lie in (0, 1].")
 
     def init(self, y: Tensor) -> _AndersonState:
         return _AndersonState((), (), y.new_zeros(y.shape[0], 0, 0, dtype=torch.float64), torch.empty_like(y))
@@ -141,9 +142,11 @@ class Anderson(Solver):
         residuals = (*state.residuals[drop:], g)
         row = torch.stack([_dot(r, g, state.scratch) for r in residuals], dim=1).double()  # (N, k)
         gram = F.pad(state.gram[:, drop:, drop:], (0, 1, 0, 1))  # (N, k, k)
+        known = gram.diagonal(dim1=1, dim2=2)[:, :-1] > 0
+        row = torch.cat([torch.where(known, row[:, :-1], 0), row[:, -1:]], dim=1)
         gram[:, -1], gram[:, :, -1] = row, row
         # An equation whose history has a gap starts afresh: what it knew belongs to other neighbours.
-        gram = torch.where(fresh[:, None, None], gram, 0)
+        gram = choose(~fresh, torch.zeros_like(gram), gram)
         alpha = self._weights(gram, y.dtype)  # (N, k)
         y_next = points[0] * alpha[:, :1]
         for j in range(1, len(points)):
@@ -151,13 +154,14 @@ class Anderson(Solver):
         return y_next, _AndersonState(points, residuals, gram, state.scratch)
 
     def _weights(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
-        """Solve the normal equations in float64, where a Gram matrix of float32 residuals loses nothing."""
+        """Solve the normal equations, in float64: they are tiny, and their condition is the square of the residuals'."""
         if gram.shape[1] == 1:
             return torch.ones_like(gram[:, 0], dtype=dtype)
         ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(dtype).eps
         square = gram.diagonal(dim1=1, dim2=2)  # (N, k)
         known = square > 0
-        system = gram + torch.diag_embed(torch.where(known, ridge * square, _TINY))
+        system = gram.clone()
+        system.diagonal(dim1=1, dim2=2).add_((ridge * square).clamp_min(_TINY))
         wanted = known.double()
         wanted[:, -1] = 1  # a newest point whose residual is exactly zero takes all the weight
         alpha = torch.linalg.solve_ex(system, wanted)[0]
@@ -188,9 +192,8 @@ class Broyden(Solver):
     max_growth: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive(self, "max_growth")
-        if self.memory < 1:
-            raise ConfigError(f"Broyden(memory={self.memory!r}): give a whole number from 1 up.")
+        require_positive(self, "max_growth")
+        require_whole(self, 1, "memory")
 
     def init(self, y: Tensor) -> _BroydenState:
         return _BroydenState(None, None, (), (), torch.empty_like(y))
@@ -236,7 +239,7 @@ class Best(Solver):
     solver: Solver
 
     @property
-    def max_growth(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_growth(self) -> float:
         return self.solver.max_growth
 
     def init(self, y: Tensor) -> tuple[Any, Tensor, Tensor]:
@@ -266,9 +269,3 @@ def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
 def _damped(y: Tensor, f: Tensor, g: Tensor, damping: float) -> Tensor:
     # y + 1·g differs from f in the last bit, and n plain steps promise to be exactly n calls of update.
     return f if damping == 1 else torch.add(y, g, alpha=damping)
-
-
-def _positive(value: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(value, name) > 0:
-            raise ConfigError(f"{type(value).__name__}({name}={getattr(value, name)!r}): give a positive number.")

@@ -1,8 +1,8 @@
 """When to stop: a tolerance that every equation must meet by itself, or a fixed number of evaluations."""
 
-import math
 from dataclasses import dataclass
 
+from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
 
 
@@ -41,15 +41,17 @@ class Tolerance:
     patience: int | None = 16
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0 and math.isfinite(self.rtol)):
-            raise ConfigError(f"Tolerance(rtol={self.rtol!r}): the tolerance must be a positive number, e.g. 1e-4.")
-        if not 0 < self.fraction <= 1:
+        require_positive(self, "rtol", "fraction")
+        require_whole(self, 1, "max_evaluations", "min_evaluations", "check_every")
+        if self.patience is not None:
+            require_whole(self, 1, "patience")
+        if self.fraction > 1:
             raise ConfigError(f"Tolerance(fraction={self.fraction!r}): the share must lie in (0, 1].")
-        for name in ("max_evaluations", "min_evaluations", "check_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Tolerance({name}={getattr(self, name)!r}): give a whole number from 1 up.")
-        if self.patience is not None and self.patience < 1:
-            raise ConfigError(f"Tolerance(patience={self.patience!r}): give a whole number from 1 up, or None.")
+        if self.min_evaluations > self.max_evaluations:
+            raise ConfigError(
+                f"Tolerance(min_evaluations={self.min_evaluations}, max_evaluations={self.max_evaluations}): "
+                "the least must not exceed the most."
+            )
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Steps:
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 0:
-            raise ConfigError(f"Steps({self.n!r}): give a whole number from 0 up.")
+        require_whole(self, 0, "n")
 
     @property
     def max_evaluations(self) -> int:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,12 +36,18 @@ def save_checkpoint(
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps({"format": FORMAT, **describe}, indent=2) + "\n")
     (part / "training.json").write_text(json.dumps(scalars, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in weights.items()}, part / "model.safetensors")
-    save_file({k: v.contiguous() for k, v in training.items()}, part / "training.safetensors")
-    if final.exists():
-        shutil.rmtree(final)
+    # Clones, because safetensors refuses tensors that share memory, as tied weights do.
+    save_file(
+        {k: v.clone(memory_format=torch.contiguous_format) for k, v in weights.items()}, part / "model.safetensors"
+    )
+    save_file(
+        {k: v.clone(memory_format=torch.contiguous_format) for k, v in training.items()}, part / "training.safetensors"
+    )
+    if final.exists():  # written again by a resumed run: the old one goes only once the new one is in its place
+        aside = out / f".part-{os.getpid()}-old-{final.name}"
+        final.rename(aside)
     part.rename(final)
-    for old in sorted(out.glob("step-*"))[:-KEEP]:
+    for old in [*sorted(out.glob("step-*"))[:-KEEP], *out.glob(".part-*")]:
         shutil.rmtree(old)
     return final
 

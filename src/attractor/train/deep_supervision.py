@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attractor.config import require_whole
 from attractor.errors import ConfigError
 
 Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,8 +28,7 @@ class DeepSupervisionConfig:
     leave_solved: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.max_segments < 1:
-            raise ConfigError("deep supervision: batch_size and max_segments must be whole numbers from 1 up.")
+        require_whole(self, 1, "batch_size", "max_segments")
         if not 0 <= self.leave_solved <= 1:
             raise ConfigError(f"deep supervision: leave_solved={self.leave_solved} must lie in [0, 1].")
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from attractor.config import require_positive, require_whole
 from attractor.errors import CheckpointError, ConfigError
 from attractor.optim import OptimizerConfig, trapezoid
 from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint
@@ -32,7 +33,7 @@ class TrainConfig:
     ema
         Decay of the averaged weights, which are the ones that evaluation and inference use.
     log_every, checkpoint_every
-        In steps; 0 checkpoints only at the end.
+        In steps; ``checkpoint_every=0`` checkpoints only at the end.
     """
 
     num_steps: int | None = None
@@ -43,11 +44,16 @@ class TrainConfig:
     ema: float = 0.995
     seed: int = 0
     log_every: int = 20
-    checkpoint_every: int = 0
+    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        if not (self.num_steps or self.seconds):
+        if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
+        require_whole(self, 1, "log_every", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(self, 0, "checkpoint_every", "seed")
+        require_positive(self, "warmup", "decay", *(["seconds"] if self.seconds is not None else []))
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"TrainConfig(ema={self.ema!r}): the decay must lie in [0, 1).")
 
 
 class Objective(Protocol):
@@ -93,7 +99,8 @@ def train(
 
     Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``config.json``, so that the
     checkpoint can be built again by whoever knows what it means. With ``resume``, the newest checkpoint in ``out``
-    is continued: bitwise as if never interrupted when the run is bounded by steps.
+    is continued: bitwise as if never interrupted when the run is bounded by steps. Only how long it runs and how often
+    it logs and saves may differ from before.
     """
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     optimizer = config.optimizer.build(model)
@@ -102,7 +109,7 @@ def train(
     if resume:
         step, spent = _restore(find_checkpoint(out), describe, model, averaged, optimizer, objective)
     out.mkdir(parents=True, exist_ok=True)
-    log = (out / "metrics.jsonl").open("a" if resume else "w")
+    log = _open_log(out / "metrics.jsonl", step)
     begun = time.perf_counter() - spent
     model.train()
 
@@ -135,7 +142,7 @@ def train(
                 log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **values}) + "\n")
                 for callback in callbacks:
                     callback(report)
-            if config.checkpoint_every and step % config.checkpoint_every == 0:
+            if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1:
                 log.flush()
                 save()
     save()
@@ -162,24 +169,45 @@ def _restore(
     objective: Objective,
 ) -> tuple[int, float]:
     saved, average, tensors, scalars = load_training(checkpoint)
-    if saved != json.loads(json.dumps(describe)):
-        changed = sorted(k for k in saved.keys() | describe.keys() if saved.get(k) != describe.get(k))
+    before, now = _fixed(saved), _fixed(json.loads(json.dumps(describe)))
+    if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         raise CheckpointError(
-            f"{checkpoint}: its settings differ from this run's in {', '.join(changed)}; "
-            "resume with the same recipe, or train into another folder."
+            f"{checkpoint}: {', '.join(changed)} differs from this run's; "
+            "resume with the same settings, or train into another folder."
         )
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    model.load_state_dict(group("weights."))
-    averaged.module.load_state_dict(average)
-    averaged.n_averaged.copy_(tensors["averaged.count"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in group("optimizer.").items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    objective.load_state_dict(group("objective."))
-    torch.set_rng_state(tensors["random"])
-    return int(scalars["step"]), float(scalars["seconds"])
+    try:
+        model.load_state_dict(group("weights."))
+        averaged.module.load_state_dict(average)
+        averaged.n_averaged.copy_(tensors["averaged.count"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in group("optimizer.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        objective.load_state_dict(group("objective."))
+        torch.set_rng_state(tensors["random"])
+        return int(scalars["step"]), float(scalars["seconds"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
+
+
+def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _fixed(value, f"{path}{name}.")
+        elif name not in ("num_steps", "seconds", "log_every", "checkpoint_every"):
+            flat[path + name] = value
+    return flat
+
+
+def _open_log(file: Path, step: int) -> TextIO:
+    """Open the log for appending, without the lines of steps after ``step`` that will be made again."""
+    old = file.read_text().splitlines(keepends=True) if step and file.exists() else []
+    file.write_text("".join(line for line in old if json.loads(line)["step"] <= step))
+    return file.open("a")

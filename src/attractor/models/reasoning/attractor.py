@@ -13,6 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom
@@ -55,6 +56,7 @@ class AttractorReasonerConfig:
     tracked: int = 4
 
     def __post_init__(self) -> None:
+        require_whole(self, 1, "num_symbols", "num_classes", "segment", "tracked")
         if not 1 <= self.tracked <= self.segment:
             raise ConfigError(f"tracked={self.tracked}: must lie between 1 and segment={self.segment}.")
         if not 0 < self.damping <= 1:
