@@ -138,22 +138,28 @@ def test_an_interrupted_history_is_forgotten() -> None:
             assert torch.allclose(a, b, atol=1e-9), call
 
 
+class Unlucky(Wild):
+    """First spoils the second equation alone, then, while that one makes its plain step, the whole row through the first."""
+
+    def init(self, y):
+        return 0
+
+    def step(self, state, y, f, g, residual, fresh):
+        wild = f.clone()
+        if state < 2:
+            wild[1 - state] += (50, 1e4)[state]
+        return wild, state + 1
+
+
 def test_a_neighbours_bad_step_is_not_ones_own_divergence() -> None:
     """Where a wild proposal spoils a whole row, the row goes on; only what fails after plain steps has diverged."""
 
     def update(y: torch.Tensor) -> torch.Tensor:
-        coupled = 0.3 * y + 0.2 * y.mean(dim=1, keepdim=True) + 1
+        coupled = 0.3 * y + 0.01 * y.mean(dim=1, keepdim=True) + 1
         return torch.where(y.abs().amax(dim=(1, 2), keepdim=True) < 100, coupled, torch.nan)
 
-    for causal in (False, True):
-        found = fixed_point(
-            update,
-            torch.zeros(2, 4, 3),
-            solver=Wild(1e4),
-            stop=Tolerance(rtol=1e-5, max_evaluations=400),
-            causal=causal,
-        )
-        assert not (found.outcome.status == Status.DIVERGED).any(), found.outcome
+    found = fixed_point(update, torch.zeros(1, 2, 3), solver=Unlucky(0), stop=Tolerance(rtol=1e-5))
+    assert found.outcome.converged, found.outcome
 
 
 def test_divergence_is_contained_and_named() -> None:

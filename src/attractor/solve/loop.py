@@ -66,15 +66,14 @@ def solve(
         if trace:
             points.append(layout.unflatten(y).detach())
         point = _evaluate(update, y, layout)
-        ceiling = torch.where(tried, ceiling, torch.maximum(ceiling, slack * point.size))
+        ceiling = torch.where(tried, ceiling, torch.fmax(ceiling, slack * point.size))
         rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
             ledger.judge(call, point.residual)
-            diverged = (
-                ledger.active & ~point.size.isfinite() & ~rejected
-            )  # the plain step failed too: nothing is left to try
-            ledger.close(diverged, Status.DIVERGED)
-            rejected = (rejected & ledger.active) | ~point.size.isfinite()
+            finite = point.size.isfinite()
+            # Not finite although nothing it may depend on was a solver's proposal: nothing is left to try.
+            ledger.mark(ledger.active & ~finite & layout.everything_before(~rejected), Status.DIVERGED)
+            rejected = (rejected & ledger.active) | ~finite
         kept = point.unless(rejected, kept)
         if judging and (call == stop.max_evaluations or ledger.is_done(call)):
             break
@@ -222,7 +221,7 @@ class _Ledger:
         """Equations that ended above tolerance as far as is known."""
         return (self.status != Status.FINAL) & (self.status != Status.SETTLED)
 
-    def close(self, which: Tensor, status: Status) -> None:
+    def mark(self, which: Tensor, status: Status) -> None:
         self.status = self.status.masked_fill(which, status)
 
     def judge(self, call: int, residual: Tensor) -> None:
@@ -237,9 +236,9 @@ class _Ledger:
         # exactly where it was measured: this evaluation has verified it.
         final = below & self.layout.everything_before(closed | below)
         woken = verifying & ~below
-        self.close(woken, Status.ACTIVE)
-        self.close(below & (settled | (residual < SETTLE * self.stop.rtol)), Status.SETTLED)
-        self.close(final, Status.FINAL)
+        self.mark(woken, Status.ACTIVE)
+        self.mark(below & (settled | (residual < SETTLE * self.stop.rtol)), Status.SETTLED)
+        self.mark(final, Status.FINAL)
         self._below = below | (self.status >= Status.SETTLED)
         self._best = self._best.masked_fill(woken, torch.inf)
         if self.stop.patience is not None:
@@ -253,7 +252,7 @@ class _Ledger:
         if call % self.stop.patience or call < self.stop.min_evaluations:
             return
         idle = (self.status >= Status.FINAL) | ~(self._lately < PROGRESS * self._best)
-        self.close(self.active & self.layout.everything_before(idle), Status.STAGNATED)
+        self.mark(self.active & self.layout.everything_before(idle), Status.STAGNATED)
         self._best = torch.fmin(self._best, self._lately)
         self._lately = torch.full_like(self._best, torch.inf)
 

@@ -162,9 +162,11 @@ class Anderson(Solver):
         known = square > 0
         system = gram.clone()
         system.diagonal(dim1=1, dim2=2).add_((ridge * square).clamp_min(_TINY))
-        wanted = known.double()
-        wanted[:, -1] = 1  # a newest point whose residual is exactly zero takes all the weight
-        alpha = torch.linalg.solve_ex(system, wanted)[0]
+        newest = torch.zeros_like(square)
+        newest[:, -1] = 1
+        # A newest point whose residual is exactly zero is wanted too; the tiny diagonal then gives it all the weight.
+        alpha = torch.linalg.solve_ex(system, torch.maximum(known.double(), newest))[0]
+        alpha = choose(~alpha.isfinite().all(dim=1), newest, alpha)
         return (alpha / alpha.sum(dim=1, keepdim=True)).to(dtype)
 
     def answer(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
