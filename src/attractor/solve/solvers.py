@@ -264,7 +264,7 @@ class Best(Solver):
 def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     """Row-wise inner products (N,). Fresh temporaries of (N, D) would cost several times the arithmetic."""
     if torch.is_grad_enabled():
-        return torch.linalg.vecdot(a, b)
+        return (a * b).sum(dim=1)  # not vecdot, which autocast would take to half precision
     return torch.mul(a, b, out=scratch).sum(dim=1)
 
 

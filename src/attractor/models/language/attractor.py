@@ -1,0 +1,142 @@
+"""The attractor language model: a backbone proposes output embeddings, a few weight-tied layers refine them to rest.
+
+With ``F`` the attractor layers, ``c`` the proposal and ``h = (y + c)/2``::
+
+    update(y) = c + (F(h) − h)      injection="mean"
+    update(y) = F(y + c) − y        injection="sum"   (what the official code computes)
+
+With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and none is the Transformer
+without the last ones. ``num_attractor_layers=0`` is that plain Transformer. With every layer an attractor layer and
+``start="zero"`` the model is a deep equilibrium model: hidden states from nothing, no proposal.
+
+Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attractor.config import require_whole, suggestion
+from attractor.errors import ConfigError
+from attractor.fixed_point import fixed_point
+from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
+from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
+
+GRADIENTS: dict[str, Gradient] = {
+    "one-step": OneStep(),
+    "neumann": Neumann(1),
+    "phantom": Phantom(steps=4),
+    "implicit": Implicit(),
+    "unrolled": Unrolled(),
+}
+
+
+class AttractorConfig(LanguageModelConfig):
+    """Adds to the decoder's sizes how it is solved.
+
+    Attributes
+    ----------
+    num_attractor_layers
+        How many of ``num_hidden_layers``, the last, are the attractor; 0 is a plain Transformer.
+    injection
+        ``"mean"`` or ``"sum"``, see the module's text.
+    start
+        ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
+    gate_start, gate_limit
+        LayerScale on the attractor's branches: factors start at the one and stay below the other.
+    window
+        Of Anderson's method.
+    gradient
+        ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
+    training_fraction
+        In training, a solve ends when this share of tokens is below tolerance.
+    """
+
+    model_type = "attractor"
+
+    num_attractor_layers: int = 1
+    injection: str = "mean"
+    start: str = "proposal"
+    gate_start: float = 0.7
+    gate_limit: float = 1.0
+    window: int = 5
+    gradient: str = "one-step"
+    training_fraction: float = 0.95
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        require_whole(self, 0, "num_attractor_layers")
+        if self.num_attractor_layers > self.num_hidden_layers:
+            raise ConfigError(
+                f"num_attractor_layers={self.num_attractor_layers} exceeds num_hidden_layers={self.num_hidden_layers}."
+            )
+        for name, valid in {
+            "injection": ("mean", "sum"),
+            "start": ("proposal", "zero"),
+            "gradient": tuple(GRADIENTS),
+        }.items():
+            if getattr(self, name) not in valid:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(str(getattr(self, name)), valid)}")
+        if not 0 < self.gate_start <= self.gate_limit:
+            raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
+        super().__post_init__(**kwargs)
+
+
+class AttractorForCausalLM(LanguageModel):
+    """See the module's text."""
+
+    config_class = AttractorConfig
+    config: AttractorConfig
+    _tied_weights_keys: ClassVar[dict[str, str]] = LanguageModel._tied_weights_keys
+
+    def __init__(self, config: AttractorConfig) -> None:
+        self.num_backbone_layers = config.num_hidden_layers - config.num_attractor_layers
+        gate = (config.gate_start, config.gate_limit)
+        layers = [
+            config.build_layer(gate if i >= self.num_backbone_layers else None)
+            for i in range(config.num_hidden_layers)
+        ]
+        super().__init__(config, layers)
+        self.post_init()
+
+    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+        config = self.config
+        proposal = self.model.run(x, context, 0, self.num_backbone_layers)
+        if config.num_attractor_layers == 0:
+            return proposal, proposal, None
+        solution = fixed_point(
+            self.update(proposal, context),
+            proposal if config.start == "proposal" else torch.zeros_like(proposal),
+            solver=Anderson(window=config.window),
+            stop=stop or self._trained_stop(),
+            # A fixed number of evaluations is a plain deep network, and differentiated as one.
+            gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
+            causal=True,
+        )
+        return proposal, solution.value, solution
+
+    def update(self, proposal: Tensor, context: Context) -> Any:
+        """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes."""
+        mean = self.config.injection == "mean"
+        first, last = self.num_backbone_layers, self.config.num_hidden_layers
+
+        def update(y: Tensor) -> Tensor:
+            if mean:
+                h = (y + proposal) / 2
+                out = proposal + (self.model.run(h, context, first, last) - h)
+            else:
+                out = self.model.run(y + proposal, context, first, last) - y
+            # Padding rests at once, so that no real token ever waits for it.
+            return out if context.is_real is None else torch.where(context.is_real, out, y)
+
+        return update
+
+    def _trained_stop(self) -> Tolerance:
+        config = self.config
+        return Tolerance(
+            rtol=config.tolerance,
+            max_evaluations=config.max_evaluations,
+            min_evaluations=min(config.min_evaluations, config.max_evaluations),
+            fraction=config.training_fraction if self.training else 1.0,
+        )

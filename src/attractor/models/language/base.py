@@ -1,0 +1,300 @@
+"""What every language model here shares: embedding, decoder layers under Qwen3's names, head, loss, generation.
+
+A model is this plus ``refine``, which turns embedded tokens into output embeddings.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from attractor.config import require_positive, require_whole
+from attractor.errors import ConfigError, DataError
+from attractor.nn.transformer import MLP, Attention, DecoderLayer, Gate, Rotary, rotary, visible
+from attractor.solve import Solution, Steps, StopRule, Tolerance
+
+
+class LanguageModelConfig(PreTrainedConfig):
+    """Sizes and conventions of the decoder; names as in ``Qwen3Config`` wherever that has one.
+
+    ``num_hidden_layers`` counts every layer that has weights of its own. ``hidden_act`` is ``"silu"`` (SwiGLU) or
+    ``"relu2"`` (squared ReLU without a gate). ``tolerance`` and the least and most evaluations bound a solve.
+    """
+
+    vocab_size: int = 32768
+    hidden_size: int = 512
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    qk_norm: bool = True
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 50_000.0
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    tolerance: float = 3e-4
+    min_evaluations: int = 1
+    max_evaluations: int = 64
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+        require_whole(self, 1, "num_attention_heads", "num_key_value_heads", "min_evaluations", "max_evaluations")
+        require_positive(self, "tolerance", "rope_theta", "rms_norm_eps")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim}: rotary positions need an even number.")
+        if self.hidden_act not in ("silu", "relu2"):
+            raise ConfigError(f"hidden_act={self.hidden_act!r}: choose 'silu' or 'relu2'.")
+        super().__post_init__(**kwargs)
+
+    def build_layer(self, gate: tuple[float, float] | None = None) -> DecoderLayer:
+        """Return one decoder layer of this size."""
+        assert self.num_key_value_heads is not None
+        assert self.head_dim is not None
+        return DecoderLayer(
+            width=self.hidden_size,
+            hidden=self.intermediate_size,
+            num_heads=self.num_attention_heads,
+            num_kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+            qk_norm=self.qk_norm,
+            activation=self.hidden_act,
+            gate=gate,
+        )
+
+
+@dataclass
+class LanguageModelOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Attributes
+    ----------
+    loss
+        Mean cross-entropy of the next tokens in nats, where ``labels`` were given.
+    logits
+        (B, T, V); left out where ``labels`` were given, unless asked for by ``logits_to_keep``.
+    proposal, hidden
+        (B, T, D): the backbone's output embeddings, and the refined ones that are decoded (before the last norm).
+    solution
+        Residual, evaluations (B, T) and outcome of the solve; None where nothing is solved.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    proposal: Tensor | None = None
+    hidden: Tensor | None = None
+    solution: Solution | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What layers need to know of the tokens: rotary angles, who sees whom (None: all earlier ones), and which are real."""
+
+    rotary: Rotary
+    mask: Tensor | None
+    is_real: Tensor | None  # (B, T, 1) bool; None: all
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and last norm, under the names of ``Qwen3Model``."""
+
+    def __init__(self, config: LanguageModelConfig, layers: Iterable[DecoderLayer]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+
+    def run(self, x: Tensor, context: Context, first: int, last: int) -> Tensor:
+        """Send ``x`` (B, T, D) through layers ``first`` to ``last − 1``."""
+        for layer in self.layers[first:last]:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, context.rotary, context.mask, use_reentrant=False)
+            else:
+                x = layer(x, context.rotary, context.mask)
+        return x
+
+
+class LanguageModel(PreTrainedModel, GenerationMixin):
+    """A causal language model whose ``refine`` decides how embedded tokens become output embeddings."""
+
+    config: LanguageModelConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LanguageModelConfig, layers: Iterable[DecoderLayer]) -> None:
+        super().__init__(config)
+        self.model = Decoder(config, layers)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @abstractmethod
+    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+        """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as it was trained."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        depth: int | None = None,
+        tolerance: float | None = None,
+        max_evaluations: int | None = None,
+        logits_to_keep: int | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LanguageModelOutput:
+        """Read tokens and predict the next ones.
+
+        Parameters
+        ----------
+        input_ids, inputs_embeds
+            (B, T) or (B, T, D); one of them.
+        attention_mask
+            (B, T), zero at padding, left or right.
+        position_ids
+            (B, T). Wherever they do not go on by one, a new document starts, which does not see the ones before.
+        labels
+            (B, T), as ``input_ids``; each is predicted from the tokens before it, −100 is left out.
+        depth
+            ``None`` solves to tolerance; 0 decodes the proposal; n makes n evaluations.
+        tolerance, max_evaluations
+            Instead of the configuration's.
+        logits_to_keep
+            How many of the last positions get logits, 0 for all. By default all without ``labels``, none with them.
+
+        Raises
+        ------
+        DataError, ConfigError
+            For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache.
+        """
+        if cache is not None or use_cache:
+            raise ConfigError("this model keeps no key-value cache yet; generate with use_cache=False.")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ConfigError("give either input_ids or inputs_embeds.")
+        x = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
+        context = self._context(x, attention_mask, position_ids)
+        proposal, hidden, solution = self.refine(x, context, self._stop(depth, tolerance, max_evaluations))
+        normed = self.model.norm(hidden)
+        loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels)
+        keep = logits_to_keep if logits_to_keep is not None else (0 if labels is None else None)
+        logits = None if keep is None else self.lm_head(normed[:, -keep:])
+        return LanguageModelOutput(loss=loss, logits=logits, proposal=proposal, hidden=hidden, solution=solution)
+
+    def _checked(self, input_ids: Tensor) -> Tensor:
+        if input_ids.device.type == "cpu" and input_ids.numel():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise DataError(
+                    f"token id {low if low < 0 else high} lies outside the vocabulary of {self.config.vocab_size}; "
+                    "tokenise with the model's own tokenizer."
+                )
+        return input_ids
+
+    def _context(self, x: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Context:
+        batch, length, _ = x.shape
+        if length > self.config.max_position_embeddings:
+            raise DataError(
+                f"{length} tokens are more than the {self.config.max_position_embeddings} that the model knows positions for; "
+                "shorten the text, or generate fewer tokens."
+            )
+        if attention_mask is not None and bool((attention_mask != 0).all()):
+            attention_mask = None
+        documents = positions
+        if positions is None and attention_mask is not None:
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        elif positions is None:
+            positions = torch.arange(length, device=x.device).expand(batch, length)
+        elif bool((positions.diff(dim=1) == 1).all()):
+            documents = None
+        head_dim = self.config.head_dim
+        assert head_dim is not None
+        return Context(
+            rotary=rotary(positions, head_dim, self.config.rope_theta),
+            mask=visible(attention_mask, documents),
+            is_real=None if attention_mask is None else (attention_mask != 0)[..., None],
+        )
+
+    def _stop(self, depth: int | None, tolerance: float | None, max_evaluations: int | None) -> StopRule | None:
+        if depth is not None:
+            if tolerance is not None or max_evaluations is not None:
+                raise ConfigError("give depth, or tolerance and max_evaluations, not both.")
+            return Steps(depth)
+        if tolerance is None and max_evaluations is None:
+            return None
+        most = max_evaluations or self.config.max_evaluations
+        return Tolerance(
+            rtol=tolerance or self.config.tolerance,
+            max_evaluations=most,
+            min_evaluations=min(self.config.min_evaluations, most),
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Gate):
+            module.reset_parameters()
+        # Branches start at zero, so that every layer starts as the identity and every update at its fixed point.
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.o_proj.weight)
+        elif isinstance(module, MLP):
+            nn.init.zeros_(module.down_proj.weight)
+
+
+def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int = 2048) -> Tensor:
+    """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``, without −100s.
+
+    Logits exist for ``chunk`` tokens at a time and are made again on the way back.
+
+    Parameters
+    ----------
+    hidden
+        (B, T, D).
+    weight
+        (V, D).
+    labels
+        (B, T).
+    """
+    if labels.shape != hidden.shape[:2]:
+        raise DataError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(hidden.shape[:2])} tokens.")
+    x, y = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+
+    def part(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight).float(), y, reduction="sum")
+
+    pieces = list(zip(x.split(chunk), y.split(chunk), strict=True))
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        total = sum((part(*piece) for piece in pieces), start=x.new_zeros((), dtype=torch.float32))
+    else:
+        total = sum((checkpoint(part, *p, use_reentrant=False) for p in pieces), start=x.new_zeros(()).float())
+    return total / (y != -100).sum().clamp_min(1)

@@ -1,0 +1,111 @@
+"""The looped Transformer baseline: a few layers applied over and over to a state into which the input is injected.
+
+After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero, where ``e`` is what the first layers make of the tokens and
+``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1. Trained with a sampled
+number of iterations, gradients through the last few only. The last layers then read the state.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attractor.config import require_whole
+from attractor.errors import ConfigError
+from attractor.fixed_point import fixed_point
+from attractor.gradient import Phantom, Unrolled
+from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.solve import Picard, Solution, Steps, StopRule
+
+
+class LoopedConfig(LanguageModelConfig):
+    """``num_hidden_layers`` counts prelude, core and coda together.
+
+    Attributes
+    ----------
+    num_core_layers, num_coda_layers
+        Layers in the loop, and after it; the others come before it.
+    mean_recurrence
+        Mean number of iterations in training (1 + a Poisson variable), and their number at inference.
+    tracked_recurrence
+        How many of them, the last, gradients flow through.
+    """
+
+    model_type = "attractor-looped"
+
+    num_core_layers: int = 2
+    num_coda_layers: int = 1
+    mean_recurrence: int = 8
+    tracked_recurrence: int = 4
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        require_whole(self, 1, "num_core_layers", "mean_recurrence", "tracked_recurrence")
+        require_whole(self, 0, "num_coda_layers")
+        if self.num_core_layers + self.num_coda_layers > self.num_hidden_layers:
+            raise ConfigError(
+                f"num_core_layers={self.num_core_layers} and num_coda_layers={self.num_coda_layers} "
+                f"exceed num_hidden_layers={self.num_hidden_layers}."
+            )
+        super().__post_init__(**kwargs)
+
+
+class Injection(nn.Module):
+    """``decay ⊙ state + gain ⊙ e``, per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.empty(width))
+        self.gain = nn.Parameter(torch.empty(width))
+
+    def decay(self) -> Tensor:
+        """Return the factors on the state (D,), in (0, 1)."""
+        return torch.exp(-torch.exp(self.raw))
+
+    def forward(self, state: Tensor, e: Tensor) -> Tensor:
+        return self.decay() * state + self.gain * e
+
+
+class LoopedForCausalLM(LanguageModel):
+    """See the module's text."""
+
+    config_class = LoopedConfig
+    config: LoopedConfig
+    _tied_weights_keys: ClassVar[dict[str, str]] = LanguageModel._tied_weights_keys
+
+    def __init__(self, config: LoopedConfig) -> None:
+        super().__init__(config, [config.build_layer() for _ in range(config.num_hidden_layers)])
+        self.injection = Injection(config.hidden_size)
+        self.post_init()
+
+    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+        config = self.config
+        coda = config.num_hidden_layers - config.num_coda_layers
+        core = coda - config.num_core_layers
+        e = self.model.run(x, context, 0, core)
+        tracked = 0
+        if stop is None:
+            num = config.mean_recurrence
+            if self.training:
+                num = 1 + int(torch.poisson(torch.tensor(num - 1.0)))
+            tracked = min(config.tracked_recurrence, num) if torch.is_grad_enabled() else 0
+            stop = Steps(num - tracked)
+
+        def update(state: Tensor) -> Tensor:
+            out = self.model.run(self.injection(state, e), context, core, coda)
+            return out if context.is_real is None else torch.where(context.is_real, out, state)
+
+        solution = fixed_point(
+            update,
+            torch.zeros_like(e),
+            solver=Picard(),
+            stop=stop,
+            gradient=Phantom(steps=tracked) if tracked else Unrolled(),
+            causal=True,
+        )
+        return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Injection):
+            nn.init.constant_(module.raw, -0.3665)  # a decay of 0.5
+            nn.init.constant_(module.gain, 1.0)
