@@ -3,7 +3,14 @@
 The ground floor is :func:`fixed_point`, a layer for any PyTorch model; on it stand the models in ``attractor.models``.
 """
 
-from attractor.errors import AttractorError, CheckpointError, ConfigError, DataError, NotConvergedError
+from attractor.errors import (
+    AttractorError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NotConvergedError,
+    NotFiniteError,
+)
 from attractor.fixed_point import FixedPoint, fixed_point
 from attractor.gradient import (
     Gradient,
@@ -46,6 +53,7 @@ __all__ = [
     "Implicit",
     "Neumann",
     "NotConvergedError",
+    "NotFiniteError",
     "OneStep",
     "Outcome",
     "Phantom",

@@ -23,3 +23,7 @@ class CheckpointError(AttractorError, ValueError):
 
 class NotConvergedError(AttractorError, ArithmeticError):
     """A solve that ended with open equations, raised only where the caller asked for it (``throw=True``)."""
+
+
+class NotFiniteError(AttractorError, ArithmeticError):
+    """Training that cannot go on, because losses or gradients are no longer finite."""

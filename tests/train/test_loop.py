@@ -76,7 +76,7 @@ def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
 
 def damage(checkpoint, how: str) -> None:
     file = checkpoint / "model.safetensors"
-    config = checkpoint / "config.json"
+    config = checkpoint / "run.json"
     if how == "cut short":
         file.write_bytes(file.read_bytes()[:-100])
     elif how == "not safetensors":
@@ -103,7 +103,7 @@ def damage(checkpoint, how: str) -> None:
         ("missing", "model.safetensors"),
         ("other shapes", "does not fit"),
         ("unknown key", "depht"),
-        ("not JSON", "config.json"),
+        ("not JSON", "run.json"),
         ("foreign", "not a checkpoint of this package"),
         ("other kind", "'chess'"),
     ],
@@ -147,11 +147,10 @@ def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path) -> None:
     """Also with tied weights, and nothing else is left in the folder."""
     tied = torch.ones(3)
     for value in (1.0, 2.0):
-        save_checkpoint(tmp_path, 5, {"kind": "x"}, {"a": value * tied, "b": tied, "c": tied}, {"t": tied}, {"step": 5})
+        tensors = {"a": value * tied, "b": tied, "c": tied}
+        save_checkpoint(tmp_path, 5, {"kind": "x"}, lambda folder: None, tensors, {"step": 5})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
-    from safetensors.torch import load_file
-
-    assert load_file(tmp_path / "step-00000005" / "model.safetensors")["a"].tolist() == [2, 2, 2]
+    assert weights(tmp_path)["a"].tolist() == [2, 2, 2]
 
 
 def test_a_run_needs_an_end() -> None:

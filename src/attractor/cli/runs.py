@@ -14,7 +14,7 @@ from attractor.data import mazes
 from attractor.errors import CheckpointError, ConfigError
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
 from attractor.recipes import MazeDataConfig, MazeRecipe
-from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_config
+from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_run
 from attractor.train import train as run_loop
 
 KIND = "maze-reasoner"
@@ -70,11 +70,11 @@ def train_mazes(
 def load_reasoner(path: Path) -> AttractorReasoner:
     """Build the model of a checkpoint, or of the newest one in a run's folder, in evaluation mode."""
     checkpoint = find_checkpoint(path)
-    described = read_config(checkpoint, KIND)
+    described = read_run(checkpoint, KIND)
     try:
         model = AttractorReasoner(from_dict(AttractorReasonerConfig, described["recipe"]["model"]))
     except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint / 'config.json'}: cannot be used ({error}).") from error
+        raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({error}).") from error
     load_model(checkpoint, model)
     return model.eval()
 

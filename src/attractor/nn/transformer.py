@@ -36,7 +36,9 @@ def visible(padding: Tensor | None, positions: Tensor | None) -> Tensor | None:
         mask = mask & (document[:, :, None] == document[:, None, :])
     if padding is not None:
         mask = mask & (padding[:, None, :] != 0)
-    itself = torch.eye(length, dtype=torch.bool, device=like.device)  # padding looks at itself: a softmax needs something
+    itself = torch.eye(
+        length, dtype=torch.bool, device=like.device
+    )  # padding looks at itself: a softmax needs something
     return (mask | itself)[:, None]
 
 

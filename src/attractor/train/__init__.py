@@ -1,6 +1,6 @@
 """The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
 
-from attractor.train.checkpoint import find_checkpoint, load_model, read_config, save_checkpoint
+from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.loop import Callback, Objective, Report, TrainConfig, train
 from attractor.train.progress import Progress
@@ -15,7 +15,7 @@ __all__ = [
     "TrainConfig",
     "find_checkpoint",
     "load_model",
-    "read_config",
+    "read_run",
     "save_checkpoint",
     "train",
 ]

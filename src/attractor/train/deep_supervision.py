@@ -90,6 +90,9 @@ class DeepSupervision:
         fresh = self._draw(int(leaving.sum()))
         return {name: value.index_put((leaving.nonzero()[:, 0],), fresh[name]) for name, value in carry.items()}
 
+    def inspect(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._carry or {})
 

@@ -5,7 +5,7 @@ It knows an objective, which yields a loss a step, and a model, whose parameters
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from attractor.config import require_positive, require_whole
-from attractor.errors import CheckpointError, ConfigError
+from attractor.config import require_positive, require_whole, suggestion
+from attractor.errors import CheckpointError, ConfigError, NotFiniteError
 from attractor.optim import OptimizerConfig, trapezoid
-from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint
+from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint, save_weights
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,13 @@ class TrainConfig:
     warmup, decay
         Shares of the run, see :func:`attractor.optim.trapezoid`.
     ema
-        Decay of the averaged weights, which are the ones that evaluation and inference use.
+        Decay of the averaged weights, which are the ones that evaluation and inference use; 0 uses the last ones.
+    accumulate
+        Batches per optimiser step; their gradients are averaged.
+    precision
+        ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
+    max_skipped
+        A step whose loss or gradient is not finite is skipped; after so many in a row the run stops.
     log_every, checkpoint_every
         In steps; ``checkpoint_every=0`` checkpoints only at the end.
     """
@@ -42,6 +50,9 @@ class TrainConfig:
     warmup: float = 0.02
     decay: float = 0.5
     ema: float = 0.995
+    accumulate: int = 1
+    precision: str = "fp32"
+    max_skipped: int = 20
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -49,8 +60,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(self, 1, "log_every", *(["num_steps"] if self.num_steps is not None else []))
-        require_whole(self, 0, "checkpoint_every", "seed")
+        require_whole(self, 1, "log_every", "accumulate", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(self, 0, "checkpoint_every", "seed", "max_skipped")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"TrainConfig(precision={self.precision!r}): {suggestion(self.precision, PRECISIONS)}")
         require_positive(self, "warmup", "decay", *(["seconds"] if self.seconds is not None else []))
         if not 0 <= self.ema < 1:
             raise ConfigError(f"TrainConfig(ema={self.ema!r}): the decay must lie in [0, 1).")
@@ -61,6 +74,10 @@ class Objective(Protocol):
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the next batch, and detached scalars worth watching."""
+        ...
+
+    def inspect(self, model: nn.Module) -> dict[str, float]:
+        """Return further figures for the log, which may cost a little: it is called every ``log_every`` steps."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -85,6 +102,9 @@ class Callback(Protocol):
     def __call__(self, report: Report) -> None: ...
 
 
+SaveModel = Callable[[nn.Module, Path], None]
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -94,20 +114,28 @@ def train(
     describe: dict[str, Any],
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    save_model: SaveModel = save_weights,
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``config.json``, so that the
-    checkpoint can be built again by whoever knows what it means. With ``resume``, the newest checkpoint in ``out``
-    is continued: bitwise as if never interrupted when the run is bounded by steps. Only how long it runs and how often
-    it logs and saves may differ from before.
+    Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that the
+    checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
+    ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
+    by steps. Only how long it runs and how often it logs and saves may differ from before.
+
+    Raises
+    ------
+    NotFiniteError
+        After ``max_skipped`` steps in a row whose loss or gradient was not finite. The last checkpoint stays.
     """
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    optimizer = config.optimizer.build(model)
-    step, spent = 0, 0.0
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    optimizers = config.optimizer.build(model)
+    scale = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    device = next(model.parameters()).device
+    step, spent, skipped, skipped_now = 0, 0.0, 0, 0
     torch.manual_seed(config.seed)
     if resume:
-        step, spent = _restore(find_checkpoint(out), describe, model, averaged, optimizer, objective)
+        step, spent, skipped = _restore(find_checkpoint(out), describe, model, averaged, optimizers, objective)
     out.mkdir(parents=True, exist_ok=True)
     log = _open_log(out / "metrics.jsonl", step)
     begun = time.perf_counter() - spent
@@ -119,25 +147,45 @@ def train(
         return min(1.0, max(by_steps, by_time))
 
     def save() -> None:
-        scalars = {"step": step, "seconds": time.perf_counter() - begun}
-        tensors = _training_tensors(model, averaged, optimizer, objective)
-        save_checkpoint(out, step, describe, averaged.module.state_dict(), tensors, scalars)
+        scalars = {"step": step, "seconds": time.perf_counter() - begun, "skipped": skipped}
+        tensors = _training_tensors(model, averaged, optimizers, objective)
+        module = averaged.module if averaged else model
+        save_checkpoint(out, step, describe, lambda folder: save_model(module, folder), tensors, scalars)
 
     with log:
         while (now := progress()) < 1:
-            lr = config.optimizer.lr * trapezoid(now, warmup=config.warmup, decay=config.decay)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss, metrics = objective.step(model)
-            loss.backward()
+            factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
+            for optimizer, rates in zip(optimizers, scale, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            loss = torch.zeros((), device=device)
+            metrics: dict[str, Tensor] = {}
+            for _ in range(config.accumulate):
+                with torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"):
+                    part, metrics = objective.step(model)
+                (part / config.accumulate).backward()
+                loss += part.detach() / config.accumulate
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            averaged.update_parameters(model)
+            if bool((loss + norm).isfinite()):
+                skipped_now = 0
+                for optimizer in optimizers:
+                    optimizer.step()
+                if averaged:
+                    averaged.update_parameters(model)
+            else:
+                skipped, skipped_now = skipped + 1, skipped_now + 1
+                if skipped_now > config.max_skipped:
+                    raise NotFiniteError(
+                        f"step {step}: the loss or its gradient was not finite {skipped_now} times in a row; lower "
+                        "train.optimizer.lr (or muon_lr), or train in fp32. The last checkpoint is whole."
+                    )
+            model.zero_grad(set_to_none=True)
             step += 1
             done = progress()
             if step % config.log_every == 0 or done >= 1:
-                values = {k: float(v) for k, v in {"loss": loss.detach(), "gradient": norm, **metrics}.items()}
+                values = {k: float(v) for k, v in {"loss": loss, "gradient": norm, **metrics}.items()}
+                values |= objective.inspect(model) | ({"skipped": float(skipped)} if skipped else {})
+                lr = config.optimizer.lr * factor
                 report = Report(step=step, seconds=time.perf_counter() - begun, progress=done, lr=lr, metrics=values)
                 log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **values}) + "\n")
                 for callback in callbacks:
@@ -146,16 +194,22 @@ def train(
                 log.flush()
                 save()
     save()
-    return averaged.module.eval()
+    return (averaged.module if averaged else model).eval()
 
 
 def _training_tensors(
-    model: nn.Module, averaged: AveragedModel, optimizer: torch.optim.Optimizer, objective: Objective
+    model: nn.Module,
+    averaged: AveragedModel | None,
+    optimizers: Sequence[torch.optim.Optimizer],
+    objective: Objective,
 ) -> dict[str, Tensor]:
     tensors = {f"weights.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {"averaged.count": averaged.n_averaged}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    if averaged:
+        tensors |= {f"averaged.{k}": v for k, v in averaged.module.state_dict().items()}
+        tensors |= {"count": averaged.n_averaged}
+    for which, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{which}.{index}.{k}": v for k, v in state.items()}
     tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
     return tensors | {"random": torch.get_rng_state()}
 
@@ -164,11 +218,11 @@ def _restore(
     checkpoint: Path,
     describe: dict[str, Any],
     model: nn.Module,
-    averaged: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    optimizers: Sequence[torch.optim.Optimizer],
     objective: Objective,
-) -> tuple[int, float]:
-    saved, average, tensors, scalars = load_training(checkpoint)
+) -> tuple[int, float, int]:
+    saved, tensors, scalars = load_training(checkpoint)
     before, now = _fixed(saved), _fixed(json.loads(json.dumps(describe)))
     if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         raise CheckpointError(
@@ -181,16 +235,18 @@ def _restore(
 
     try:
         model.load_state_dict(group("weights."))
-        averaged.module.load_state_dict(average)
-        averaged.n_averaged.copy_(tensors["averaged.count"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in group("optimizer.").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        if averaged:
+            averaged.module.load_state_dict(group("averaged."))
+            averaged.n_averaged.copy_(tensors["count"])
+        for which, optimizer in enumerate(optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in group(f"optimizer.{which}.").items():
+                index, key = name.split(".")
+                moments.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         objective.load_state_dict(group("objective."))
         torch.set_rng_state(tensors["random"])
-        return int(scalars["step"]), float(scalars["seconds"])
+        return int(scalars["step"]), float(scalars["seconds"]), int(scalars["skipped"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
 
@@ -201,7 +257,7 @@ def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             flat |= _fixed(value, f"{path}{name}.")
-        elif name not in ("num_steps", "seconds", "log_every", "checkpoint_every"):
+        elif name not in ("num_steps", "seconds", "log_every", "checkpoint_every") and path != "environment.":
             flat[path + name] = value
     return flat
 

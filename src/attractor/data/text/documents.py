@@ -31,7 +31,9 @@ class Reading:
     num_mended: int = 0  # documents in which bytes that are not UTF-8 were replaced
 
 
-def read_documents(sources: Sequence[str | Path], *, field: str = "text", reading: Reading | None = None) -> Iterator[str]:
+def read_documents(
+    sources: Sequence[str | Path], *, field: str = "text", reading: Reading | None = None
+) -> Iterator[str]:
     """Yield the documents of files, folders and hub datasets, in order.
 
     Parameters
@@ -90,7 +92,9 @@ def _file(path: Path, field: str, reading: Reading) -> Iterator[str]:
     if kind not in KINDS:
         raise DataError(f"{path}: cannot read this kind of file; {suggestion(kind, KINDS)}")
     if kind == ".parquet":
-        yield from _records(_datasets().load_dataset("parquet", data_files=str(path), split="train", streaming=True), field, str(path))
+        yield from _records(
+            _datasets().load_dataset("parquet", data_files=str(path), split="train", streaming=True), field, str(path)
+        )
         return
     try:
         with OPENERS.get(path.suffix, lambda p: p.open("rb"))(path) as file:
@@ -144,7 +148,9 @@ def _datasets() -> Any:
     try:
         import datasets  # heavy, and needed for parquet and hubs alone
     except ImportError as error:
-        raise DataError("parquet files and hub datasets need one more library: pip install 'attractor-models[data]'.") from error
+        raise DataError(
+            "parquet files and hub datasets need one more library: pip install 'attractor-models[data]'."
+        ) from error
     return datasets
 
 

@@ -25,7 +25,9 @@ class PackedRows:
         self.length, self._shards, self._seed = length, shards, seed
         self.num_rows = shards.num_tokens // length
         if self.num_rows == 0:
-            raise DataError(f"{shards.num_tokens} tokens do not fill one row of {length}; give more text or shorter rows.")
+            raise DataError(
+                f"{shards.num_tokens} tokens do not fill one row of {length}; give more text or shorter rows."
+            )
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:

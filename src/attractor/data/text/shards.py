@@ -72,9 +72,7 @@ def prepare(
             "end_of_text": tokenizer.eos_token_id,
             "tokenizer": fingerprint(tokenizer),
             "splits": {
-                name: [
-                    asdict(s) for s in _write(part, name, documents, tokenizer, dtype, shard_tokens, advance)
-                ]
+                name: [asdict(s) for s in _write(part, name, documents, tokenizer, dtype, shard_tokens, advance)]
                 for name, documents in splits.items()
             },
         }
@@ -150,7 +148,11 @@ class Shards:
             raise DataError(f"{folder}: has no split {split!r}; {suggestion(split, index['splits'])}")
         shards = [Shard(**s) for s in index["splits"][split]]
         dtype = np.dtype(index["dtype"])
-        self.vocab_size, self.end_of_text, self.tokenizer = index["vocab_size"], index["end_of_text"], index["tokenizer"]
+        self.vocab_size, self.end_of_text, self.tokenizer = (
+            index["vocab_size"],
+            index["end_of_text"],
+            index["tokenizer"],
+        )
         self.num_tokens = sum(s.num_tokens for s in shards)
         self.num_documents = sum(s.num_documents for s in shards)
         self.num_bytes = sum(s.num_bytes for s in shards)

@@ -94,8 +94,7 @@ class AttractorForCausalLM(LanguageModel):
         self.num_backbone_layers = config.num_hidden_layers - config.num_attractor_layers
         gate = (config.gate_start, config.gate_limit)
         layers = [
-            config.build_layer(gate if i >= self.num_backbone_layers else None)
-            for i in range(config.num_hidden_layers)
+            config.build_layer(gate if i >= self.num_backbone_layers else None) for i in range(config.num_hidden_layers)
         ]
         super().__init__(config, layers)
         self.post_init()
