@@ -36,9 +36,18 @@ def require_positive(owner: Any, *names: str) -> None:
             raise ConfigError(f"{type(owner).__name__}({name}={value!r}): give a positive number.")
 
 
+def settings(cls: type) -> dict[str, Any]:
+    """Return the settings of a configuration class and their types: its fields, without those another library declares."""
+    ours = [
+        c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c) and c.__module__.split(".")[0] != "transformers"
+    ]
+    return {name: hint for c in ours for name, hint in c.__annotations__.items()}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return nested plain data that :func:`from_dict` reads back."""
-    return dataclasses.asdict(config)
+    values = {name: getattr(config, name) for name in settings(type(config))}
+    return {name: to_dict(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
@@ -46,11 +55,10 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     where = where or cls.__name__
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected named settings, got {data!r}.")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    hints = settings(cls)
     for name in data:
-        if name not in names:
-            raise ConfigError(f"{where} has no setting {name!r}; {suggestion(name, names)}")
+        if name not in hints:
+            raise ConfigError(f"{where} has no setting {name!r}; {suggestion(name, hints)}")
     return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
@@ -59,29 +67,43 @@ def override(config: T, assignments: Iterable[str]) -> T:
 
     Values are JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``); anything else is a string.
     """
-    data = to_dict(config)
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"cannot read {assignment!r}: write path=value, e.g. train.seed=1.")
         group: Any = config
-        into = data
+        into = changes
         *groups, name = path.split(".")
         for part in groups:
-            group, into = getattr(group, _known(group, part, path)), into[part]
-        if dataclasses.is_dataclass(getattr(group, _known(group, name, path))):
-            raise ConfigError(f"setting {path!r} is a group; set one of {', '.join(into[name])} in it.")
+            group, into = getattr(group, _known(group, part, path)), into.setdefault(part, {})
+        if dataclasses.is_dataclass(value := getattr(group, _known(group, name, path))):
+            raise ConfigError(f"setting {path!r} is a group; set one of {', '.join(settings(type(value)))} in it.")
         try:
             into[name] = json.loads(text)
         except json.JSONDecodeError:
             into[name] = text
-    return from_dict(type(config), data)  # all at once: some settings are valid only together
+    return change(config, changes)  # all at once: some settings are valid only together
+
+
+def change(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
+    """Return ``config`` with some settings changed; those of a group are given as a mapping."""
+    where = where or type(config).__name__
+    values = {}
+    for name, hint in settings(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = change(value, changes.get(name, {}), where=f"{where}.{name}")
+        elif name in changes:
+            value = _convert(hint, changes[name], f"{where}.{name}")
+        values[name] = value
+    return type(config)(**values)
 
 
 def _known(group: Any, name: str, path: str) -> str:
     if not dataclasses.is_dataclass(group):
         raise ConfigError(f"unknown setting {path!r}: {name!r} is asked of a single value, not a group.")
-    names = [f.name for f in dataclasses.fields(group)]
+    names = settings(type(group))
     if name not in names:
         raise ConfigError(f"unknown setting {path!r}: {name!r} does not exist there; {suggestion(name, names)}")
     return name

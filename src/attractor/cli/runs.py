@@ -1,20 +1,36 @@
 """Where data, model, objective and loop meet: a recipe becomes a trained model, a checkpoint becomes a model again."""
 
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from attractor.config import from_dict, to_dict
+import attractor
+from attractor.config import change, from_dict, to_dict
 from attractor.data import mazes
+from attractor.data.text import PackedRows, Shards, load_tokenizer
 from attractor.errors import CheckpointError, ConfigError
+from attractor.models.language import LanguageModel
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
-from attractor.recipes import MazeDataConfig, MazeRecipe
-from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_run
+from attractor.recipes import LanguageRecipe, MazeDataConfig, MazeRecipe
+from attractor.train import (
+    PRECISIONS,
+    Callback,
+    DeepSupervision,
+    NextToken,
+    find_checkpoint,
+    load_model,
+    peak_flops,
+    read_run,
+)
 from attractor.train import train as run_loop
 
 KIND = "maze-reasoner"
@@ -43,14 +59,14 @@ def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:
 
 
 def training_mazes(config: MazeDataConfig) -> mazes.Mazes:
-    """Draw the mazes to learn from: some with long paths between corners, the others between any two rooms."""
+    """Draw the mazes to learn from, none of them twice: with long paths between corners, and between any two rooms."""
     num_corner = round(config.corner_share * config.num_mazes)
-    long = mazes.generate(num_corner, config.size, seed=config.seed, corners=True)
-    other = mazes.generate(config.num_mazes - num_corner, config.size, seed=config.seed, exclude=long)
-    return mazes.Mazes(
-        questions=np.concatenate([long.questions, other.questions]),
-        answers=np.concatenate([long.answers, other.answers]),
-    )
+    num_winding = round(config.winding_share * num_corner)
+    size, seed = config.size, config.seed
+    winding = mazes.generate(num_winding, size, seed=seed, corners=True, winding=True)
+    corner = mazes.generate(num_corner - num_winding, size, seed=seed, corners=True, exclude=winding)
+    seen = mazes.concatenate(winding, corner)
+    return mazes.concatenate(seen, mazes.generate(config.num_mazes - num_corner, size, seed=seed, exclude=seen))
 
 
 def train_mazes(
@@ -61,10 +77,63 @@ def train_mazes(
     questions, answers = as_tensors(training_mazes(recipe.data))
     model = AttractorReasoner(recipe.model)
     objective = DeepSupervision(questions, answers, recipe.supervision, start=model.start, augment=_augment)
-    describe = {"kind": KIND, "recipe": to_dict(recipe)}
+    describe = {"kind": KIND, "recipe": to_dict(recipe), "environment": environment()}
     averaged = run_loop(model, objective, recipe.train, out=out, describe=describe, callbacks=callbacks, resume=resume)
     assert isinstance(averaged, AttractorReasoner)
     return averaged
+
+
+def train_language(
+    recipe: LanguageRecipe, data: Path, out: Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+) -> LanguageModel:
+    """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``."""
+    shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
+    own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "vocab_size": shards.vocab_size}
+    recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
+    torch.manual_seed(recipe.train.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = AutoModelForCausalLM.from_config(recipe.model).to(device)
+    rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
+    objective = NextToken(rows, recipe.text, peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]))
+    describe = {
+        "kind": "language",
+        "recipe": to_dict(recipe),
+        "text": {"tokenizer": shards.tokenizer, "num_tokens": shards.num_tokens},
+        "environment": environment(),
+    }
+
+    def save(model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, LanguageModel)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    trained = run_loop(
+        model,
+        objective,
+        recipe.train,
+        out=out,
+        describe=describe,
+        callbacks=callbacks,
+        resume=resume,
+        save_model=save,
+    )
+    assert isinstance(trained, LanguageModel)
+    return trained
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, device and, in a checkout, the commit."""
+    run = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "attractor": attractor.__version__,
+        "commit": run.stdout.strip() or None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def load_reasoner(path: Path) -> AttractorReasoner:

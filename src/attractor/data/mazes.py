@@ -55,6 +55,14 @@ class Mazes:
         return Mazes(questions=self.questions[which], answers=self.answers[which])
 
 
+def concatenate(*parts: Mazes) -> Mazes:
+    """Return mazes of one size as one batch."""
+    return Mazes(
+        questions=np.concatenate([part.questions for part in parts]),
+        answers=np.concatenate([part.answers for part in parts]),
+    )
+
+
 def generate(
     num_mazes: int,
     size: int,

@@ -1,5 +1,7 @@
 """Pre-norm decoder layers with Qwen3's parameter names: RMSNorm, rotary positions, QK-norm, grouped queries, gated MLP."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +44,14 @@ def visible(padding: Tensor | None, positions: Tensor | None) -> Tensor | None:
     return (mask | itself)[:, None]
 
 
+class RMSNorm(nn.RMSNorm):
+    """Its weight in the dtype of what it normalises: under autocast, mixed dtypes would miss the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
@@ -53,8 +63,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
         if qk_norm:
-            self.q_norm = nn.RMSNorm(head_dim, eps)
-            self.k_norm = nn.RMSNorm(head_dim, eps)
+            self.q_norm = RMSNorm(head_dim, eps)
+            self.k_norm = RMSNorm(head_dim, eps)
         self.qk_norm = qk_norm
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
@@ -103,8 +113,8 @@ class Gate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # Right at its limit a sigmoid would no longer learn.
-        nn.init.constant_(self.raw, torch.tensor(self.start / self.limit).clamp(0.02, 0.98).logit().item())
+        share = min(max(self.start / self.limit, 0.02), 0.98)  # right at its limit a sigmoid would no longer learn
+        nn.init.constant_(self.raw, math.log(share / (1 - share)))
 
     def value(self) -> Tensor:
         """Return the factors (D,)."""
@@ -134,9 +144,9 @@ class DecoderLayer(nn.Module):
         gate: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(width, eps)
+        self.input_layernorm = RMSNorm(width, eps)
         self.self_attn = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = MLP(width, hidden, activation)
         self.self_attn_gate = Gate(width, *gate) if gate else nn.Identity()
         self.mlp_gate = Gate(width, *gate) if gate else nn.Identity()

@@ -24,6 +24,8 @@ class OptimizerConfig:
         Pattern (``re.search``) of the names of matrices that Muon trains instead; empty: none.
     muon_lr, muon_momentum, muon_decay
         Its learning rate, momentum and weight decay.
+    final_decay
+        The share of all weight decay that is left at the end of a run; it changes linearly with the run's progress.
     slow
         Pattern of the names of parameters whose learning rate is multiplied by ``slow_factor``; empty: none.
     """
@@ -38,12 +40,15 @@ class OptimizerConfig:
     muon_lr: float = 8e-3
     muon_momentum: float = 0.95
     muon_decay: float = 0.1
+    final_decay: float = 1.0
     slow: str = ""
     slow_factor: float = 0.5
 
     def __post_init__(self) -> None:
         require_positive(self, "lr", "clip", "eps", "muon_lr", "slow_factor")
-        if min(self.weight_decay, self.muon_decay) < 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+        if min(self.weight_decay, self.muon_decay, self.final_decay) < 0 or not (
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
+        ):
             raise ConfigError(f"{self}: weight decays cannot be negative, and both betas must lie in [0, 1).")
         if not 0 <= self.muon_momentum < 1:
             raise ConfigError(f"OptimizerConfig(muon_momentum={self.muon_momentum}): must lie in [0, 1).")

@@ -1,19 +1,41 @@
 """Runs as functions that return a configuration; a variant calls one and changes a field or two."""
 
 from collections.abc import Callable
+from functools import partial
 
 from attractor.config import suggestion
 from attractor.errors import ConfigError
+from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language
 from attractor.recipes.mazes import MazeDataConfig, MazeRecipe, maze, maze_control
 
-RECIPES: dict[str, Callable[[], MazeRecipe]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
+Recipe = MazeRecipe | LanguageRecipe
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "maze": maze,
+    "maze-control": lambda: maze_control(num_steps=4000),
+    **{
+        f"language/{size}" + (f"-{family}" if family != "attractor" else ""): partial(language, size, family)
+        for size in SIZES
+        for family in FAMILIES
+    },
+}
 
 
-def recipe(name: str) -> MazeRecipe:
+def recipe(name: str) -> Recipe:
     """Return the recipe of that name."""
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; {suggestion(name, RECIPES)}")
     return RECIPES[name]()
 
 
-__all__ = ["RECIPES", "MazeDataConfig", "MazeRecipe", "maze", "maze_control", "recipe"]
+__all__ = [
+    "RECIPES",
+    "LanguageRecipe",
+    "MazeDataConfig",
+    "MazeRecipe",
+    "Recipe",
+    "language",
+    "maze",
+    "maze_control",
+    "recipe",
+]

@@ -13,18 +13,21 @@ from attractor.train import DeepSupervisionConfig, TrainConfig
 class MazeDataConfig:
     """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from.
 
-    In ``corner_share`` of them S and G are in opposite corners: long paths teach the answer to travel far.
+    In ``corner_share`` of them S and G are in opposite corners: long paths teach the answer to travel far. ``winding_share`` of
+    these are winding mazes, with the longest paths of all.
     """
 
     num_mazes: int = 1000
     size: int = 11
     corner_share: float = 0.9
+    winding_share: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "num_mazes")
-        if not 0 <= self.corner_share <= 1:
-            raise ConfigError(f"MazeDataConfig(corner_share={self.corner_share!r}): the share must lie in [0, 1].")
+        for name in ("corner_share", "winding_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): the share must lie in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)

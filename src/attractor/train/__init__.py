@@ -2,20 +2,28 @@
 
 from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
-from attractor.train.loop import Callback, Objective, Report, TrainConfig, train
+from attractor.train.device import peak_flops
+from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
+from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.progress import Progress
+from attractor.train.trackers import tracker
 
 __all__ = [
+    "PRECISIONS",
     "Callback",
     "DeepSupervision",
     "DeepSupervisionConfig",
+    "NextToken",
+    "NextTokenConfig",
     "Objective",
     "Progress",
     "Report",
     "TrainConfig",
     "find_checkpoint",
     "load_model",
+    "peak_flops",
     "read_run",
     "save_checkpoint",
+    "tracker",
     "train",
 ]

@@ -31,7 +31,7 @@ class TrainConfig:
     num_steps, seconds
         The run ends at whichever is reached first; at least one is given. Evaluation and checkpoints count as time.
     warmup, decay
-        Shares of the run, see :func:`attractor.optim.trapezoid`.
+        Shares of the run for the rise and the fall of the learning rate, see :func:`attractor.optim.trapezoid`.
     ema
         Decay of the averaged weights, which are the ones that evaluation and inference use; 0 uses the last ones.
     accumulate
@@ -64,7 +64,9 @@ class TrainConfig:
         require_whole(self, 0, "checkpoint_every", "seed", "max_skipped")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainConfig(precision={self.precision!r}): {suggestion(self.precision, PRECISIONS)}")
-        require_positive(self, "warmup", "decay", *(["seconds"] if self.seconds is not None else []))
+        require_positive(self, "decay", *(["seconds"] if self.seconds is not None else []))
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"TrainConfig(warmup={self.warmup!r}): the share must lie in [0, 1).")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"TrainConfig(ema={self.ema!r}): the decay must lie in [0, 1).")
 
@@ -130,12 +132,13 @@ def train(
     """
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
     optimizers = config.optimizer.build(model)
-    scale = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     device = next(model.parameters()).device
     step, spent, skipped, skipped_now = 0, 0.0, 0, 0
     torch.manual_seed(config.seed)
     if resume:
         step, spent, skipped = _restore(find_checkpoint(out), describe, model, averaged, optimizers, objective)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    full = [(group["lr"], group["weight_decay"]) for group in groups]
     out.mkdir(parents=True, exist_ok=True)
     log = _open_log(out / "metrics.jsonl", step)
     begun = time.perf_counter() - spent
@@ -155,9 +158,9 @@ def train(
     with log:
         while (now := progress()) < 1:
             factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
-            for optimizer, rates in zip(optimizers, scale, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+            decay = 1 + now * (config.optimizer.final_decay - 1)
+            for group, (rate, weight_decay) in zip(groups, full, strict=True):
+                group["lr"], group["weight_decay"] = rate * factor, weight_decay * decay
             loss = torch.zeros((), device=device)
             metrics: dict[str, Tensor] = {}
             for _ in range(config.accumulate):

@@ -2,13 +2,20 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attractor.config import require_whole
-from attractor.data.text import PackedRows
+
+
+class Rows(Protocol):
+    """Where tokens come from: row ``n`` of a run is always the same."""
+
+    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
+        """Return tokens and positions, both (num, length) int64."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,54 +36,52 @@ class NextToken:
     """An :class:`attractor.train.Objective` for language models.
 
     The model is called with ``input_ids``, ``position_ids`` and ``labels``; its output has ``loss`` and, where something was
-    solved, ``solution``, ``proposal`` and ``hidden``. It has ``training_flops(length, evaluations)`` and ``inspect(input_ids)``.
+    solved, ``solution``, ``proposal`` and ``hidden``. It has ``flops_per_token(length, evaluations, training)`` and
+    ``inspect(input_ids)``.
 
     Parameters
     ----------
     rows
-        Where the tokens come from.
+        See there.
     config
         See there.
     peak_flops
-        Of the device, per second; None leaves the share of it that is used out of the log.
+        Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
     """
 
-    def __init__(self, rows: PackedRows, config: NextTokenConfig, *, peak_flops: float | None = None) -> None:
-        self._rows, self._config, self._peak = rows, config, peak_flops
-        self._row = 0
-        self._flops = 0.0
-        self._since = (0, time.perf_counter())
-        self._last: Tensor | None = None
+    def __init__(self, rows: Rows, config: NextTokenConfig, *, peak_flops: float | None = None) -> None:
+        self._rows, self._config, self._peak_flops = rows, config, peak_flops
+        self._row, self._calls = 0, 1
+        self._since = 0, time.perf_counter()
+        self._first: Tensor | None = None
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        tokens, positions = (
-            t.to(device, non_blocking=True) for t in self._rows.batch(self._row, self._config.batch_size)
-        )
+        batch = self._rows.batch(self._row, self._config.batch_size)
+        tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size
-        self._last = tokens[:1]
+        self._first = tokens[:1]
         output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens)
         metrics = {}
         if (solution := output.solution) is not None:
-            metrics = {
-                "evaluations": solution.evaluations.float().mean(),
-                "residual": solution.residual.mean(),
-                "calls": torch.tensor(float(solution.outcome.calls)),
-            }
-            if output.proposal.shape == output.hidden.shape:
-                moved = (output.hidden - output.proposal).detach().float().norm(dim=-1)
-                metrics["moved"] = (moved / output.proposal.detach().float().norm(dim=-1).clamp_min(1e-12)).mean()
+            self._calls = solution.outcome.calls
+            metrics = {"evaluations": solution.evaluations.float().mean(), "residual": solution.residual.mean()}
+            start, end = output.proposal.detach().float(), output.hidden.detach().float()
+            metrics["moved"] = ((end - start).norm(dim=-1) / start.norm(dim=-1).clamp_min(1e-12)).mean()
         return output.loss, metrics
 
-    @torch.no_grad()
     def inspect(self, model: Any) -> dict[str, float]:
-        tokens, begun = self._since
-        done, now = self._row * self._config.length, time.perf_counter()
-        self._since = done, now
-        rate = (done - tokens) / (now - begun)
+        """Return tokens so far, tokens/s since the last call, MFU, and what the model says of itself."""
+        (before, begun), now = self._since, time.perf_counter()
+        done = self._row * self._config.length
+        rate = (done - before) / (now - begun)
         figures = {"tokens": float(done), "tokens/s": rate}
-        if self._last is not None:
-            figures |= model.inspect(self._last)
+        if self._peak_flops is not None:
+            work = model.flops_per_token(self._config.length, self._calls, training=True)
+            figures["mfu"] = rate * work / self._peak_flops
+        if self._first is not None:
+            figures |= model.inspect(self._first)
+        self._since = done, time.perf_counter()
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -2,24 +2,23 @@
 
 import bz2
 import gzip
+import importlib
+import io
 import json
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import DataError
 
-OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".xz": lambda path: lzma.open(path, "rb"),
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-    ".zst": lambda path: _zstandard(path),
-}
 KINDS = (".jsonl", ".txt", ".md", ".parquet")
-HUB = {"fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"), "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT")}
+HUB = {"fineweb-edu": "HuggingFaceFW/fineweb-edu:sample-10BT", "fineweb": "HuggingFaceFW/fineweb:sample-10BT"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # half a surrogate pair has no UTF-8
 
 
 @dataclass
@@ -28,7 +27,8 @@ class Reading:
 
     num_documents: int = 0
     num_empty: int = 0  # left out
-    num_mended: int = 0  # documents in which bytes that are not UTF-8 were replaced
+    num_mended: int = 0  # documents in which something that is no UTF-8 text was replaced by U+FFFD
+    num_read: int = 0  # bytes of the files that lie behind, compressed as they are; hub datasets count nothing
 
 
 def read_documents(
@@ -39,9 +39,9 @@ def read_documents(
     Parameters
     ----------
     sources
-        ``.jsonl`` (one object a line), ``.parquet``, ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``,
-        ``.gz``, ``.bz2``, ``.zst``); folders of such; the name of a hub dataset, ``owner/name`` or ``owner/name:configuration``,
-        which is streamed; ``fineweb-edu`` for that one.
+        ``.jsonl`` (one object a line), ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``, ``.gz``,
+        ``.bz2``, ``.zst``); ``.parquet``; folders of such; the name of a hub dataset, ``owner/name`` or
+        ``owner/name:configuration``, whose split ``train`` is streamed; ``fineweb-edu`` for that one.
     field
         Where the text stands in a record.
     reading
@@ -53,71 +53,106 @@ def read_documents(
         For sources that do not exist, are empty, binary or malformed.
     """
     reading = reading if reading is not None else Reading()
-    for source in sources:
+    for source, files in [(s, _files(s)) for s in sources]:  # all are looked up before the first is read
         before = reading.num_documents
-        for text in _one(source, field, reading):
-            if "\0" in text:
-                raise DataError(f"{source}: holds NUL characters, so it is binary and not text.")
-            if text.strip():
-                reading.num_documents += 1
-                yield text
-            else:
+        for text in _source(source, files, field, reading):
+            if not text.strip():
                 reading.num_empty += 1
+                continue
+            mended = _mend(text)
+            reading.num_mended += mended is not text
+            reading.num_documents += 1
+            yield mended
         if reading.num_documents == before:
             raise DataError(f"{source}: holds no text.")
 
 
-def _one(source: str | Path, field: str, reading: Reading) -> Iterator[str]:
+def total_bytes(sources: Sequence[str | Path]) -> int | None:
+    """Return what ``Reading.num_read`` will be in the end, or None where a hub dataset is among the sources."""
+    files = [_files(source) for source in sources]
+    if any(f is None for f in files):
+        return None
+    return sum(file.stat().st_size for f in files for file in f or ())
+
+
+def _files(source: str | Path) -> list[Path] | None:
+    """Return the files of a source, or None for a hub dataset."""
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in KINDS)
+        inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        files = sorted(p for p in inside if p.is_file() and _kind(p) in KINDS)
         if not files:
             raise DataError(f"{path}: no {', '.join(KINDS)} file in this folder.")
-        for file in files:
-            yield from _file(file, field, reading)
-    elif path.exists():
-        yield from _file(path, field, reading)
-    elif str(source) in HUB or (str(source).count("/") == 1 and not path.suffix):
-        yield from _records(_hub(str(source)), field, str(source))
-    else:
-        raise DataError(f"{source}: no such file or folder; {suggestion(str(source), HUB)}")
+        return files
+    if path.exists():
+        if _kind(path) not in KINDS:
+            raise DataError(f"{path}: cannot read this kind of file; {suggestion(_kind(path), KINDS)}")
+        return [path]
+    if str(source) in HUB or (_HUB_NAME.fullmatch(str(source)) and _kind(path) not in KINDS):
+        return None
+    raise DataError(f"{source}: no such file or folder, nor a dataset known by name; {suggestion(str(source), HUB)}")
 
 
 def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def _file(path: Path, field: str, reading: Reading) -> Iterator[str]:
-    kind = _kind(path)
-    if kind not in KINDS:
-        raise DataError(f"{path}: cannot read this kind of file; {suggestion(kind, KINDS)}")
-    if kind == ".parquet":
-        yield from _records(
-            _datasets().load_dataset("parquet", data_files=str(path), split="train", streaming=True), field, str(path)
-        )
-        return
+def _source(source: str | Path, files: list[Path] | None, field: str, reading: Reading) -> Iterator[str]:
+    where = str(source)
     try:
-        with OPENERS.get(path.suffix, lambda p: p.open("rb"))(path) as file:
-            if kind == ".jsonl":
-                yield from _lines(file, path, field, reading)
-            else:
-                yield _decode(file.read(), reading)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+        if files is None:
+            where = f"{source} (no such file or folder, so a dataset of the hub)"
+            yield from _records(_hub(HUB.get(str(source), str(source))), field, where)
+        for file in files or ():
+            where = str(file)
+            before = reading.num_read
+            yield from _file(file, field, reading)
+            reading.num_read = before + file.stat().st_size
+    except DataError:
+        raise
+    except Exception as error:  # every format and every library has kinds of its own
+        raise DataError(f"{where}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
-def _lines(file: IO[bytes], path: Path, field: str, reading: Reading) -> Iterator[str]:
+def _file(path: Path, field: str, reading: Reading) -> Iterator[str]:
+    before = reading.num_read
+    with path.open("rb") as raw:
+        if _kind(path) == ".parquet":
+            texts = _parquet(raw, path, field)
+        else:
+            file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
+            texts = _lines(file, path, field) if _kind(path) == ".jsonl" else _whole(file, path)
+        for text in texts:
+            reading.num_read = before + raw.tell()
+            yield text
+
+
+def _whole(file: Any, path: Path) -> Iterator[str]:
+    raw = file.read()
+    if b"\0" in raw:
+        raise DataError(f"{path}: holds NUL bytes, so it is binary or UTF-16; give UTF-8 text.")
+    yield _decode(raw)
+
+
+def _lines(file: Any, path: Path, field: str) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(_decode(line, reading))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error.msg}).") from error
+            record = json.loads(_decode(line))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
         yield _text(record, field, f"{path}: line {number}")
 
 
-def _records(records: Iterable[dict[str, Any]], field: str, where: str) -> Iterator[str]:
+def _parquet(raw: Any, path: Path, field: str) -> Iterator[str]:
+    file = _library("pyarrow.parquet", "parquet files").ParquetFile(raw)
+    columns = [field] if field in file.schema_arrow.names else None  # without it, all names are needed for the message
+    batches = file.iter_batches(batch_size=1024, columns=columns)
+    yield from _records((record for batch in batches for record in batch.to_pylist()), field, str(path))
+
+
+def _records(records: Iterable[Any], field: str, where: str) -> Iterator[str]:
     for number, record in enumerate(records, start=1):
         yield _text(record, field, f"{where}: record {number}")
 
@@ -131,32 +166,39 @@ def _text(record: Any, field: str, where: str) -> str:
     return record[field]
 
 
-def _decode(raw: bytes, reading: Reading) -> str:
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8-sig", "surrogateescape")  # what is no UTF-8 is left to _mend
+
+
+def _mend(text: str) -> str:
     try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        reading.num_mended += 1
-        return raw.decode(errors="replace")
+        text.encode()
+    except UnicodeEncodeError:
+        return _NOT_TEXT.sub("\ufffd", text)
+    return text if "\0" not in text else _NOT_TEXT.sub("\ufffd", text)
 
 
-def _hub(name: str) -> Iterable[dict[str, Any]]:
-    path, configuration = HUB.get(name, (*name.split(":", 1), None)[:2])
-    return _datasets().load_dataset(path, name=configuration, split="train", streaming=True)
+def _hub(name: str) -> Iterable[Any]:
+    path, _, configuration = name.partition(":")
+    datasets = _library("datasets", "hub datasets")
+    return datasets.load_dataset(path, name=configuration or None, split="train", streaming=True)
 
 
-def _datasets() -> Any:
+def _zstandard(raw: Any) -> Any:
+    decompressor = _library("zstandard", ".zst files").ZstdDecompressor(max_window_size=1 << 31)
+    return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
+
+
+def _library(name: str, what: str) -> Any:
     try:
-        import datasets  # heavy, and needed for parquet and hubs alone
+        return importlib.import_module(name)  # optional, and slow to import
     except ImportError as error:
-        raise DataError(
-            "parquet files and hub datasets need one more library: pip install 'attractor-models[data]'."
-        ) from error
-    return datasets
+        raise DataError(f"{what} need one more library: pip install 'attractor-models[data]'.") from error
 
 
-def _zstandard(path: Path) -> IO[bytes]:
-    try:
-        import zstandard  # optional, needed for .zst alone
-    except ImportError as error:
-        raise DataError(f"{path}: .zst needs one more library: pip install 'attractor-models[data]'.") from error
-    return zstandard.open(path, "rb")
+OPENERS: dict[str, Callable[[Any], Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": _zstandard,
+}

@@ -3,46 +3,67 @@
 A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. Every document stands behind one end-of-text token.
 """
 
-import hashlib
-import itertools
 import json
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from attractor.config import suggestion
-from attractor.errors import DataError
+from attractor.config import from_dict, suggestion
+from attractor.data.text.documents import Reading
+from attractor.data.text.tokenizer import encoder, fingerprint
+from attractor.errors import AttractorError, ConfigError, DataError
 
 FORMAT = "attractor-tokens-1"
-_CHECKED = 1 << 20  # bytes at the start of a shard that its checksum covers
-_BATCH = 256  # documents tokenised in one parallel call
+_START = 1 << 20  # bytes at the start of a shard that are checked at every opening
+_CHUNK = 1 << 24  # bytes read at once where all are checked
+_BATCH = 4_000_000  # characters tokenised in one parallel call
+_PIECE = 1_000_000  # characters after which a long document goes on as another piece
+_LINE = re.compile(r"\n(?=\S)")  # no tokenizer of words merges across this
+
+Piece = tuple[str, str, bool]  # of which split, its text, whether a document begins with it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file. ``num_bytes`` of UTF-8 text became its tokens."""
+    """One file; crc32 of its first MiB and of all of it."""
 
     file: str
     num_tokens: int
+    start: int
+    whole: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What the index says of a split: ``num_bytes`` of UTF-8 text became ``num_tokens``; see :class:`Reading`."""
+
+    num_tokens: int
     num_documents: int
     num_bytes: int
-    checksum: int
+    num_empty: int
+    num_mended: int
+    shards: tuple[Shard, ...]
 
 
 def prepare(
     out: Path,
-    splits: dict[str, Iterable[str]],
+    documents: Mapping[str, Iterable[str]] | Iterable[tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    readings: Mapping[str, Reading] | None = None,
     shard_tokens: int = 100_000_000,
-    advance: Callable[[int], None] = lambda num_bytes: None,
+    advance: Callable[[int, int], None] = lambda num_bytes, num_tokens: None,
 ) -> None:
     """Tokenise documents into ``out``, on all cores. The folder appears when it is complete.
 
@@ -50,89 +71,180 @@ def prepare(
     ----------
     out
         Must not exist.
-    splits
-        ``{"train": documents, "val": documents}``.
+    documents
+        ``{"train": documents, "val": documents}``, or pairs of a split's name and a document in any order.
     tokenizer
         Its ``eos_token_id`` stands before every document. A copy is kept beside the shards.
+    readings
+        By split, what to note about the reading when it is over; splits that stand here must not stay empty.
     shard_tokens
         About how many tokens a file holds.
     advance
-        Called with the number of bytes just done.
+        Called with the numbers of bytes and tokens just done.
+
+    Raises
+    ------
+    DataError
+        Where ``out`` exists or cannot be written, a split holds no text, or the tokenizer has no end-of-text token.
     """
+    require_new(out)
+    if shard_tokens < 1:
+        raise ConfigError(f"shard_tokens={shard_tokens}: give a whole number from 1 up.")
+    end_of_text = tokenizer.eos_token_id
+    if end_of_text is None:
+        raise DataError("this tokenizer has no end-of-text token (eos_token); set one, or train one on the text.")
+    encode = encoder(tokenizer)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    readings = dict(readings or {})
+    if isinstance(documents, Mapping):
+        readings = dict.fromkeys(documents, Reading()) | readings
+        pairs: Iterable[tuple[str, str]] = ((split, text) for split, texts in documents.items() for text in texts)
+    else:
+        pairs = documents
+    writers = {split: _Writer(part, split, shard_tokens) for split in readings}
     try:
-        tokenizer.save_pretrained(part / "tokenizer")
-        dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-        index = {
-            "format": FORMAT,
-            "dtype": dtype.str,
-            "vocab_size": len(tokenizer),
-            "end_of_text": tokenizer.eos_token_id,
-            "tokenizer": fingerprint(tokenizer),
-            "splits": {
-                name: [asdict(s) for s in _write(part, name, documents, tokenizer, dtype, shard_tokens, advance)]
-                for name, documents in splits.items()
-            },
-        }
-        (part / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-        part.rename(out)
+        with _writing(out):
+            part.mkdir(parents=True)
+            tokenizer.save_pretrained(part / "tokenizer")
+        for batch in _tokenize(pairs, encode):
+            done_bytes = done_tokens = 0
+            with _writing(out):
+                for (split, text, first), encoding in batch:
+                    if split not in writers:
+                        writers[split] = _Writer(part, split, shard_tokens)
+                    tokens = np.array([end_of_text, *encoding.ids] if first else encoding.ids, dtype=dtype)
+                    num_bytes = len(text.encode())
+                    writers[split].add(tokens, num_bytes, begins=first)
+                    done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
+            advance(done_bytes, done_tokens)
+        with _writing(out):
+            index = {
+                "format": FORMAT,
+                "dtype": dtype.str,
+                "vocab_size": vocab_size,
+                "end_of_text": end_of_text,
+                "tokenizer": fingerprint(tokenizer),
+                "splits": {
+                    split: asdict(writer.finish(readings.get(split, Reading()))) for split, writer in writers.items()
+                },
+            }
+            (part / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+            part.rename(out)
     finally:
+        for writer in writers.values():
+            writer.close()
         shutil.rmtree(part, ignore_errors=True)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest by which equal vocabularies are known."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+def require_new(out: Path) -> None:
+    """Refuse a place that is taken."""
+    if out.exists() or out.is_symlink():
+        raise DataError(f"{out}: exists already; choose another folder, or remove this one first.")
 
 
-def _write(
-    folder: Path,
-    split: str,
-    documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: np.dtype[Any],
-    shard_tokens: int,
-    advance: Callable[[int], None],
-) -> Iterator[Shard]:
-    pieces: list[np.ndarray] = []
-    num_tokens = num_bytes = number = 0
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}); choose another place.") from error
 
-    def flush() -> Shard:
-        tokens = np.concatenate(pieces)
-        file = folder / f"{split}-{number:05d}.bin"
-        tokens.tofile(file)
-        return Shard(
-            file=file.name,
-            num_tokens=len(tokens),
-            num_documents=len(pieces),
-            num_bytes=num_bytes,
-            checksum=zlib.crc32(tokens.tobytes()[:_CHECKED]),
+
+def _tokenize(
+    pairs: Iterable[tuple[str, str]], encode: Callable[[list[str]], list[Any]]
+) -> Iterator[Iterable[tuple[Piece, Any]]]:
+    """Yield batches of pieces with their encodings. The next one is in work while its receiver writes this one."""
+    with ThreadPoolExecutor(1) as pool:
+        before: list[Piece] = []
+        encoded: Future[list[Any]] = pool.submit(list)
+        for batch in _batches(pairs):
+            after = pool.submit(encode, [text for _, text, _ in batch])
+            yield zip(before, encoded.result(), strict=True)
+            before, encoded = batch, after
+        yield zip(before, encoded.result(), strict=True)
+
+
+def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for split, document in pairs:
+        for text, first in _pieces(document):
+            batch.append((split, text, first))
+            size += len(text) + 100  # many short ones have their cost too
+            if size >= _BATCH:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """Cut a long document at starts of lines, for all cores to have work and none to need memory for all of it."""
+    begin = 0
+    while cut := _LINE.search(document, begin + _PIECE):
+        yield document[begin : cut.end()], begin == 0
+        begin = cut.end()
+    yield document[begin:], begin == 0
+
+
+class _Writer:
+    """The shards of one split, one open at a time."""
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
+        self._folder, self._split, self._limit = folder, split, shard_tokens
+        self._file: IO[bytes] | None = None
+        self._shards: list[Shard] = []
+        self._num_documents = self._num_bytes = 0
+        self._num_tokens = self._start = self._whole = self._size = 0  # of the open shard
+
+    def add(self, tokens: NDArray[Any], num_bytes: int, *, begins: bool) -> None:
+        if begins and self._num_tokens >= self._limit:
+            self._end_shard()
+        if self._file is None:
+            self._file = (self._folder / f"{self._split}-{len(self._shards):05d}.bin").open("wb")
+        data = tokens.tobytes()
+        self._file.write(data)
+        self._start = zlib.crc32(data[: max(0, _START - self._size)], self._start)
+        self._whole = zlib.crc32(data, self._whole)
+        self._size += len(data)
+        self._num_tokens += len(tokens)
+        self._num_documents += begins
+        self._num_bytes += num_bytes
+
+    def finish(self, reading: Reading) -> Split:
+        if not self._num_documents:
+            raise DataError(f"split {self._split!r} holds no text.")
+        self._end_shard()
+        return Split(
+            num_tokens=sum(s.num_tokens for s in self._shards),
+            num_documents=self._num_documents,
+            num_bytes=self._num_bytes,
+            num_empty=reading.num_empty,
+            num_mended=reading.num_mended,
+            shards=tuple(self._shards),
         )
 
-    for batch in itertools.batched(documents, _BATCH) if hasattr(itertools, "batched") else _batched(documents):
-        for text, ids in zip(batch, tokenizer(list(batch), add_special_tokens=False)["input_ids"], strict=True):
-            pieces.append(np.array([tokenizer.eos_token_id, *ids], dtype=dtype))
-            num_tokens += len(pieces[-1])
-            num_bytes += len(text.encode())
-            if num_tokens >= shard_tokens:
-                yield flush()
-                pieces, num_tokens, num_bytes, number = [], 0, 0, number + 1
-        advance(sum(len(text.encode()) for text in batch))
-    if pieces:
-        yield flush()
+    def close(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
-
-def _batched(documents: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    rest = iter(documents)
-    while batch := tuple(itertools.islice(rest, _BATCH)):
-        yield batch
+    def _end_shard(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        name = Path(self._file.name).name
+        self._shards.append(Shard(file=name, num_tokens=self._num_tokens, start=self._start, whole=self._whole))
+        self._file = None
+        self._num_tokens = self._start = self._whole = self._size = 0
 
 
 class Shards:
     """One split of a prepared folder, as one long memory-mapped sequence of tokens.
+
+    Opening checks sizes and the start of every file; :meth:`verify` checks all of it.
 
     Attributes
     ----------
@@ -140,42 +252,66 @@ class Shards:
         Of the split.
     vocab_size, end_of_text, tokenizer
         Of the vocabulary; ``tokenizer`` is its :func:`fingerprint`.
+
+    Raises
+    ------
+    DataError
+        Where the index or a file is not what was written, or there is no such split.
     """
 
     def __init__(self, folder: Path, split: str = "train") -> None:
         index = _read_index(folder)
-        if split not in index["splits"]:
-            raise DataError(f"{folder}: has no split {split!r}; {suggestion(split, index['splits'])}")
-        shards = [Shard(**s) for s in index["splits"][split]]
-        dtype = np.dtype(index["dtype"])
-        self.vocab_size, self.end_of_text, self.tokenizer = (
-            index["vocab_size"],
-            index["end_of_text"],
-            index["tokenizer"],
-        )
-        self.num_tokens = sum(s.num_tokens for s in shards)
-        self.num_documents = sum(s.num_documents for s in shards)
-        self.num_bytes = sum(s.num_bytes for s in shards)
-        self._maps = [_open(folder / s.file, s, dtype) for s in shards]
-        self._ends = np.cumsum([s.num_tokens for s in shards])
+        splits = index["splits"]
+        if split not in splits:
+            raise DataError(f"{folder}: has no split {split!r}; {suggestion(split, splits)}")
+        about: Split = splits[split]
+        self._folder, self._dtype, self._shards = folder, np.dtype(index["dtype"]), about.shards
+        self.vocab_size: int = index["vocab_size"]
+        self.end_of_text: int = index["end_of_text"]
+        self.tokenizer: str = index["tokenizer"]
+        self.num_tokens, self.num_documents, self.num_bytes = about.num_tokens, about.num_documents, about.num_bytes
+        self._maps = [_open(folder / s.file, s, self._dtype) for s in about.shards]
+        self._ends = np.cumsum([s.num_tokens for s in about.shards])
 
-    def read(self, start: int, length: int) -> np.ndarray:
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
         """Return ``length`` tokens from ``start`` on, int64."""
         if not 0 <= start <= start + length <= self.num_tokens:
             raise DataError(f"tokens {start} to {start + length} do not exist; there are {self.num_tokens}.")
-        pieces = []
-        which = int(np.searchsorted(self._ends, start, side="right"))
-        while length:
-            offset = start - (int(self._ends[which - 1]) if which else 0)
-            piece = self._maps[which][offset : offset + length]
-            pieces.append(piece)
-            start, length, which = start + len(piece), length - len(piece), which + 1
-        tokens = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, dtype=np.int64)
-        if tokens.size and tokens.max() >= self.vocab_size:
+        tokens = np.empty(length, dtype=np.int64)
+        which, done = int(np.searchsorted(self._ends, start, side="right")), 0
+        while done < length:
+            offset = start + done - (int(self._ends[which - 1]) if which else 0)
+            piece = self._maps[which][offset : offset + length - done]
+            tokens[done : done + len(piece)] = piece
+            done, which = done + len(piece), which + 1
+        if length and tokens.max() >= self.vocab_size:
             raise DataError(
-                f"token id {tokens.max()} lies outside the vocabulary of {self.vocab_size}; the shards are damaged."
+                f"{self._folder}: token id {tokens.max()} lies outside the vocabulary of {self.vocab_size}, "
+                "so a shard is damaged; prepare the text again."
             )
         return tokens
+
+    def verify(self, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
+        """Read all files and compare their checksums; ``advance`` is called with the number of bytes just read.
+
+        Raises
+        ------
+        DataError
+            For the first file that is not what was written.
+        """
+        for shard in self._shards:
+            checksum = 0
+            with (self._folder / shard.file).open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    checksum = zlib.crc32(chunk, checksum)
+                    advance(len(chunk))
+            if checksum != shard.whole:
+                raise _other_file(self._folder / shard.file)
+
+
+def list_splits(folder: Path) -> list[str]:
+    """Return the names of the splits that lie in a prepared folder."""
+    return list(_read_index(folder)["splits"])
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -184,19 +320,39 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no index.json here; make one with: attractor data prepare.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error}).") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise DataError(f"{file}: not the index of prepared text (its format is not {FORMAT!r}).")
+    try:
+        if index["dtype"] not in ("<u2", "<u4"):
+            raise ConfigError(f"dtype must be <u2 or <u4, not {index['dtype']!r}")
+        for name, kind in (("vocab_size", int), ("end_of_text", int), ("tokenizer", str)):
+            if type(index[name]) is not kind:
+                raise ConfigError(f"{name} must be {kind.__name__}, not {index[name]!r}")
+        index["splits"] = {name: from_dict(Split, split) for name, split in index["splits"].items()}
+        for name, split in index["splits"].items():
+            if sum(s.num_tokens for s in split.shards) != split.num_tokens:
+                raise ConfigError(f"the counts of split {name!r} do not add up")
+    except (KeyError, TypeError, AttributeError, AttractorError) as error:
+        raise DataError(f"{file}: is damaged ({error}); prepare the text again.") from error
     return index
 
 
-def _open(file: Path, shard: Shard, dtype: np.dtype[Any]) -> np.ndarray:
+def _open(file: Path, shard: Shard, dtype: np.dtype[Any]) -> NDArray[Any]:
     wanted = shard.num_tokens * dtype.itemsize
-    if not file.is_file() or file.stat().st_size != wanted:
-        size = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            start = zlib.crc32(handle.read(_START))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); prepare the text again.") from error
+    if size != wanted:
         raise DataError(f"{file}: should hold {wanted} bytes and holds {size}; prepare the text again.")
-    with file.open("rb") as handle:
-        if zlib.crc32(handle.read(_CHECKED)) != shard.checksum:
-            raise DataError(f"{file}: is not the file that was written (its checksum differs); prepare the text again.")
+    if start != shard.start:
+        raise _other_file(file)
     return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _other_file(file: Path) -> DataError:
+    return DataError(f"{file}: is not the file that was written (its checksum differs); prepare the text again.")

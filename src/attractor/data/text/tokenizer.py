@@ -1,7 +1,10 @@
-"""A byte-level BPE tokenizer, trained on the text at hand."""
+"""A byte-level BPE tokenizer, trained on the text at hand; and any fast tokenizer at full speed."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -25,7 +28,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
         raise DataError(f"a vocabulary of {vocab_size} cannot hold all bytes; give at least {len(alphabet) + 1}.")
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
@@ -48,8 +51,35 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies in ``folder``, ours or any other."""
+    """Load the tokenizer that lies in ``folder``, ours or any other, in a folder of prepared text, or under a name on the hub."""
+    inner = folder / "tokenizer"
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # no owner/name either
+        raise DataError(f"{folder}: no such folder; give one with a tokenizer or with prepared text.")
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no tokenizer can be loaded from here ({error}).") from error
+        return AutoTokenizer.from_pretrained(inner if inner.is_dir() else folder)
+    except Exception as error:  # of many kinds: the library parses whatever lies there
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise DataError(f"{folder}: no tokenizer can be loaded from here ({reason}).") from error
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[Any]]:
+    """Return a function from texts to objects with ``ids``, on all cores, that never finds a special token in a text.
+
+    Raises
+    ------
+    DataError
+        For tokenizers that are not backed by the ``tokenizers`` library.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise DataError(f"{type(tokenizer).__name__}: give a tokenizer with a tokenizer.json.")
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy, as these are settings of the object
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = True  # a document that speaks of <|endoftext|> does not end there
+    return lambda texts: own.encode_batch_fast(texts, add_special_tokens=False)  # no offsets, no wrapper
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest by which equal vocabularies are known."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

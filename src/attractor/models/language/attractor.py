@@ -12,7 +12,7 @@ without the last ones. ``num_attractor_layers=0`` is that plain Transformer. Wit
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch import Tensor
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
-from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
+from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
 from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.nn.transformer import Gate
 from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
 
 GRADIENTS: dict[str, Gradient] = {
@@ -88,7 +89,6 @@ class AttractorForCausalLM(LanguageModel):
 
     config_class = AttractorConfig
     config: AttractorConfig
-    _tied_weights_keys: ClassVar[dict[str, str]] = LanguageModel._tied_weights_keys
 
     def __init__(self, config: AttractorConfig) -> None:
         self.num_backbone_layers = config.num_hidden_layers - config.num_attractor_layers
@@ -130,6 +130,32 @@ class AttractorForCausalLM(LanguageModel):
             return out if context.is_real is None else torch.where(context.is_real, out, y)
 
         return update
+
+    def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
+        config = self.config
+        backbone = (self.num_backbone_layers, 3.0 if training else 1.0)
+        gradient = GRADIENTS[config.gradient]
+        if not training or not config.num_attractor_layers:
+            uses = evaluations
+        elif isinstance(gradient, Unrolled):
+            uses = 3 * evaluations
+        elif isinstance(gradient, Phantom):
+            uses = evaluations + 3 * gradient.steps
+        else:  # one tracked call; more products with its Jacobian for some, which an implicit one counts by its own solve
+            uses = evaluations + 3 + 2 * (gradient.terms if isinstance(gradient, Neumann) else 0)
+        return [backbone, (config.num_attractor_layers, uses)]
+
+    def inspect(self, input_ids: Tensor) -> dict[str, float]:
+        """Return the mean gate, and the spectral radius of the update at the equilibrium of ``input_ids`` (B, T)."""
+        if not self.config.num_attractor_layers:
+            return {}
+        with torch.no_grad():
+            output = self(input_ids)
+            context = self._context(output.hidden, None, None)
+        assert output.solution is not None
+        radius = spectral_radius(self.update(output.proposal, context), output.solution.value, iterations=8)
+        gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, Gate)])
+        return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
 
     def _trained_stop(self) -> Tolerance:
         config = self.config

@@ -6,7 +6,7 @@ A model is this plus ``refine``, which turns embedded tokens into output embeddi
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
-from attractor.nn.transformer import MLP, Attention, DecoderLayer, Gate, Rotary, rotary, visible
+from attractor.nn.transformer import MLP, Attention, DecoderLayer, Gate, RMSNorm, Rotary, rotary, visible
 from attractor.solve import Solution, Steps, StopRule, Tolerance
 
 
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
 
     def run(self, x: Tensor, context: Context, first: int, last: int) -> Tensor:
@@ -143,8 +143,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012, as transformers declares it
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LanguageModelConfig, layers: Iterable[DecoderLayer]) -> None:
         super().__init__(config)
@@ -154,6 +154,31 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     @abstractmethod
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as it was trained."""
+
+    @abstractmethod
+    def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
+        """Return ``(layers, uses)``: how many layers cost how many forward passes each, for one solve.
+
+        A tracked pass counts three times when ``training``: once forward and twice on the way back.
+        """
+
+    def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
+        """Return the floating-point operations per token of a sequence of ``length``, two per multiply-add.
+
+        Matrix products only, attention over the causal half. ``evaluations`` is how many a solve makes (for a looped model,
+        how many iterations). Recomputation for the sake of memory is not counted.
+        """
+        config, layer = self.config, self.model.layers[0]
+        assert config.head_dim is not None
+        matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
+        attention = config.num_attention_heads * config.head_dim * (length + 1)  # half of 2 · T · D, for qk and for av
+        passes = sum(layers * uses for layers, uses in self.layer_uses(evaluations, training=training))
+        head = config.vocab_size * config.hidden_size * (3 if training else 1)
+        return 2.0 * (passes * (matrices + attention) + head)
+
+    def inspect(self, input_ids: Tensor) -> dict[str, float]:
+        """Return figures about the model's inside on a batch, for the log."""
+        return {}
 
     def forward(
         self,
@@ -199,7 +224,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             raise ConfigError("this model keeps no key-value cache yet; generate with use_cache=False.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
-        x = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
+        x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
         context = self._context(x, attention_mask, position_ids)
         proposal, hidden, solution = self.refine(x, context, self._stop(depth, tolerance, max_evaluations))
         normed = self.model.norm(hidden)

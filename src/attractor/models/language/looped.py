@@ -5,7 +5,7 @@ After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero, where 
 number of iterations, gradients through the last few only. The last layers then read the state.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,6 @@ class LoopedForCausalLM(LanguageModel):
 
     config_class = LoopedConfig
     config: LoopedConfig
-    _tied_weights_keys: ClassVar[dict[str, str]] = LanguageModel._tied_weights_keys
 
     def __init__(self, config: LoopedConfig) -> None:
         super().__init__(config, [config.build_layer() for _ in range(config.num_hidden_layers)])
@@ -103,6 +102,15 @@ class LoopedForCausalLM(LanguageModel):
             causal=True,
         )
         return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
+
+    def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
+        config = self.config
+        tracked = min(config.tracked_recurrence, evaluations) if training else 0
+        once = 3.0 if training else 1.0
+        return [
+            (config.num_hidden_layers - config.num_core_layers, once),
+            (config.num_core_layers, evaluations + 2 * tracked),
+        ]
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

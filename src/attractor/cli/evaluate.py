@@ -1,0 +1,217 @@
+"""``attractor evaluate``: a language model judged on held-out text, LAMBADA, CORE, or any task of lm-evaluation-harness."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from attractor.cli.language import load_language_model
+from attractor.config import suggestion
+from attractor.data.text import Shards, load_tokenizer, read_documents
+from attractor.errors import ConfigError, DataError
+from attractor.evaluate.harness import harness
+from attractor.evaluate.tasks import core, evaluate_task, find_task, lambada, read_tasks
+from attractor.evaluate.text import known_budget, max_length, score_text
+
+Figures = dict[str, Any]
+HARNESS = "harness:"
+LONGEST = 2048  # tokens of the window over text, unless told
+
+
+def evaluate(
+    checkpoint: Path,
+    /,
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK ...")] = ("text",),
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
+    field: str = "text",
+    bundle: Path | None = None,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+    length: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    out: Path | None = None,
+) -> None:
+    """Judge a language model on text it has not seen and on tasks; print the figures.
+
+    Args:
+        checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken, or any causal model's of transformers.
+        tasks: text, lambada, core, one CORE task by its label, or harness:NAME for any task of lm-evaluation-harness.
+        data: For text: files or folders of held-out documents, or prepared folders, of which the split val is read.
+        field: For text: where it stands in a record.
+        bundle: For lambada and CORE tasks: the evaluation bundle's folder, with core.yaml in it.
+        depth: Evaluations a token, instead of solving to tolerance; 0 decodes the proposal.
+        tolerance: Instead of the model's.
+        max_evaluations: Instead of the model's.
+        length: For text: tokens the sliding window holds; by default as many as the model knows positions for, at most 2048.
+        stride: For text: tokens by which it moves; by default half of them.
+        limit: At most so many items of each task, or documents of the text.
+        batch_size: Sequences at a time.
+        out: A JSON file to write the figures to.
+    """
+    _refuse(tasks, data, bundle, limit, batch_size, out)
+    model, tokenizer = load_language_model(checkpoint)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
+    budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+    window = length or min(max_length(model), LONGEST)
+    results: dict[str, Figures] = {}
+    with _Bars() as bars:
+        for task in tasks:
+            if task == "text":
+                score = score_text(
+                    model,
+                    tokenizer,
+                    islice(_documents(data, field), limit),
+                    length=window,
+                    stride=stride,
+                    batch_size=batch_size,
+                    advance=bars.follow(task),
+                    **budget,
+                )
+                figures = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, **asdict(score)}
+                results[task] = figures | {"length": window}
+            else:
+                settings = {"limit": limit, "batch_size": batch_size, **budget}
+                results |= _task_figures(task, model, tokenizer, bundle, bars, settings)
+    Console().print(_table(results))
+    if out is not None:
+        described = {"checkpoint": str(checkpoint), "budget": budget, "limit": limit, "results": _finite(results)}
+        out.write_text(json.dumps(described, indent=2, default=str) + "\n")
+
+
+def _task_figures(
+    task: str, model: Any, tokenizer: Any, bundle: Path | None, bars: "_Bars", settings: dict[str, Any]
+) -> dict[str, Figures]:
+    if task.startswith(HARNESS):
+        found = harness(model, tokenizer, [task.removeprefix(HARNESS)], **settings)
+        return {HARNESS + name: figures for name, figures in found.items()}
+    assert bundle is not None  # or the task was refused
+    if task == "lambada":
+        words = lambada(model, tokenizer, bundle, advance=bars.follow(task), **settings)
+        return {task: {"perplexity": words.perplexity, **asdict(words)}}
+    if task == "core":
+        whole = core(model, tokenizer, bundle, advance=lambda label, *n: bars.follow(label)(*n), **settings)
+        scores = whole.tasks
+        last = {whole.name: {"centred": whole.value, "missing": list(whole.missing)}}
+    else:
+        scores = (evaluate_task(model, tokenizer, find_task(bundle, task), advance=bars.follow(task), **settings),)
+        last = {}
+    return {score.label: {"centred": score.centred, **asdict(score)} for score in scores} | last
+
+
+def _refuse(
+    tasks: tuple[str, ...],
+    data: tuple[Path, ...],
+    bundle: Path | None,
+    limit: int | None,
+    batch_size: int,
+    out: Path | None,
+) -> None:
+    """Say what is missing or misspelt before a model is loaded, and before hours are spent."""
+    for name, value in (("limit", limit), ("batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: give a whole number from 1 up.")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ConfigError(f"{out}: cannot be written; give --out a file in a folder that exists.")
+    if not tasks:
+        raise ConfigError("there is nothing to judge by; give --tasks text, lambada, core or harness:NAME.")
+    if "text" in tasks and not data:
+        raise ConfigError("the task text needs held-out documents; give files or folders with --data.")
+    for path in data:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give held-out documents with --data.")
+    named = [task for task in tasks if task != "text" and not task.startswith(HARNESS)]
+    if named and bundle is None:
+        known = "choose text, lambada, core or harness:NAME, or give the bundle that has it with --bundle"
+        raise ConfigError(f"the task {named[0]!r} is not known without an evaluation bundle; {known}.")
+    if named and bundle is not None:
+        labels = [task.label for task in read_tasks(bundle)]
+        for task in named:
+            if task not in ("lambada", "core", *labels):
+                raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', 'lambada', 'core', *labels])}")
+
+
+def _documents(paths: tuple[Path, ...], field: str) -> Iterator[str]:
+    for path in paths:
+        if (path / "index.json").is_file():
+            yield from _prepared(path)
+        else:
+            yield from read_documents([path], field=field)
+
+
+def _prepared(folder: Path) -> Iterator[str]:
+    """Yield the held-out documents of a prepared folder, as text: the model judged may have another tokenizer."""
+    shards, tokenizer = Shards(folder, "val"), load_tokenizer(folder / "tokenizer")
+    tokens = shards.read(0, shards.num_tokens)
+    for document in np.split(tokens, np.flatnonzero(tokens == shards.end_of_text)):
+        text = tokenizer.decode(document[document != shards.end_of_text], clean_up_tokenization_spaces=False)
+        if text:
+            yield str(text)
+
+
+class _Bars(Bar):
+    """One bar a task, drawn where the output is a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def follow(self, title: str) -> Callable[[int, int], None]:
+        """Return what keeps the bar of that title up to date."""
+        found = [task.id for task in self.tasks if task.description == title]
+        which = found[0] if found else self.add_task(title, total=None)
+        return lambda done, total: self.update(which, completed=done, total=total)
+
+
+def _table(results: dict[str, Figures]) -> Table:
+    """One row a task, its first figure apart; counts and flags only where they say something."""
+    view = Table()
+    for column in ("task", "", "", "more"):
+        view.add_column(column, justify="right" if not column else "left", overflow="fold")
+    for task, figures in results.items():
+        shown = {k: v for k, v in figures.items() if k != "label" and v is not None and v is not False}
+        if (num_all := shown.pop("num_all", None)) is not None:
+            shown["num_items"] = f"{shown['num_items']:,} of {num_all:,}"
+        if not shown.get("num_cut"):
+            shown.pop("num_cut", None)
+        named = [(name.removeprefix("num_").replace("_", " "), _short(value)) for name, value in shown.items()]
+        view.add_row(task, *named[0], ", ".join(f"{name} {value}" for name, value in named[1:]))
+    return view
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _finite(value: Any) -> Any:
+    """Return the figures with null for what no JSON number can say."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

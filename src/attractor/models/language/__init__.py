@@ -1,0 +1,22 @@
+"""Causal language models, known to the Auto classes of ``transformers`` as soon as this is imported."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from attractor.models.language.attractor import AttractorConfig, AttractorForCausalLM
+from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
+from attractor.models.language.looped import LoopedConfig, LoopedForCausalLM
+
+AutoConfig.register(AttractorConfig.model_type, AttractorConfig)
+AutoConfig.register(LoopedConfig.model_type, LoopedConfig)
+AutoModelForCausalLM.register(AttractorConfig, AttractorForCausalLM)
+AutoModelForCausalLM.register(LoopedConfig, LoopedForCausalLM)
+
+__all__ = [
+    "AttractorConfig",
+    "AttractorForCausalLM",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "LanguageModelOutput",
+    "LoopedConfig",
+    "LoopedForCausalLM",
+]

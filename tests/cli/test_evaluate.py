@@ -1,0 +1,188 @@
+"""``attractor evaluate``: what it prints and writes, which folders it reads, and that mistakes are one sentence."""
+
+import json
+import random
+import shutil
+
+import pytest
+import tyro
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attractor.cli.evaluate import evaluate
+from attractor.cli.language import load_language_model
+from attractor.data.text import prepare, train_tokenizer
+from attractor.errors import AttractorError, CheckpointError, ConfigError, DataError
+from attractor.models.language import AttractorConfig, AttractorForCausalLM
+
+SIZES = {
+    "vocab_size": 290,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
+DOCUMENTS = ["the cat sat on the mat 🙂 " * 9, "a dog in a den", "ten hens sat down"]
+NUM_BYTES = sum(len(text.encode()) for text in DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
+    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A run's folder with one checkpoint."""
+    folder = tmp_path_factory.mktemp("run") / "step-00000007"
+    AttractorForCausalLM(AttractorConfig(**SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps({"format": "attractor-1", "kind": "language"}))
+    return folder.parent
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A checkpoint to damage."""
+    return shutil.copytree(run / "step-00000007", tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("stock")
+    Qwen3ForCausalLM(Qwen3Config(**SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "held-out.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    return file
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "bundle"
+    (folder / "some").mkdir(parents=True)
+    (folder / "core.yaml").write_text(
+        "icl_tasks:\n"
+        "- {label: choose, dataset_uri: some/a.jsonl, num_fewshot: [1], icl_task_type: multiple_choice}\n"
+        "- {label: lambada_openai, dataset_uri: some/b.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n"
+        "- {label: absent, dataset_uri: some/c.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n"
+    )
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nchoose,50\nlambada_openai,0\nabsent,0\n")
+    choose = json.dumps({"query": "the", "choices": ["cat", "dog"], "gold": 1}) + "\n"
+    (folder / "some" / "a.jsonl").write_text(choose * 5)
+    (folder / "some" / "b.jsonl").write_text(json.dumps({"context": "the", "continuation": "cat"}) + "\n")
+    return folder
+
+
+def judged(out, *arguments) -> dict:
+    """Run the command as a shell would, and return what it wrote."""
+    tyro.cli(evaluate, args=[str(a) for a in (*arguments, "--out", out)])
+    return json.loads(out.read_text())
+
+
+def test_text_is_judged_and_written(run, data, tmp_path, capsys) -> None:
+    """A run's folder means its newest checkpoint; bytes are those of the documents; the budget is passed on and noted."""
+    written = judged(tmp_path / "out.json", run, "--data", data, "--depth", "3", "--batch-size", "2")
+    figures = written["results"]["text"]
+    assert (figures["num_bytes"], figures["num_documents"], figures["evaluations"]) == (NUM_BYTES, 3, 3)
+    assert written["budget"] == {"depth": 3}
+    assert "bits per byte" in capsys.readouterr().out
+    few = judged(tmp_path / "out.json", run, "--data", data, "--limit", "1")["results"]["text"]
+    assert few["num_documents"] == 1
+    assert few["final"] == 1
+
+
+def test_a_plain_folder_of_transformers_is_judged_alike(stock, data, tmp_path) -> None:
+    """Without run.json, without a solve; a budget is refused."""
+    figures = judged(tmp_path / "out.json", stock, "--data", data)["results"]["text"]
+    assert figures["num_bytes"] == NUM_BYTES
+    assert figures["evaluations"] is None
+    with pytest.raises(ConfigError, match="has no depth"):
+        evaluate(stock, data=(data,), depth=1)
+
+
+def test_a_prepared_folder_gives_its_held_out_text_back(run, data, tokenizer, tmp_path) -> None:
+    """The same figures as from the documents themselves."""
+    prepare(tmp_path / "prepared", {"train": ["the cat"], "val": DOCUMENTS}, tokenizer)
+    prepared = judged(tmp_path / "a.json", run, "--data", tmp_path / "prepared", "--depth", "1")
+    plain = judged(tmp_path / "b.json", run, "--data", data, "--depth", "1")
+    assert prepared["results"] == plain["results"]
+
+
+def test_tasks_of_a_bundle_are_judged(run, bundle, tmp_path, capsys) -> None:
+    """All of CORE, LAMBADA, and one by its label; what is missing is named."""
+    written = judged(
+        tmp_path / "out.json", run, "--bundle", bundle, "--tasks", "core", "lambada", "choose", "--limit", "3"
+    )
+    results = written["results"]
+    assert results["CORE-2"]["missing"] == ["absent"]
+    assert (results["choose"]["num_items"], results["choose"]["num_all"]) == (3, 5)
+    assert results["lambada"]["perplexity"] > 1
+    assert written["limit"] == 3
+    assert "absent" in capsys.readouterr().out
+
+
+def test_a_mistake_is_refused_before_any_work(run, data, bundle, tmp_path) -> None:
+    """Each in one sentence that says what to do."""
+    for settings, says in [
+        ({}, "--data"),
+        ({"data": (tmp_path / "no" / "such",)}, "no such file"),
+        ({"tasks": ("core",)}, "--bundle"),
+        ({"tasks": ("chose",), "bundle": bundle}, "did you mean 'choose'"),
+        ({"tasks": ()}, "nothing to judge"),
+        ({"data": (data,), "limit": 0}, "--limit 0"),
+        ({"data": (data,), "batch_size": 0}, "--batch-size 0"),
+        ({"data": (data,), "out": tmp_path / "no" / "out.json"}, "cannot be written"),
+        ({"data": (data,), "depth": 1, "tolerance": 0.1}, "not both"),
+    ]:
+        with pytest.raises((ConfigError, DataError), match=says) as caught:
+            evaluate(run, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def _edit(folder, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:4000]),
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        lambda folder: _edit(folder, num_hidden_layers=3),
+        lambda folder: _edit(folder, num_hidden_layers=1),
+        lambda folder: _edit(folder, num_attractor_layers=2),
+        lambda folder: _edit(folder, hidden_size=16),
+        lambda folder: _edit(folder, hidden_size="wide"),
+        lambda folder: _edit(folder, model_type="nobody-knows"),
+        lambda folder: _edit(folder, model_type="qwen3"),
+    ],
+)
+def test_a_damaged_checkpoint_is_never_half_loaded(damage, copy, capfd) -> None:
+    """Every damage is one sentence that names the folder, and nothing else on the screen."""
+    load_language_model(copy)
+    damage(copy)
+    with pytest.raises(CheckpointError, match=str(copy)) as caught:
+        load_language_model(copy)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
+    """An empty one, and one that does not exist."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(AttractorError, match="no checkpoint here"):
+            load_language_model(folder)
