@@ -74,7 +74,7 @@ def evaluate(
                 score = score_text(
                     model,
                     tokenizer,
-                    islice(_documents(data, field), limit),
+                    islice(documents(data, field), limit),
                     length=window,
                     stride=stride,
                     batch_size=batch_size,
@@ -144,7 +144,8 @@ def _refuse(
                 raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', 'lambada', 'core', *labels])}")
 
 
-def _documents(paths: tuple[Path, ...], field: str) -> Iterator[str]:
+def documents(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]:
+    """Yield held-out documents: all of files and folders, the split val of prepared folders."""
     for path in paths:
         if (path / "index.json").is_file():
             yield from _prepared(path)

@@ -7,12 +7,22 @@ from typing import Any
 
 import tyro
 
+from attractor.cli.data import data
 from attractor.cli.demo import demo
+from attractor.cli.evaluate import evaluate
+from attractor.cli.generate import generate
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "solve": solve, "train": train}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "solve": solve,
+    "data": data,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,42 @@
-"""Judging models: exact answers by depth and at rest, and pictures of both."""
+"""Judging models: grids by depth and at rest, text by its bytes, language tasks; and pictures of what settles."""
 
+from attractor.evaluate.harness import harness
 from attractor.evaluate.pictures import draw_curves, draw_settling
 from attractor.evaluate.puzzles import DepthPoint, Judgement, judge, settling
+from attractor.evaluate.tasks import (
+    CoreScore,
+    LambadaScore,
+    Task,
+    TaskScore,
+    core,
+    evaluate_task,
+    find_task,
+    lambada,
+    read_tasks,
+)
+from attractor.evaluate.text import Predictions, TextScore, known_budget, log_probabilities, max_length, score_text
 
-__all__ = ["DepthPoint", "Judgement", "draw_curves", "draw_settling", "judge", "settling"]
+__all__ = [
+    "CoreScore",
+    "DepthPoint",
+    "Judgement",
+    "LambadaScore",
+    "Predictions",
+    "Task",
+    "TaskScore",
+    "TextScore",
+    "core",
+    "draw_curves",
+    "draw_settling",
+    "evaluate_task",
+    "find_task",
+    "harness",
+    "judge",
+    "known_budget",
+    "lambada",
+    "log_probabilities",
+    "max_length",
+    "read_tasks",
+    "score_text",
+    "settling",
+]

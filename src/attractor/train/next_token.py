@@ -65,7 +65,11 @@ class NextToken:
         metrics = {}
         if (solution := output.solution) is not None:
             self._calls = solution.outcome.calls
-            metrics = {"evaluations": solution.evaluations.float().mean(), "residual": solution.residual.mean()}
+            metrics = {
+                "evaluations": solution.evaluations.float().mean(),
+                "calls": torch.tensor(float(self._calls)),
+                "residual": solution.residual.mean(),
+            }
             start, end = output.proposal.detach().float(), output.hidden.detach().float()
             metrics["moved"] = ((end - start).norm(dim=-1) / start.norm(dim=-1).clamp_min(1e-12)).mean()
         return output.loss, metrics

@@ -5,6 +5,7 @@ After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero, where 
 number of iterations, gradients through the last few only. The last layers then read the state.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,6 +101,11 @@ class LoopedForCausalLM(LanguageModel):
             stop=stop,
             gradient=Phantom(steps=tracked) if tracked else Unrolled(),
             causal=True,
+        )
+        solution = replace(  # those that carry gradients are iterations too
+            solution,
+            evaluations=solution.evaluations + tracked,
+            outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
         return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
 

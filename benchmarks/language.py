@@ -1,0 +1,245 @@
+"""The attractor and its baselines at equal tokens, width, depth and weights: what does solving buy, and what does it cost?
+
+    python -m benchmarks.language run --data TEXT --bundle EVAL      # every side and seed, about an hour on two cores
+    python -m benchmarks.language run --data TEXT --sides attractor --seeds 0
+    python -m benchmarks.language show                               # table and curves of what is there
+
+TEXT is a folder of ``attractor data prepare`` with 8,192 tokens (5.2 million weights, most of the rest of the comparison's cost
+being the head), EVAL an evaluation bundle with LAMBADA in it. Sides:
+
+attractor     3 layers propose, 1 refines to rest
+transformer   the same 4 layers once: equal depth, width, tokens and, but for the gates, equal weights
+deeper        a plain Transformer with as many layers as the attractor's training uses passes: equal compute
+looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradients through 2
+deq           all 4 layers an equilibrium from zero, no proposal
+deq-untied    the same with a head of its own
+
+Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 20,000 characters. Runs
+may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost.
+"""
+
+import json
+import math
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attractor.cli.demo import write_json
+from attractor.cli.evaluate import documents
+from attractor.cli.language import load_language_model
+from attractor.cli.runs import environment, train_language
+from attractor.config import change, to_dict
+from attractor.evaluate import lambada, score_text
+from attractor.recipes import LanguageRecipe, language
+from attractor.train import Progress, find_checkpoint
+
+OUT = Path("results/language")
+SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
+DEPTHS = (0, 1, 2, 4, 8, None)
+CHARACTERS = 20_000
+LAMBADA_ITEMS = 1000
+
+
+def recipe(side: str, seed: int, num_steps: int) -> LanguageRecipe:
+    """Return the run of one side."""
+    family = {"deeper": "transformer", "deq-untied": "deq"}.get(side, side)
+    found = language("tiny", family)
+    changes: dict[str, dict[str, Any]] = {
+        "deeper": {"num_hidden_layers": 6},
+        "looped": {"mean_recurrence": 4, "tracked_recurrence": 2},
+        "deq-untied": {"tie_word_embeddings": False},
+    }
+    found = change(found, {"model": changes.get(side, {})})
+    return replace(
+        found,
+        text=replace(found.text, seed=seed),
+        train=replace(found.train, num_steps=num_steps, seed=seed, checkpoint_every=0),
+    )
+
+
+def one(side: str, seed: int, data: Path, bundle: Path, num_steps: int, console: Console) -> None:
+    """Train and judge one side with one seed and write ``results/language/SIDE-SEED.json``."""
+    wanted = recipe(side, seed, num_steps)
+    with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {seed}", console) as progress:
+        train_language(wanted, data, Path(folder), callbacks=[progress])
+        log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        model, tokenizer = load_language_model(find_checkpoint(Path(folder)))
+    texts = [text[:CHARACTERS] for text in documents((data,), "text")]
+    curve = []
+    solves = side in ("attractor", "looped")
+    for depth in DEPTHS if solves else (None,):
+        score = score_text(model, tokenizer, texts, length=wanted.text.length, batch_size=32, depth=depth)
+        curve.append(
+            {
+                "depth": depth,
+                "bits_per_byte": score.bits_per_byte,
+                "evaluations": score.evaluations,
+                "residual": None if score.residual is None or math.isnan(score.residual) else score.residual,
+                "final": score.final,
+            }
+        )
+        console.print(f"{side} {seed}: {curve[-1]}")
+    words = lambada(model, tokenizer, bundle, limit=LAMBADA_ITEMS, batch_size=32)
+    later = log[len(log) // 10 :]
+    calls = statistics.mean(line.get("calls", 1.0) for line in later)
+    config: Any = model
+    result = {
+        "command": f"python -m benchmarks.language run --sides {side} --seeds {seed} --num-steps {num_steps}",
+        "environment": environment(),
+        "recipe": to_dict(wanted),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": log[-1]["tokens"],
+        "seconds": log[-1]["seconds"],
+        "calls_in_training": calls,
+        "training_flops_per_token": config.flops_per_token(wanted.text.length, calls, training=True),
+        "flops_per_token": config.flops_per_token(wanted.text.length, curve[-1]["evaluations"] or 1.0),
+        "bits_per_byte": curve[-1]["bits_per_byte"],
+        "curve": curve,
+        "lambada_log_likelihood": words.log_likelihood,
+        "lambada_accuracy": words.accuracy,
+        "log": [
+            {k: line.get(k) for k in ("step", "loss", "evaluations", "calls", "residual", "moved")} for line in log
+        ],
+    }
+    write_json(OUT / f"{side}-{seed}.json", result)
+
+
+def run(
+    data: Path,
+    bundle: Path,
+    sides: tuple[str, ...] = SIDES,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    num_steps: int = 300,
+    threads: int | None = None,
+) -> None:
+    """Train and judge, one after the other.
+
+    Args:
+        data: Prepared text.
+        bundle: Evaluation bundle with LAMBADA.
+        sides: Which to run.
+        seeds: Of weights and of the order of the text.
+        num_steps: Of 8,192 tokens.
+        threads: Of this process.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for side in sides:
+            one(side, seed, data, bundle, num_steps, Console(width=160))
+
+
+def show() -> None:
+    """Print means over seeds with their spread, and draw loss against depth; write summary.json and internalisation.png."""
+    console = Console(width=170)
+    view = Table(title="equal tokens; mean ± half the range over seeds", title_justify="left")
+    columns = (
+        "side",
+        "seeds",
+        "weights",
+        "bits/byte",
+        "LAMBADA nats/word",
+        "evaluations",
+        "MFLOP/token",
+        "training",
+        "s",
+        "MB",
+    )
+    for column in columns:
+        view.add_column(column, justify="right", no_wrap=True)
+    rows = []
+    curves: dict[str, dict[Any, list[float]]] = {}
+    for side in SIDES:
+        runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{side}-[0-9].json"))]
+        if not runs:
+            continue
+        row: dict[str, Any] = {"side": side, "seeds": len(runs), "num_parameters": runs[0]["num_parameters"]}
+        for name in (
+            "bits_per_byte",
+            "lambada_log_likelihood",
+            "lambada_accuracy",
+            "flops_per_token",
+            "training_flops_per_token",
+            "calls_in_training",
+            "seconds",
+        ):
+            row[name] = _spread([r[name] for r in runs])
+        row["evaluations"] = _spread([r["curve"][-1]["evaluations"] or 1.0 for r in runs])
+        rows.append(row)
+        for r in runs:
+            for point in r["curve"] if len(r["curve"]) > 1 else ():
+                curves.setdefault(side, {}).setdefault(point["depth"], []).append(point["bits_per_byte"])
+        view.add_row(
+            side,
+            str(len(runs)),
+            f"{row['num_parameters'] / 1e6:.2f}M",
+            _short(row["bits_per_byte"], 4),
+            _short(row["lambada_log_likelihood"], 2),
+            _short(row["evaluations"], 1),
+            _short({k: v / 1e6 for k, v in row["flops_per_token"].items()}, 1),
+            _short({k: v / 1e6 for k, v in row["training_flops_per_token"].items()}, 1),
+            f"{row['seconds']['mean']:.0f}",
+        )
+    console.print(view)
+    internal = {side: {str(d): _spread(values) for d, values in points.items()} for side, points in curves.items()}
+    write_json(OUT / "summary.json", {"command": "python -m benchmarks.language", "rows": rows, "by_depth": internal})
+    _draw(internal, OUT / "internalisation.png")
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "half_range": (max(values) - min(values)) / 2}
+
+
+def _short(value: dict[str, float], digits: int) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['half_range']:.{digits}f}"
+
+
+def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
+    """Loss by depth on the left; on the right, evaluations, residual and distance to the proposal while training."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+    names = [str(d) for d in DEPTHS]
+    for side, points in curves.items():
+        here = [name for name in names if name in points]
+        left.errorbar(
+            range(len(here)),
+            [points[n]["mean"] for n in here],
+            [points[n]["half_range"] for n in here],
+            marker="o",
+            capsize=3,
+            label=side,
+        )
+        left.set_xticks(range(len(here)), ["rest" if n == "None" else n for n in here])
+        for seed_file in sorted(OUT.glob(f"{side}-[0-9].json")):
+            log = json.loads(seed_file.read_text())["log"]
+            steps = [line["step"] for line in log]
+            middle.plot(
+                steps, [line["evaluations"] for line in log], alpha=0.7, color="C0" if side == "attractor" else "C1"
+            )
+            if side == "attractor":
+                right.plot(steps, [line["residual"] for line in log], alpha=0.7, color="C0")
+                right.plot(steps, [line["moved"] for line in log], alpha=0.7, color="C2")
+    left.set(xlabel="depth (evaluations)", ylabel="bits per byte, held out")
+    left.legend()
+    middle.set(xlabel="training step", ylabel="evaluations")
+    right.set(xlabel="training step", yscale="log", ylabel="attractor: residual (blue), ‖y*−c‖/‖c‖ (green)")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show})

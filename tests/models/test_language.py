@@ -1,0 +1,307 @@
+"""Identities of the language models: what the attractor is at depths 0 and 1, and who never influences whom."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from attractor.config import to_dict
+from attractor.errors import ConfigError, DataError
+from attractor.models.language import (
+    AttractorConfig,
+    AttractorForCausalLM,
+    LanguageModel,
+    LoopedConfig,
+    LoopedForCausalLM,
+)
+from attractor.models.language.base import next_token_loss
+from attractor.recipes import SIZES, language
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def build(model_class: type = AttractorForCausalLM, config_class: type = AttractorConfig, **changes) -> LanguageModel:
+    """A small model whose every weight matters, in evaluation mode."""
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**SMALL, **changes}))
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.15)
+        elif "norm" in name:
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+        elif "gate" in name:
+            torch.nn.init.normal_(p)
+    return model.eval()
+
+
+VARIANTS = {
+    "mean": lambda: build(),
+    "sum": lambda: build(injection="sum"),
+    "deq": lambda: build(num_attractor_layers=4, start="zero", gate_limit=0.4, gate_start=0.3),
+    "plain": lambda: build(num_attractor_layers=0),
+    "relu2": lambda: build(hidden_act="relu2", qk_norm=False),
+    "looped": lambda: build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4),
+}
+
+
+def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def folded(model: AttractorForCausalLM) -> dict[str, torch.Tensor]:
+    """The weights without gates: each is folded into the projection before it."""
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    for i, layer in enumerate(model.model.layers):
+        for gate, projection in (("self_attn_gate", "self_attn.o_proj"), ("mlp_gate", "mlp.down_proj")):
+            if f"model.layers.{i}.{gate}.raw" in state:
+                state[f"model.layers.{i}.{projection}.weight"] *= getattr(layer, gate).value().detach()[:, None]
+                del state[f"model.layers.{i}.{gate}.raw"]
+    return state
+
+
+def test_depth_one_is_the_plain_transformer_and_a_stock_qwen3() -> None:
+    """With the mean injection, to 1e-5, for the same weights."""
+    model = build(num_attractor_layers=2)
+    ids = tokens()
+    with torch.no_grad():
+        once = model(ids, depth=1).logits
+        plain = AttractorForCausalLM(AttractorConfig(**SMALL, num_attractor_layers=0)).eval()
+        plain.load_state_dict(folded(model))
+        assert (plain(ids).logits - once).abs().max() < 1e-5
+
+        qwen = Qwen3ForCausalLM(
+            Qwen3Config(
+                **SMALL,
+                head_dim=8,
+                tie_word_embeddings=True,
+                rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
+                attn_implementation="eager",
+            )
+        ).eval()
+        qwen.load_state_dict(folded(model))
+        assert (qwen(ids).logits - once).abs().max() < 1e-5
+        assert (model(ids).logits - once).abs().max() > 1e-3, (
+            "the equilibrium must be another answer, or nothing is tested"
+        )
+
+
+def test_depth_zero_is_its_first_layers() -> None:
+    """The proposal is decoded as it is."""
+    model = build(num_attractor_layers=1)
+    first = AttractorForCausalLM(AttractorConfig(**{**SMALL, "num_hidden_layers": 3}, num_attractor_layers=0)).eval()
+    first.load_state_dict({k: v for k, v in folded(model).items() if ".layers.3." not in k})
+    ids = tokens()
+    with torch.no_grad():
+        assert (model(ids, depth=0).logits - first(ids).logits).abs().max() < 1e-5
+
+
+BUDGETS = [{"depth": n} for n in (0, 1, 2, 5)] + [
+    {"tolerance": 1e-2},
+    {"tolerance": 1e-5},
+    {"tolerance": 1e-9, "max_evaluations": 7},
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_later_tokens_change_earlier_logits_by_exactly_nothing(variant: str, budget: dict) -> None:
+    """At any depth, tolerance and limit, in float32."""
+    model = VARIANTS[variant]()
+    a, b = tokens(), tokens()
+    b[:, 15:] = tokens(seed=1)[:, 15:]
+    with torch.no_grad():
+        before, after = model(a, **budget).logits, model(b, **budget).logits
+    assert torch.equal(before[:, :15], after[:, :15])
+    if not (variant in ("deq", "looped") and budget == {"depth": 0}):  # zero, whatever the tokens
+        assert not torch.equal(before[:, 15:], after[:, 15:])
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(variant: str) -> None:
+    """Alone, in company, and padded left or right, a text has the same logits."""
+    model = VARIANTS[variant]()
+    ids, padding = tokens(3, 20), torch.zeros(3, 6, dtype=torch.long)
+    seen, unseen = torch.ones(3, 20, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long)
+    seen[1:, :9] = 0
+    # A fixed depth to rounding, the equilibrium to what its tolerance allows; random layers from zero do not contract.
+    solved = [] if variant == "deq" else [({"tolerance": 1e-6, "max_evaluations": 100}, 2e-4)]
+    for budget, bound in [({"depth": 3}, 1e-5), *solved]:
+        with torch.no_grad():
+            alone = model(ids[:1], **budget).logits
+            company = model(ids, **budget).logits
+            right = model(torch.cat([ids, padding], 1), attention_mask=torch.cat([seen, unseen], 1), **budget).logits
+            left = model(torch.cat([padding, ids], 1), attention_mask=torch.cat([unseen, seen], 1), **budget).logits
+        assert (company[:1] - alone).abs().max() < bound
+        assert (right[:1, :20] - alone).abs().max() < bound
+        assert (left[:1, 6:] - alone).abs().max() < bound
+
+
+def test_documents_packed_into_a_row_do_not_see_each_other() -> None:
+    """Their logits are those that each has alone."""
+    model = build()
+    ids = tokens(1, 20)
+    positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
+    for budget, bound in (({"depth": 3}, 1e-5), ({"tolerance": 1e-6}, 2e-4)):
+        with torch.no_grad():
+            packed = model(ids, position_ids=positions, **budget).logits
+            assert (packed[:, :8] - model(ids[:, :8], **budget).logits).abs().max() < bound
+            assert (packed[:, 8:] - model(ids[:, 8:], **budget).logits).abs().max() < bound
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("variant", ["mean", "looped", "deq"])
+def test_saving_and_loading_is_exact(variant: str, tied: bool, tmp_path) -> None:
+    """Through the Auto class, all settings and every bit of the logits."""
+    model = VARIANTS[variant]()
+    if not tied:
+        model = type(model)(type(model.config)(**{**SMALL, "tie_word_embeddings": False})).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    assert to_dict(again.config) == to_dict(model.config)
+    ids = tokens()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_a_preset_has_the_weights_it_claims(size: str, family: str) -> None:
+    """Counted on the meta device: within half a per cent of the dial's number, for every family."""
+    recipe = language(size, family)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(recipe.model)
+        assert model(torch.zeros(1, 4, dtype=torch.long), depth=1).logits.shape == (1, 4, 32768)
+    num = sum(p.numel() for p in model.parameters())
+    assert abs(num / SIZES[size].num_weights - 1) < 0.005
+    claimed = {"60m": 60e6, "140m": 135e6, "370m": 379e6, "770m": 775e6}.get(size, num)
+    assert abs(num / claimed - 1) < 0.02
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_every_weight_learns(variant: str) -> None:
+    """A training step gives a gradient to each parameter."""
+    model = VARIANTS[variant]().train()
+    torch.manual_seed(0)
+    model(tokens(), labels=tokens()).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("injection", ["mean", "sum"])
+def test_the_equilibrium_is_where_the_update_rests(injection: str) -> None:
+    """Every token is final, and its residual, recomputed, is below the tolerance."""
+    model = build(injection=injection)
+    with torch.no_grad():
+        output = model(tokens(), tolerance=1e-5)
+        assert output.solution.outcome.converged
+        moved = model.update(output.proposal, model._context(output.hidden, None, None))(output.hidden) - output.hidden
+        assert (moved.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
+
+
+def test_the_loss_in_chunks_is_the_loss() -> None:
+    """Value and gradients, with labels left out."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    labels = torch.randint(30, (2, 9))
+    labels[0, 3:6] = -100
+    whole = torch.nn.functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    chunked = next_token_loss(hidden, weight, labels, chunk=4)
+    assert torch.allclose(whole, chunked, atol=1e-6)
+    for a, b in zip(
+        torch.autograd.grad(whole, (hidden, weight)), torch.autograd.grad(chunked, (hidden, weight)), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    """Recomputed layers give what stored ones give."""
+    grads = []
+    for wanted in (False, True):
+        model = build().train()
+        if wanted:
+            model.model.gradient_checkpointing = True
+        model(tokens(), labels=tokens()).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("variant", "evaluations"), [("mean", 3), ("plain", 1), ("relu2", 2), ("looped", 4)])
+def test_flops_agree_with_a_counter(variant: str, evaluations: int, training: bool) -> None:
+    """The analytic figure is what torch counts, within 1 %, but for the half of attention that is masked."""
+    model = VARIANTS[variant]()
+    model.train(training)
+    budget = {"tolerance": 1e-12, "max_evaluations": evaluations} if variant != "looped" else {"depth": evaluations}
+    if training and variant == "looped":
+        pytest.skip("the number of iterations is drawn")
+    ids, length = tokens(1, 64), 64
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),  # the counter does not know the processor's fused kernel
+        torch.set_grad_enabled(training),
+    ):
+        logits = model(ids, **budget).logits
+        if training:
+            logits.sum().backward()
+    passes = sum(n * uses for n, uses in model.layer_uses(evaluations, training=training))
+    masked = 2.0 * passes * SMALL["num_attention_heads"] * 8 * (length - 1)
+    wanted = (model.flops_per_token(length, evaluations, training=training) + masked) * length
+    assert abs(counter.get_total_flops() / wanted - 1) < 0.01
+
+
+@pytest.mark.parametrize("depth", [None, 0, 2])
+def test_greedy_generation_is_what_forward_would_choose(depth: int | None) -> None:
+    """Token by token, for padded prompts too; and it stops at the end of text."""
+    model = build()
+    prompt = tokens(2, 5)
+    mask = torch.ones_like(prompt)
+    mask[1, :2] = 0
+    out = model.generate(prompt, attention_mask=mask, max_new_tokens=6, do_sample=False, depth=depth)
+    for row in range(2):
+        ids = prompt[row : row + 1, 2 * row :]
+        for chosen in out[row, 5:].tolist():
+            with torch.no_grad():
+                assert int(model(ids, depth=depth).logits[0, -1].argmax()) == chosen
+            if chosen == model.config.eos_token_id:
+                break
+            ids = torch.cat([ids, torch.tensor([[chosen]])], dim=1)
+
+
+def test_generation_stops_at_the_end_of_text() -> None:
+    """Nothing but padding comes after it."""
+    model = build()
+    with torch.no_grad():
+        last = int(model(tokens(1, 5)).logits[0, -1].argmax())
+    out = model.generate(tokens(1, 5), max_new_tokens=6, do_sample=False, eos_token_id=last)
+    assert out.shape[1] == 6
+
+
+def test_what_cannot_work_is_refused_in_one_sentence() -> None:
+    """Ids, lengths, budgets, caches and settings that do not fit are named."""
+    model = build()
+    with pytest.raises(DataError, match="97 lies outside the vocabulary of 97"):
+        model(torch.full((1, 3), 97))
+    with pytest.raises(DataError, match="65 tokens are more than the 64"):
+        model(tokens(1, 65))
+    with pytest.raises(ConfigError, match="not both"):
+        model(tokens(), depth=1, tolerance=1e-3)
+    with pytest.raises(ConfigError, match="cache"):
+        model(tokens(), use_cache=True)
+    with pytest.raises(ConfigError, match="did you mean 'mean'"):
+        AttractorConfig(**SMALL, injection="meen")
+    with pytest.raises(ConfigError, match="exceeds num_hidden_layers"):
+        AttractorConfig(**SMALL, num_attractor_layers=5)
+    with pytest.raises(ConfigError, match="must divide"):
+        AttractorConfig(**{**SMALL, "num_key_value_heads": 3})
