@@ -251,7 +251,7 @@ def fingerprints(questions: Grids) -> NDArray[np.uint64]:
     weights = np.random.PCG64(0).random_raw(height * width).reshape(height, width)
     # Turning the weights instead of the mazes gives the same 8 numbers in another order.
     turned = np.stack([_turn(weights, k).reshape(-1) for k in range(8)], axis=1)  # (H·W, 8)
-    return (questions.reshape(len(questions), -1).astype(np.uint64) @ turned).min(axis=1)
+    return (questions.reshape(len(questions), height * width).astype(np.uint64) @ turned).min(axis=1)
 
 
 def _turn(grids: NDArray[Any], k: int) -> NDArray[Any]:
