@@ -14,13 +14,13 @@ class MazeDataConfig:
     """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from.
 
     In ``corner_share`` of them S and G are in opposite corners: long paths teach the answer to travel far. ``winding_share`` of
-    these are winding mazes, with the longest paths of all.
+    these are winding mazes, with the longest paths of all: answers then rest sooner and more often, not more exactly.
     """
 
     num_mazes: int = 1000
     size: int = 11
     corner_share: float = 0.9
-    winding_share: float = 0.5
+    winding_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -31,23 +31,16 @@ class DeepSupervisionConfig:
         Segments after which a question is replaced.
     leave_solved
         The chance, after each segment, that a solved question is replaced at once.
-    inherit
-        The chance that a question starts from the state its predecessor left, instead of a fresh one: the answer to another
-        question, at rest and wrong, which teaches to leave wrong answers.
     """
 
     batch_size: int = 64
     max_segments: int = 8
     leave_solved: float = 0.0
-    inherit: float = 0.0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
-        for name in ("leave_solved", "inherit"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"DeepSupervisionConfig({name}={getattr(self, name)!r}): a chance must lie in [0, 1]."
-                )
+        if not 0 <= self.leave_solved <= 1:
+            raise ConfigError(f"deep supervision: leave_solved={self.leave_solved} must lie in [0, 1].")
 
 
 class DeepSupervision:
@@ -106,9 +99,6 @@ class DeepSupervision:
             leaving |= solved & (torch.rand(len(solved)) < self._config.leave_solved)
         where = leaving.nonzero()[:, 0]
         fresh = self._draw(len(where))
-        if self._config.inherit:
-            inherits = torch.rand(len(where)) < self._config.inherit
-            fresh["state"][inherits] = carry["state"][where[inherits]]
         return {name: value.index_put((where,), fresh[name]) for name, value in carry.items()}
 
     def inspect(self, model: nn.Module) -> dict[str, float]:

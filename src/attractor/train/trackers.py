@@ -1,5 +1,7 @@
 """Where the log is drawn as curves: TensorBoard, or a tracking service whose library is installed. All are callbacks."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from attractor.errors import ConfigError
 from attractor.train.loop import Callback, Report
 
 Log = Callable[[dict[str, float], int], None]
+LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 def tracker(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> Callback | None:
@@ -25,27 +28,24 @@ def tracker(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> Call
     settings
         Plain data to store with the run.
     """
-    known: dict[str, Callable[[Path, str, dict[str, Any]], Log]] = {
-        "tensorboard": _tensorboard,
-        "wandb": lambda *run: _service("wandb", *run),
-        "trackio": lambda *run: _service("trackio", *run),
-    }
     if name == "none":
         return None
-    if name not in known:
-        raise ConfigError(f"there is no tracker {name!r}; {suggestion(name, [*known, 'none'])}")
-    try:
-        log = known[name](out, recipe, settings)
-    except ImportError as error:
-        raise ConfigError(f"the tracker {name!r} needs its library: pip install {name} ({error}).") from error
+    if name not in LIBRARIES:
+        raise ConfigError(f"there is no tracker {name!r}; {suggestion(name, [*LIBRARIES, 'none'])}")
+    if importlib.util.find_spec(LIBRARIES[name]) is None:
+        raise ConfigError(f"the tracker {name!r} needs its library: pip install {LIBRARIES[name]}.")
+    log: Log | None = None
 
     def callback(report: Report) -> None:
+        nonlocal log
+        if log is None:  # only now: a run that is refused leaves no trace
+            log = _tensorboard(out) if name == "tensorboard" else _service(name, out, recipe, settings)
         log({"lr": report.lr, "seconds": report.seconds, **report.metrics}, report.step)
 
     return callback
 
 
-def _tensorboard(out: Path, recipe: str, settings: dict[str, Any]) -> Log:
+def _tensorboard(out: Path) -> Log:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
 
     writer: Any = SummaryWriter(str(out / "tensorboard"))
@@ -59,8 +59,6 @@ def _tensorboard(out: Path, recipe: str, settings: dict[str, Any]) -> Log:
 
 
 def _service(library: str, out: Path, recipe: str, settings: dict[str, Any]) -> Log:
-    import importlib
-
     service: Any = importlib.import_module(library)
     run = service.init(project=f"attractor-{recipe.replace('/', '-')}", name=out.name, config=settings)
     return lambda values, step: run.log(values, step=step)

@@ -1,0 +1,180 @@
+"""From a folder of text to a model that is trained, resumed, judged and asked to write, by four commands."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attractor.cli import main
+
+WORDS = [
+    *"abcdefgh",
+    "the sea was calm",
+    "a small boat",
+    "went out past",
+    "old walls of stone",
+    "to find",
+    "some light",
+]
+SMALL = [
+    "model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=3", "model.num_attention_heads=2",
+    "model.num_key_value_heads=2", "model.head_dim=16", "model.max_position_embeddings=32", "text.length=32",
+    "text.batch_size=4", "train.num_steps=6", "train.log_every=2", "train.checkpoint_every=3",
+]  # fmt: skip
+
+
+def write_text(folder, *, seed: int = 0) -> None:
+    rng = random.Random(seed)
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(". ".join(" ".join(rng.choices(WORDS, k=9)) for _ in range(40)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared text, and another with a vocabulary of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    write_text(folder / "text")
+    for vocab_size in (300, 290):
+        out = str(folder / f"tokens{vocab_size}")
+        command = ["data", "prepare", str(folder / "text"), "--out", out, "--vocab-size", str(vocab_size)]
+        assert main([*command, "--val-share", "0.2"]) == 0
+    return folder
+
+
+def train(data, out, *more: str, family: str = "", name: str = "tokens300") -> int:
+    command = ["train", f"language/tiny{family}", "--data", str(data / name), "--out", str(out), *more]
+    return main([*command, "--set", *SMALL])
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "whole"
+    assert train(data, out) == 0
+    return out
+
+
+def test_four_commands_lead_from_text_to_a_writing_model(run, data, tmp_path, capsys) -> None:
+    """Each reads what the one before wrote."""
+    figures = tmp_path / "figures.json"
+    judge = ["evaluate", str(run), "--data", str(data / "tokens300"), "--out", str(figures), "--depth", "1"]
+    assert main(judge) == 0
+    assert json.loads(figures.read_text())["results"]["text"]["bits_per_byte"] > 0
+    capsys.readouterr()
+    assert main(["generate", str(run), "--prompt", "the sea", "--max-new-tokens", "5"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("the sea")
+    assert "tokens in" in captured.err
+
+
+def test_the_same_seed_writes_the_same_text(run, capsys) -> None:
+    """And temperature 0 needs none."""
+    written = []
+    for seed, temperature in ((1, "1"), (1, "1"), (2, "0"), (3, "0")):
+        command = ["generate", str(run), "--prompt", "a", "--max-new-tokens", "8", "--temperature", temperature]
+        assert main([*command, "--seed", str(seed)]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+    assert written[2] == written[3]
+
+
+def test_generation_ends_where_the_context_does(run, capsys) -> None:
+    """And says so."""
+    command = ["generate", str(run), "--prompt", "a", "--max-new-tokens", "500", "--temperature", "0", "--depth", "0"]
+    assert main(command) == 0
+    err = capsys.readouterr().err
+    assert "context is full" in err or int(err.split()[0]) < 31
+
+
+def test_the_log_has_the_figures_of_a_solve(run) -> None:
+    """And the run's settings, environment and commit lie beside the weights."""
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in (
+        "loss", "tokens", "tokens/s", "mfu", "evaluations", "residual", "moved", "gate", "spectral_radius", "gradient",
+    ):  # fmt: skip
+        assert name in line, name
+    described = json.loads((run / "step-00000006" / "run.json").read_text())
+    assert described["recipe"]["model"]["vocab_size"] == 300
+    assert {"commit", "torch", "python", "device"} <= described["environment"].keys()
+    assert list((run / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("family", ["", "-looped"])
+def test_an_interrupted_run_ends_bitwise_like_a_whole_one(family: str, data, tmp_path) -> None:
+    """Weights, optimiser moments of AdamW and Muon, and the position in the text."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(data, whole, "--track", "none", family=family) == 0
+    assert train(data, parts, "--track", "none", family=family) == 0
+    shutil.rmtree(parts / "step-00000006")  # only the checkpoint of its middle is left
+    assert train(data, parts, "--resume", "--track", "none", family=family) == 0
+    for name in ("model.safetensors", "training.safetensors"):
+        a, b = (load_file(out / "step-00000006" / name) for out in (whole, parts))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("family", ["-transformer", "-deq"])
+def test_every_family_trains(family: str, data, tmp_path) -> None:
+    """Under the same loop, and is loaded again to be judged."""
+    layers = ["model.num_attractor_layers=3"] if family == "-deq" else []
+    command = ["train", f"language/tiny{family}", "--data", str(data / "tokens300"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--track", "none", "--set", *SMALL, *layers]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(data / "tokens300"), "--limit", "1"]) == 0
+
+
+MISTAKES = {
+    "no data": (["train", "language/tiny"], "--data FOLDER"),
+    "no such folder": (["train", "language/tiny", "--data", "NOWHERE"], "attractor data prepare"),
+    "data for mazes": (["train", "maze", "--data", "DATA"], "leave out --data"),
+    "rows too long": (
+        ["train", "language/tiny", "--data", "DATA", "--set", "text.length=512"],
+        "max_position_embeddings",
+    ),
+    "other tokenizer": (["--resume", "--data", "OTHER"], "text.tokenizer"),
+    "other settings": (["--resume", "--data", "DATA", "--set", *SMALL, "model.window=3"], "model.window"),
+    "unknown family": (["train", "language/tiny-looping", "--data", "DATA"], "language/tiny-looped"),
+    "unknown tracker": (
+        ["train", "language/tiny", "--data", "DATA", "--track", "tensorbord"],
+        "did you mean 'tensorboard'",
+    ),
+    "impossible model": (
+        ["train", "language/tiny", "--data", "DATA", "--set", "model.num_attractor_layers=9"],
+        "exceeds",
+    ),
+    "a reasoner's command": (["solve", "RUN", "maze.txt"], "cannot be read"),
+    "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
+    "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),
+    "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
+    "odd temperature": (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "--temperature"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, run, data, tmp_path, capsys) -> None:
+    """And the run that is there stays as it was."""
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    places = {"DATA": data / "tokens300", "OTHER": data / "tokens290", "RUN": run, "NOWHERE": tmp_path / "nowhere"}
+    arguments, says = MISTAKES[name]
+    arguments = [str(places.get(a, a)) for a in arguments]
+    if arguments[0] == "--resume":
+        arguments = ["train", "language/tiny", "--out", str(run), *arguments]
+        arguments += [] if "--set" in arguments else ["--set", *SMALL]
+    elif arguments[0] == "train":
+        arguments[2:2] = ["--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_path, capsys) -> None:
+    """With advice; what was written before stays whole."""
+    out = tmp_path / "run"
+    command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--track", "none"]
+    extreme = ["train.optimizer.lr=1e30", "train.optimizer.muon_lr=1e30", "train.max_skipped=1", "train.num_steps=30"]
+    assert main([*command, "--set", *SMALL, *extreme]) == 2
+    assert "not finite" in capsys.readouterr().err
