@@ -168,8 +168,4 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     )
     if size != "tiny":
         return recipe
-    return replace(
-        recipe,
-        text=replace(recipe.text, batch_size=32),
-        train=replace(recipe.train, num_steps=1500, accumulate=1, log_every=20),
-    )
+    return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
