@@ -4,6 +4,7 @@ It knows an objective, which yields a loss a step, and a model, whose parameters
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -190,7 +191,8 @@ def train(
                 values |= objective.inspect(model) | ({"skipped": float(skipped)} if skipped else {})
                 lr = config.optimizer.lr * factor
                 report = Report(step=step, seconds=time.perf_counter() - begun, progress=done, lr=lr, metrics=values)
-                log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **values}) + "\n")
+                finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON knows no infinity
+                log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **finite}) + "\n")
                 for callback in callbacks:
                     callback(report)
             if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1:
