@@ -46,5 +46,5 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	touch $@
 
 $(VENV)/.ready-peers: $(VENV)/.ready-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers,eval]'
 	touch $@

@@ -14,7 +14,7 @@ looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradien
 deq           all 4 layers an equilibrium from zero, no proposal
 deq-untied    the same with a head of its own
 
-Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 20,000 characters. Runs
+Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 5,000 characters. Runs
 may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost.
 """
 
@@ -47,7 +47,7 @@ from attractor.train import Progress, find_checkpoint
 OUT = Path("results/language")
 SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
 DEPTHS = (0, 1, 2, 4, 8, None)
-CHARACTERS = 20_000
+CHARACTERS = 5_000
 LAMBADA_ITEMS = 1000
 
 
