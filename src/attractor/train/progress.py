@@ -49,4 +49,6 @@ class Progress:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
