@@ -34,6 +34,9 @@ torch.manual_seed(0)
 limits = {"tolerance": 1e-30, "min_evaluations": 1, "max_evaluations": n}
 limits |= {"mean_recurrence": n, "tracked_recurrence": n} if side == "looped" else {}
 model = AutoModelForCausalLM.from_config(change(language("tiny", side).model, limits)).train()
+for p in model.parameters():  # new layers are the identity, and rest at once
+    if p.ndim == 2:
+        torch.nn.init.normal_(p, std=0.02)
 ids = torch.randint(32768, (16, 256))
 torch.poisson = lambda rate: rate  # the looped model draws its number of iterations; here it is the mean
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -21,7 +21,7 @@ WORDS = [
 ]
 SMALL = [
     "model.hidden_size=32", "model.intermediate_size=64", "model.num_hidden_layers=3", "model.num_attention_heads=2",
-    "model.num_key_value_heads=2", "model.head_dim=16", "model.max_position_embeddings=32", "text.length=32",
+    "model.max_position_embeddings=32", "text.length=32",
     "text.batch_size=4", "train.num_steps=6", "train.log_every=2", "train.checkpoint_every=3",
 ]  # fmt: skip
 
@@ -148,6 +148,8 @@ MISTAKES = {
     "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
     "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),
     "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
+    "resume and overwrite": (["--resume", "--overwrite", "--data", "DATA"], "give one of them"),
+    "nothing to overwrite with": (["--overwrite", "--data", "NOWHERE"], "attractor data prepare"),
     "odd temperature": (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "--temperature"),
 }
 
@@ -159,7 +161,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, run, data, tmp_pat
     places = {"DATA": data / "tokens300", "OTHER": data / "tokens290", "RUN": run, "NOWHERE": tmp_path / "nowhere"}
     arguments, says = MISTAKES[name]
     arguments = [str(places.get(a, a)) for a in arguments]
-    if arguments[0] == "--resume":
+    if arguments[0] in ("--resume", "--overwrite"):
         arguments = ["train", "language/tiny", "--out", str(run), *arguments]
         arguments += [] if "--set" in arguments else ["--set", *SMALL]
     elif arguments[0] == "train":
@@ -177,4 +179,14 @@ def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_p
     command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--track", "none"]
     extreme = ["train.optimizer.lr=1e30", "train.optimizer.muon_lr=1e30", "train.max_skipped=1", "train.num_steps=30"]
     assert main([*command, "--set", *SMALL, *extreme]) == 2
-    assert "not finite" in capsys.readouterr().err
+    assert "not finite 2 times in a row" in capsys.readouterr().err
+
+
+def test_a_torn_log_does_not_stop_a_resumed_run(data, tmp_path) -> None:
+    """What was written when the machine stopped is dropped."""
+    out = tmp_path / "run"
+    assert train(data, out, "--track", "none") == 0
+    with (out / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 7, "sec')
+    assert train(data, out, "--resume", "--track", "none") == 0
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6]

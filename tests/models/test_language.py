@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from attractor.config import to_dict
+from attractor.config import change, to_dict
 from attractor.errors import ConfigError, DataError
 from attractor.models.language import (
     AttractorConfig,
@@ -117,6 +117,8 @@ BUDGETS = [{"depth": n} for n in (0, 1, 2, 5)] + [
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_later_tokens_change_earlier_logits_by_exactly_nothing(variant: str, budget: dict) -> None:
     """At any depth, tolerance and limit, in float32."""
+    if variant == "plain" and budget != {"depth": 1}:
+        budget = {}
     model = VARIANTS[variant]()
     a, b = tokens(), tokens()
     b[:, 15:] = tokens(seed=1)[:, 15:]
@@ -136,7 +138,8 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(variant: str) -> 
     seen[1:, :9] = 0
     # A fixed depth to rounding, the equilibrium to what its tolerance allows; random layers from zero do not contract.
     solved = [] if variant == "deq" else [({"tolerance": 1e-6, "max_evaluations": 100}, 2e-4)]
-    for budget, bound in [({"depth": 3}, 1e-5), *solved]:
+    fixed = {} if variant == "plain" else {"depth": 3}
+    for budget, bound in [(fixed, 1e-5), *([] if variant == "plain" else solved)]:
         with torch.no_grad():
             alone = model(ids[:1], **budget).logits
             company = model(ids, **budget).logits
@@ -199,6 +202,45 @@ def test_every_weight_learns(variant: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+@pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
+def test_a_new_model_is_the_identity(family: str) -> None:
+    """Every branch starts at zero, built directly or through the Auto class; an attractor then rests at once."""
+    config = change(language("tiny", family).model, {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 97})
+    for model in (AutoModelForCausalLM.from_config(config), AutoModelForCausalLM.from_config(config).eval()):
+        closing = [p for name, p in model.named_parameters() if "o_proj" in name or "down_proj" in name]
+        assert len(closing) == 8
+        assert not any(p.any() for p in closing)
+        assert all(p.std() > 0.01 for name, p in model.named_parameters() if "q_proj" in name or "embed" in name)
+    if family == "attractor":
+        with torch.no_grad():
+            solution = model(tokens()).solution
+        assert solution.residual.max() == 0
+
+
+@pytest.mark.parametrize("gradient", ["one-step", "neumann", "phantom", "unrolled"])
+def test_training_flops_of_every_gradient(gradient: str) -> None:
+    """Within 2 % of what torch counts in a training step of six evaluations."""
+    model = build(gradient=gradient).train()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens(1, 64), tolerance=1e-12, max_evaluations=6).logits.sum().backward()
+    passes = sum(n * uses for n, uses in model.layer_uses(6, training=True))
+    masked = 2.0 * passes * SMALL["num_attention_heads"] * 8 * 63
+    wanted = (model.flops_per_token(64, 6, training=True) + masked) * 64
+    assert abs(counter.get_total_flops() / wanted - 1) < 0.02
+
+
+def test_padding_does_not_end_a_solve_in_training() -> None:
+    """Two real tokens among many of padding are solved as well as alone."""
+    model = build().train()
+    mask = torch.zeros(1, 40, dtype=torch.long)
+    mask[:, :2] = 1
+    with torch.no_grad():
+        padded = model(tokens(1, 40), attention_mask=mask).solution
+        alone = model(tokens(1, 40)[:, :2]).solution
+    assert padded.residual[0, :2].max() < model.config.tolerance
+    assert padded.evaluations[0, :2].tolist() == alone.evaluations[0].tolist()
+
+
 @pytest.mark.parametrize("injection", ["mean", "sum"])
 def test_the_equilibrium_is_where_the_update_rests(injection: str) -> None:
     """Every token is final, and its residual, recomputed, is below the tolerance."""
@@ -243,7 +285,8 @@ def test_flops_agree_with_a_counter(variant: str, evaluations: int, training: bo
     """The analytic figure is what torch counts, within 1 %, but for the half of attention that is masked."""
     model = VARIANTS[variant]()
     model.train(training)
-    budget = {"tolerance": 1e-12, "max_evaluations": evaluations} if variant != "looped" else {"depth": evaluations}
+    budgets = {"looped": {"depth": evaluations}, "plain": {}}
+    budget = budgets.get(variant, {"tolerance": 1e-12, "max_evaluations": evaluations})
     if training and variant == "looped":
         pytest.skip("the number of iterations is drawn")
     ids, length = tokens(1, 64), 64
@@ -297,6 +340,10 @@ def test_what_cannot_work_is_refused_in_one_sentence() -> None:
         model(tokens(1, 65))
     with pytest.raises(ConfigError, match="not both"):
         model(tokens(), depth=1, tolerance=1e-3)
+    with pytest.raises(ConfigError, match="rtol"):
+        model(tokens(), tolerance=0.0)
+    with pytest.raises(ConfigError, match="solves nothing"):
+        build(num_attractor_layers=0)(tokens(), depth=0)
     with pytest.raises(ConfigError, match="cache"):
         model(tokens(), use_cache=True)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from attractor.config import override
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.optim import OptimizerConfig, trapezoid
@@ -12,9 +13,10 @@ from attractor.recipes import language
 
 def test_groups_follow_the_named_rules() -> None:
     """Muon takes the matrices inside layers and no others, the attractor's at half the rate; nothing is left out or twice."""
-    config = language("tiny").train.optimizer
+    recipe = override(language("tiny"), ["model.num_hidden_layers=5", "model.num_attractor_layers=2"])
+    config = recipe.optimizer
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    model = AttractorForCausalLM(AttractorConfig(**sizes, num_hidden_layers=4))
+    model = AttractorForCausalLM(AttractorConfig(**sizes, num_hidden_layers=5, num_attractor_layers=2))
     names = {id(p): name for name, p in model.named_parameters()}
     seen: list[str] = []
     for optimizer in config.build(model):
@@ -25,7 +27,7 @@ def test_groups_follow_the_named_rules() -> None:
                 is_muon = isinstance(optimizer, torch.optim.Muon)
                 assert is_muon == ("_proj.weight" in name), name
                 full = config.muon_lr if is_muon else config.lr
-                assert group["lr"] == full * (0.5 if ".layers.3." in name else 1), name
+                assert group["lr"] == full * (0.5 if ".layers.3." in name or ".layers.4." in name else 1), name
     assert sorted(seen) == sorted(names.values())
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -64,9 +63,8 @@ def evaluate(
     """
     _refuse(tasks, data, bundle, limit, batch_size, out)
     model, tokenizer = load_language_model(checkpoint)
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
-    window = length or min(max_length(model), LONGEST)
+    window = min(max_length(model), LONGEST) if length is None else length
     results: dict[str, Figures] = {}
     with _Bars() as bars:
         for task in tasks:
@@ -86,10 +84,15 @@ def evaluate(
             else:
                 settings = {"limit": limit, "batch_size": batch_size, **budget}
                 results |= _task_figures(task, model, tokenizer, bundle, bars, settings)
+            if out is not None:  # after every task: the next may fail, or take hours
+                described = {
+                    "checkpoint": str(checkpoint),
+                    "budget": budget,
+                    "limit": limit,
+                    "results": _finite(results),
+                }
+                out.write_text(json.dumps(described, indent=2, default=str) + "\n")
     Console().print(_table(results))
-    if out is not None:
-        described = {"checkpoint": str(checkpoint), "budget": budget, "limit": limit, "results": _finite(results)}
-        out.write_text(json.dumps(described, indent=2, default=str) + "\n")
 
 
 def _task_figures(
@@ -197,6 +200,7 @@ def _table(results: dict[str, Figures]) -> Table:
         if not shown.get("num_cut"):
             shown.pop("num_cut", None)
         named = [(name.removeprefix("num_").replace("_", " "), _short(value)) for name, value in shown.items()]
+        named = named or [("", "")]
         view.add_row(task, *named[0], ", ".join(f"{name} {value}" for name, value in named[1:]))
     return view
 

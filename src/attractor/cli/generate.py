@@ -11,7 +11,7 @@ from transformers import TextStreamer
 
 from attractor.cli.language import load_language_model
 from attractor.errors import ConfigError
-from attractor.evaluate import known_budget
+from attractor.evaluate import encode, known_budget, max_length
 
 
 def generate(
@@ -51,13 +51,10 @@ def generate(
     model, tokenizer = load_language_model(checkpoint)
     console = Console(stderr=True)
     text = sys.stdin.read() if prompt == "-" else prompt
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = [start, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-    room = model.config.max_position_embeddings - len(ids)
+    ids = encode(tokenizer, text)[None].to(model.device)
+    room = max_length(model) - ids.shape[1]
     if room < 1:
-        raise ConfigError(
-            f"the prompt has {len(ids)} tokens and the model reads {model.config.max_position_embeddings}; shorten it."
-        )
+        raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -68,14 +65,14 @@ def generate(
         streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
         generate: Any = model.generate
         out = generate(
-            torch.tensor([ids], device=model.device),
+            ids,
             max_new_tokens=min(max_new_tokens, room),
             streamer=streamer,
             pad_token_id=tokenizer.eos_token_id,
             **choice,
             **budget,
         )
-        added = out.shape[1] - len(ids)
+        added = out.shape[1] - ids.shape[1]
         full = " (the model's context is full)" if added == room < max_new_tokens else ""
         seconds = time.perf_counter() - begun
         console.print(f"[dim]{added} tokens in {seconds:.1f} s{full}[/dim]", highlight=False)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -16,6 +17,8 @@ from attractor.train import find_checkpoint
 
 def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, in evaluation mode, and the tokenizer of a checkpoint's folder: all of it or nothing.
+
+    The model is on the GPU if there is one.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint, local_files_only=True, output_loading_info=True
             )
@@ -56,7 +59,7 @@ def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
             f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only "
             f"{model.get_input_embeddings().num_embeddings}; they do not belong together."
         )
-    return model.eval(), tokenizer
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
 def _odd(info: dict[str, Any]) -> list[str]:
@@ -65,7 +68,7 @@ def _odd(info: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the reports and bars of ``transformers`` off the screen: what matters in them is said in one sentence."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

@@ -2,9 +2,9 @@
 
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import attractor
+from attractor.cli.language import quiet
 from attractor.config import change, from_dict, to_dict
 from attractor.data import mazes
 from attractor.data.text import PackedRows, Shards, load_tokenizer
@@ -37,7 +38,9 @@ KIND = "maze-reasoner"
 
 
 def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something already, unless told what to do with it."""
+    """Refuse an output folder that holds something already, unless told what to do with it. Nothing in it is touched."""
+    if resume and overwrite:
+        raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder with --out.")
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
@@ -48,9 +51,6 @@ def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out.") from error
     if not os.access(out, os.W_OK):
         raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")
-    if overwrite:  # an older run's checkpoints must not pass for this one's
-        for old in [*out.glob("step-*"), *out.glob(".part-*")]:
-            shutil.rmtree(old)
 
 
 def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:
@@ -94,6 +94,7 @@ def train_language(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(device)
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
+    config = replace(recipe.train, optimizer=recipe.optimizer)
     objective = NextToken(rows, recipe.text, peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]))
     describe = {
         "kind": "language",
@@ -104,13 +105,14 @@ def train_language(
 
     def save(model: nn.Module, folder: Path) -> None:
         assert isinstance(model, LanguageModel)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
     trained = run_loop(
         model,
         objective,
-        recipe.train,
+        config,
         out=out,
         describe=describe,
         callbacks=callbacks,

@@ -14,7 +14,15 @@ from attractor.evaluate.tasks import (
     lambada,
     read_tasks,
 )
-from attractor.evaluate.text import Predictions, TextScore, known_budget, log_probabilities, max_length, score_text
+from attractor.evaluate.text import (
+    Predictions,
+    TextScore,
+    encode,
+    known_budget,
+    log_probabilities,
+    max_length,
+    score_text,
+)
 
 __all__ = [
     "CoreScore",
@@ -28,6 +36,7 @@ __all__ = [
     "core",
     "draw_curves",
     "draw_settling",
+    "encode",
     "evaluate_task",
     "find_task",
     "harness",

@@ -168,11 +168,13 @@ def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tens
 
 
 def encode(tokenizer: Any, text: str) -> Tensor:
-    """Return the tokens of ``text`` behind the end-of-text token, (T,) int64."""
+    """Return the tokens of ``text`` behind the end-of-text token, (T,) int64. What looks like a special token is text."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise ConfigError("the tokenizer has neither a bos_token nor an eos_token to put before a text; set one.")
-    return torch.tensor([first, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
+    return torch.tensor(
+        [first, *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]]
+    )
 
 
 def perplexity(nats: float) -> float:

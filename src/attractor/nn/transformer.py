@@ -52,6 +52,10 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+class Closing(nn.Linear):
+    """The projection that ends a branch. A model that starts these at zero starts as the identity."""
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
@@ -61,7 +65,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.o_proj = Closing(num_heads * head_dim, width, bias=False)
         if qk_norm:
             self.q_norm = RMSNorm(head_dim, eps)
             self.k_norm = RMSNorm(head_dim, eps)
@@ -95,7 +99,7 @@ class MLP(nn.Module):
         if self.gated:
             self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = Closing(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:

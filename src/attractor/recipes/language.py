@@ -15,7 +15,7 @@ The dial is the size's name. It fixes width, layers and how they are divided bet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attractor.config import suggestion
+from attractor.config import require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LanguageModelConfig, LoopedConfig
 from attractor.optim import OptimizerConfig
@@ -28,13 +28,27 @@ IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageRecipe:
-    """Everything about a run on text. ``model.vocab_size`` becomes the prepared text's."""
+    """Everything about a run on text. ``model.vocab_size`` and the special tokens become the prepared text's.
+
+    ``attractor_rate`` is the share of the learning rate at which the attractor's layers learn beside a backbone.
+    """
 
     model: LanguageModelConfig
+    attractor_rate: float = 0.5
     text: NextTokenConfig = field(default_factory=NextTokenConfig)
     train: TrainConfig
 
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimiser, with the attractor's layers, wherever they begin, at their own rate."""
+        first, last = getattr(self.model, "num_attractor_layers", 0), self.model.num_hidden_layers
+        if first in (0, last):  # nothing, or everything
+            return self.train.optimizer
+        layers = "|".join(str(i) for i in range(last - first, last))
+        return replace(self.train.optimizer, slow=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
+
     def __post_init__(self) -> None:
+        require_positive(self, "attractor_rate")
         if self.text.length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"text.length={self.text.length} exceeds model.max_position_embeddings="
@@ -137,8 +151,6 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
             gate_limit=dial.gate_limit,
             **shape,
         )
-    first = dial.num_layers - num_attractor
-    attractor = "|".join(str(i) for i in range(first, dial.num_layers))
     recipe = LanguageRecipe(
         model=model,
         text=NextTokenConfig(batch_size=16, length=dial.length),
@@ -154,8 +166,6 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
                 muon_lr=8e-3,
                 muon_decay=0.2,
                 final_decay=0.0,
-                slow=rf"\.layers\.({attractor})\." if num_attractor and family != "deq" else "",
-                slow_factor=0.5,
             ),
             warmup=0.0,
             decay=0.5,

@@ -5,6 +5,8 @@ It knows an objective, which yields a loss a step, and a model, whose parameters
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +143,9 @@ def train(
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     full = [(group["lr"], group["weight_decay"]) for group in groups]
     out.mkdir(parents=True, exist_ok=True)
+    if not resume:  # an older run's checkpoints and curves must not pass for this one's
+        for old in [*out.glob("step-*"), *out.glob(".part-*"), *out.glob("tensorboard")]:
+            shutil.rmtree(old)
     log = _open_log(out / "metrics.jsonl", step)
     begun = time.perf_counter() - spent
     model.train()
@@ -188,15 +193,17 @@ def train(
             done = progress()
             if step % config.log_every == 0 or done >= 1:
                 values = {k: float(v) for k, v in {"loss": loss, "gradient": norm, **metrics}.items()}
-                values |= objective.inspect(model) | ({"skipped": float(skipped)} if skipped else {})
+                if not skipped_now:
+                    values |= objective.inspect(model)
+                values |= {"skipped": float(skipped)} if skipped else {}
                 lr = config.optimizer.lr * factor
                 report = Report(step=step, seconds=time.perf_counter() - begun, progress=done, lr=lr, metrics=values)
                 finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON knows no infinity
                 log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **finite}) + "\n")
                 for callback in callbacks:
                     callback(report)
-            if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1:
-                log.flush()
+            # Not amid steps that are skipped: good checkpoints would make room for one that cannot go on.
+            if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1 and not skipped_now:
                 save()
     save()
     return (averaged.module if averaged else model).eval()
@@ -268,7 +275,15 @@ def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _open_log(file: Path, step: int) -> TextIO:
-    """Open the log for appending, without the lines of steps after ``step`` that will be made again."""
-    old = file.read_text().splitlines(keepends=True) if step and file.exists() else []
-    file.write_text("".join(line for line in old if json.loads(line)["step"] <= step))
-    return file.open("a")
+    """Open the log for appending line by line, without what was logged after ``step`` and will be logged again."""
+    kept = []
+    for line in file.read_text().splitlines(keepends=True) if step and file.exists() else []:
+        try:
+            before = json.loads(line)["step"] <= step
+        except json.JSONDecodeError:  # torn when the machine stopped
+            continue
+        kept += [line] if before else []
+    part = file.with_name(f".{file.name}.part")
+    part.write_text("".join(kept))
+    os.replace(part, file)
+    return file.open("a", buffering=1)

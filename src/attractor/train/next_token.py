@@ -51,7 +51,8 @@ class NextToken:
 
     def __init__(self, rows: Rows, config: NextTokenConfig, *, peak_flops: float | None = None) -> None:
         self._rows, self._config, self._peak_flops = rows, config, peak_flops
-        self._row, self._calls = 0, 1
+        self._row = 0
+        self._calls: list[int] = []
         self._since = 0, time.perf_counter()
         self._first: Tensor | None = None
 
@@ -64,10 +65,10 @@ class NextToken:
         output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens)
         metrics = {}
         if (solution := output.solution) is not None:
-            self._calls = solution.outcome.calls
+            self._calls.append(solution.outcome.calls)
             metrics = {
                 "evaluations": solution.evaluations.float().mean(),
-                "calls": torch.tensor(float(self._calls)),
+                "calls": torch.tensor(float(solution.outcome.calls)),
                 "residual": solution.residual.mean(),
             }
             start, end = output.proposal.detach().float(), output.hidden.detach().float()
@@ -81,10 +82,13 @@ class NextToken:
         rate = (done - before) / (now - begun)
         figures = {"tokens": float(done), "tokens/s": rate}
         if self._peak_flops is not None:
-            work = model.flops_per_token(self._config.length, self._calls, training=True)
+            # Linear in the number of evaluations, so that their mean counts every batch since the last call.
+            calls = sum(self._calls) / len(self._calls) if self._calls else 1.0
+            work = model.flops_per_token(self._config.length, calls, training=True)
             figures["mfu"] = rate * work / self._peak_flops
         if self._first is not None:
             figures |= model.inspect(self._first)
+        self._calls.clear()
         self._since = done, time.perf_counter()
         return figures
 

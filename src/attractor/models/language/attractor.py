@@ -46,13 +46,13 @@ class AttractorConfig(LanguageModelConfig):
     start
         ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
     gate_start, gate_limit
-        LayerScale on the attractor's branches: factors start at the one and stay below the other.
+        LayerScale on the attractor's branches: factors start at the one (at most 0.98 of the other) and stay below the other.
     window
         Of Anderson's method.
     gradient
         ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
     training_fraction
-        In training, a solve ends when this share of tokens is below tolerance.
+        In training without padding, a solve ends when this share of tokens is below tolerance or has given up.
     """
 
     model_type = "attractor"
@@ -79,6 +79,9 @@ class AttractorConfig(LanguageModelConfig):
         }.items():
             if getattr(self, name) not in valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(str(getattr(self, name)), valid)}")
+        require_whole(self, 1, "window")
+        if not 0 < self.training_fraction <= 1:
+            raise ConfigError(f"training_fraction={self.training_fraction}: the share must lie in (0, 1].")
         if not 0 < self.gate_start <= self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
         super().__post_init__(**kwargs)
@@ -103,12 +106,16 @@ class AttractorForCausalLM(LanguageModel):
         config = self.config
         proposal = self.model.run(x, context, 0, self.num_backbone_layers)
         if config.num_attractor_layers == 0:
+            if stop not in (None, Steps(1)):
+                raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")
             return proposal, proposal, None
+        if self.training and proposal.device.type == "cpu" and not proposal.isfinite().all():
+            return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
         solution = fixed_point(
             self.update(proposal, context),
             proposal if config.start == "proposal" else torch.zeros_like(proposal),
             solver=Anderson(window=config.window),
-            stop=stop or self._trained_stop(),
+            stop=stop or self._trained_stop(context),
             # A fixed number of evaluations is a plain deep network, and differentiated as one.
             gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
             causal=True,
@@ -138,11 +145,13 @@ class AttractorForCausalLM(LanguageModel):
         if not training or not config.num_attractor_layers:
             uses = evaluations
         elif isinstance(gradient, Unrolled):
-            uses = 3 * evaluations
+            uses = 3 * evaluations - 2  # the last is looked at and not used
         elif isinstance(gradient, Phantom):
             uses = evaluations + 3 * gradient.steps
-        else:  # one tracked call; more products with its Jacobian for some, which an implicit one counts by its own solve
-            uses = evaluations + 3 + 2 * (gradient.terms if isinstance(gradient, Neumann) else 0)
+        elif isinstance(gradient, Implicit):
+            uses = float("nan")  # the adjoint solve decides
+        else:  # one tracked call, and one product with its Jacobian a term
+            uses = evaluations + 3 + (gradient.terms if isinstance(gradient, Neumann) else 0)
         return [backbone, (config.num_attractor_layers, uses)]
 
     def inspect(self, input_ids: Tensor) -> dict[str, float]:
@@ -152,16 +161,20 @@ class AttractorForCausalLM(LanguageModel):
         with torch.no_grad():
             output = self(input_ids)
             context = self._context(output.hidden, None, None)
-        assert output.solution is not None
-        radius = spectral_radius(self.update(output.proposal, context), output.solution.value, iterations=8)
+        if output.solution is None:
+            return {}
+        generator = torch.Generator(output.hidden.device).manual_seed(0)  # the run's own must not depend on its log
+        update = self.update(output.proposal, context)
+        radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
         gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, Gate)])
         return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
 
-    def _trained_stop(self) -> Tolerance:
+    def _trained_stop(self, context: Context) -> Tolerance:
         config = self.config
+        partly = self.training and context.is_real is None  # padding rests at once, and would count
         return Tolerance(
             rtol=config.tolerance,
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
-            fraction=config.training_fraction if self.training else 1.0,
+            fraction=config.training_fraction if partly else 1.0,
         )

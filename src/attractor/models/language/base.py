@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
-from attractor.nn.transformer import MLP, Attention, DecoderLayer, Gate, RMSNorm, Rotary, rotary, visible
+from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, Rotary, rotary, visible
 from attractor.solve import Solution, Steps, StopRule, Tolerance
 
 
@@ -51,32 +51,45 @@ class LanguageModelConfig(PreTrainedConfig):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
-        require_whole(self, 1, "num_attention_heads", "num_key_value_heads", "min_evaluations", "max_evaluations")
-        require_positive(self, "tolerance", "rope_theta", "rms_norm_eps")
-        if self.num_attention_heads % self.num_key_value_heads:
+        given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
+        require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", *given)
+        require_whole(self, 1, "num_attention_heads", "min_evaluations", "max_evaluations", "max_position_embeddings")
+        require_positive(self, "tolerance", "rope_theta", "rms_norm_eps", "initializer_range")
+        if self.num_attention_heads % self.num_kv_heads:
             raise ConfigError(
-                f"num_key_value_heads={self.num_key_value_heads} must divide "
-                f"num_attention_heads={self.num_attention_heads}."
+                f"num_key_value_heads={self.num_kv_heads} must divide num_attention_heads={self.num_attention_heads}."
             )
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim={self.head_dim}: rotary positions need an even number.")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}; "
+                "or give head_dim."
+            )
+        if self.head_width % 2:
+            raise ConfigError(f"head_dim={self.head_width}: rotary positions need an even number.")
+        if self.use_cache:
+            raise ConfigError("use_cache=True: this model keeps no key-value cache yet.")
         if self.hidden_act not in ("silu", "relu2"):
             raise ConfigError(f"hidden_act={self.hidden_act!r}: choose 'silu' or 'relu2'.")
         super().__post_init__(**kwargs)
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: ``num_key_value_heads``, or as many as of queries."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head: ``head_dim``, or its share of the width."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     def build_layer(self, gate: tuple[float, float] | None = None) -> DecoderLayer:
         """Return one decoder layer of this size."""
-        assert self.num_key_value_heads is not None
-        assert self.head_dim is not None
         return DecoderLayer(
             width=self.hidden_size,
             hidden=self.intermediate_size,
             num_heads=self.num_attention_heads,
-            num_kv_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_width,
             eps=self.rms_norm_eps,
             qk_norm=self.qk_norm,
             activation=self.hidden_act,
@@ -169,9 +182,10 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         how many iterations). Recomputation for the sake of memory is not counted.
         """
         config, layer = self.config, self.model.layers[0]
-        assert config.head_dim is not None
         matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
-        attention = config.num_attention_heads * config.head_dim * (length + 1)  # half of 2 · T · D, for qk and for av
+        attention = (
+            config.num_attention_heads * config.head_width * (length + 1)
+        )  # half of 2 · T · D, for qk and for av
         passes = sum(layers * uses for layers, uses in self.layer_uses(evaluations, training=training))
         head = config.vocab_size * config.hidden_size * (3 if training else 1)
         return 2.0 * (passes * (matrices + attention) + head)
@@ -209,7 +223,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         labels
             (B, T), as ``input_ids``; each is predicted from the tokens before it, −100 is left out.
         depth
-            ``None`` solves to tolerance; 0 decodes the proposal; n makes n evaluations.
+            ``None`` solves to tolerance; n makes n evaluations; 0 decodes where a solve starts: the proposal, or zero in models
+            that start from nothing.
         tolerance, max_evaluations
             Instead of the configuration's.
         logits_to_keep
@@ -259,10 +274,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             positions = torch.arange(length, device=x.device).expand(batch, length)
         elif bool((positions.diff(dim=1) == 1).all()):
             documents = None
-        head_dim = self.config.head_dim
-        assert head_dim is not None
         return Context(
-            rotary=rotary(positions, head_dim, self.config.rope_theta),
+            rotary=rotary(positions, self.config.head_width, self.config.rope_theta),
             mask=visible(attention_mask, documents),
             is_real=None if attention_mask is None else (attention_mask != 0)[..., None],
         )
@@ -274,26 +287,23 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             return Steps(depth)
         if tolerance is None and max_evaluations is None:
             return None
-        most = max_evaluations or self.config.max_evaluations
+        most = self.config.max_evaluations if max_evaluations is None else max_evaluations
         return Tolerance(
-            rtol=tolerance or self.config.tolerance,
+            rtol=self.config.tolerance if tolerance is None else tolerance,
             max_evaluations=most,
             min_evaluations=min(self.config.min_evaluations, most),
         )
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, Closing):  # every layer starts as the identity, every update at its fixed point
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, Gate):
             module.reset_parameters()
-        # Branches start at zero, so that every layer starts as the identity and every update at its fixed point.
-        elif isinstance(module, Attention):
-            nn.init.zeros_(module.o_proj.weight)
-        elif isinstance(module, MLP):
-            nn.init.zeros_(module.down_proj.weight)
 
 
 def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int = 2048) -> Tensor:
