@@ -9,13 +9,14 @@ being the head), EVAL an evaluation bundle with LAMBADA in it. Sides:
 
 attractor     3 layers propose, 1 refines to rest
 transformer   the same 4 layers once: equal depth, width, tokens and, but for the gates, equal weights
-deeper        a plain Transformer with as many layers as the attractor's training uses passes: equal compute
+deeper        6 layers once: the training compute of an attractor that makes 6 evaluations a step (the table says how many it made)
 looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradients through 2
 deq           all 4 layers an equilibrium from zero, no proposal
 deq-untied    the same with a head of its own
 
 Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 5,000 characters. Runs
-may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost.
+may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost. Those of inference take
+each token's own evaluations, which is what work on moving tokens alone would cost; the dense solve costs the slowest token's.
 """
 
 import json
@@ -130,7 +131,7 @@ def run(
         bundle: Evaluation bundle with LAMBADA.
         sides: Which to run.
         seeds: Of weights and of the order of the text.
-        num_steps: Of 8,192 tokens.
+        num_steps: Of 4,096 tokens.
         threads: Of this process.
     """
     if threads:
@@ -194,7 +195,9 @@ def show() -> None:
         )
     console.print(view)
     internal = {side: {str(d): _spread(values) for d, values in points.items()} for side, points in curves.items()}
-    write_json(OUT / "summary.json", {"command": "python -m benchmarks.language", "rows": rows, "by_depth": internal})
+    write_json(
+        OUT / "summary.json", {"command": "python -m benchmarks.language show", "rows": rows, "by_depth": internal}
+    )
     _draw(internal, OUT / "internalisation.png")
 
 

@@ -19,7 +19,7 @@ from attractor.cli.language import load_language_model
 from attractor.config import suggestion
 from attractor.data.text import Shards, load_tokenizer, read_documents
 from attractor.errors import ConfigError, DataError
-from attractor.evaluate.harness import harness
+from attractor.evaluate.harness import harness, require_tasks
 from attractor.evaluate.tasks import core, evaluate_task, find_task, lambada, read_tasks
 from attractor.evaluate.text import known_budget, max_length, score_text
 
@@ -136,6 +136,8 @@ def _refuse(
     for path in data:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give held-out documents with --data.")
+    if foreign := [task.removeprefix(HARNESS) for task in tasks if task.startswith(HARNESS)]:
+        require_tasks(foreign)
     named = [task for task in tasks if task != "text" and not task.startswith(HARNESS)]
     if named and bundle is None:
         known = "choose text, lambada, core or harness:NAME, or give the bundle that has it with --bundle"

@@ -52,14 +52,9 @@ def harness(
     DataError
         Where a task cannot run, as when its data is on a hub that cannot be reached.
     """
-    lm_eval, adapter_module, utilities, tasks_module = _import()
+    lm_eval, adapter_module, utilities, _ = _import()
     given = known_budget(model, budget)
-    manager = tasks_module.TaskManager(include_path=None if include_path is None else str(include_path))
-    for name in tasks:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
-            offer = f"did you mean {near[0]!r}?" if near else "its names are listed by: lm-eval ls tasks."
-            raise ConfigError(f"lm-evaluation-harness has no task {name!r}; {offer}")
+    manager = require_tasks(tasks, include_path)
 
     class Adapter(adapter_module.HFLM):  # type: ignore[name-defined]
         """HFLM that hands the budget on, and leaves it to the model whether it keeps a cache."""
@@ -94,6 +89,18 @@ def harness(
         name: {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
         for name, metrics in found["results"].items()
     }
+
+
+def require_tasks(tasks: Sequence[str], include_path: Path | None = None) -> Any:
+    """Return the harness's task manager after checking that it knows ``tasks``; takes some seconds. Raises ConfigError."""
+    *_, tasks_module = _import()
+    manager = tasks_module.TaskManager(include_path=None if include_path is None else str(include_path))
+    for name in tasks:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
+            offer = f"did you mean {near[0]!r}?" if near else "its names are listed by: lm-eval ls tasks."
+            raise ConfigError(f"lm-evaluation-harness has no task {name!r}; {offer}")
+    return manager
 
 
 def _import() -> tuple[Any, ...]:
