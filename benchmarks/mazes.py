@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.demo import judge_sizes, write_json
+from attractor.cli.demo import judge_sizes, write_json, write_pictures
 from attractor.cli.runs import train_mazes, training_mazes
 from attractor.config import to_dict
 from attractor.recipes import maze, maze_control
@@ -51,6 +51,8 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
         "sizes": {name: dataclasses.asdict(judgement) for name, judgement in judged.items()},
     }
     write_json(OUT / f"{side}-{seed}.json", result)
+    if (side, seed) == ("attractor", 0):
+        write_pictures(model, judged, OUT)
 
 
 def summary(console: Console) -> None:
