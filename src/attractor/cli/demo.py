@@ -100,12 +100,14 @@ def write_pictures(model: AttractorReasoner, judged: dict[str, Judgement], out: 
 def table(judged: dict[str, Judgement]) -> Table:
     """Exact accuracy in per cent by size and depth and in the end, the share that came to rest, and how much of that is right."""
     view = Table(
-        title="unseen mazes solved exactly, % by depth; at rest, % of all, and of those right",
+        title="unseen mazes solved exactly, %; at rest, %; of those right",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for column in ("size", *map(str, SHOWN), "end", "at rest", "right", "steps"):
+    for column in ("size", *map(str, SHOWN), "end", "rest", "right", "steps"):
         view.add_column(column, justify="right", no_wrap=True)
     for name, judgement in judged.items():
         by_depth = [f"{100 * p.exact:.1f}" for p in judgement.points if p.depth in SHOWN]
