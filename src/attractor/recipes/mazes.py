@@ -20,7 +20,7 @@ class MazeDataConfig:
     num_mazes: int = 1000
     size: int = 11
     corner_share: float = 0.9
-    winding_share: float = 0.3
+    winding_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
