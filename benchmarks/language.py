@@ -36,10 +36,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.demo import write_json
 from attractor.cli.evaluate import documents
 from attractor.cli.language import load_language_model
-from attractor.cli.runs import environment, train_language
+from attractor.cli.runs import environment, train_language, write_json
 from attractor.config import change, to_dict
 from attractor.evaluate import lambada, score_text
 from attractor.recipes import LanguageRecipe, language

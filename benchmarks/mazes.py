@@ -10,7 +10,6 @@ state, undamped, without noise. Both are judged alike, by depth and at rest, on 
 
 import dataclasses
 import json
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,8 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.demo import judge_sizes, write_json, write_pictures
-from attractor.cli.runs import train_mazes, training_mazes
+from attractor.cli.demo import judge_sizes, write_pictures
+from attractor.cli.runs import environment, train_mazes, training_mazes, write_json
 from attractor.config import to_dict
 from attractor.recipes import maze, maze_control
 from attractor.train import Progress, find_checkpoint
@@ -41,10 +40,9 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)
     judged = judge_sizes(model, training_mazes(recipe.data), console)
-    environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
     result = {
         "command": f"python -m benchmarks.mazes --sides {side} --seeds {seed} --minutes {minutes:g}",
-        "environment": environment,
+        "environment": environment(),
         "steps": steps,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "recipe": to_dict(recipe),

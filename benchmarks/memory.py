@@ -17,8 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.demo import write_json
-from attractor.cli.runs import environment
+from attractor.cli.runs import environment, write_json
 
 OUT = Path("results/language/memory.json")
 EVALUATIONS = (4, 8, 16, 32, 64)

@@ -13,10 +13,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from attractor.cli.demo import write_json
 from attractor.cli.evaluate import documents
 from attractor.cli.language import load_language_model
-from attractor.cli.runs import environment
+from attractor.cli.runs import environment, write_json
 from attractor.data.text import PackedRows, Shards, load_tokenizer
 from attractor.evaluate import score_text
 from attractor.train import find_checkpoint, read_run

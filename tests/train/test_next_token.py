@@ -52,3 +52,27 @@ def test_training_in_bf16_follows_float32(tmp_path) -> None:
     with torch.no_grad():
         losses = [float(m(ids, labels=ids).loss) for m in (wide, narrow)]
     assert abs(losses[0] / losses[1] - 1) < 0.01
+    assert losses[0] != losses[1], "nothing was computed in bf16"
+
+
+def test_weight_decay_fades_with_the_run(tmp_path) -> None:
+    """A weight without a gradient shrinks by a decay that falls linearly to its final share."""
+    model = torch.nn.Linear(2, 2, bias=False)
+
+    class Nothing:
+        def step(self, model):
+            return 0 * model.weight.sum(), {}
+
+        def inspect(self, model):
+            return {}
+
+        def state_dict(self):
+            return {}
+
+    before, rates = model.weight.detach().clone(), (1, 0.75, 0.5, 0.25)
+    config = TrainConfig(
+        num_steps=4, optimizer=OptimizerConfig(lr=0.1, weight_decay=1.0, final_decay=0.0), warmup=0, decay=1e-9, ema=0
+    )
+    train(model, Nothing(), config, out=tmp_path, describe={})
+    shrunk = torch.tensor([1 - 0.1 * rate for rate in rates]).prod()
+    assert torch.allclose(model.weight, before * shrunk, rtol=1e-5)

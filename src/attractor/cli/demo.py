@@ -1,10 +1,7 @@
 """``attractor demo``: learn small mazes, then solve large ones by iterating to rest, and show it."""
 
 import dataclasses
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
@@ -12,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.cli.runs import as_tensors, claim, train_mazes, training_mazes
+from attractor.cli.runs import as_tensors, claim, train_mazes, training_mazes, write_json
 from attractor.data import mazes
 from attractor.errors import ConfigError
 from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
@@ -115,10 +112,3 @@ def table(judged: dict[str, Judgement]) -> Table:
         end = [f"{100 * judgement.exact:.1f}", f"{100 * judgement.settled:.1f}", right, f"{judgement.evaluations:.0f}"]
         view.add_row(name, *by_depth, *end)
     return view
-
-
-def write_json(file: Path, data: dict[str, Any]) -> None:
-    """Write beside the place and rename into it."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(part, file)

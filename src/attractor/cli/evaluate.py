@@ -1,6 +1,5 @@
 """``attractor evaluate``: a language model judged on held-out text, LAMBADA, CORE, or any task of lm-evaluation-harness."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from attractor.cli.language import load_language_model
+from attractor.cli.runs import write_json
 from attractor.config import suggestion
 from attractor.data.text import Shards, load_tokenizer, read_documents
 from attractor.errors import ConfigError, DataError
@@ -91,7 +91,7 @@ def evaluate(
                     "limit": limit,
                     "results": _finite(results),
                 }
-                out.write_text(json.dumps(described, indent=2, default=str) + "\n")
+                write_json(out, described)
     Console().print(_table(results))
 
 

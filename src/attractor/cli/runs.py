@@ -1,5 +1,6 @@
 """Where data, model, objective and loop meet: a recipe becomes a trained model, a checkpoint becomes a model again."""
 
+import json
 import os
 import platform
 import subprocess
@@ -51,6 +52,13 @@ def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out.") from error
     if not os.access(out, os.W_OK):
         raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")
+
+
+def write_json(file: Path, data: dict[str, Any]) -> None:
+    """Write beside the place and rename into it."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(part, file)
 
 
 def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,8 @@ def read_items(task: Task) -> list[Item]:
     if file is None:
         raise DataError(f"{task.label}: the bundle lacks this task's file; add it, or leave the task out.")
     try:
-        with OPENERS.get(file.suffix, lambda p: p.open("rb"))(file) as lines:
+        with file.open("rb") as raw:
+            lines = OPENERS[file.suffix](raw) if file.suffix in OPENERS else raw
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     items.append(_checked(json.loads(line), task.kind, f"{file}: line {number}"))

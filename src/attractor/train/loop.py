@@ -68,6 +68,8 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainConfig(precision={self.precision!r}): {suggestion(self.precision, PRECISIONS)}")
         require_positive(self, "decay", *(["seconds"] if self.seconds is not None else []))
+        if self.decay > 1:
+            raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in (0, 1].")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"TrainConfig(warmup={self.warmup!r}): the share must lie in [0, 1).")
         if not 0 <= self.ema < 1:

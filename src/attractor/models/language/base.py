@@ -206,7 +206,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         tolerance: float | None = None,
         max_evaluations: int | None = None,
         logits_to_keep: int | None = None,
-        cache: Any = None,
+        past_key_values: Any = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
     ) -> LanguageModelOutput:
@@ -235,7 +235,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         DataError, ConfigError
             For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache.
         """
-        if cache is not None or use_cache:
+        if past_key_values is not None or use_cache:
             raise ConfigError("this model keeps no key-value cache yet; generate with use_cache=False.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
@@ -328,8 +328,6 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: in
         return F.cross_entropy(F.linear(x, weight).float(), y, reduction="sum")
 
     pieces = list(zip(x.split(chunk), y.split(chunk), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
-        total = sum((part(*piece) for piece in pieces), start=x.new_zeros((), dtype=torch.float32))
-    else:
-        total = sum((checkpoint(part, *p, use_reentrant=False) for p in pieces), start=x.new_zeros(()).float())
-    return total / (y != -100).sum().clamp_min(1)
+    again = len(pieces) > 1 and torch.is_grad_enabled()
+    sums = [checkpoint(part, *piece, use_reentrant=False) if again else part(*piece) for piece in pieces]
+    return torch.stack(sums).sum() / (y != -100).sum().clamp_min(1)
