@@ -69,6 +69,17 @@ def lines(items) -> str:
     return "".join(json.dumps(item) + "\n" for item in items)
 
 
+def test_every_compression_that_text_may_have_is_read(bundle) -> None:
+    """Also zstandard's, which opens no path by itself."""
+    zstandard = pytest.importorskip("zstandard")
+    file = bundle / "eval_data" / "some" / "choose.jsonl"
+    file.with_name("choose.jsonl.zst").write_bytes(zstandard.compress(file.read_bytes()))
+    file.unlink()
+    assert read_items(find_task(bundle, "choose")) == CHOOSE
+    assert read_items(find_task(bundle, "refer")) == REFER
+    assert read_items(find_task(bundle, "lambada_openai")) == WORDS
+
+
 class Oracle(nn.Module):
     """Knows (``sure`` > 0) or denies (``sure`` < 0) the next token where a row holds the letter z; elsewhere it knows nothing."""
 
