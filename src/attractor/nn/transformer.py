@@ -1,12 +1,14 @@
 """Pre-norm decoder layers with Qwen3's parameter names: RMSNorm, rotary positions, QK-norm, grouped queries, gated MLP."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rotary = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (B, heads, T, head_dim), to (B, H, T, head_dim)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
@@ -16,32 +18,42 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     return angle.cos(), angle.sin()
 
 
-def visible(padding: Tensor | None, positions: Tensor | None) -> Tensor | None:
-    """Return who may look at whom, (B, 1, T, T) bool, or None where every token sees all earlier ones.
+def visible(
+    length: int, size: int, past: int | Tensor, padding: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor | None:
+    """Return who may look at whom, (B or 1, 1, T, S) bool; None where every token sees all up to itself and S ends with the last.
 
     Parameters
     ----------
+    length, size, past
+        T new tokens look at S places, of which ``past`` lie before the first new one. Places after the last are not seen.
     padding
-        (B, T), zero at padding, which nobody sees.
-    positions
-        (B, T). Wherever they do not go on by one, a new document starts, which does not see the ones before.
+        (B, past + T), zero at padding, which nobody sees.
+    documents
+        (B, T), without a past. Wherever they do not go on by one, a new document starts, which does not see the ones before.
     """
-    if padding is None and positions is None:
+    plain = padding is None and documents is None and isinstance(past, int) and size == past + length
+    if plain and (past == 0 or length == 1):
         return None
-    like = padding if padding is not None else positions
-    assert like is not None
-    length = like.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
-    mask = causal[None]
-    if positions is not None:
-        document = F.pad(positions.diff(dim=1) != 1, (1, 0)).cumsum(dim=1)
+    like = padding if padding is not None else documents if documents is not None else past
+    device = like.device if isinstance(like, Tensor) else None
+    place = torch.arange(size, device=device)
+    own = (torch.arange(length, device=device) + past)[:, None]  # (T, 1)
+    mask = (place <= own)[None]
+    if documents is not None:
+        document = F.pad(documents.diff(dim=1) != 1, (1, 0)).cumsum(dim=1)
         mask = mask & (document[:, :, None] == document[:, None, :])
     if padding is not None:
-        mask = mask & (padding[:, None, :] != 0)
-    itself = torch.eye(
-        length, dtype=torch.bool, device=like.device
-    )  # padding looks at itself: a softmax needs something
-    return (mask | itself)[:, None]
+        mask = mask & (F.pad(padding, (0, size - padding.shape[1])) != 0)[:, None, :]
+    return (mask | (place == own))[:, None]  # padding looks at itself: a softmax needs something
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention with grouped queries; without a mask every token sees all up to itself, or a single one all."""
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 class RMSNorm(nn.RMSNorm):
@@ -57,7 +69,10 @@ class Closing(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
+    """Self-attention with grouped queries, rotary positions and normalised queries and keys.
+
+    ``attend`` does the looking: it knows who may see whom, and where keys and values are kept.
+    """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool) -> None:
         super().__init__()
@@ -71,17 +86,13 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(head_dim, eps)
         self.qk_norm = qk_norm
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = _rotate(q.transpose(1, 2), rotary), _rotate(k.transpose(1, 2), rotary), v.transpose(1, 2)
-        groups = q.shape[1] // k.shape[1]
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -155,6 +166,6 @@ class DecoderLayer(nn.Module):
         self.self_attn_gate = Gate(width, *gate) if gate else nn.Identity()
         self.mlp_gate = Gate(width, *gate) if gate else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn_gate(self.self_attn(self.input_layernorm(x), rotary, mask))
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        x = x + self.self_attn_gate(self.self_attn(self.input_layernorm(x), rotary, attend))
         return x + self.mlp_gate(self.mlp(self.post_attention_layernorm(x)))

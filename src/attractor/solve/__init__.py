@@ -1,6 +1,6 @@
 """Fixed-point numerics on tensors: the one loop, the solvers, the stop rules, the solution. Knows no models."""
 
-from attractor.solve.loop import Update, solve
+from attractor.solve.loop import PartialUpdate, Update, solve
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Anderson, Best, Broyden, Picard, Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance
@@ -10,6 +10,7 @@ __all__ = [
     "Best",
     "Broyden",
     "Outcome",
+    "PartialUpdate",
     "Picard",
     "Solution",
     "Solver",

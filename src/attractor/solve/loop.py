@@ -11,10 +11,15 @@ An equation is *active* until its own residual falls below tolerance with a marg
 updated. Its neighbours may still move, so it becomes *final* only by an evaluation that finds it below tolerance while everything
 that it may depend on stands still: all earlier equations of its row with ``causal=True``, otherwise the whole row. If a settled
 equation fails that, it is active again.
+
+Only what is *due* is looked at: active equations, and settled ones that are being verified. An update that can be computed in part
+(:class:`PartialUpdate`) is asked for no others.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +31,22 @@ from attractor.solve.solvers import Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance
 
 Update = Callable[[Tensor], Tensor]
+
+
+class PartialUpdate(ABC):
+    """An update that can be computed for some equations only, the others standing where they were last computed."""
+
+    @abstractmethod
+    def __call__(self, y: Tensor) -> Tensor:
+        """Return ``update(y)`` for all equations, as any update does. The first call of a solve is this one."""
+
+    @abstractmethod
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        """Return what ``update`` makes of the equations ``index`` (M,), which now stand at ``y`` (M, unknowns of one equation).
+
+        ``index`` counts the leading dimensions of ``y0`` as if they were one, in ascending order.
+        """
+
 
 # An equation that froze right at the tolerance would seldom pass its verification, because its neighbours still move a
 # little. Measured on causal transformer blocks, the margin saves up to half of all calls, and evaluations per token as well.
@@ -60,20 +81,23 @@ def solve(
     ledger = _Ledger(layout, y.device, stop)
     judging = isinstance(stop, Tolerance)
     points: list[Tensor] = []
+    due = ledger.active
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
         if trace:
             points.append(layout.unflatten(y).detach())
-        point = _evaluate(update, y, layout)
-        ceiling = torch.where(tried, ceiling, torch.fmax(ceiling, slack * point.size))
+        point, asleep = _evaluate(update, y, layout, due, kept), ~due
+        ceiling = torch.where(tried | asleep, ceiling, torch.fmax(ceiling, slack * point.size))
         rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
-            ledger.judge(call, point.residual)
+            ledger.judge(call, point.residual, due)
             finite = point.size.isfinite()
             # Not finite although nothing it may depend on was a solver's proposal: nothing is left to try.
-            ledger.mark(ledger.active & ~finite & layout.everything_before(~rejected), Status.DIVERGED)
-            rejected = (rejected & ledger.active) | ~finite
+            diverged = ledger.active & ~finite & layout.everything_before(~rejected)
+            ledger.mark(diverged, Status.DIVERGED)
+            rejected = (rejected & ledger.active) | ~finite | asleep
+            due = ledger.due | diverged  # whose neighbours must see where it is left
         kept = point.unless(rejected, kept)
         if judging and (call == stop.max_evaluations or ledger.is_done(call)):
             break
@@ -134,9 +158,13 @@ class _Layout:
     def wide(self) -> torch.dtype:
         return torch.promote_types(self.dtype, torch.float32)
 
+    @property
+    def unknowns(self) -> torch.Size:
+        """The shape of one equation."""
+        return self.shape[len(self.leading) :]
+
     def flatten(self, y: Tensor) -> Tensor:
-        unknowns = self.shape[len(self.leading) :].numel()
-        return y.reshape(self.rows * self.length, unknowns).to(self.wide)
+        return y.reshape(self.rows * self.length, self.unknowns.numel()).to(self.wide)
 
     def unflatten(self, y: Tensor) -> Tensor:
         return y.to(self.dtype).view(self.shape)
@@ -180,21 +208,40 @@ class _Point:
         )
 
 
-def _evaluate(update: Update, y: Tensor, layout: _Layout) -> _Point:
-    seen = layout.unflatten(y)
+def _evaluate(update: Update, y: Tensor, layout: _Layout, due: Tensor, kept: _Point) -> _Point:
+    """Call ``update`` at ``y`` (N, D): for all equations, or for those that are due where it can be computed in part."""
+    if not isinstance(update, PartialUpdate) or bool(due.all()):
+        return _measure(y, _call(update, layout.unflatten(y)), layout)
+    index = due.nonzero()[:, 0]
+    seen = y[index].to(layout.dtype).view(-1, *layout.unknowns)
+    part = _measure(y[index], _call(update, seen, index), layout)
+    return _Point(
+        y=y,
+        f=kept.f.index_copy(0, index, part.f),
+        g=kept.g.index_copy(0, index, part.g),
+        size=kept.size.index_copy(0, index, part.size),
+        residual=kept.residual.index_copy(0, index, part.residual),
+    )
+
+
+def _call(update: Any, seen: Tensor, *index: Tensor) -> Tensor:
     version = seen._version
-    out = update(seen)
-    if not isinstance(out, Tensor) or out.shape != layout.shape or out.dtype != layout.dtype:
+    out = update.at(seen, *index) if index else update(seen)
+    if not isinstance(out, Tensor) or out.shape != seen.shape or out.dtype != seen.dtype:
         got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(
-            f"fixed_point: update returned {got} for y of {tuple(layout.shape)} {layout.dtype}; "
+            f"fixed_point: update returned {got} for y of {tuple(seen.shape)} {seen.dtype}; "
             "it must return a tensor of the shape and dtype it was given."
         )
     if seen._version != version:
         raise ConfigError("fixed_point: update changed its argument in place; let it return a new tensor.")
-    f = layout.flatten(out)
+    return out
+
+
+def _measure(y: Tensor, out: Tensor, layout: _Layout) -> _Point:
+    f = out.reshape(y.shape).to(layout.wide)
     g = f - y
-    point = y if layout.dtype == layout.wide else layout.flatten(seen)
+    point = y if layout.dtype == layout.wide else y.to(layout.dtype).to(layout.wide)
     size = torch.linalg.vector_norm((g if point is y else f - point).detach(), dim=1)
     scale = torch.linalg.vector_norm(point.detach(), dim=1)
     return _Point(y=y, f=f, g=g, size=size, residual=size / scale.clamp_min(torch.finfo(y.dtype).tiny))
@@ -221,15 +268,22 @@ class _Ledger:
         """Equations that ended above tolerance as far as is known."""
         return (self.status != Status.FINAL) & (self.status != Status.SETTLED)
 
+    @property
+    def due(self) -> Tensor:
+        """Equations that the next evaluation looks at: those that move, and settled ones of which all that they may depend on stands."""
+        standing = self.status >= Status.SETTLED
+        verifying = (self.status == Status.SETTLED) & self.layout.everything_before(standing)
+        return self.active | verifying
+
     def mark(self, which: Tensor, status: Status) -> None:
         self.status = self.status.masked_fill(which, status)
 
-    def judge(self, call: int, residual: Tensor) -> None:
-        """Take in one evaluation's residuals: count, settle, wake, make final, give up."""
+    def judge(self, call: int, residual: Tensor, due: Tensor) -> None:
+        """Take in the residuals of those that were due: count, settle, wake, make final, give up."""
         assert isinstance(self.stop, Tolerance)
-        closed, settled, active = self.status >= Status.FINAL, self.status == Status.SETTLED, self.active
-        verifying = settled & self.layout.everything_before(closed | settled)
-        looked_at = active | verifying
+        closed, settled = self.status >= Status.FINAL, self.status == Status.SETTLED
+        looked_at = due & ~closed
+        verifying = settled & looked_at
         self.evaluations = self.evaluations + looked_at
         below = looked_at & (residual < self.stop.rtol) & (call >= self.stop.min_evaluations)
         # Everything below tolerance at this very point, behind equations that are closed or also below, stays

@@ -12,6 +12,8 @@ without the last ones. ``num_attractor_layers=0`` is that plain Transformer. Wit
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
-from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.models.language.active import TokenUpdate
+from attractor.models.language.base import LanguageModel, LanguageModelConfig
+from attractor.models.language.context import Context, Reader, require_plain
 from attractor.nn.transformer import Gate
 from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
 
@@ -104,6 +108,12 @@ class AttractorForCausalLM(LanguageModel):
 
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
+        if context.cache is not None and config.num_attractor_layers and not isinstance(stop, Steps):
+            if torch.is_grad_enabled() or self.training:
+                raise ConfigError(
+                    "an equilibrium is kept in a cache in evaluation and without gradients only: eval(), torch.no_grad()."
+                )
+            require_plain(context.cache)
         proposal = self.model.run(x, context, 0, self.num_backbone_layers)
         if config.num_attractor_layers == 0:
             if stop not in (None, Steps(1)):
@@ -111,32 +121,48 @@ class AttractorForCausalLM(LanguageModel):
             return proposal, proposal, None
         if self.training and proposal.device.type == "cpu" and not proposal.isfinite().all():
             return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
+        solution = self.solve(proposal, context, stop or self._trained_stop(context))
+        return proposal, solution.value, solution
+
+    def solve(self, proposal: Tensor, context: Context, stop: StopRule) -> Solution:
+        """Refine ``proposal`` (B, T, D). Without gradients, tokens that rest are not computed again."""
+        config = self.config
+        partly = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
+        update = TokenUpdate(self._once, proposal, context) if partly else self.update(proposal, context)
         solution = fixed_point(
-            self.update(proposal, context),
+            update,
             proposal if config.start == "proposal" else torch.zeros_like(proposal),
             solver=Anderson(window=config.window),
-            stop=stop or self._trained_stop(context),
+            stop=stop,
             # A fixed number of evaluations is a plain deep network, and differentiated as one.
             gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
             causal=True,
         )
-        return proposal, solution.value, solution
+        if isinstance(update, TokenUpdate):
+            update.finish(solution.value)
+        return solution
 
-    def update(self, proposal: Tensor, context: Context) -> Any:
-        """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes."""
-        mean = self.config.injection == "mean"
+    def update(self, proposal: Tensor, context: Context) -> Callable[[Tensor], Tensor]:
+        """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes.
+
+        With a cache, every call keeps its keys and values in slots of its own.
+        """
+        calls = itertools.count()
+        return lambda y: self._once(y, proposal, context.later(next(calls) * self.config.num_attractor_layers))
+
+    def _once(self, y: Tensor, proposal: Tensor, reader: Reader) -> Tensor:
         first, last = self.num_backbone_layers, self.config.num_hidden_layers
+        if self.config.injection == "mean":
+            h = (y + proposal) / 2
+            out = proposal + (self.model.run(h, reader, first, last) - h)
+        else:
+            out = self.model.run(y + proposal, reader, first, last) - y
+        # Padding rests at once, so that no real token ever waits for it.
+        return out if reader.is_real is None else torch.where(reader.is_real, out, y)
 
-        def update(y: Tensor) -> Tensor:
-            if mean:
-                h = (y + proposal) / 2
-                out = proposal + (self.model.run(h, context, first, last) - h)
-            else:
-                out = self.model.run(y + proposal, context, first, last) - y
-            # Padding rests at once, so that no real token ever waits for it.
-            return out if context.is_real is None else torch.where(context.is_real, out, y)
-
-        return update
+    def num_slots(self, stop: StopRule | None) -> int:
+        evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
+        return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config

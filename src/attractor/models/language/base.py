@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
-from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, Rotary, rotary, visible
+from attractor.models.language.context import Context, Reader, prepare_cache
+from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotary, visible
 from attractor.solve import Solution, Steps, StopRule, Tolerance
 
 
@@ -48,7 +49,7 @@ class LanguageModelConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
-    use_cache: bool = False
+    use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
@@ -66,8 +67,6 @@ class LanguageModelConfig(PreTrainedConfig):
             )
         if self.head_width % 2:
             raise ConfigError(f"head_dim={self.head_width}: rotary positions need an even number.")
-        if self.use_cache:
-            raise ConfigError("use_cache=True: this model keeps no key-value cache yet.")
         if self.hidden_act not in ("silu", "relu2"):
             raise ConfigError(f"hidden_act={self.hidden_act!r}: choose 'silu' or 'relu2'.")
         super().__post_init__(**kwargs)
@@ -111,6 +110,8 @@ class LanguageModelOutput(ModelOutput):
         (B, T, D): the backbone's output embeddings, and the refined ones that are decoded (before the last norm).
     solution
         Residual, evaluations (B, T) and outcome of the solve; None where nothing is solved.
+    cache
+        Keys and values of all tokens read so far, for the next call; None where none are kept.
     """
 
     loss: Tensor | None = None
@@ -118,15 +119,7 @@ class LanguageModelOutput(ModelOutput):
     proposal: Tensor | None = None
     hidden: Tensor | None = None
     solution: Solution | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What layers need to know of the tokens: rotary angles, who sees whom (None: all earlier ones), and which are real."""
-
-    rotary: Rotary
-    mask: Tensor | None
-    is_real: Tensor | None  # (B, T, 1) bool; None: all
+    cache: Cache | None = None
 
 
 class Decoder(nn.Module):
@@ -139,13 +132,14 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
 
-    def run(self, x: Tensor, context: Context, first: int, last: int) -> Tensor:
+    def run(self, x: Tensor, context: Reader, first: int, last: int) -> Tensor:
         """Send ``x`` (B, T, D) through layers ``first`` to ``last − 1``."""
-        for layer in self.layers[first:last]:
+        for slot in range(first, last):
+            layer, attend = self.layers[slot], context.attend(slot)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, context.rotary, context.mask, use_reentrant=False)
+                x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False)
             else:
-                x = layer(x, context.rotary, context.mask)
+                x = layer(x, context.rotary, attend)
         return x
 
 
@@ -167,6 +161,10 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     @abstractmethod
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as it was trained."""
+
+    @abstractmethod
+    def num_slots(self, stop: StopRule | None) -> int:
+        """Return how many pairs of keys and values a cache keeps for every token."""
 
     @abstractmethod
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
@@ -206,7 +204,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         tolerance: float | None = None,
         max_evaluations: int | None = None,
         logits_to_keep: int | None = None,
-        past_key_values: Any = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
     ) -> LanguageModelOutput:
@@ -217,9 +215,9 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         input_ids, inputs_embeds
             (B, T) or (B, T, D); one of them.
         attention_mask
-            (B, T), zero at padding, left or right.
+            (B, T), zero at padding, left or right; with a cache (B, P + T), for the P tokens in it too.
         position_ids
-            (B, T). Wherever they do not go on by one, a new document starts, which does not see the ones before.
+            (B, T). Without a cache, wherever they do not go on by one, a new document starts, which does not see the ones before.
         labels
             (B, T), as ``input_ids``; each is predicted from the tokens before it, −100 is left out.
         depth
@@ -229,24 +227,37 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             Instead of the configuration's.
         logits_to_keep
             How many of the last positions get logits, 0 for all. By default all without ``labels``, none with them.
+        cache
+            What was kept of the P tokens before, to which these are added. Stay with one budget: the equilibrium and
+            fixed depths are kept as different keys and values.
+        use_cache
+            Start a cache where none is given, and return it.
 
         Raises
         ------
         DataError, ConfigError
-            For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache.
+            For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache that does not fit.
         """
-        if past_key_values is not None or use_cache:
-            raise ConfigError("this model keeps no key-value cache yet; generate with use_cache=False.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
+        if cache is None and use_cache:
+            cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
-        context = self._context(x, attention_mask, position_ids)
-        proposal, hidden, solution = self.refine(x, context, self._stop(depth, tolerance, max_evaluations))
+        stop = self._stop(depth, tolerance, max_evaluations)
+        context = self._context(x, attention_mask, position_ids, cache, self.num_slots(stop))
+        proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
         loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels)
         keep = logits_to_keep if logits_to_keep is not None else (0 if labels is None else None)
         logits = None if keep is None else self.lm_head(normed[:, -keep:])
-        return LanguageModelOutput(loss=loss, logits=logits, proposal=proposal, hidden=hidden, solution=solution)
+        return LanguageModelOutput(
+            loss=loss, logits=logits, proposal=proposal, hidden=hidden, solution=solution, cache=cache
+        )
+
+    @staticmethod
+    def create_masks_for_generate(*, attention_mask: Tensor | None, **others: Any) -> Tensor | None:
+        """Keep ``generate`` from making masks of its own for static caches: forward makes them."""
+        return attention_mask
 
     def _checked(self, input_ids: Tensor) -> Tensor:
         if input_ids.device.type == "cpu" and input_ids.numel():
@@ -258,26 +269,46 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
                 )
         return input_ids
 
-    def _context(self, x: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Context:
+    def _context(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Cache | None = None,
+        num_slots: int = 0,
+    ) -> Context:
         batch, length, _ = x.shape
-        if length > self.config.max_position_embeddings:
+        config, documents = self.config, positions
+        past: int | Tensor = 0
+        size = length
+        if cache is not None:
+            past = prepare_cache(cache, num_slots, batch, config.num_kv_heads, config.head_width)
+            size, _ = cache.get_mask_sizes(length, 0)
+            documents = None
+        if size > config.max_position_embeddings:
             raise DataError(
-                f"{length} tokens are more than the {self.config.max_position_embeddings} that the model knows positions for; "
+                f"{size} tokens are more than the {config.max_position_embeddings} that the model knows positions for; "
                 "shorten the text, or generate fewer tokens."
+            )
+        if attention_mask is not None and attention_mask.shape != (batch, past + length):
+            raise DataError(
+                f"attention_mask of shape {tuple(attention_mask.shape)}: {batch} rows of {int(past)} tokens in the cache and "
+                f"{length} new ones need ({batch}, {int(past) + length})."
             )
         if attention_mask is not None and bool((attention_mask != 0).all()):
             attention_mask = None
-        documents = positions
         if positions is None and attention_mask is not None:
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)[:, -length:]
         elif positions is None:
-            positions = torch.arange(length, device=x.device).expand(batch, length)
+            positions = (past + torch.arange(length, device=x.device)).expand(batch, length)
         elif bool((positions.diff(dim=1) == 1).all()):
             documents = None
         return Context(
-            rotary=rotary(positions, self.config.head_width, self.config.rope_theta),
-            mask=visible(attention_mask, documents),
-            is_real=None if attention_mask is None else (attention_mask != 0)[..., None],
+            rotary=rotary(positions, config.head_width, config.rope_theta),
+            mask=visible(length, size, past, attention_mask, documents),
+            is_real=None if attention_mask is None else (attention_mask[:, -length:] != 0)[..., None],
+            cache=cache,
+            past=past,
         )
 
     def _stop(self, depth: int | None, tolerance: float | None, max_evaluations: int | None) -> StopRule | None:

@@ -5,6 +5,7 @@ After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero, where 
 number of iterations, gradients through the last few only. The last layers then read the state.
 """
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom, Unrolled
-from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.models.language.base import LanguageModel, LanguageModelConfig
+from attractor.models.language.context import Context
 from attractor.solve import Picard, Solution, Steps, StopRule
 
 
@@ -90,8 +92,11 @@ class LoopedForCausalLM(LanguageModel):
             tracked = min(config.tracked_recurrence, num) if torch.is_grad_enabled() else 0
             stop = Steps(num - tracked)
 
+        calls = itertools.count()
+
         def update(state: Tensor) -> Tensor:
-            out = self.model.run(self.injection(state, e), context, core, coda)
+            reader = context.later(next(calls) * config.num_core_layers)
+            out = self.model.run(self.injection(state, e), reader, core, coda)
             return out if context.is_real is None else torch.where(context.is_real, out, state)
 
         solution = fixed_point(
@@ -107,7 +112,12 @@ class LoopedForCausalLM(LanguageModel):
             evaluations=solution.evaluations + tracked,
             outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
-        return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
+        reader = context.later((next(calls) - 1) * config.num_core_layers)
+        return e, self.model.run(solution.value, reader, coda, config.num_hidden_layers), solution
+
+    def num_slots(self, stop: StopRule | None) -> int:
+        iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence
+        return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config

@@ -1,0 +1,104 @@
+"""What layers need to know of the tokens they read, and the keys and values kept for the tokens to come.
+
+A cache is one of ``transformers``' own. It has a slot for every layer that is used once. Of layers that are used over and over, it
+keeps the keys and values of the equilibrium, in one slot each; or, where the number of evaluations is fixed, those of
+every evaluation, each in a slot of its own, so that the answer is the same as without a cache.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from attractor.errors import ConfigError
+from attractor.nn.transformer import Attend, Rotary, attention
+
+
+class Reader(Protocol):
+    """What a run of layers asks for: the tokens' rotary angles, which of them are real, and the attention of a slot's layer."""
+
+    @property
+    def rotary(self) -> Rotary: ...
+
+    @property
+    def is_real(self) -> Tensor | None: ...
+
+    def attend(self, slot: int) -> Attend: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The T tokens being read, and what is kept of those before them.
+
+    Attributes
+    ----------
+    rotary
+        Cosine and sine of the tokens' positions.
+    mask
+        Who sees whom, see :func:`attractor.nn.transformer.visible`.
+    is_real
+        (B, T, 1) bool, False at padding; None: all are.
+    cache, past
+        Where keys and values are kept, and of how many places before the first token.
+    offset
+        Added to every slot.
+    """
+
+    rotary: Rotary
+    mask: Tensor | None
+    is_real: Tensor | None
+    cache: Cache | None = None
+    past: int | Tensor = 0
+    offset: int = 0
+
+    def attend(self, slot: int) -> Attend:
+        """Return the attention of the layer whose keys and values lie in ``slot``."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.cache is not None:
+                k, v = self.cache.update(k, v, slot + self.offset)
+            return attention(q, k, v, self.mask)
+
+        return attend
+
+    def later(self, slots: int) -> "Context":
+        """Return this context with every slot moved by so many."""
+        return replace(self, offset=self.offset + slots)
+
+
+def prepare_cache(cache: Cache, num_slots: int, batch: int, num_heads: int, head_dim: int) -> int | Tensor:
+    """Make room for ``num_slots`` slots and return how many places they hold already; a cache that does not fit is refused."""
+    layers = cache.layers
+    for i, layer in enumerate(layers):
+        if layer.keys is not None and layer.keys.numel():
+            shape = tuple(layer.keys.shape)
+            if (shape[0], shape[1], shape[-1]) != (batch, num_heads, head_dim):
+                raise ConfigError(
+                    f"the cache holds keys of shape {shape} in slot {i}, and this model and batch need "
+                    f"({batch}, {num_heads}, tokens, {head_dim}); it belongs to another model or batch: start a new one."
+                )
+    if isinstance(cache, DynamicCache):
+        layers.extend(DynamicLayer() for _ in range(num_slots - len(layers)))
+    if len(layers) < num_slots:
+        raise ConfigError(
+            f"a {type(cache).__name__} of {len(layers)} slots cannot hold the {num_slots} that this depth needs, one for every "
+            "evaluation; take a DynamicCache, depth 0 or 1, or solve to a tolerance."
+        )
+    filled = [layer.get_seq_length() for layer in layers[:num_slots]]
+    if len({int(num) for num in filled}) > 1:
+        raise ConfigError(
+            f"the cache holds {int(min(filled))} tokens in one slot and {int(max(filled))} in another; it was filled at another "
+            "depth, or by another model: start a new one."
+        )
+    return filled[0].clone() if isinstance(filled[0], Tensor) else filled[0]
+
+
+def require_plain(cache: Cache) -> None:
+    """Refuse a cache whose own tensors a solve cannot write to, as it does until a token has settled."""
+    if cache.offloading or not all(type(layer) in (DynamicLayer, StaticLayer) for layer in cache.layers):
+        raise ConfigError(
+            f"an equilibrium is kept in a DynamicCache or StaticCache on the model's device, not in a {type(cache).__name__} that "
+            "is offloaded, quantized or sliding; or give a depth."
+        )

@@ -1,0 +1,235 @@
+"""Keys and values kept at the equilibrium: the same answers as reading everything again, and work only where something moves."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from attractor import Anderson, Status, Tolerance, fixed_point
+from attractor.errors import ConfigError, DataError
+from attractor.models.language import (
+    AttractorConfig,
+    AttractorForCausalLM,
+    LanguageModel,
+    LoopedConfig,
+    LoopedForCausalLM,
+)
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "gate_start": 0.4,
+    "gate_limit": 0.5,
+    "max_evaluations": 100,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+SOLVED = {"tolerance": 1e-6}
+
+
+def build(model_class: type = AttractorForCausalLM, config_class: type = AttractorConfig, **changes) -> LanguageModel:
+    """A small model whose every weight matters and whose update contracts, in evaluation mode."""
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**SMALL, **changes}))
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.15)
+        elif "norm" in name:
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    return model.eval()
+
+
+CASES = {
+    "solved": (lambda: build(), SOLVED),
+    "solved, two layers": (lambda: build(num_attractor_layers=2), SOLVED),
+    "solved, sum": (lambda: build(injection="sum"), SOLVED),
+    "solved from zero": (lambda: build(num_attractor_layers=2, num_hidden_layers=2, start="zero", gate_start=0.05, gate_limit=0.1), SOLVED),
+    "depth 0": (lambda: build(), {"depth": 0}),
+    "depth 1": (lambda: build(), {"depth": 1}),
+    "depth 3, two layers": (lambda: build(num_attractor_layers=2), {"depth": 3}),
+    "out of evaluations": (lambda: build(gate_limit=2.0, gate_start=1.9), {"tolerance": 1e-9, "max_evaluations": 7}),
+    "plain": (lambda: build(num_attractor_layers=0), {}),
+    "looped": (lambda: build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4), {}),
+}
+EXACT = [name for name in CASES if name != "out of evaluations"]  # which has no answer that all ways would agree upon
+cases = pytest.mark.parametrize("case", EXACT)
+
+
+def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded() -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = tokens(3, 12), torch.ones(3, 12, dtype=torch.long)
+    for row, num in enumerate((0, 3, 7)):
+        ids[row, :num], mask[row, :num] = 0, 0
+    return ids, mask
+
+
+@torch.no_grad()
+def pieces(model: LanguageModel, ids: torch.Tensor, cuts: list[int], cache=None, **budget) -> torch.Tensor:
+    """Logits of a text that is read in pieces."""
+    cache, logits = cache or DynamicCache(), []
+    for part in ids.tensor_split(cuts, dim=1):
+        output = model(part, cache=cache, **budget)
+        assert output.cache is cache
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+@cases
+def test_reading_in_pieces_gives_the_logits_of_reading_at_once(case: str) -> None:
+    """To 1e-5 in float32, whatever the pieces."""
+    make, budget = CASES[case]
+    model, ids = make(), tokens()
+    with torch.no_grad():
+        whole = model(ids, **budget).logits
+    assert (pieces(model, ids, [5, 6, 16, 17, 18], **budget) - whole).abs().max() < 1e-5
+    assert (pieces(model, ids, list(range(1, 24)), **budget) - whole).abs().max() < 1e-5
+    if case not in ("depth 3, two layers", "looped"):  # which need a slot for every evaluation
+        static = StaticCache(config=model.config, max_cache_len=40)
+        assert (pieces(model, ids, [10, 11, 12], static, **budget) - whole).abs().max() < 1e-5
+
+
+@cases
+def test_generated_text_is_the_same_with_and_without_a_cache(case: str) -> None:
+    """Greedy, left-padded rows, in one prefill and in chunks, with beams, and with a static cache."""
+    make, budget = CASES[case]
+    model = make()
+    ids, mask = left_padded()
+    settings = {"attention_mask": mask, "max_new_tokens": 16, "do_sample": False, **budget}
+    slow = model.generate(ids, use_cache=False, **settings)
+    assert torch.equal(model.generate(ids, **settings), slow)
+    assert torch.equal(model.generate(ids, prefill_chunk_size=5, **settings), slow)
+    alone = model.generate(ids[2:, 7:], max_new_tokens=16, do_sample=False, **budget)
+    length = min(alone.shape[1], slow.shape[1] - 7)
+    assert torch.equal(alone[:, :length], slow[2:, 7 : 7 + length])
+    beams = settings | {"num_beams": 3}
+    assert torch.equal(model.generate(ids, **beams), model.generate(ids, use_cache=False, **beams))
+    if case not in ("depth 3, two layers", "looped"):
+        assert torch.equal(model.generate(ids, cache_implementation="static", **settings), slow)
+
+
+def test_many_prompts_give_identical_greedy_text() -> None:
+    """200 prompts of different lengths, 64 tokens each, at a tight tolerance."""
+    model = build()
+    model.generation_config.eos_token_id = None
+    ids, mask = tokens(200, 12, seed=1), torch.ones(200, 12, dtype=torch.long)
+    for row in range(200):
+        ids[row, : row % 10], mask[row, : row % 10] = 0, 0
+    settings = {"attention_mask": mask, "max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, **SOLVED}
+    cached = model.generate(ids, **settings)
+    assert cached.shape == (200, 76)
+    # The uncached path reads whole texts again; reading each finished text once gives every choice that it makes.
+    with torch.no_grad():
+        whole = torch.cat([torch.ones(200, 12, dtype=torch.long) * mask, torch.ones(200, 64, dtype=torch.long)], dim=1)
+        choices = torch.cat(
+            [
+                model(part, attention_mask=seen, **SOLVED).logits[:, 11:-1].argmax(-1)
+                for part, seen in zip(cached.split(50), whole.split(50), strict=True)
+            ]
+        )
+    assert torch.equal(choices, cached[:, 12:])
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
+    """The compacted solve is the dense one in value, verdict and count, and asks for exactly the tokens that it counts."""
+    model = build(num_attractor_layers=num_layers)
+    ids = tokens(4, 48)
+    ids[1, 30:] = 5  # rows of different difficulty
+    computed = []
+    for layer in model.model.layers[-1:]:
+        layer.register_forward_hook(lambda module, inputs, out: computed.append(out.shape[:2].numel()))
+    with torch.no_grad():
+        output = model(ids, tolerance=1e-5)
+        context = model._context(output.hidden, None, None)
+        spent, computed[:] = sum(computed), []
+        dense = fixed_point(
+            model.update(output.proposal, context),
+            output.proposal,
+            solver=Anderson(window=model.config.window),
+            stop=Tolerance(rtol=1e-5, max_evaluations=100),
+            causal=True,
+        )
+    solution = output.solution
+    assert solution.outcome.converged
+    assert dense.outcome.converged
+    if num_layers == 1:  # then keys and values of a token at rest are exactly those of a dense solve
+        assert torch.equal(solution.value, dense.value)
+        assert torch.equal(solution.evaluations, dense.evaluations)
+    else:
+        assert ((solution.value - dense.value).norm(dim=-1) / dense.value.norm(dim=-1)).max() < 1e-4
+    assert solution.evaluations.sum() <= spent < solution.evaluations.sum() + 16 * solution.outcome.calls
+    assert spent < 0.9 * sum(computed)
+
+
+def test_rows_of_different_effort_leave_the_batch_when_done() -> None:
+    """Also with padding and after a cache: values are those of each row alone."""
+    model = build()
+    ids, mask = left_padded()
+    with torch.no_grad():
+        together = model(ids, attention_mask=mask, tolerance=1e-6).logits
+        for row, num in enumerate((0, 3, 7)):
+            alone = model(ids[row : row + 1, num:], tolerance=1e-6).logits
+            assert (together[row, num:] - alone[0]).abs().max() < 1e-5
+
+
+def test_what_is_kept_belongs_to_the_returned_values() -> None:
+    """Even where the evaluations ran out: the keys in the cache are those of the values that were decoded."""
+    make, budget = CASES["out of evaluations"]
+    model, ids, cache = make(), tokens(), DynamicCache()
+    with torch.no_grad():
+        output = model(ids, cache=cache, **budget)
+        assert (output.solution.outcome.status != Status.FINAL).any()
+        layer, at = model.model.layers[3], (output.hidden + output.proposal) / 2
+        context = model._context(at, None, None)
+        kept = cache.layers[3].keys.clone()
+        layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (kept.copy_(k), q)[1])
+    assert (kept - cache.layers[3].keys).abs().max() < 1e-5
+
+
+def test_earlier_logits_never_depend_on_later_tokens_of_a_piece() -> None:
+    """Exactly, with a cache too."""
+    model, a, b = build(), tokens(), tokens()
+    b[:, 18:] = tokens(seed=1)[:, 18:]
+    for budget in ({"tolerance": 1e-2}, {"tolerance": 1e-6}, {"depth": 2}):
+        before, after = (pieces(model, ids, [8], **budget) for ids in (a, b))
+        assert torch.equal(before[:, :18], after[:, :18])
+        assert not torch.equal(before[:, 18:], after[:, 18:])
+
+
+def test_caches_that_do_not_fit_are_refused_in_one_sentence() -> None:
+    """Of another model, batch, depth or kind; and texts longer than the model."""
+    model, ids = build(), tokens()
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).cache
+        with pytest.raises(ConfigError, match="another model or batch"):
+            model(ids[:1], cache=cache)
+        with pytest.raises(ConfigError, match="another model or batch"):
+            build(num_key_value_heads=4)(ids, cache=cache)
+        with pytest.raises(ConfigError, match="another depth"):
+            model(ids, cache=cache, depth=2)
+        with pytest.raises(ConfigError, match=r"StaticCache of 4 slots cannot hold the 6"):
+            model(ids, cache=StaticCache(config=model.config, max_cache_len=40), depth=3)
+        with pytest.raises(ConfigError, match=r"kept in a DynamicCache or StaticCache"):
+            model(ids, cache=DynamicCache(config=model.config, offloading=True))
+        with pytest.raises(DataError, match=r"attention_mask of shape \(2, 24\)"):
+            model(ids, cache=cache, attention_mask=torch.ones_like(ids))
+        assert cache.get_seq_length() == 24
+        with pytest.raises(DataError, match="more than the 96"):
+            model(tokens(2, 80), cache=cache)
+        assert cache.get_seq_length() == 24
+    with pytest.raises(ConfigError, match="no_grad"):
+        model(ids, use_cache=True)
+
+
+def test_generation_refuses_to_slide_past_the_context() -> None:
+    """Rather than forget silently."""
+    model = build()
+    with pytest.raises(DataError, match="more than the 96"):
+        model.generate(tokens(1, 90), max_new_tokens=20, min_new_tokens=20)
