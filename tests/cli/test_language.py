@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from attractor.cli import main
+from attractor.cli.language import load_language_model
+from attractor.evaluate import calibrate
 
 WORDS = [
     *"abcdefgh",
@@ -79,6 +81,32 @@ def test_the_same_seed_writes_the_same_text(run, capsys) -> None:
         written.append(capsys.readouterr().out)
     assert written[0] == written[1]
     assert written[2] == written[3]
+
+
+def test_drafting_writes_the_same_text(run, capsys) -> None:
+    """Greedy, from the command line."""
+    command = ["generate", str(run), "--prompt", "the sea", "--max-new-tokens", "8", "--temperature", "0"]
+    written = []
+    for more in ([], ["--num-draft", "3"], ["--num-draft", "2", "--draft-depth", "0"]):
+        assert main([*command, *more]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_keeps_to_it(run, data, tmp_path, capsys) -> None:
+    """And the checkpoint stays whole."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "step-00000006", copy)
+    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0.5"]) == 0
+    assert "generation keeps to depth 0" in capsys.readouterr().out  # half the loss may go
+    model, tokenizer = load_language_model(copy)
+    assert model.generation_config.depth == 0
+    found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, within=1e-9)
+    enough = [t for t in found.trials if t.score.nats <= found.solved.score.nats]
+    assert found.chosen in enough
+    assert all(found.chosen.flops_per_token <= t.flops_per_token for t in enough)
+    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0"]) == 2
+    assert "above zero" in capsys.readouterr().err
 
 
 def test_generation_ends_where_the_context_does(run, capsys) -> None:

@@ -13,6 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
+from attractor.models.language.speculative import verify
 
 SMALL = {
     "vocab_size": 97,
@@ -233,3 +234,78 @@ def test_generation_refuses_to_slide_past_the_context() -> None:
     model = build()
     with pytest.raises(DataError, match="more than the 96"):
         model.generate(tokens(1, 90), max_new_tokens=20, min_new_tokens=20)
+
+
+@pytest.mark.parametrize("draft_depth", [0, 1])
+@pytest.mark.parametrize("num_draft", [1, 4])
+def test_drafted_text_is_the_text_of_the_equilibrium(draft_depth: int, num_draft: int) -> None:
+    """Greedy, token for token, over several prompts, with one and two attractor layers."""
+    for num_layers in (1, 2):
+        model = build(num_attractor_layers=num_layers)
+        for seed in range(2):
+            settings = {"max_new_tokens": 32, "do_sample": False, **SOLVED}
+            plain = model.generate(tokens(1, 8, seed), **settings)
+            drafted = model.generate(tokens(1, 8, seed), num_draft=num_draft, draft_depth=draft_depth, **settings)
+            assert torch.equal(drafted, plain)
+
+
+def test_drafts_are_accepted_so_that_the_distribution_is_the_wanted_one() -> None:
+    """Of the first token, and of the second given the first, whatever the drafts' own distribution."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    wanted, wished = (torch.rand(2, 5, generator=generator).square() for _ in range(2))
+    wished[0, 1] = 0.0
+    wanted[0, 2] = 0.0
+    wanted, wished = (p / p.sum(dim=1, keepdim=True) for p in (wanted, wished))
+    seen = torch.zeros(2, 5)
+    for _ in range(20_000):
+        new = verify(wanted, wished, torch.multinomial(wished, 1)[:, 0])
+        seen[0, new[0]] += 1
+        if len(new) == 2:
+            seen[1, new[1]] += 1
+    assert (seen[0] / seen[0].sum() - wanted[0]).abs().max() < 0.015
+    assert (seen[1] / seen[1].sum() - wanted[1]).abs().max() < 0.02
+
+
+def test_sampled_drafts_have_the_distribution_of_sampling() -> None:
+    """The second and third tokens after a prompt, over many runs, with temperature and top-k."""
+    model, ids = build(), tokens(1, 6)
+    model.generation_config.eos_token_id = None
+    settings = {"max_new_tokens": 3, "do_sample": True, "top_k": 3, "temperature": 0.7, "tolerance": 1e-4}
+    torch.manual_seed(0)
+    many = model.generate(ids.expand(2000, -1), **settings)[:, -2:]
+    drafted = torch.cat([model.generate(ids, num_draft=2, **settings)[:, -2:] for _ in range(300)])
+    for place in range(2):
+        a, b = (torch.bincount(text[:, place], minlength=97) / len(text) for text in (many, drafted))
+        assert (a - b).abs().sum() / 2 < 0.12  # total variation, of three to nine tokens
+
+
+def test_drafting_ends_at_the_end_of_text_and_refuses_what_it_cannot_do() -> None:
+    """EOS in the middle of accepted drafts; batches, fixed depths, models without a proposal."""
+    model, ids = build(), tokens(1, 8)
+    free = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None)
+    end = int(free[0, 8 + 5])
+    short = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=end, num_draft=8)
+    first = int((free[0, 8:] == end).nonzero()[0])
+    assert torch.equal(short, free[:, : 8 + first + 1])
+    for settings, message in (
+        ({"num_draft": 0}, "at least one token"),
+        ({"num_draft": 2, "draft_depth": 2}, "depth 0 or 1"),
+        ({"num_draft": 2, "depth": 1}, "leave out num_draft"),
+        ({"num_draft": 2, "num_beams": 2}, "one text at a time"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            model.generate(ids, max_new_tokens=4, **settings)
+
+
+def test_a_stored_budget_holds_where_none_is_given(tmp_path) -> None:
+    """In the generation config, through saving and loading."""
+    model = build()
+    model.store_budget(depth=0)
+    model.save_pretrained(tmp_path)
+    loaded = AttractorForCausalLM.from_pretrained(tmp_path).eval()
+    settings = {"max_new_tokens": 20, "do_sample": False}
+    assert torch.equal(loaded.generate(tokens(), **settings), model.generate(tokens(), depth=0, **settings))
+    solved = model.generate(tokens(), tolerance=1e-5, **settings)
+    assert torch.equal(loaded.generate(tokens(), tolerance=1e-5, **settings), solved)
+    assert not torch.equal(loaded.generate(tokens(), **settings), solved)

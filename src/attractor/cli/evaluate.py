@@ -66,7 +66,7 @@ def evaluate(
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
     window = min(max_length(model), LONGEST) if length is None else length
     results: dict[str, Figures] = {}
-    with _Bars() as bars:
+    with Bars() as bars:
         for task in tasks:
             if task == "text":
                 score = score_text(
@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _task_figures(
-    task: str, model: Any, tokenizer: Any, bundle: Path | None, bars: "_Bars", settings: dict[str, Any]
+    task: str, model: Any, tokenizer: Any, bundle: Path | None, bars: "Bars", settings: dict[str, Any]
 ) -> dict[str, Figures]:
     if task.startswith(HARNESS):
         found = harness(model, tokenizer, [task.removeprefix(HARNESS)], **settings)
@@ -168,7 +168,7 @@ def _prepared(folder: Path) -> Iterator[str]:
             yield str(text)
 
 
-class _Bars(Bar):
+class Bars(Bar):
     """One bar a task, drawn where the output is a terminal."""
 
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 from attractor.cli.language import load_language_model
 from attractor.errors import ConfigError
 from attractor.evaluate import encode, known_budget, max_length
+from attractor.models.language import AttractorForCausalLM
 
 
 def generate(
@@ -27,6 +28,8 @@ def generate(
     depth: int | None = None,
     tolerance: float | None = None,
     max_evaluations: int | None = None,
+    num_draft: int | None = None,
+    draft_depth: int = 1,
 ) -> None:
     """Continue a prompt, streaming to the terminal, until the text ends or enough is said.
 
@@ -42,6 +45,8 @@ def generate(
         depth: Evaluations of the attractor per token; by default as many as the tolerance needs.
         tolerance: Relative residual at which a token is at rest, instead of the model's.
         max_evaluations: The most evaluations, instead of the model's.
+        num_draft: Draft so many tokens at a time and let one solve verify them; the text stays the same.
+        draft_depth: Evaluations of a draft, 0 or 1.
     """
     for name, value, least in (("max-new-tokens", max_new_tokens, 1), ("top-k", top_k, 0), ("num", num, 1)):
         if value < least:
@@ -59,6 +64,9 @@ def generate(
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+    drafts = {} if num_draft is None else {"num_draft": num_draft, "draft_depth": draft_depth}
+    if drafts and not isinstance(model, AttractorForCausalLM):
+        raise ConfigError("--num-draft: this model has no proposal to draft from; leave it out.")
     torch.manual_seed(seed)
     for _ in range(num):
         begun = time.perf_counter()
@@ -71,6 +79,7 @@ def generate(
             pad_token_id=tokenizer.eos_token_id,
             **choice,
             **budget,
+            **drafts,
         )
         added = out.shape[1] - ids.shape[1]
         full = " (the model's context is full)" if added == room < max_new_tokens else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from attractor.cli.calibrate import calibrate
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "data": data,
     "train": train,
     "evaluate": evaluate,
+    "calibrate": calibrate,
     "generate": generate,
 }
 

@@ -1,5 +1,6 @@
 """Judging models: grids by depth and at rest, text by its bytes, language tasks; and pictures of what settles."""
 
+from attractor.evaluate.calibrate import Calibration, Trial, calibrate
 from attractor.evaluate.harness import harness
 from attractor.evaluate.pictures import draw_curves, draw_settling
 from attractor.evaluate.puzzles import DepthPoint, Judgement, judge, settling
@@ -25,6 +26,7 @@ from attractor.evaluate.text import (
 )
 
 __all__ = [
+    "Calibration",
     "CoreScore",
     "DepthPoint",
     "Judgement",
@@ -33,6 +35,8 @@ __all__ = [
     "Task",
     "TaskScore",
     "TextScore",
+    "Trial",
+    "calibrate",
     "core",
     "draw_curves",
     "draw_settling",

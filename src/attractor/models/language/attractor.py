@@ -14,6 +14,7 @@ Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Un
 from attractor.models.language.active import TokenUpdate
 from attractor.models.language.base import LanguageModel, LanguageModelConfig
 from attractor.models.language.context import Context, Reader, require_plain
+from attractor.models.language.speculative import speculate
 from attractor.nn.transformer import Gate
 from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
 
@@ -106,6 +108,23 @@ class AttractorForCausalLM(LanguageModel):
         super().__init__(config, layers)
         self.post_init()
 
+    def generate(
+        self, *args: Any, num_draft: int | None = None, draft_depth: int = 1, streamer: Any = None, **kwargs: Any
+    ) -> Any:
+        """See :meth:`LanguageModel.generate`.
+
+        Parameters
+        ----------
+        num_draft, draft_depth
+            Draft so many tokens at depth 0 or 1 and let one solve verify them all; the text, or its distribution, stays the
+            same. Another number of tokens than one at a time pays where a solve takes many evaluations.
+        """
+        if num_draft is not None:
+            kwargs["custom_generate"] = partial(
+                speculate, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
+            )
+        return super().generate(*args, streamer=streamer, **kwargs)
+
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
         if context.cache is not None and config.num_attractor_layers and not isinstance(stop, Steps):
@@ -121,7 +140,7 @@ class AttractorForCausalLM(LanguageModel):
             return proposal, proposal, None
         if self.training and proposal.device.type == "cpu" and not proposal.isfinite().all():
             return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
-        solution = self.solve(proposal, context, stop or self._trained_stop(context))
+        solution = self.solve(proposal, context, stop or self._trained_stop(context.is_real is not None))
         return proposal, solution.value, solution
 
     def solve(self, proposal: Tensor, context: Context, stop: StopRule) -> Solution:
@@ -195,9 +214,9 @@ class AttractorForCausalLM(LanguageModel):
         gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, Gate)])
         return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
 
-    def _trained_stop(self, context: Context) -> Tolerance:
+    def _trained_stop(self, is_padded: bool) -> Tolerance:
         config = self.config
-        partly = self.training and context.is_real is None  # padding rests at once, and would count
+        partly = self.training and not is_padded  # padding rests at once, and would count
         return Tolerance(
             rtol=config.tolerance,
             max_evaluations=config.max_evaluations,

@@ -22,6 +22,9 @@ from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotar
 from attractor.solve import Solution, Steps, StopRule, Tolerance
 
 
+BUDGET = ("depth", "tolerance", "max_evaluations")
+
+
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` wherever that has one.
 
@@ -253,6 +256,23 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         return LanguageModelOutput(
             loss=loss, logits=logits, proposal=proposal, hidden=hidden, solution=solution, cache=cache
         )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in ``transformers``, with the budget (``depth``, ``tolerance``, ``max_evaluations``) among the arguments.
+
+        Where none of them is given, the one stored in the generation config holds.
+        """
+        if all(kwargs.get(name) is None for name in BUDGET):
+            config = kwargs.get("generation_config") or self.generation_config
+            kwargs |= {name: value for name in BUDGET if (value := getattr(config, name, None)) is not None}
+        return super().generate(*args, **kwargs)
+
+    def store_budget(self, **budget: float | None) -> None:
+        """Put ``depth``, or ``tolerance`` and ``max_evaluations``, into the generation config, instead of what was there."""
+        self._stop(**{name: budget.get(name) for name in BUDGET})  # type: ignore[arg-type]
+        for name in BUDGET:
+            setattr(self.generation_config, name, budget.get(name))
+        self.generation_config._from_model_config = False  # or a stored budget would be dropped on loading
 
     @staticmethod
     def create_masks_for_generate(*, attention_mask: Tensor | None, **others: Any) -> Tensor | None:

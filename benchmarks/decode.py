@@ -1,0 +1,222 @@
+"""What it costs to write: the cache at equilibrium, tokens at rest, budgets and drafts, each against its alternative.
+
+    python -m benchmarks.decode CHECKPOINT --data TEXT
+
+CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Every pair runs in this process on the
+same work, the two sides taking turns; figures are medians, and the ratio is that of medians. Sides:
+
+1. one token after 1,024, with the cache, against solving the whole context again, which is what there was before;
+2. the 1,000th token against the 50th;
+3. cached decoding at the equilibrium, and at depth 1, against the cached plain Transformer of the same layers;
+4. held-out text solved with work on moving tokens only, against the dense solve at the same tolerance;
+5. drafts of a few tokens verified by one solve, against one token at a time.
+
+Contexts beyond the length that the model was trained for are read all the same: positions are rotary, and only time is measured.
+Written to ``results/decode``.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers import DynamicCache
+
+from attractor import Anderson, Solution, Tolerance, fixed_point
+from attractor.cli.evaluate import documents
+from attractor.cli.language import load_language_model
+from attractor.cli.runs import environment, write_json
+from attractor.evaluate import encode
+from attractor.models.language import AttractorConfig, AttractorForCausalLM
+
+OUT = Path("results/decode/decode.json")
+TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3)
+Timed = dict[str, float]
+
+
+def main(
+    checkpoint: Path,
+    /,
+    data: Path,
+    repeats: int = 15,
+    threads: int | None = None,
+    out: Path = OUT,
+) -> None:
+    """Measure, print and write.
+
+    Args:
+        checkpoint: A trained attractor's.
+        data: Held-out documents.
+        repeats: Of every measurement.
+        threads: Of this process.
+        out: Where to write.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    model, tokenizer = load_language_model(checkpoint)
+    assert isinstance(model, AttractorForCausalLM), "give an attractor's checkpoint"
+    model.config.max_position_embeddings = max(2048, model.config.max_position_embeddings)
+    model.generation_config.eos_token_id = None
+    texts = [encode(tokenizer, text[:12_000]) for text in islice(documents((data,), "text"), 12)]
+    long = torch.cat(texts)[None, :1024]
+    rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:64]
+    plain = without_solver(model)
+    measured: dict[str, Any] = {}
+    with torch.no_grad():
+        measured["one token after 1,024"] = recomputed(model, long, repeats)
+        measured["token 1,000 against token 50"] = by_position(model, long, repeats)
+        measured["against the plain Transformer"] = against_plain(model, plain, long[:, :128], repeats)
+        measured["moving tokens only"] = [compacted(model, rows, tolerance, repeats // 3) for tolerance in TOLERANCES]
+        measured["drafts"] = drafted(model, rows[:4, :64], max(3, repeats // 5))
+    console = Console(width=150)
+    for name, figures in measured.items():
+        console.print(f"[bold]{name}[/]")
+        for row in figures if isinstance(figures, list) else [figures]:
+            console.print("   " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        out,
+        {
+            "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --repeats {repeats}",
+            "environment": environment(),
+            "weights": sum(p.numel() for p in model.parameters()),
+            "tolerance": model.config.tolerance,
+            "measured": measured,
+        },
+    )
+
+
+def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
+    """The plain Transformer of the same layers: what one evaluation computes, without anything of a solve."""
+    config = AttractorConfig.from_dict(model.config.to_dict() | {"num_attractor_layers": 0})
+    plain = AttractorForCausalLM(config).eval().to(model.device)
+    state = {k: v.clone() for k, v in model.state_dict().items() if "_gate." not in k}
+    for i, layer in enumerate(model.model.layers[model.num_backbone_layers :], model.num_backbone_layers):
+        for gate, projection in ((layer.self_attn_gate, "self_attn.o_proj"), (layer.mlp_gate, "mlp.down_proj")):
+            state[f"model.layers.{i}.{projection}.weight"] *= gate.value().detach()[:, None]
+    plain.load_state_dict(state)
+    plain.generation_config.eos_token_id = None
+    return plain
+
+
+def recomputed(model: Any, ids: Tensor, repeats: int) -> Timed:
+    """The next token after a long context: from the cache, and by solving everything again."""
+    cache = DynamicCache()
+    model(ids[:, :-1], cache=cache)
+
+    def cached() -> None:
+        model(ids[:, -1:], cache=cache, logits_to_keep=1)
+        for layer in cache.layers:
+            layer.crop(-1)
+
+    return compare({"again": lambda: model(ids, logits_to_keep=1), "cached": cached}, repeats)
+
+
+def by_position(model: Any, ids: Tensor, repeats: int) -> Timed:
+    """One token late and early in a text."""
+    steps: dict[str, Callable[[], None]] = {}
+    for place in (1000, 50):
+        cache = DynamicCache()
+        model(ids[:, : place - 1], cache=cache)
+
+        def step(cache: DynamicCache = cache, place: int = place) -> None:
+            model(ids[:, place - 1 : place], cache=cache, logits_to_keep=1)
+            for layer in cache.layers:
+                layer.crop(-1)
+
+        steps[f"token {place}"] = step
+    return compare(steps, 4 * repeats)
+
+
+def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """``generate`` of 64 tokens: at the equilibrium by tolerance, at depth 1 and 0, and by the plain Transformer."""
+
+    def write(which: Any, **budget: Any) -> Callable[[], None]:
+        return lambda: which.generate(ids, max_new_tokens=64, do_sample=False, **budget)
+
+    found = []
+    for budget in (*({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)), {"depth": 1}, {"depth": 0}):
+        sides = {"attractor": write(model, **budget), "plain": write(plain)}
+        found.append({**budget, **compare(sides, repeats)})
+    return found
+
+
+def compacted(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[str, Any]:
+    """The attractor alone on held-out rows: only what moves, and everything until all of it rests."""
+    output = model(rows, tolerance=tolerance, logits_to_keep=1)
+    context = model._context(output.hidden, None, None)
+    stop = Tolerance(rtol=tolerance, max_evaluations=64, min_evaluations=model.config.min_evaluations)
+    solver = Anderson(window=model.config.window)
+    last: dict[str, Solution] = {}
+
+    def dense() -> None:
+        update = model.update(output.proposal, context)
+        last["dense"] = fixed_point(update, output.proposal, solver=solver, stop=stop, causal=True)
+
+    def moving() -> None:
+        last["moving"] = model.solve(output.proposal, context, stop)
+
+    times = compare({"dense": dense, "moving": moving}, max(3, repeats))
+    per_token = last["moving"].evaluations.float().mean().item()
+    difference = (last["moving"].value - last["dense"].value).norm(dim=-1) / last["dense"].value.norm(dim=-1)
+    return {
+        "tolerance": tolerance,
+        **times,
+        "evaluations dense": last["dense"].outcome.calls,
+        "evaluations per token": per_token,
+        "fewer": last["dense"].outcome.calls / per_token,
+        "final": 1 - last["moving"].outcome.num_open / rows.numel(),
+        "largest difference": difference.max().item(),
+    }
+
+
+def drafted(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """Greedy text of 64 tokens by drafts of each size, against one token at a time; the texts are equal."""
+    found = []
+    for draft_depth in (0, 1):
+        for num_draft in (2, 4, 8):
+            texts: dict[str, list[Tensor]] = {}
+
+            def write(name: str, texts: dict[str, list[Tensor]] = texts, **settings: Any) -> None:
+                settings |= {"max_new_tokens": 64, "do_sample": False, "tolerance": 1e-3}
+                texts[name] = [model.generate(row[None], **settings) for row in prompts]
+
+            sides = {
+                "one by one": lambda write=write: write("one by one"),
+                "drafted": lambda write=write, n=num_draft, d=draft_depth: write("drafted", num_draft=n, draft_depth=d),
+            }
+            times = compare(sides, repeats)
+            same = [torch.equal(a, b) for a, b in zip(*texts.values(), strict=True)]
+            found.append({"draft_depth": draft_depth, "num_draft": num_draft, **times, "equal": sum(same) / len(same)})
+    return found
+
+
+def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> Timed:
+    """Median seconds of two sides that take turns, and how many times the second the first takes."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in track(range(repeats + 1), description=" and ".join(sides), transient=True):
+        for name, side in sides.items():
+            begun = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i:  # the first warms up
+                times[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first, second = medians.values()
+    return {**{f"{name}, ms": 1000 * value for name, value in medians.items()}, "ratio": first / second}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
