@@ -10,6 +10,7 @@ import tyro
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
+from attractor.cli.export import export
 from attractor.cli.generate import generate
 from attractor.cli.import_official import import_official
 from attractor.cli.solve import solve
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "generate": generate,
     "import-official": import_official,
+    "export": export,
 }
 
 

@@ -1,7 +1,7 @@
 """The paper authors' published checkpoints, read into :class:`AttractorForCausalLM`.
 
-What their network computes was worked out against stored logits of a tiny one. It differs from ours in names and in four conventions,
-all of which our weights and settings express:
+What their network computes was worked out against stored logits of a tiny one. It differs from ours in names and in four
+conventions, all of which our weights and settings express:
 
 - Rotary positions turn neighbouring channels (0 with 1, 2 with 3), ours turn channels half a head apart: the rows of query and
   key projections are put into our order, head by head.
@@ -9,8 +9,9 @@ all of which our weights and settings express:
 - The activation is ``relu(x)² / 2``: the half is folded into the projection after it, exactly, being a power of two.
 - Gates are stored raw, as ours are, below ``gamma_max``.
 
-One thing is approximate. Their QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean square, ours ``norm_eps``
-(1e-5) as in every norm. Logits of the tiny random network differ by 9e-5 for it; larger queries and keys make that less.
+One thing is approximate. Their QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean square, ours
+adds ``norm_eps`` (1e-5) as in every norm. Logits of the tiny random network differ by 9e-5 for it; larger queries and keys
+make that less.
 
 Every setting must be known and have a value that we implement, and every tensor must be known and be there: nothing is guessed.
 """
