@@ -21,6 +21,7 @@ FLOORS = {
     "models": 5,
     "train": 6,
     "evaluate": 6,
+    "interop": 6,
     "testing": 6,
     "recipes": 7,
     "cli": 8,

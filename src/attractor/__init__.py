@@ -23,6 +23,7 @@ from attractor.gradient import (
     jacobian_penalty,
     spectral_radius,
 )
+from attractor.interop.auto_classes import register_models
 from attractor.solve import (
     Anderson,
     Best,
@@ -40,6 +41,8 @@ from attractor.solve import (
 )
 
 __version__ = "0.1.0"
+
+register_models()  # AutoModelForCausalLM and pipelines find our language models
 
 __all__ = [
     "Anderson",

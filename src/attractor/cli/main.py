@@ -11,7 +11,9 @@ from attractor.cli.calibrate import calibrate
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
+from attractor.cli.export import export
 from attractor.cli.generate import generate
+from attractor.cli.import_official import import_official
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "calibrate": calibrate,
     "generate": generate,
+    "import-official": import_official,
+    "export": export,
 }
 
 

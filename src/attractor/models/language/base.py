@@ -210,6 +210,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> LanguageModelOutput:
         """Read tokens and predict the next ones.
 
@@ -241,6 +243,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         DataError, ConfigError
             For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache that does not fit.
         """
+        if output_attentions or output_hidden_states:  # PEFT and others name them with None
+            raise ConfigError("the layers' attentions and hidden states are not returned: every evaluation has its own.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
         if cache is None and use_cache:

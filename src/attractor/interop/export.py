@@ -1,0 +1,196 @@
+"""A language model at a fixed depth as a stock folder: whatever reads the Qwen3 or Llama of ``transformers`` reads it.
+
+At depth 1 an attractor with the mean injection is the plain Transformer of all its layers, at depth 0 that of its backbone.
+Gates are folded into the projections before them, so that nothing is left that a stock decoder does not have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+import attractor
+from attractor.errors import ConfigError
+from attractor.interop.weights import new_folder
+from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
+
+GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Bits per byte of text not trained on: at the exported depth, and at the equilibrium (None: the model solves nothing)."""
+
+    num_documents: int
+    num_bytes: int
+    exported: float
+    equilibrium: float | None
+
+
+def export(
+    model: Any, out: Path | str, *, depth: int, tokenizer: Any = None, held_out: HeldOut | None = None
+) -> PreTrainedModel:
+    """Write ``model`` at ``depth`` as a stock network with a model card, and return that network.
+
+    Parameters
+    ----------
+    model, depth
+        As in :func:`to_stock`.
+    out
+        The folder to write; it must not exist.
+    tokenizer
+        Its own, which is copied.
+    held_out
+        What was measured, for the card, which otherwise says that nothing was.
+
+    Raises
+    ------
+    ConfigError
+        Where no stock network computes the same, or ``out`` exists or cannot be written.
+    """
+    stock = to_stock(model, depth)
+    with new_folder(Path(out)) as folder:
+        stock.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(model, stock, depth, Path(out).name, held_out), encoding="utf-8")
+    return stock
+
+
+def to_stock(model: Any, depth: int) -> PreTrainedModel:
+    """Return the ``Qwen3ForCausalLM`` with the logits of ``model`` at ``depth``, or the ``LlamaForCausalLM`` where QK-norm is off.
+
+    Parameters
+    ----------
+    model
+        An attractor whose layers have gated MLPs, or a plain Transformer, which is ``num_attractor_layers=0``.
+    depth
+        0 for the proposal, 1 for one evaluation.
+
+    Raises
+    ------
+    ConfigError
+        Where no stock network computes the same.
+    """
+    require_exportable(model, depth)
+    config = model.config
+    num_layers = config.num_hidden_layers if depth == 1 else model.num_backbone_layers
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_width,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "use_cache": True,
+        "dtype": model.dtype,
+    }
+    for name in (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act", "rms_norm_eps"),
+        *("max_position_embeddings", "initializer_range", "tie_word_embeddings"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    ):
+        sizes[name] = getattr(config, name)
+    stock: Any = Qwen3ForCausalLM(Qwen3Config(**sizes)) if config.qk_norm else LlamaForCausalLM(LlamaConfig(**sizes))
+    stock.to(model.dtype).load_state_dict(folded(model, num_layers))
+    return stock.to(model.device).eval()
+
+
+def folded(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
+    """Return the weights of the first ``num_layers`` layers and of the rest, each gate folded into the projection before it."""
+    state = {}
+    for name, value in model.state_dict().items():
+        place = name.split(".")  # model.layers.INDEX.PART..., or another
+        if place[1] != "layers" or int(place[2]) < num_layers:
+            state[name] = value.detach().clone()
+    for i, layer in enumerate(model.model.layers[:num_layers]):
+        for gate, projection in GATED.items():
+            if state.pop(f"model.layers.{i}.{gate}.raw", None) is not None:
+                name = f"model.layers.{i}.{projection}.weight"
+                factor = getattr(layer, gate).value().detach()[:, None]
+                state[name] = (state[name].float() * factor.float()).to(state[name].dtype)
+    return state
+
+
+def require_exportable(model: Any, depth: int) -> None:
+    """Refuse what no stock network computes, with the reason. Raises ConfigError."""
+    if isinstance(model, LoopedForCausalLM):
+        raise ConfigError("a looped model applies layers over and over, and a stock network each of its layers once.")
+    if not isinstance(model, AttractorForCausalLM):
+        raise ConfigError(f"{type(model).__name__} is no attractor and needs no export; give a model of this package.")
+    config = model.config
+    if config.hidden_act == "relu2":
+        raise ConfigError(
+            'hidden_act="relu2" cannot be exported: the MLP of stock Qwen3 and Llama is gated, with SiLU; only "silu" can be.'
+        )
+    if config.num_attractor_layers == 0:
+        if depth != 1:
+            raise ConfigError(f"depth={depth}: a plain Transformer is exported whole; give depth=1.")
+        return
+    if config.start == "zero":
+        raise ConfigError(
+            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and is nothing at a small fixed depth.'
+        )
+    if depth not in (0, 1):
+        raise ConfigError(
+            f"depth={depth} cannot be exported: a stock network uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
+        )
+    if config.injection == "sum" and depth == 1:
+        raise ConfigError(
+            'injection="sum" cannot be exported at depth=1: one evaluation is F(2c) − c, and a stock network subtracts nothing '
+            "from what its layers return; give depth=0."
+        )
+
+
+def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: HeldOut | None) -> str:
+    config = model.config
+    kind = type(stock).__name__
+    if not config.num_attractor_layers:
+        origin = "A plain Transformer"
+    elif depth == 0:
+        origin = f"The proposal (depth 0) of an Attractor Model, without its {config.num_attractor_layers} attractor layer(s),"
+    else:
+        origin = "An Attractor Model after one evaluation (depth 1)"
+    solves = (
+        "\nThe model it was made from refines its output until it rests; that needs the package and the original checkpoint.\n"
+        if config.num_attractor_layers
+        else ""
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [attractor-models]
+---
+# {name}
+
+{origin} as a stock `{kind}`, exported by attractor {attractor.__version__}.
+{solves}
+| | |
+|---|---|
+| weights | {stock.num_parameters():,} |
+| layers, width | {stock.config.num_hidden_layers}, {config.hidden_size} |
+| vocabulary, positions | {config.vocab_size:,}, {config.max_position_embeddings:,} |
+
+```python
+from transformers import pipeline
+
+print(pipeline("text-generation", "{name}")("Once"))
+```
+
+## Held-out loss
+
+{_loss(depth, held_out)}
+"""
+
+
+def _loss(depth: int, held_out: HeldOut | None) -> str:
+    if held_out is None:
+        return "Not measured."
+    figures: Mapping[str, float | None] = {
+        f"this network (depth {depth})": held_out.exported,
+        "the original at its equilibrium": held_out.equilibrium,
+    }
+    rows = [f"| {what} | {value:.4f} |" for what, value in figures.items() if value is not None]
+    of = f"Of {held_out.num_documents:,} documents, {held_out.num_bytes:,} bytes, that were held out:"
+    return "\n".join([of, "", "| | bits per byte |", "|---|---|", *rows])

@@ -1,0 +1,187 @@
+"""Checkpoints of the paper's authors: their logits, to 2e-4, and nothing guessed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from attractor.errors import CheckpointError
+from attractor.interop.official import FIXED, IGNORED, import_official
+
+FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
+BUDGETS = {
+    "logits_proposal": {"depth": 0},
+    "logits_one_evaluation": {"depth": 1},
+    "logits_equilibrium": {"tolerance": 1e-6, "max_evaluations": 200},
+}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return load_file(FIXTURE / "expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return torch.load(FIXTURE / "pytorch_model.bin", weights_only=True)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A checkpoint to change."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        shutil.copy(FIXTURE / name, folder)
+    return folder
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refused(folder: Path) -> str:
+    """The sentence with which it is."""
+    with pytest.raises(CheckpointError) as caught:
+        import_official(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_logits_are_those_of_the_authors(expected, tmp_path) -> None:
+    """Of the proposal, after one evaluation and at the equilibrium; after saving and loading the same bits."""
+    model = import_official(FIXTURE)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, budget in BUDGETS.items():
+        with torch.no_grad():
+            logits = model(expected["input_ids"], **budget).logits
+            assert (logits - expected[name]).abs().max() < 2e-4
+            assert torch.equal(again(expected["input_ids"], **budget).logits, logits)
+    gaps = [(expected["logits_equilibrium"] - expected[name]).abs().max() for name in list(BUDGETS)[:2]]
+    assert min(gaps) > 0.05, "the three must differ, or nothing is told apart"
+
+
+def test_what_only_training_needs_is_taken_over() -> None:
+    """The stop rule, the gates' bounds, the gradient: their onestep is Neumann's first term."""
+    config = import_official(FIXTURE).config
+    assert (config.tolerance, config.min_evaluations, config.max_evaluations) == (3e-4, 6, 64)
+    assert (config.gate_start, config.gate_limit, config.gradient) == (0.75, 0.75, "neumann")
+
+
+def test_every_way_to_store_the_weights_is_read(copy, weights) -> None:
+    """Safetensors, where the tied head is left out, and shards of both kinds give the same model."""
+    wanted = import_official(copy).state_dict()
+    (copy / "pytorch_model.bin").unlink()
+    untied = {k: v.contiguous() for k, v in weights.items() if k != "lm_head.weight"}
+    names = sorted(untied)
+    parts = {"a": {k: untied[k] for k in names[::2]}, "b": {k: untied[k] for k in names[1::2]}}
+
+    def shards(name: str, save) -> None:
+        stem, suffix = name.split(".")
+        for part, tensors in parts.items():
+            save(tensors, copy / f"{stem}-{part}.{suffix}")
+        places = {k: f"{stem}-{part}.{suffix}" for part, tensors in parts.items() for k in tensors}
+        (copy / f"{name}.index.json").write_text(json.dumps({"weight_map": places}))
+
+    for store in (
+        lambda: save_file(untied, copy / "model.safetensors"),
+        lambda: shards("model.safetensors", save_file),
+        lambda: shards("pytorch_model.bin", torch.save),
+    ):
+        store()
+        state = import_official(copy).state_dict()
+        assert all(torch.equal(state[k], wanted[k]) for k in wanted)
+        for file in copy.glob("*model*"):
+            file.unlink()
+
+    shards("model.safetensors", save_file)
+    (copy / "model-b.safetensors").unlink()
+    assert "model-b.safetensors: this shard is missing" in refused(copy)
+    save_file(parts["a"], copy / "model-b.safetensors")
+    assert "lacks the tensor" in refused(copy) or "against the index" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*json.loads((FIXTURE / "config.json").read_text())} - IGNORED) if FIXTURE.is_dir() else []
+)
+def test_a_missing_setting_is_named(name: str, copy) -> None:
+    """Each that the network depends on."""
+    edit(copy, lambda config: config.pop(name))
+    assert f"{name!r} is missing" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "other") for name in FIXED),
+        ("bias", 0),
+        ("logit_softcap", 15.0),
+        ("num_key_value_heads", 2),
+        ("recurrent_embedding_dimension", 32),
+        ("n_embd", "wide"),
+        ("tol", -1.0),
+        ("n_fp_blocks", 1.5),
+        ("vocab_size", 300),
+        ("rope_settings", None),
+        ("new_setting", 1),
+    ],
+)
+def test_a_value_that_is_not_implemented_is_named(name: str, value, copy) -> None:
+    """Wrong types and unknown settings among them."""
+    edit(copy, lambda config: config.update({name: value}))
+    named = {"n_embd": "recurrent_embedding_dimension", "tol": "tolerance", "n_fp_blocks": "num_attractor_layers"}
+    assert named.get(name, name) in refused(copy)
+
+
+@pytest.mark.parametrize(("name", "value"), [("use_rope", False), ("rope_condense_ratio", 2), ("scaling", 1)])
+def test_rotary_settings_are_checked_too(name: str, value, copy) -> None:
+    """In their group."""
+    edit(copy, lambda config: config["rope_settings"].update({name: value}))
+    assert name in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda w: w.pop("transformer.ln_f.weight"), "'transformer.ln_f.weight' is missing"),
+        (lambda w: w.pop("freqs_cis"), "'freqs_cis' is missing"),
+        (lambda w: w.update({"transformer.ln_g.weight": w["freqs_cis"]}), "'transformer.ln_g.weight' is not known"),
+        (lambda w: w.update({"transformer.ln_f.weight": torch.ones(3)}), "shape"),
+        (lambda w: w.update({"lm_head.weight": w["lm_head.weight"] + 1}), "tie_embeddings"),
+        (lambda w: w.update({"freqs_cis": w["freqs_cis"].flip(1)}), "rope_base"),
+        (lambda w: w.update({"step": 3}), "dictionary of tensors"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(damage, says: str, copy, weights) -> None:
+    """Missing, unknown, of another shape, or at odds with the settings."""
+    changed = dict(weights)
+    damage(changed)
+    torch.save(changed, copy / "pytorch_model.bin")
+    assert says in refused(copy)
+
+
+class Harmful:
+    """Something that is no tensor, for a pickle."""
+
+
+def test_a_pickle_that_is_more_than_tensors_is_not_executed(copy) -> None:
+    """Nor is a damaged or absent file, or a folder without settings."""
+    torch.save({"freqs_cis": Harmful()}, copy / "pytorch_model.bin")
+    assert "cannot be read as tensors" in refused(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"nothing")
+    assert "cannot be read as tensors" in refused(copy)
+    (copy / "pytorch_model.bin").unlink()
+    assert "holds no weights" in refused(copy)
+    (copy / "config.json").write_text("{")
+    assert "cannot be read as JSON" in refused(copy)
+    (copy / "config.json").unlink()
+    assert "does not exist" in refused(copy)
