@@ -23,7 +23,7 @@ from attractor.evaluate.internalisation import (
     Internalisation,
     TokenFigures,
     default_budget,
-    internalisation,
+    measure_internalisation,
     passage,
     pieces,
     trajectories,
@@ -73,7 +73,7 @@ def inspect(
         texts = _passages(data, field, num_documents, seed)
         console = Console(stderr=True)
         with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
-            found = internalisation(
+            found = measure_internalisation(
                 loaded,
                 tokenizer,
                 texts,

@@ -1,6 +1,7 @@
 """Judging models: grids by depth and at rest, text by its bytes, language tasks; and pictures of what settles."""
 
 from attractor.evaluate.harness import harness
+from attractor.evaluate.internalisation import Internalisation, Trajectories, measure_internalisation, trajectories
 from attractor.evaluate.pictures import draw_curves, draw_settling
 from attractor.evaluate.puzzles import DepthPoint, Judgement, judge, settling
 from attractor.evaluate.tasks import (
@@ -27,12 +28,14 @@ from attractor.evaluate.text import (
 __all__ = [
     "CoreScore",
     "DepthPoint",
+    "Internalisation",
     "Judgement",
     "LambadaScore",
     "Predictions",
     "Task",
     "TaskScore",
     "TextScore",
+    "Trajectories",
     "core",
     "draw_curves",
     "draw_settling",
@@ -45,7 +48,9 @@ __all__ = [
     "lambada",
     "log_probabilities",
     "max_length",
+    "measure_internalisation",
     "read_tasks",
     "score_text",
     "settling",
+    "trajectories",
 ]

@@ -170,7 +170,7 @@ def default_budget(model: Any, tolerance: float | None) -> dict[str, float]:
 
 
 @torch.no_grad()
-def internalisation(
+def measure_internalisation(
     model: LanguageModel,
     tokenizer: Any,
     documents: Iterable[str],

@@ -192,7 +192,7 @@ def _page(
         ),
         _section(
             "In figures",
-            "Look for a spectral radius below 1, with which plain iteration settles nearby, and a short way from proposal to equilibrium.",
+            "Look for a spectral radius below 1, with which plain iteration settles, and a short way from proposal to rest.",
             _headline(found),
         ),
         _section(
