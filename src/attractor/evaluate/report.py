@@ -33,9 +33,11 @@ p { margin: .25rem 0 .75rem; } .look, .note, figcaption { color: var(--dim); } .
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
-tr.rest td { font-weight: 600; } table.about td { text-align: left; vertical-align: top; }
+tr.rest td { font-weight: 600; } table.depths :is(th, td) { white-space: nowrap; }
+table.about { overflow-wrap: anywhere; } table.about td { text-align: left; vertical-align: top; }
 table.about td:first-child { color: var(--dim); white-space: nowrap; } code { font: .875em/1.5 ui-monospace, monospace; }
-figure { margin: .5rem 0; } img { display: block; width: 100%; height: auto; background: #fff; border-radius: 6px; }
+figure { margin: .5rem 0; overflow-x: auto; }
+img { display: block; width: 100%; min-width: 36rem; height: auto; background: #fff; border-radius: 6px; }
 .read { white-space: pre-wrap; border: 1px solid var(--line); border-radius: 6px; padding: .75rem; margin: .75rem 0;
         font: 15px/1.75 Georgia, "DejaVu Serif", serif; }
 .read span { border-radius: 2px; } .legend span { display: inline-block; padding: 0 .55rem; margin-right: 1px; color: var(--text); }
@@ -211,7 +213,7 @@ def _page(
         sections += [
             _section(
                 "Evaluations over text",
-                "Look at which tokens are darkest: they needed the most evaluations before they could rest.",
+                "Look at which tokens are coloured most strongly: they needed the most evaluations before they could rest.",
                 _legend(readings) + "".join(map(_reading(readings), readings)),
                 "A token’s colour belongs to its own state, from which the next token is predicted; point at it for its figures. "
                 "Counts rise along a window, as a token rests only once those before it do.",
@@ -236,6 +238,7 @@ def _page(
                 "From proposal to equilibrium",
                 "Look at how far left it lies: at 0 the proposal would be the equilibrium.",
                 _picture("distance", "Histogram of the distance from proposal to equilibrium", images),
+                "The farthest token in a thousand is counted in the last bar.",
             )
         )
     rows = "".join(f"<tr><td>{escape(k)}</td><td><code>{escape(v)}</code></td></tr>" for k, v in about.items())
@@ -246,7 +249,7 @@ def _page(
         "<h1>Between proposal and equilibrium</h1>\n"
         f'<p class="look">{_summary(found)}</p>\n'
         + "".join(sections)
-        + f'<section><h2>How this page was made</h2><div class="scroll"><table class="about">{rows}</table></div></section>\n'
+        + f'<section><h2>How this page was made</h2><table class="about">{rows}</table></section>\n'
         "</body></html>\n"
     )
 
@@ -288,7 +291,7 @@ def _depths(found: Internalisation) -> str:
         )
         kind = ' class="rest"' if p.depth is None else ""
         rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="depths"><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _big(value: float) -> str:
