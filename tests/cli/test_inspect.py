@@ -216,12 +216,13 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, models, data, t
 
 
 def test_an_error_on_the_way_leaves_nothing(models, data, tmp_path, monkeypatch) -> None:
-    """Even when the page is all but written; a folder that was there stays."""
+    """Even when pictures are written; a folder that was there stays."""
 
-    def fail(*args) -> None:
+    def fail(folder, *more) -> None:
+        (folder / "depth.png").write_bytes(b"half")
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("attractor.cli.inspect.write_json", fail)
+    monkeypatch.setattr("attractor.cli.inspect.write_report", fail)
     for out in (tmp_path / "new", tmp_path):
         with pytest.raises(RuntimeError):
             main(["inspect", str(models / "looped"), "--data", str(data), "--out", str(out), "--num-documents", "1"])

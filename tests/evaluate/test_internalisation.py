@@ -146,6 +146,14 @@ def test_a_model_that_does_nothing_yet_is_no_special_case(tokenizer) -> None:
     assert torch.count_nonzero(paths.moves) == 0
 
 
+def test_states_that_are_not_finite_are_named(tokenizer) -> None:
+    """There is nothing to follow."""
+    model = AttractorForCausalLM(AttractorConfig(**SIZES)).eval()
+    nn.init.constant_(model.model.layers[-1].mlp.down_proj.weight, torch.nan)
+    with pytest.raises(DataError, match="finite"):
+        trajectories(model, [encode(tokenizer, DOCUMENTS[2])], depth=2)
+
+
 def test_a_looped_model_is_compared_with_its_own_number_of_iterations(looped, tokenizer) -> None:
     """At that depth all is equal; there is no tolerance, no proposal to be far from, no gate."""
     found = measure_internalisation(looped, tokenizer, DOCUMENTS, depths=(0, 1, 3), length=24)

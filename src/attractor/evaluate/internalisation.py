@@ -274,6 +274,8 @@ def trajectories(
     ------
     ConfigError
         For a model that solves nothing, or a depth below 1.
+    DataError
+        Where there are no tokens, or all diverge to values that are not finite.
     """
     default_budget(model, None)
     if depth < 1:
@@ -289,7 +291,10 @@ def trajectories(
         advance(len(states), len(windows))
     residual = torch.cat(residuals, dim=1).cpu()
     usable = torch.cat(states, dim=1)
-    order = torch.randperm(residual.shape[1], generator=torch.Generator().manual_seed(seed))
+    usable = usable[:, usable.isfinite().all(dim=2).all(dim=0)]  # others have no place in a plane
+    if not usable.shape[1]:
+        raise DataError("no token keeps finite states through the evaluations, so there is nothing to follow.")
+    order = torch.randperm(usable.shape[1], generator=torch.Generator().manual_seed(seed))
     chosen = usable[:, order[:num].to(usable.device)].cpu()  # (depth + 1, M, D)
     paths, explained = _components(chosen)
     moves, explained_moves = _components(chosen - chosen[-1], centre=False)

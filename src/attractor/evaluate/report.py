@@ -29,7 +29,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
        font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .25rem; }
-p { margin: .25rem 0 .75rem; } .look, .note, figcaption { color: var(--dim); } .note { font-size: .875rem; }
+p { margin: .25rem 0 .75rem; } .look, .note { color: var(--dim); } .note { font-size: .875rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
@@ -214,7 +214,7 @@ def _page(
             _section(
                 "Evaluations over text",
                 "Look at which tokens are coloured most strongly: they needed the most evaluations before they could rest.",
-                _legend(readings) + "".join(map(_reading(readings), readings)),
+                _readings(readings),
                 "A token’s colour belongs to its own state, from which the next token is predicted; point at it for its figures. "
                 "Counts rise along a window, as a token rests only once those before it do.",
             ),
@@ -326,33 +326,23 @@ def _shades() -> str:
     return "".join(f".e{i} {{ background: rgba({RGB}, {0.6 * i / (SHADES - 1):.3f}); }}\n" for i in range(SHADES))
 
 
-def _range(readings: Sequence[tuple[Sequence[str], TokenFigures]]) -> tuple[int, int]:
-    counts = torch.cat([figures.evaluations for _, figures in readings])
-    return (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
-
-
 def _shade(count: int, low: int, high: int) -> int:
     return round((SHADES - 1) * (count - low) / max(high - low, 1))
 
 
-def _legend(readings: Sequence[tuple[Sequence[str], TokenFigures]]) -> str:
-    low, high = _range(readings)
-    step = max(1, (high - low) // 12)
-    boxes = "".join(f'<span class="e{_shade(n, low, high)}">{n}</span>' for n in range(low, high + 1, step))
-    return f'<p class="legend">{boxes} evaluations</p>'
+def _readings(readings: Sequence[tuple[Sequence[str], TokenFigures]]) -> str:
+    counts = [n for _, figures in readings for n in figures.evaluations.tolist()] or [0]
+    low, high = min(counts), max(counts)
+    named = sorted({low + round(i * (high - low) / (SHADES - 1)) for i in range(SHADES)})
+    boxes = "".join(f'<span class="e{_shade(n, low, high)}">{n}</span>' for n in named)
+    blocks = "".join(f'<div class="read">{_spans(*reading, low, high)}</div>' for reading in readings)
+    return f'<p class="legend">{boxes} evaluations</p>{blocks}'
 
 
-def _reading(readings: Sequence[tuple[Sequence[str], TokenFigures]]) -> Callable[..., str]:
-    low, high = _range(readings)
-
-    def show(reading: tuple[Sequence[str], TokenFigures]) -> str:
-        parts, figures = reading
-        rows = zip(parts, figures.evaluations.tolist(), figures.residual.tolist(), strict=True)
-        spans = (
-            f'<span class="e{_shade(n, low, high)}" title="{n} evaluations, residual {size:.1e}">{escape(part)}</span>'
-            for part, n, size in rows
-            if part
-        )
-        return f'<div class="read">{"".join(spans)}</div>'
-
-    return show
+def _spans(parts: Sequence[str], figures: TokenFigures, low: int, high: int) -> str:
+    rows = zip(parts, figures.evaluations.tolist(), figures.residual.tolist(), strict=True)
+    return "".join(
+        f'<span class="e{_shade(n, low, high)}" title="{n} evaluations, residual {size:.1e}">{escape(part)}</span>'
+        for part, n, size in rows
+        if part
+    )
