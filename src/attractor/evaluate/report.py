@@ -114,7 +114,8 @@ def draw_evaluations(found: Internalisation, file: Path) -> None:
     """Draw how many tokens took how many evaluations."""
     figure, axis = plt.subplots(figsize=(9.5, 3.2))
     counts = torch.cat([t.evaluations for t in found.tokens]).bincount()
-    axis.bar(range(len(counts)), (100 * counts / counts.sum()).tolist(), color=BLUE, width=0.9)
+    used = range(int(counts.nonzero()[0]), len(counts))
+    axis.bar(used, (100 * counts / counts.sum())[used.start :].tolist(), color=BLUE, width=0.9)
     mean = found.rest.evaluations
     axis.axvline(mean, color=ORANGE, linestyle="--", label=f"mean {mean:.2f}")
     axis.set(xlabel="evaluations until rest", ylabel="tokens, %")
@@ -256,7 +257,7 @@ def _page(
 
 def _summary(found: Internalisation) -> str:
     text = (
-        f"{found.num_tokens:,} tokens ({found.num_bytes:,} bytes) of {found.num_documents:,} held-out documents, "
+        f"{found.num_tokens:,} tokens ({found.num_bytes:,} bytes) of {found.num_documents:,} held-out document(s), "
         f"read through a window of {found.length:,} tokens"
     )
     if found.tolerance is None:
