@@ -14,6 +14,7 @@ from attractor.cli.evaluate import evaluate
 from attractor.cli.export import export
 from attractor.cli.generate import generate
 from attractor.cli.import_official import import_official
+from attractor.cli.inspect import inspect
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "import-official": import_official,
     "export": export,
+    "inspect": inspect,
 }
 
 

@@ -2,6 +2,7 @@
 
 from attractor.evaluate.calibrate import Calibration, Trial, calibrate
 from attractor.evaluate.harness import harness
+from attractor.evaluate.internalisation import Internalisation, Trajectories, measure_internalisation, trajectories
 from attractor.evaluate.pictures import draw_curves, draw_settling
 from attractor.evaluate.puzzles import DepthPoint, Judgement, judge, settling
 from attractor.evaluate.tasks import (
@@ -29,12 +30,14 @@ __all__ = [
     "Calibration",
     "CoreScore",
     "DepthPoint",
+    "Internalisation",
     "Judgement",
     "LambadaScore",
     "Predictions",
     "Task",
     "TaskScore",
     "TextScore",
+    "Trajectories",
     "Trial",
     "calibrate",
     "core",
@@ -49,7 +52,9 @@ __all__ = [
     "lambada",
     "log_probabilities",
     "max_length",
+    "measure_internalisation",
     "read_tasks",
     "score_text",
     "settling",
+    "trajectories",
 ]

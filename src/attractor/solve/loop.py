@@ -73,11 +73,12 @@ def solve(
     y = layout.flatten(y0)
     unknown = y.new_full(y.shape[:1], torch.nan)
     kept = _Point(y=y, f=y, g=torch.zeros_like(y), size=unknown, residual=unknown)
-    ceiling = torch.zeros_like(unknown)  # the largest residual at the start or after a plain step
     state = solver.init(y)
     guarded = solver.max_growth < torch.inf
+    # No step may lead above the largest residual at the start or after a plain step:
     slack = 1 + 64 * torch.finfo(y.dtype).eps  # some updates keep the size of the residual exactly, but for rounding
-    tried = unknown.isfinite()  # whose last step was a guarded solver's
+    none = unknown.isfinite()
+    tried = none  # whose last step was a guarded solver's
     ledger = _Ledger(layout, y.device, stop)
     judging = isinstance(stop, Tolerance)
     points: list[Tensor] = []
@@ -87,25 +88,29 @@ def solve(
     for call in range(1, stop.max_evaluations + 1):
         if trace:
             points.append(layout.unflatten(y).detach())
-        point, asleep = _evaluate(update, y, layout, due, kept), ~due
-        ceiling = torch.where(tried | asleep, ceiling, torch.fmax(ceiling, slack * point.size))
-        rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
+        point = _evaluate(update, y, layout, due, kept)
+        if call == 1:
+            rejected, ceiling = none, slack * point.size
+        else:
+            ceiling = torch.where(tried | ~due, ceiling, torch.fmax(ceiling, slack * point.size))
+            rejected = tried & ~(point.size <= torch.minimum(kept.size * solver.max_growth, ceiling))
         if judging:
             ledger.judge(call, point.residual, due)
-            finite = point.size.isfinite()
             # Not finite although nothing it may depend on was a solver's proposal: nothing is left to try.
-            diverged = ledger.active & ~finite & layout.everything_before(~rejected)
+            endless = ~point.size.isfinite()
+            diverged = endless & ledger.active & layout.everything_before(~rejected)
             ledger.mark(diverged, Status.DIVERGED)
-            rejected = (rejected & ledger.active) | ~finite | asleep
+            rejected = (rejected & ledger.active) | endless | ~due
             due = ledger.due | diverged  # whose neighbours must see where it is left
         kept = point.unless(rejected, kept)
         if judging and (call == stop.max_evaluations or ledger.is_done(call)):
             break
-        fresh = ledger.active & ~rejected
+        active = ledger.active
+        fresh = active & ~rejected
         y, state = solver.step(state, kept.y, kept.f, kept.g, kept.residual, fresh)
         y = choose(rejected, kept.f, y)  # the plain step from the last good point
-        y = choose(~ledger.active, kept.y, y)
-        tried = fresh & guarded
+        y = choose(~active, kept.y, y)
+        tried = fresh if guarded else none
 
     residual = kept.residual
     if judging:
@@ -199,6 +204,8 @@ class _Point:
 
     def unless(self, rejected: Tensor, kept: "_Point") -> "_Point":
         """Return this point with the equations in ``rejected`` as they were in ``kept``."""
+        if rejected.device.type == "cpu" and not rejected.any():
+            return self
         return _Point(
             y=choose(rejected, kept.y, self.y),
             f=choose(rejected, kept.f, self.f),
@@ -270,7 +277,7 @@ class _Ledger:
 
     @property
     def due(self) -> Tensor:
-        """Equations that the next evaluation looks at: those that move, and settled ones of which all that they may depend on stands."""
+        """What the next evaluation looks at: equations that move, and settled ones where all that they may depend on stands."""
         standing = self.status >= Status.SETTLED
         verifying = (self.status == Status.SETTLED) & self.layout.everything_before(standing)
         return self.active | verifying

@@ -142,21 +142,22 @@ class Anderson(Solver):
         residuals = (*state.residuals[drop:], g)
         row = torch.stack([_dot(r, g, state.scratch) for r in residuals], dim=1).double()  # (N, k)
         gram = F.pad(state.gram[:, drop:, drop:], (0, 1, 0, 1))  # (N, k, k)
-        known = gram.diagonal(dim1=1, dim2=2)[:, :-1] > 0
-        row = torch.cat([torch.where(known, row[:, :-1], 0), row[:, -1:]], dim=1)
+        if len(points) > 1:
+            known = gram.diagonal(dim1=1, dim2=2)[:, :-1] > 0
+            row = torch.cat([torch.where(known, row[:, :-1], 0), row[:, -1:]], dim=1)
         gram[:, -1], gram[:, :, -1] = row, row
         # An equation whose history has a gap starts afresh: what it knew belongs to other neighbours.
         gram = choose(~fresh, torch.zeros_like(gram), gram)
-        alpha = self._weights(gram, y.dtype)  # (N, k)
-        y_next = points[0] * alpha[:, :1]
-        for j in range(1, len(points)):
-            y_next.addcmul_(points[j], alpha[:, j : j + 1])
+        y_next = points[0]
+        if len(points) > 1:
+            alpha = self._weights(gram, y.dtype)  # (N, k)
+            y_next = points[0] * alpha[:, :1]
+            for j in range(1, len(points)):
+                y_next.addcmul_(points[j], alpha[:, j : j + 1])
         return y_next, _AndersonState(points, residuals, gram, state.scratch)
 
     def _weights(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
         """Solve the normal equations, in float64: they are tiny, and their condition is the square of the residuals'."""
-        if gram.shape[1] == 1:
-            return torch.ones_like(gram[:, 0], dtype=dtype)
         ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(dtype).eps
         square = gram.diagonal(dim1=1, dim2=2)  # (N, k)
         known = square > 0

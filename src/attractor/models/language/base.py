@@ -21,7 +21,6 @@ from attractor.models.language.context import Context, Reader, prepare_cache
 from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotary, visible
 from attractor.solve import Solution, Steps, StopRule, Tolerance
 
-
 BUDGET = ("depth", "tolerance", "max_evaluations")
 
 

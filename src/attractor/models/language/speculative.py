@@ -28,7 +28,7 @@ def speculate(
     streamer: Any = None,
     **inputs: Any,
 ) -> Tensor:
-    """Continue ``input_ids`` (1, T); a decoding method for ``generate(custom_generate=...)``, see :meth:`AttractorForCausalLM.generate`."""
+    """Continue ``input_ids`` (1, T): a decoding method for ``generate``, see :meth:`AttractorForCausalLM.generate`."""
     budget = {name: inputs.get(name) for name in ("tolerance", "max_evaluations")}
     _refuse(model, input_ids, generation_config, num_draft, draft_depth, inputs)
     stop = model._stop(depth=None, **budget) or model._trained_stop(is_padded=False)

@@ -1,0 +1,229 @@
+"""``attractor inspect``: a page that stands alone, its pictures and figures, and mistakes that leave nothing behind."""
+
+import json
+import random
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attractor.cli import main
+from attractor.cli.runs import environment
+from attractor.data.text import train_tokenizer
+from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
+
+SIZES = {
+    "vocab_size": 290,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 48,
+}
+EVIL = "<script>alert('the cat')</script> & the mat\n"
+PICTURES = {"depth", "residual", "trajectories", "evaluations", "distance"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
+    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    """Checkpoints by kind."""
+    root = tmp_path_factory.mktemp("models")
+    for name, model in {
+        "attractor": AttractorForCausalLM(AttractorConfig(**SIZES, gate_start=0.3)),
+        "looped": LoopedForCausalLM(LoopedConfig(**SIZES, num_core_layers=1, num_coda_layers=0, mean_recurrence=2)),
+        "plain": AttractorForCausalLM(AttractorConfig(**SIZES, num_attractor_layers=0)),
+        "stock": Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    }.items():
+        torch.manual_seed(0)
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.15)
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, texts in {"a": [EVIL * 2, "ten hens sat"], "b": ["a dog in a den 🙂"]}.items():
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(models, data, tmp_path_factory):
+    """What the command writes."""
+    out = tmp_path_factory.mktemp("out") / "new" / "page"
+    command = ["inspect", str(models / "attractor"), "--data", str(data / "a.jsonl"), str(data / "b.jsonl")]
+    assert main([*command, "--out", str(out), "--depths", "0", "1", "3", "--tolerance", "1e-3"]) == 0
+    return out
+
+
+class Reader(HTMLParser):
+    """Collects tags, links, and the coloured text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.titles: list[str] = []
+        self.read: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.links += [values[name] for name in ("src", "href", "action", "data", "srcset") if name in values]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if "title" in values:
+            self.titles.append(values["title"])
+        if values.get("class") == "read":
+            self.read.append("")
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if self.open[-1:] == ["span"] and self.read:
+            self.read[-1] += data
+
+
+def test_the_page_stands_alone(page) -> None:
+    """No address of anything outside, every picture inside, every tag closed."""
+    html = (page / "index.html").read_text(encoding="utf-8")
+    reader = Reader(html)
+    assert reader.open == []
+    assert len(reader.links) == len(PICTURES)
+    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert not {"script", "link", "iframe", "base"} & reader.tags
+    assert "http" not in html
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_the_text_is_shown_as_text(page) -> None:
+    """Whatever it holds, coloured token by token, each with its figures; the last token of a passage has none."""
+    reader = Reader((page / "index.html").read_text(encoding="utf-8"))
+    assert len(reader.read) == 3
+    assert reader.read[0] == (EVIL * 2)[:-1]
+    assert "a dog in a den 🙂".startswith(reader.read[1])  # in turn from each path
+    assert "ten hens sat".startswith(reader.read[2])
+    assert all("evaluations, residual" in title for title in reader.titles)
+
+
+def test_the_page_says_how_it_was_made(page, models) -> None:
+    """Command, checkpoint, number of tokens, tolerance, environment."""
+    html = (page / "index.html").read_text(encoding="utf-8")
+    figures = json.loads((page / "figures.json").read_text())
+    assert figures["environment"] == environment()
+    assert figures["checkpoint"] == str(models / "attractor")
+    for said in (figures["command"], f"{figures['num_tokens']:,}", "0.001", figures["environment"]["torch"]):
+        assert said in html
+    assert figures["command"].startswith("attractor inspect ")
+    assert "--depths 0 1 3 --tolerance 0.001 --seed 0" in figures["command"]
+
+
+def test_figures_and_pictures_lie_beside_it(page) -> None:
+    """Of every depth and rest; each picture can be read; nothing else is there."""
+    figures = json.loads((page / "figures.json").read_text())
+    assert [point["depth"] for point in figures["points"]] == [0, 1, 3, None]
+    assert figures["points"][0]["divergence"] > figures["points"][-1]["divergence"] == 0
+    assert {file.name for file in page.iterdir()} == {f"{n}.png" for n in PICTURES} | {"index.html", "figures.json"}
+    for name in PICTURES:
+        with Image.open(page / f"{name}.png") as image:
+            image.load()
+            assert image.width > 500
+
+
+def test_the_same_seed_gives_the_same_page(page, models, data, tmp_path) -> None:
+    """But for the folder's name."""
+    command = ["inspect", str(models / "attractor"), "--data", str(data / "a.jsonl"), str(data / "b.jsonl")]
+    assert main([*command, "--out", str(tmp_path), "--depths", "0", "1", "3", "--tolerance", "1e-3"]) == 0
+    again = (tmp_path / "index.html").read_text(encoding="utf-8").replace(str(tmp_path), str(page))
+    assert again == (page / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_looped_model_has_a_page_without_what_it_lacks(models, data, tmp_path, capsys) -> None:
+    """No evaluations per token, no distance from a proposal."""
+    out = tmp_path / "page"
+    command = ["inspect", str(models / "looped"), "--data", str(data), "--out", str(out), "--depths", "0", "2"]
+    assert main(command) == 0
+    assert {file.stem for file in out.glob("*.png")} == {"depth", "residual", "trajectories"}
+    html = (out / "index.html").read_text(encoding="utf-8")
+    assert "As trained" in html
+    assert "Evaluations over text" not in html
+    assert "index.html" in capsys.readouterr().out
+
+
+def test_overwriting_replaces_what_it_writes(models, data, tmp_path) -> None:
+    """And only that."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "index.html").write_text("old")
+    command = ["inspect", str(models / "looped"), "--data", str(data), "--out", str(tmp_path), "--num-documents", "1"]
+    assert main(command) == 2
+    assert (tmp_path / "index.html").read_text() == "old"
+    assert main([*command, "--overwrite"]) == 0
+    assert (tmp_path / "index.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+MISTAKES = {
+    "plain": (["MODELS/plain"], "plain: this AttractorForCausalLM solves nothing"),
+    "stock": (["MODELS/stock"], "stock: this Qwen3ForCausalLM solves nothing"),
+    "nothing there": (["MODELS/none"], "no checkpoint here"),
+    "tolerance of a loop": (["MODELS/looped", "--tolerance", "1e-3"], "leave out the tolerance"),
+    "no such text": (["MODELS/attractor", "--data", "MODELS/no.txt"], "no such file"),
+    "not text": (["MODELS/attractor", "--data", "MODELS/attractor/model.safetensors"], "cannot read this kind"),
+    "no such field": (["MODELS/attractor", "--field", "txt"], "did you mean 'text'"),
+    "no documents": (["MODELS/attractor", "--num-documents", "0"], "--num-documents 0"),
+    "negative depth": (["MODELS/attractor", "--depths", "1", "-1"], "--depths 1 -1"),
+    "zero tolerance": (["MODELS/attractor", "--tolerance", "0"], "--tolerance 0"),
+    "negative seed": (["MODELS/attractor", "--seed", "-1"], "--seed -1"),
+    "folder in use": (["MODELS/attractor", "--out", "MODELS"], "in use"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, models, data, tmp_path, capsys) -> None:
+    """Exit code 2, and not even the folder that it was to make."""
+    arguments, says = MISTAKES[name]
+    arguments = [a.replace("MODELS", str(models)) for a in arguments]
+    arguments += [] if "--data" in arguments else ["--data", str(data)]
+    arguments += [] if "--out" in arguments else ["--out", str(tmp_path / "deep" / "page")]
+    before = sorted(models.rglob("*"))
+    assert main(["inspect", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(models.rglob("*")) == before
+
+
+def test_an_error_on_the_way_leaves_nothing(models, data, tmp_path, monkeypatch) -> None:
+    """Even when pictures are written; a folder that was there stays."""
+
+    def fail(folder, *more) -> None:
+        (folder / "depth.png").write_bytes(b"half")
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("attractor.cli.inspect.write_report", fail)
+    for out in (tmp_path / "new", tmp_path):
+        with pytest.raises(RuntimeError):
+            main(["inspect", str(models / "looped"), "--data", str(data), "--out", str(out), "--num-documents", "1"])
+        assert list(tmp_path.iterdir()) == []
