@@ -2,8 +2,8 @@
 
     python -m benchmarks.decode CHECKPOINT --data TEXT
 
-CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Every pair runs in this process on the
-same work, the two sides taking turns; figures are medians, and the ratio is that of medians. Sides:
+CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Every pair runs in this process
+on the same work, the two sides taking turns; figures are medians, and the ratio is that of medians. Sides:
 
 1. one token after 1,024, with the cache, against solving the whole context again, which is what there was before;
 2. the 1,000th token against the 50th;

@@ -93,7 +93,9 @@ def test_drafting_writes_the_same_text(run, capsys) -> None:
     assert written[0] == written[1] == written[2]
 
 
-def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_keeps_to_it(run, data, tmp_path, capsys) -> None:
+def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_keeps_to_it(
+    run, data, tmp_path, capsys
+) -> None:
     """And the checkpoint stays whole."""
     copy = tmp_path / "copy"
     shutil.copytree(run / "step-00000006", copy)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from attractor.errors import ConfigError
-from attractor.interop.export import HeldOut, export
+from attractor.interop.export import HeldOut, export, to_stock
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
 
 SIZES = {
@@ -102,9 +102,12 @@ def test_the_sum_injection_has_a_stock_proposal(tmp_path) -> None:
 
 
 def test_weights_in_half_precision_stay_so(tmp_path) -> None:
-    """And their folder says it."""
-    export(build().to(torch.bfloat16), tmp_path / "out", depth=1)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    """And the folder holds the network that was returned, to the bit."""
+    stock = export(build().to(torch.bfloat16), tmp_path / "out", depth=1)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert stock.dtype == again.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, stock(IDS).logits)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,22 @@ def test_the_card_says_what_was_measured_and_what_was_not(tmp_path) -> None:
     held_out = HeldOut(num_documents=3, num_bytes=4567, exported=1.25, equilibrium=1.125)
     export(model, tmp_path / "b", depth=0, held_out=held_out)
     card = (tmp_path / "b" / "README.md").read_text()
-    assert "3 documents, 4,567 bytes" in card
+    assert "3 document(s), 4,567 bytes" in card
     assert "(depth 0) | 1.2500 |" in card
     assert "equilibrium | 1.1250 |" in card
     assert "Not measured" not in card
+
+
+def test_torch_export_takes_the_stock_network() -> None:
+    """As a graph for sequences of any length, with the logits of the depth."""
+    model = build()
+    length = torch.export.Dim("length", min=2, max=SIZES["max_position_embeddings"])
+    program = torch.export.export(
+        to_stock(model, 1),
+        (),
+        {"input_ids": IDS, "use_cache": False},
+        dynamic_shapes={"input_ids": {1: length}, "use_cache": None},
+    )
+    with torch.no_grad():
+        logits = program.module()(input_ids=IDS[:, :9], use_cache=False).logits
+        assert (logits - model(IDS[:, :9], depth=1).logits).abs().max() < 1e-5

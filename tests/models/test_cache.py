@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from attractor import Anderson, Status, Tolerance, fixed_point
+from attractor import Anderson, Status, Steps, Tolerance, fixed_point
 from attractor.errors import ConfigError, DataError
 from attractor.models.language import (
     AttractorConfig,
@@ -48,7 +48,10 @@ CASES = {
     "solved": (lambda: build(), SOLVED),
     "solved, two layers": (lambda: build(num_attractor_layers=2), SOLVED),
     "solved, sum": (lambda: build(injection="sum"), SOLVED),
-    "solved from zero": (lambda: build(num_attractor_layers=2, num_hidden_layers=2, start="zero", gate_start=0.05, gate_limit=0.1), SOLVED),
+    "solved from zero": (
+        lambda: build(num_attractor_layers=2, num_hidden_layers=2, start="zero", gate_start=0.05, gate_limit=0.1),
+        SOLVED,
+    ),
     "depth 0": (lambda: build(), {"depth": 0}),
     "depth 1": (lambda: build(), {"depth": 1}),
     "depth 3, two layers": (lambda: build(num_attractor_layers=2), {"depth": 3}),
@@ -167,6 +170,19 @@ def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
         assert ((solution.value - dense.value).norm(dim=-1) / dense.value.norm(dim=-1)).max() < 1e-4
     assert solution.evaluations.sum() <= spent < solution.evaluations.sum() + 16 * solution.outcome.calls
     assert spent < 0.9 * sum(computed)
+
+
+@pytest.mark.parametrize("injection", ["mean", "sum"])
+def test_one_evaluation_is_what_the_solver_makes_of_one(injection: str) -> None:
+    """Depth 1 goes past the solver; value, residual and count are those of the solver's first step."""
+    model, ids = build(injection=injection), tokens()
+    with torch.no_grad():
+        output = model(ids, depth=1)
+        update = model.update(output.proposal, model._context(output.hidden, None, None))
+        stepped = fixed_point(update, output.proposal, solver=Anderson(), stop=Steps(1), causal=True)
+    assert (output.solution.value - stepped.value).abs().max() < 1e-6
+    assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
+    assert torch.equal(output.solution.evaluations, stepped.evaluations)
 
 
 def test_rows_of_different_effort_leave_the_batch_when_done() -> None:

@@ -3,7 +3,7 @@
 import os
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -43,6 +43,7 @@ def calibrate(
         if value < 1:
             raise ConfigError(f"--{name} {value}: give a whole number from 1 up.")
     folder = checkpoint if (checkpoint / "config.json").is_file() else find_checkpoint(checkpoint)
+    model: Any
     model, tokenizer = load_language_model(folder)
     texts = [text[:characters] for text in islice(documents(data, field), limit)]
     with Bars() as bars:

@@ -7,7 +7,7 @@ from typing import Any
 from attractor.errors import ConfigError
 from attractor.evaluate.text import TextScore, score_text
 
-Budget = dict[str, float]
+Budget = dict[str, Any]
 CANDIDATES: tuple[Budget, ...] = (
     *({"depth": n} for n in (0, 1, 2, 3, 4)),
     *({"tolerance": rtol} for rtol in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)),
@@ -61,7 +61,9 @@ def calibrate(
     if not within > 0:
         raise ConfigError(f"calibrate(within={within!r}): give the share of loss that may be given up, above zero.")
     if not getattr(model.config, "num_attractor_layers", 0):
-        raise ConfigError("calibrate: this model refines nothing, so that there is nothing to choose; give an attractor.")
+        raise ConfigError(
+            "calibrate: this model refines nothing, so that there is nothing to choose; give an attractor."
+        )
 
     def attempt(budget: Budget) -> Trial:
         score = score_text(model, tokenizer, documents, length=length, batch_size=batch_size, **budget)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 import attractor
 from attractor.errors import ConfigError
@@ -84,7 +84,6 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
         "head_dim": config.head_width,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "use_cache": True,
-        "dtype": model.dtype,
     }
     for name in (
         *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act", "rms_norm_eps"),
@@ -92,8 +91,9 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
         *("bos_token_id", "eos_token_id", "pad_token_id"),
     ):
         sizes[name] = getattr(config, name)
-    stock: Any = Qwen3ForCausalLM(Qwen3Config(**sizes)) if config.qk_norm else LlamaForCausalLM(LlamaConfig(**sizes))
-    stock.to(model.dtype).load_state_dict(folded(model, num_layers))
+    kind = Qwen3Config if config.qk_norm else LlamaConfig
+    stock: Any = AutoModelForCausalLM.from_config(kind(**sizes), dtype=model.dtype)  # rotary angles stay in float32
+    stock.load_state_dict(folded(model, num_layers))
     return stock.to(model.device).eval()
 
 
@@ -192,5 +192,5 @@ def _loss(depth: int, held_out: HeldOut | None) -> str:
         "the original at its equilibrium": held_out.equilibrium,
     }
     rows = [f"| {what} | {value:.4f} |" for what, value in figures.items() if value is not None]
-    of = f"Of {held_out.num_documents:,} documents, {held_out.num_bytes:,} bytes, that were held out:"
+    of = f"Of {held_out.num_documents:,} document(s), {held_out.num_bytes:,} bytes, that were held out:"
     return "\n".join([of, "", "| | bits per byte |", "|---|---|", *rows])

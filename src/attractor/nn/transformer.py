@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rotary = tuple[Tensor, Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values, each (B, heads, T, head_dim), to (B, H, T, head_dim)
+Attend = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # queries, keys, values, each (B, heads, T, head_dim), to (B, H, T, head_dim)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:

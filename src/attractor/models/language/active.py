@@ -31,10 +31,11 @@ class TokenUpdate(PartialUpdate):
         self.cache: Cache = DynamicCache() if context.cache is None else context.cache
         self.stored: dict[int, tuple[Tensor, Tensor]] = {}  # by slot, each (B, heads, S, head_dim)
         self.y = proposal  # (B, T, D), as last evaluated
+        self.everyone = _All(self)
 
     def __call__(self, y: Tensor) -> Tensor:
         self.y = y.clone()
-        return self.apply(y, self.proposal, _All(self))
+        return self.apply(y, self.proposal, self.everyone)
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         batch, length, width = self.y.shape

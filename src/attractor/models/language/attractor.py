@@ -29,7 +29,7 @@ from attractor.models.language.base import LanguageModel, LanguageModelConfig
 from attractor.models.language.context import Context, Reader, require_plain
 from attractor.models.language.speculative import speculate
 from attractor.nn.transformer import Gate
-from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
+from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance
 
 GRADIENTS: dict[str, Gradient] = {
     "one-step": OneStep(),
@@ -146,6 +146,8 @@ class AttractorForCausalLM(LanguageModel):
     def solve(self, proposal: Tensor, context: Context, stop: StopRule) -> Solution:
         """Refine ``proposal`` (B, T, D). Without gradients, tokens that rest are not computed again."""
         config = self.config
+        if stop == Steps(1) and config.start == "proposal":
+            return self._evaluated_once(proposal, context)
         partly = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
         update = TokenUpdate(self._once, proposal, context) if partly else self.update(proposal, context)
         solution = fixed_point(
@@ -160,6 +162,18 @@ class AttractorForCausalLM(LanguageModel):
         if isinstance(update, TokenUpdate):
             update.finish(solution.value)
         return solution
+
+    def _evaluated_once(self, proposal: Tensor, context: Context) -> Solution:
+        """One evaluation of any solver that begins with the plain step, without a solver: the plain Transformer costs no more."""
+        value = self._once(proposal, proposal, context)
+        residual = (value - proposal).detach().float().norm(dim=-1) / proposal.detach().float().norm(dim=-1)
+        status = torch.full(residual.shape, Status.ACTIVE, dtype=torch.int8, device=residual.device)
+        return Solution(
+            value=value,
+            residual=residual,
+            evaluations=torch.ones_like(status, dtype=torch.int64),
+            outcome=Outcome(status=status, calls=1, limit=1, judged=False),
+        )
 
     def update(self, proposal: Tensor, context: Context) -> Callable[[Tensor], Tensor]:
         """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes.

@@ -243,7 +243,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             For sequences beyond ``max_position_embeddings``, ids outside the vocabulary, a cache that does not fit.
         """
         if output_attentions or output_hidden_states:  # PEFT and others name them with None
-            raise ConfigError("the layers' attentions and hidden states are not returned: every evaluation has its own.")
+            raise ConfigError("attentions and hidden states of layers are not returned: every evaluation has its own.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
         if cache is None and use_cache:

@@ -6,7 +6,7 @@ every evaluation, each in a slot of its own, so that the answer is the same as w
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import Cache, DynamicCache
@@ -70,7 +70,7 @@ class Context:
 
 def prepare_cache(cache: Cache, num_slots: int, batch: int, num_heads: int, head_dim: int) -> int | Tensor:
     """Make room for ``num_slots`` slots and return how many places they hold already; a cache that does not fit is refused."""
-    layers = cache.layers
+    layers: Any = cache.layers
     for i, layer in enumerate(layers):
         if layer.keys is not None and layer.keys.numel():
             shape = tuple(layer.keys.shape)

@@ -54,9 +54,7 @@ def speculate(
             _distribution(logits_processor, text[:, : ids.shape[1] + i], logits[:, i], sampling) for i in range(num)
         ]
         new = verify(torch.cat(wanted), torch.cat(wished), drafts[0])[None]
-        surplus = num - new.shape[1]  # read, and not part of the text
-        for layer in cache.layers:
-            layer.crop(-surplus)
+        _crop(cache, num - new.shape[1])  # read, and not part of the text
 
 
 def verify(wanted: Tensor, wished: Tensor, drafts: Tensor) -> Tensor:
@@ -93,9 +91,14 @@ def _draft(
         proposals.append(proposal)
         wished.append(distribution)
     if depth:  # keys and values of the proposals make room for those of the equilibrium
-        for layer in cache.layers[model.num_backbone_layers :]:
-            layer.crop(-num)
+        _crop(cache, num, first=model.num_backbone_layers)
     return ids[:, start:], wished, torch.cat(proposals, dim=1)
+
+
+def _crop(cache: DynamicCache, num: int, first: int = 0) -> None:
+    layers: Any = cache.layers[first:]
+    for layer in layers:
+        layer.crop(-num)
 
 
 def _context(model: Any, past: int, length: int, cache: DynamicCache) -> Context:
@@ -123,9 +126,13 @@ def _pick(distribution: Tensor) -> Tensor:
 
 def _refuse(model: Any, ids: Tensor, config: Any, num_draft: int, draft_depth: int, inputs: dict[str, Any]) -> None:
     if num_draft < 1 or draft_depth not in (0, 1):
-        raise ConfigError(f"num_draft={num_draft}, draft_depth={draft_depth}: draft at least one token, at depth 0 or 1.")
+        raise ConfigError(
+            f"num_draft={num_draft}, draft_depth={draft_depth}: draft at least one token, at depth 0 or 1."
+        )
     if not model.config.num_attractor_layers or model.config.start != "proposal" or inputs.get("depth") is not None:
-        raise ConfigError("num_draft: only what is solved from a proposal has drafts to verify; leave out num_draft, or depth.")
+        raise ConfigError(
+            "num_draft: only what is solved from a proposal has drafts to verify; leave out num_draft, or depth."
+        )
     mask = inputs.get("attention_mask")
     if len(ids) > 1 or config.num_beams > 1 or (mask is not None and not bool(mask.all())):
         raise ConfigError("num_draft: drafts are for one text at a time, without padding or beams.")
