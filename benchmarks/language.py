@@ -2,6 +2,7 @@
 
     python -m benchmarks.language run --data TEXT --bundle EVAL      # every side and seed, about an hour on two cores
     python -m benchmarks.language run --data TEXT --sides attractor --seeds 0
+    python -m benchmarks.memory sides                                # peak memory of a training step
     python -m benchmarks.language show                               # table and curves of what is there
 
 TEXT is a folder of ``attractor data prepare`` with 8,192 tokens (5.2 million weights, most of the rest of the comparison's cost
@@ -160,6 +161,8 @@ def show() -> None:
     for column in columns:
         view.add_column(column, justify="right", no_wrap=True)
     rows = []
+    memory_file = OUT / "sides-memory.json"
+    memory = json.loads(memory_file.read_text())["rows"] if memory_file.is_file() else {}
     curves: dict[str, dict[Any, list[float]]] = {}
     for side in SIDES:
         runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{side}-[0-9].json"))]
@@ -191,6 +194,7 @@ def show() -> None:
             _short({k: v / 1e6 for k, v in row["flops_per_token"].items()}, 1),
             _short({k: v / 1e6 for k, v in row["training_flops_per_token"].items()}, 1),
             f"{row['seconds']['mean']:.0f}",
+            f"{memory[side]['peak_mb'] - memory[side]['built_mb']:.0f}" if side in memory else "",
         )
     console.print(view)
     internal = {side: {str(d): _spread(values) for d, values in points.items()} for side, points in curves.items()}

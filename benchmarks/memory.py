@@ -2,6 +2,8 @@
 
     python -m benchmarks.memory
 
+    python -m benchmarks.memory sides     # of each side of benchmarks.language as it trains, into results/language/sides-memory.json
+
 Every figure is a fresh process that builds the model, notes its resident memory, makes two training steps of the same batch and
 reads the high-water mark. The attractor is made to take exactly so many evaluations by a tolerance that it cannot meet; the looped
 baseline tracks gradients through all its iterations, which is what "flat" is compared with (truncation bounds it, at the price of
@@ -12,12 +14,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from attractor.cli.runs import environment, write_json
+from benchmarks.language import SIDES
 
 OUT = Path("results/language/memory.json")
 EVALUATIONS = (4, 8, 16, 32, 64)
@@ -28,15 +32,21 @@ from transformers import AutoModelForCausalLM
 from attractor.config import change
 from attractor.recipes import language
 
+from benchmarks.language import recipe
+
 side, n = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
-limits = {"tolerance": 1e-30, "min_evaluations": 1, "max_evaluations": n}
-limits |= {"mean_recurrence": n, "tracked_recurrence": n} if side == "looped" else {}
-model = AutoModelForCausalLM.from_config(change(language("tiny", side).model, limits)).train()
+if n:
+    limits = {"tolerance": 1e-30, "min_evaluations": 1, "max_evaluations": n}
+    limits |= {"mean_recurrence": n, "tracked_recurrence": n} if side == "looped" else {}
+    config = change(language("tiny", side).model, limits)
+else:  # as it trains
+    config = change(recipe(side, 0, 1).model, {"vocab_size": 8192})
+model = AutoModelForCausalLM.from_config(config).train()
 for p in model.parameters():  # new layers are the identity, and rest at once
     if p.ndim == 2:
         torch.nn.init.normal_(p, std=0.02)
-ids = torch.randint(32768, (16, 256))
+ids = torch.randint(config.vocab_size, (16, 256))
 torch.poisson = lambda rate: rate  # the looped model draws its number of iterations; here it is the mean
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
@@ -46,13 +56,32 @@ for _ in range(2):
         output = model(ids, labels=ids)
     output.loss.backward()
     model.zero_grad()
-    calls = output.solution.outcome.calls
+    calls = output.solution.outcome.calls if output.solution else 1
 print(json.dumps({"side": side, "evaluations": calls, "built_mb": before, "peak_mb": peak()}))
 """
 
 
-def main(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
-    """Measure, print and write.
+def measure(side: str, evaluations: int) -> dict[str, Any]:
+    """Return the figures of one process; 0 evaluations mean as many as the recipe makes."""
+    command = [sys.executable, "-c", STEP, side, str(evaluations)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return row
+
+
+def sides() -> None:
+    """Measure each side of the comparison as it trains, print and write."""
+    rows = {side: measure(side, 0) for side in SIDES}
+    for side, row in rows.items():
+        print(
+            f"{side:12} {row['peak_mb']:6.0f} MB, {row['peak_mb'] - row['built_mb']:6.0f} without what was there before"
+        )
+    out = OUT.with_name("sides-memory.json")
+    write_json(out, {"command": "python -m benchmarks.memory sides", "environment": environment(), "rows": rows})
+
+
+def grow(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
+    """Measure against the number of evaluations, print and write.
 
     Args:
         evaluations: How many to make.
@@ -60,8 +89,7 @@ def main(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
     rows = []
     for side in ("attractor", "looped"):
         for n in evaluations:
-            run = subprocess.run([sys.executable, "-c", STEP, side, str(n)], capture_output=True, text=True, check=True)
-            rows.append(json.loads(run.stdout.splitlines()[-1]))
+            rows.append(measure(side, n))
             assert rows[-1]["evaluations"] == n, rows[-1]
     view = Table(
         title="peak resident memory of a training step, MB; in brackets without what was there before",
@@ -83,4 +111,4 @@ def main(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict({"grow": grow, "sides": sides}, args=sys.argv[1:] or ["grow"])

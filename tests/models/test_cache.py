@@ -26,6 +26,7 @@ SMALL = {
     "gate_start": 0.4,
     "gate_limit": 0.5,
     "max_evaluations": 100,
+    "tie_word_embeddings": False,  # tied random ones soon repeat themselves, whatever the layers do
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
@@ -290,10 +291,10 @@ def test_sampled_drafts_have_the_distribution_of_sampling() -> None:
     settings = {"max_new_tokens": 3, "do_sample": True, "top_k": 3, "temperature": 0.7, "tolerance": 1e-4}
     torch.manual_seed(0)
     many = model.generate(ids.expand(2000, -1), **settings)[:, -2:]
-    drafted = torch.cat([model.generate(ids, num_draft=2, **settings)[:, -2:] for _ in range(300)])
+    drafted = torch.cat([model.generate(ids, num_draft=2, **settings)[:, -2:] for _ in range(200)])
     for place in range(2):
         a, b = (torch.bincount(text[:, place], minlength=97) / len(text) for text in (many, drafted))
-        assert (a - b).abs().sum() / 2 < 0.12  # total variation, of three to nine tokens
+        assert (a - b).abs().sum() / 2 < 0.14  # total variation, of three to nine tokens
 
 
 def test_drafting_ends_at_the_end_of_text_and_refuses_what_it_cannot_do() -> None:

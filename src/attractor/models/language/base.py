@@ -267,14 +267,16 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         """
         if all(kwargs.get(name) is None for name in BUDGET):
             config = kwargs.get("generation_config") or self.generation_config
-            kwargs |= {name: value for name in BUDGET if (value := getattr(config, name, None)) is not None}
+            kwargs |= getattr(config, "budget", None) or {}
         return super().generate(*args, **kwargs)
 
     def store_budget(self, **budget: float | None) -> None:
-        """Put ``depth``, or ``tolerance`` and ``max_evaluations``, into the generation config, instead of what was there."""
+        """Put ``depth``, or ``tolerance`` and ``max_evaluations``, into the generation config, instead of what was there.
+
+        They lie there as one entry, ``budget``: ``generate`` would keep arguments named like entries of the config to itself.
+        """
         self._stop(**{name: budget.get(name) for name in BUDGET})  # type: ignore[arg-type]
-        for name in BUDGET:
-            setattr(self.generation_config, name, budget.get(name))
+        self.generation_config.budget = {name: value for name, value in budget.items() if value is not None}
         self.generation_config._from_model_config = False  # or a stored budget would be dropped on loading
 
     @staticmethod
