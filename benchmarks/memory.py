@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory
 
-    python -m benchmarks.memory sides     # of each side of benchmarks.language as it trains, into results/language/sides-memory.json
+    python -m benchmarks.memory sides     # of each side of benchmarks.language as it trains: sides-memory.json
 
 Every figure is a fresh process that builds the model, notes its resident memory, makes two training steps of the same batch and
 reads the high-water mark. The attractor is made to take exactly so many evaluations by a tolerance that it cannot meet; the looped

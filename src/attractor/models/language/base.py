@@ -276,8 +276,9 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         They lie there as one entry, ``budget``: ``generate`` would keep arguments named like entries of the config to itself.
         """
         self._stop(**{name: budget.get(name) for name in BUDGET})  # type: ignore[arg-type]
-        self.generation_config.budget = {name: value for name, value in budget.items() if value is not None}
-        self.generation_config._from_model_config = False  # or a stored budget would be dropped on loading
+        config: Any = self.generation_config
+        config.budget = {name: value for name, value in budget.items() if value is not None}
+        config._from_model_config = False  # or a stored budget would be dropped on loading
 
     @staticmethod
     def create_masks_for_generate(*, attention_mask: Tensor | None, **others: Any) -> Tensor | None:
