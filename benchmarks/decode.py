@@ -8,8 +8,8 @@ on the same work, the two sides taking turns; figures are medians, and the ratio
 1. one token after 1,024, with the cache, against solving the whole context again, which is what there was before;
 2. the 1,000th token against the 50th;
 3. cached decoding at the equilibrium, and at depth 1, against the cached plain Transformer of the same layers;
-4. held-out text solved with work on moving tokens only, against the dense solve at the same tolerance;
-5. drafts of a few tokens verified by one solve, against one token at a time.
+4. drafts of a few tokens verified by one solve, against one token at a time;
+5. held-out text solved with work on moving tokens only, against the dense solve at the same tolerance.
 
 Contexts beyond the length that the model was trained for are read all the same: positions are rotary, and only time is measured.
 Written to ``results/decode``.
@@ -68,29 +68,30 @@ def main(
     long = torch.cat(texts)[None, :1024]
     rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:64]
     plain = without_solver(model)
-    measured: dict[str, Any] = {}
-    with torch.no_grad():
-        measured["one token after 1,024"] = recomputed(model, long, repeats)
-        measured["token 1,000 against token 50"] = by_position(model, long, repeats)
-        measured["against the plain Transformer"] = against_plain(model, plain, long[:, :128], repeats)
-        measured["moving tokens only"] = [compacted(model, rows, tolerance, repeats // 3) for tolerance in TOLERANCES]
-        measured["drafts"] = drafted(model, rows[:4, :64], max(3, repeats // 5))
-    console = Console(width=150)
-    for name, figures in measured.items():
-        console.print(f"[bold]{name}[/]")
-        for row in figures if isinstance(figures, list) else [figures]:
-            console.print("   " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
+    few = max(3, repeats // 5)
+    measurements: dict[str, Callable[[], Any]] = {
+        "one token after 1,024": lambda: recomputed(model, long, repeats),
+        "token 1,000 against token 50": lambda: by_position(model, long, repeats),
+        "against the plain Transformer": lambda: against_plain(model, plain, long[:, :128], repeats),
+        "drafts": lambda: drafted(model, rows[:4, :64], few),
+        "moving tokens only": lambda: [compacted(model, rows, tolerance, few) for tolerance in TOLERANCES],
+    }
+    console, measured = Console(width=150), {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out,
-        {
+    for name, measure in measurements.items():
+        with torch.no_grad():
+            found = measure()
+        measured[name] = found
+        console.print(f"[bold]{name}[/]")
+        for row in found if isinstance(found, list) else [found]:
+            console.print("   " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
+        described = {
             "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --repeats {repeats}",
             "environment": environment(),
             "weights": sum(p.numel() for p in model.parameters()),
             "tolerance": model.config.tolerance,
-            "measured": measured,
-        },
-    )
+        }
+        write_json(out, {**described, "measured": measured})
 
 
 def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
@@ -139,7 +140,8 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
     """``generate`` of 64 tokens: at the equilibrium by tolerance, at depth 1 and 0, and by the plain Transformer."""
 
     def write(which: Any, **budget: Any) -> Callable[[], None]:
-        return lambda: which.generate(ids, max_new_tokens=64, do_sample=False, **budget)
+        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 64, "do_sample": False, **budget}
+        return lambda: which.generate(ids, **settings)
 
     found = []
     for budget in (*({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)), {"depth": 1}, {"depth": 0}):
@@ -163,7 +165,7 @@ def compacted(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[
     def moving() -> None:
         last["moving"] = model.solve(output.proposal, context, stop)
 
-    times = compare({"dense": dense, "moving": moving}, max(3, repeats))
+    times = compare({"dense": dense, "moving": moving}, repeats)
     per_token = last["moving"].evaluations.float().mean().item()
     difference = (last["moving"].value - last["dense"].value).norm(dim=-1) / last["dense"].value.norm(dim=-1)
     return {
@@ -186,7 +188,8 @@ def drafted(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
 
             def write(name: str, texts: dict[str, list[Tensor]] = texts, **settings: Any) -> None:
                 settings |= {"max_new_tokens": 64, "do_sample": False, "tolerance": 1e-3}
-                texts[name] = [model.generate(row[None], **settings) for row in prompts]
+                seen = torch.ones_like(prompts[:1])
+                texts[name] = [model.generate(row[None], attention_mask=seen, **settings) for row in prompts]
 
             sides = {
                 "one by one": lambda write=write: write("one by one"),

@@ -308,7 +308,7 @@ def test_drafting_ends_at_the_end_of_text_and_refuses_what_it_cannot_do() -> Non
     for settings, message in (
         ({"num_draft": 0}, "at least one token"),
         ({"num_draft": 2, "draft_depth": 2}, "depth 0 or 1"),
-        ({"num_draft": 2, "depth": 1}, "leave out num_draft"),
+        ({"num_draft": 2, "depth": 1}, "fixed depth"),
         ({"num_draft": 2, "num_beams": 2}, "one text at a time"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -326,3 +326,55 @@ def test_a_stored_budget_holds_where_none_is_given(tmp_path) -> None:
     solved = model.generate(tokens(), tolerance=1e-5, **settings)
     assert torch.equal(loaded.generate(tokens(), tolerance=1e-5, **settings), solved)
     assert not torch.equal(loaded.generate(tokens(), **settings), solved)
+
+
+def test_padding_inside_a_prompt_is_left_out_with_and_without_a_cache() -> None:
+    """Also where ``generate`` infers it from the padding id."""
+    model, ids = build(), tokens(2, 12)
+    ids[0, 5:8] = 0
+    settings = {"max_new_tokens": 8, "do_sample": False, **SOLVED}
+    assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
+
+
+def test_inference_mode_solves_and_keeps() -> None:
+    """As ``no_grad`` does."""
+    model, ids = build(), tokens()
+    with torch.inference_mode():
+        inside = model(ids, use_cache=True).logits
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, inside)
+
+
+def test_drafts_end_with_the_context_and_work_where_every_layer_refines() -> None:
+    """With as many attractor layers as there are layers, and to the last position."""
+    model, ids = build(num_hidden_layers=2, num_attractor_layers=2), tokens(1, 8)
+    settings = {"max_new_tokens": 12, "do_sample": False, **SOLVED}
+    for draft_depth in (0, 1):
+        drafted = model.generate(ids, num_draft=3, draft_depth=draft_depth, **settings)
+        assert torch.equal(drafted, model.generate(ids, **settings))
+    with pytest.raises(DataError, match="more than the 96"):
+        build().generate(tokens(1, 90), max_new_tokens=20, do_sample=False, num_draft=4, eos_token_id=None)
+
+
+def test_what_cannot_be_kept_is_refused_before_it_is_written() -> None:
+    """Equilibrium after a fixed depth, packed documents, a full static cache, another dtype, a looped solve."""
+    model, ids = build(), tokens()
+    looped = build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4)
+    static = StaticCache(config=model.config, max_cache_len=30)
+    packed = torch.arange(12).repeat(2)[None].expand(2, -1)
+    with torch.no_grad():
+        once = model(ids, use_cache=True, depth=1).cache
+        model(ids, cache=static)
+        refused = [
+            (lambda: model(ids, cache=once), "of a fixed depth, not of the equilibrium"),
+            (lambda: model(ids, position_ids=packed, use_cache=True), "packed documents"),
+            (lambda: model(ids[:, :10], cache=static), "no room for 10 tokens after 24"),
+            (lambda: build().bfloat16()(ids, cache=once, depth=1), "start a new one"),
+            (lambda: looped(ids, use_cache=True, tolerance=0.1), "fixed number of iterations"),
+            (lambda: model(ids, cache=()), "not a tuple"),
+        ]
+        for attempt, message in refused:
+            with pytest.raises(ConfigError, match=message):
+                attempt()
+    assert once.get_seq_length() == 24
+    assert static.get_seq_length() == 24

@@ -1,10 +1,11 @@
 """How little solving is enough: the cheapest budget whose held-out loss is close to that of the equilibrium."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attractor.errors import ConfigError
+from attractor.errors import ConfigError, DataError
 from attractor.evaluate.text import TextScore, score_text
 
 Budget = dict[str, Any]
@@ -76,6 +77,8 @@ def calibrate(
         trials.append(attempt(budget))
         advance(len(trials), len(budgets))
     solved = trials[0]
+    if not math.isfinite(solved.score.nats):
+        raise DataError("calibrate: the loss at the equilibrium is not finite, so that nothing can be close to it.")
     enough = [trial for trial in trials if trial.score.nats <= (1 + within) * solved.score.nats]
     by_cost = sorted(trials, key=lambda trial: trial.flops_per_token)
     chosen = min(enough, key=lambda trial: trial.flops_per_token)

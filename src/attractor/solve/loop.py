@@ -115,7 +115,9 @@ def solve(
     residual = kept.residual
     if judging:
         answer, lowest = solver.answer(state, kept.y, residual)
-        movable = ledger.is_open & ~layout.anything_after(ledger.status == Status.FINAL)
+        # Moving what a final equation may depend on would make that untrue. In time, only what is still active has none after it.
+        behind = ledger.status == Status.ACTIVE if causal else ~layout.anything_after(ledger.status == Status.FINAL)
+        movable = ledger.is_open & behind
         y, residual = choose(movable, answer, kept.y), torch.where(movable, lowest, residual)
     return Solution(
         value=layout.unflatten(y),
@@ -232,7 +234,7 @@ def _evaluate(update: Update, y: Tensor, layout: _Layout, due: Tensor, kept: _Po
 
 
 def _call(update: Any, seen: Tensor, *index: Tensor) -> Tensor:
-    version = seen._version
+    version = None if seen.is_inference() else seen._version
     out = update.at(seen, *index) if index else update(seen)
     if not isinstance(out, Tensor) or out.shape != seen.shape or out.dtype != seen.dtype:
         got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
@@ -240,7 +242,7 @@ def _call(update: Any, seen: Tensor, *index: Tensor) -> Tensor:
             f"fixed_point: update returned {got} for y of {tuple(seen.shape)} {seen.dtype}; "
             "it must return a tensor of the shape and dtype it was given."
         )
-    if seen._version != version:
+    if version is not None and seen._version != version:
         raise ConfigError("fixed_point: update changed its argument in place; let it return a new tensor.")
     return out
 

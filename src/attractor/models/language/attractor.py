@@ -117,9 +117,11 @@ class AttractorForCausalLM(LanguageModel):
         ----------
         num_draft, draft_depth
             Draft so many tokens at depth 0 or 1 and let one solve verify them all; the text, or its distribution, stays the
-            same. Another number of tokens than one at a time pays where a solve takes many evaluations.
+            same. It pays where a solve takes many evaluations.
         """
         if num_draft is not None:
+            if kwargs.get("custom_generate") is not None:
+                raise ConfigError("num_draft is a way to generate, and so is custom_generate; give one of them.")
             kwargs["custom_generate"] = partial(
                 speculate, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
             )

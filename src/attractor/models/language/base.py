@@ -246,11 +246,15 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             raise ConfigError("attentions and hidden states of layers are not returned: every evaluation has its own.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
+        if input_ids is not None and (input_ids.ndim != 2 or input_ids.shape[1] == 0):
+            raise DataError(f"input_ids of shape {tuple(input_ids.shape)}: give (B, T), at least one token a row.")
+        if logits_to_keep is not None and not (isinstance(logits_to_keep, int) and logits_to_keep >= 0):
+            raise ConfigError(f"logits_to_keep={logits_to_keep!r}: give a whole number from 0 up.")
         if cache is None and use_cache:
             cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
         stop = self._stop(depth, tolerance, max_evaluations)
-        context = self._context(x, attention_mask, position_ids, cache, self.num_slots(stop))
+        context = self._context(x, attention_mask, position_ids, cache, self.num_slots(stop), self._kind(stop))
         proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
         loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels)
@@ -263,19 +267,22 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in ``transformers``, with the budget (``depth``, ``tolerance``, ``max_evaluations``) among the arguments.
 
-        Where none of them is given, the one stored in the generation config holds.
+        Where none of the three is given, the budget stored in the generation config holds.
         """
         if all(kwargs.get(name) is None for name in BUDGET):
-            config = kwargs.get("generation_config") or self.generation_config
-            kwargs |= getattr(config, "budget", None) or {}
+            given = getattr(kwargs.get("generation_config"), "budget", None)
+            kwargs |= given or getattr(self.generation_config, "budget", None) or {}
         return super().generate(*args, **kwargs)
 
-    def store_budget(self, **budget: float | None) -> None:
+    def store_budget(
+        self, *, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
+    ) -> None:
         """Put ``depth``, or ``tolerance`` and ``max_evaluations``, into the generation config, instead of what was there.
 
         They lie there as one entry, ``budget``: ``generate`` would keep arguments named like entries of the config to itself.
         """
-        self._stop(**{name: budget.get(name) for name in BUDGET})  # type: ignore[arg-type]
+        self._stop(depth, tolerance, max_evaluations)
+        budget = dict(zip(BUDGET, (depth, tolerance, max_evaluations), strict=True))
         config: Any = self.generation_config
         config.budget = {name: value for name, value in budget.items() if value is not None}
         config._from_model_config = False  # or a stored budget would be dropped on loading
@@ -302,20 +309,19 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         positions: Tensor | None,
         cache: Cache | None = None,
         num_slots: int = 0,
+        kind: str = "",
     ) -> Context:
         batch, length, _ = x.shape
         config, documents = self.config, positions
         past: int | Tensor = 0
         size = length
         if cache is not None:
-            past = prepare_cache(cache, num_slots, batch, config.num_kv_heads, config.head_width)
+            shape = (batch, config.num_kv_heads, config.head_width)
+            past = prepare_cache(cache, num_slots, shape, x, kind, length)
             size, _ = cache.get_mask_sizes(length, 0)
-            documents = None
-        if size > config.max_position_embeddings:
-            raise DataError(
-                f"{size} tokens are more than the {config.max_position_embeddings} that the model knows positions for; "
-                "shorten the text, or generate fewer tokens."
-            )
+        self._require_room(past, length)
+        if positions is not None and positions.shape[-1] != length:
+            raise DataError(f"position_ids of shape {tuple(positions.shape)} do not fit {length} tokens.")
         if attention_mask is not None and attention_mask.shape != (batch, past + length):
             raise DataError(
                 f"attention_mask of shape {tuple(attention_mask.shape)}: {batch} rows of {int(past)} tokens in the cache and "
@@ -323,12 +329,16 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             )
         if attention_mask is not None and bool((attention_mask != 0).all()):
             attention_mask = None
-        if positions is None and attention_mask is not None:
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)[:, -length:]
-        elif positions is None:
-            positions = (past + torch.arange(length, device=x.device)).expand(batch, length)
-        elif bool((positions.diff(dim=1) == 1).all()):
+        counted = None if attention_mask is None else (attention_mask.long().cumsum(dim=1) - 1)[:, -length:]
+        if positions is None:
+            positions = past + torch.arange(length, device=x.device) if counted is None else counted.clamp_min(0)
+            positions, documents = positions.expand(batch, length), None
+        elif bool((positions.diff(dim=1) == 1).all()) or (
+            attention_mask is not None and bool(((positions == counted) | (attention_mask[:, -length:] == 0)).all())
+        ):
             documents = None
+        elif cache is not None:
+            raise ConfigError("packed documents are read without a cache: their position_ids do not go on by one.")
         return Context(
             rotary=rotary(positions, config.head_width, config.rope_theta),
             mask=visible(length, size, past, attention_mask, documents),
@@ -336,6 +346,18 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             cache=cache,
             past=past,
         )
+
+    def _require_room(self, past: int | Tensor, length: int) -> None:
+        most = self.config.max_position_embeddings
+        if past + length > most:
+            raise DataError(
+                f"{int(past) + length} tokens are more than the {most} that the model knows positions for; "
+                "shorten the text, or generate fewer tokens."
+            )
+
+    def _kind(self, stop: StopRule | None) -> str:
+        """Name what a cache keeps under ``stop``."""
+        return "a fixed depth" if isinstance(stop, Steps) else "the equilibrium"
 
     def _stop(self, depth: int | None, tolerance: float | None, max_evaluations: int | None) -> StopRule | None:
         if depth is not None:

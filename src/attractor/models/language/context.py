@@ -8,6 +8,7 @@ every evaluation, each in a slot of its own, so that the answer is the same as w
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, StaticLayer
@@ -68,16 +69,38 @@ class Context:
         return replace(self, offset=self.offset + slots)
 
 
-def prepare_cache(cache: Cache, num_slots: int, batch: int, num_heads: int, head_dim: int) -> int | Tensor:
-    """Make room for ``num_slots`` slots and return how many places they hold already; a cache that does not fit is refused."""
+def prepare_cache(
+    cache: Cache, num_slots: int, shape: tuple[int, int, int], like: Tensor, kind: str, length: int
+) -> int | Tensor:
+    """Make room for ``num_slots`` slots and return how many places they hold already; a cache that does not fit is refused.
+
+    Parameters
+    ----------
+    shape
+        Of what a slot holds for a token: rows, heads, channels.
+    like
+        What is read, for dtype and device.
+    kind
+        Whether keys and values are those of an equilibrium or of a fixed depth: they do not mix.
+    length
+        How many tokens are to be added.
+    """
+    if not isinstance(cache, Cache):
+        raise ConfigError(f"cache: give a Cache of transformers, such as DynamicCache(), not a {type(cache).__name__}.")
     layers: Any = cache.layers
     for i, layer in enumerate(layers):
         if layer.keys is not None and layer.keys.numel():
-            shape = tuple(layer.keys.shape)
-            if (shape[0], shape[1], shape[-1]) != (batch, num_heads, head_dim):
+            keys = layer.keys
+            if (keys.shape[0], keys.shape[1], keys.shape[-1]) != shape:
                 raise ConfigError(
-                    f"the cache holds keys of shape {shape} in slot {i}, and this model and batch need "
-                    f"({batch}, {num_heads}, tokens, {head_dim}); it belongs to another model or batch: start a new one."
+                    f"the cache holds keys of shape {tuple(keys.shape)} in slot {i}, and this model and batch need "
+                    f"({shape[0]}, {shape[1]}, tokens, {shape[2]}); it belongs to another model or batch: start a new one."
+                )
+            mixed = torch.is_autocast_enabled(like.device.type)  # which chooses a dtype of its own
+            if keys.device != like.device or (keys.dtype != like.dtype and not mixed):
+                raise ConfigError(
+                    f"the cache holds {keys.dtype} on {keys.device} and the model computes {like.dtype} on {like.device}; "
+                    "start a new one."
                 )
     if isinstance(cache, DynamicCache):
         layers.extend(DynamicLayer() for _ in range(num_slots - len(layers)))
@@ -92,7 +115,16 @@ def prepare_cache(cache: Cache, num_slots: int, batch: int, num_heads: int, head
             f"the cache holds {int(min(filled))} tokens in one slot and {int(max(filled))} in another; it was filled at another "
             "depth, or by another model: start a new one."
         )
-    return filled[0].clone() if isinstance(filled[0], Tensor) else filled[0]
+    past = filled[0]
+    kept = getattr(cache, "kept", kind)
+    if past and kept != kind:
+        raise ConfigError(f"the cache holds keys and values of {kept}, not of {kind}; start a new one.")
+    if type(layers[0]) is StaticLayer and past + length > layers[0].max_cache_len:
+        raise ConfigError(
+            f"a static cache of {layers[0].max_cache_len} places has no room for {length} tokens after {int(past)}; make it longer."
+        )
+    cache.kept = kind  # type: ignore[attr-defined]  # a cache travels alone, from one call to the next
+    return past.clone() if isinstance(past, Tensor) else past
 
 
 def require_plain(cache: Cache) -> None:

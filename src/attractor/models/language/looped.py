@@ -81,6 +81,10 @@ class LoopedForCausalLM(LanguageModel):
 
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
+        if context.cache is not None and (self.training or not isinstance(stop, Steps | None)):
+            raise ConfigError(
+                "a looped model keeps a cache in evaluation, and for a fixed number of iterations: give depth, or nothing."
+            )
         coda = config.num_hidden_layers - config.num_coda_layers
         core = coda - config.num_core_layers
         e = self.model.run(x, context, 0, core)

@@ -45,8 +45,9 @@ def speculate(
                     streamer.end()
                 return ids
         num = min(num_draft, generation_config.max_length - ids.shape[1])
+        past = ids.shape[1] - 1  # the last token is not read yet
+        model._require_room(past, num)
         drafts, wished, proposals = _draft(model, ids, cache, num, draft_depth, logits_processor, sampling)
-        past = cache.get_seq_length() - num
         solved = model.solve(proposals, _context(model, past, num, cache), stop).value
         logits = model.lm_head(model.model.norm(solved))
         text = torch.cat([ids, drafts], dim=1)
@@ -81,9 +82,8 @@ def _draft(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return drafts (1, num), their distributions and the proposals (1, num, D); the backbone's slots of the cache are filled."""
     start, proposals, wished = ids.shape[1], [], []
-    past = cache.get_seq_length()
-    for i in range(num):
-        context = _context(model, past + i, 1, cache)
+    for place in range(start - 1, start - 1 + num):
+        context = _context(model, place, 1, cache)
         proposal = model.model.run(model.model.embed_tokens(ids[:, -1:]), context, 0, model.num_backbone_layers)
         y = model.update(proposal, context)(proposal) if depth else proposal
         distribution = _distribution(processor, ids, model.lm_head(model.model.norm(y))[:, -1], sampling)
@@ -125,14 +125,22 @@ def _pick(distribution: Tensor) -> Tensor:
 
 
 def _refuse(model: Any, ids: Tensor, config: Any, num_draft: int, draft_depth: int, inputs: dict[str, Any]) -> None:
-    if num_draft < 1 or draft_depth not in (0, 1):
+    if type(num_draft) is not int or num_draft < 1 or draft_depth not in (0, 1):
         raise ConfigError(
             f"num_draft={num_draft}, draft_depth={draft_depth}: draft at least one token, at depth 0 or 1."
         )
-    if not model.config.num_attractor_layers or model.config.start != "proposal" or inputs.get("depth") is not None:
+    if not model.config.num_attractor_layers or model.config.start != "proposal":
+        raise ConfigError("num_draft: only what is solved from a proposal has drafts to verify; leave out num_draft.")
+    if inputs.get("depth") is not None:
         raise ConfigError(
-            "num_draft: only what is solved from a proposal has drafts to verify; leave out num_draft, or depth."
+            "num_draft: a fixed depth, given or stored, solves nothing to verify by; give tolerance, or no num_draft."
         )
     mask = inputs.get("attention_mask")
     if len(ids) > 1 or config.num_beams > 1 or (mask is not None and not bool(mask.all())):
         raise ConfigError("num_draft: drafts are for one text at a time, without padding or beams.")
+    if config.guidance_scale not in (None, 1) or config.return_dict_in_generate:
+        raise ConfigError(
+            "num_draft: drafts go without guidance_scale and return_dict_in_generate; leave out num_draft."
+        )
+    if getattr(inputs.get("cache"), "_is_user_defined", False) or "inputs_embeds" in inputs:
+        raise ConfigError("num_draft: drafts start from token ids and a cache of their own; leave out num_draft.")
