@@ -11,6 +11,7 @@ from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
 from attractor.cli.generate import generate
+from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "solve": solve,
     "data": data,
+    "retrofit": retrofit,
     "train": train,
     "evaluate": evaluate,
     "generate": generate,

@@ -12,6 +12,7 @@ without the last ones. ``num_attractor_layers=0`` is that plain Transformer. Wit
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,3 +179,10 @@ class AttractorForCausalLM(LanguageModel):
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
             fraction=config.training_fraction if partly else 1.0,
         )
+
+    @classmethod
+    def from_backbone(cls, path_or_id: str | Path, **settings: Any) -> "AttractorForCausalLM":
+        """Return the attractor model of a pretrained Qwen3 or Llama; see ``retrofit.py``."""
+        from attractor.models.language.retrofit import from_backbone
+
+        return from_backbone(path_or_id, **settings)
