@@ -22,9 +22,9 @@ from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
-from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig
+from attractor.models.language.base import Context, LanguageModel, LanguageModelConfig, LanguageModelOutput
 from attractor.nn.transformer import Gate
-from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance
+from attractor.solve import Anderson, Solution, Steps, StopRule, Tolerance, Update
 
 GRADIENTS: dict[str, Gradient] = {
     "one-step": OneStep(),
@@ -186,3 +186,8 @@ class AttractorForCausalLM(LanguageModel):
         from attractor.models.language.retrofit import from_backbone
 
         return from_backbone(path_or_id, **settings)
+
+    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
+        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
+        assert output.proposal is not None
+        return self.update(output.proposal, self._context(output.proposal, None, position_ids))
