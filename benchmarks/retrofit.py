@@ -45,7 +45,7 @@ SIDES: dict[str, tuple[int, float]] = {  # layers of the attractor, weight of th
 
 
 def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict[str, Any]:
-    """Train a plain Transformer with AdamW, write it to ``folder`` as a stock Qwen3, and return its recipe."""
+    """Train a plain Transformer, write it to ``folder`` as a stock Qwen3, and return its recipe."""
     recipe = change(
         language("tiny", "transformer"),
         {
@@ -53,22 +53,13 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
                 "hidden_size": 128,
                 "intermediate_size": 384,
                 "num_attention_heads": 2,
-                "num_hidden_layers": 6,
+                "num_hidden_layers": 4,
                 "max_position_embeddings": LENGTH,
             },
             "text": {"length": LENGTH},
             "train": {
                 "num_steps": num_steps,
-                "warmup": 0.05,
                 "checkpoint_every": 0,
-                "optimizer": {
-                    "muon": "",
-                    "lr": 4e-3,
-                    "weight_decay": 0.1,
-                    "beta1": 0.9,
-                    "final_decay": 1.0,
-                    "eps": 1e-8,
-                },
             },
         },
     )
@@ -148,8 +139,8 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
         started_from(retrofit(), model.config),
         {
             "model": {"max_evaluations": 16},
-            "text": {"batch_size": 16, "contraction": penalty},
-            "train": {"num_steps": num_steps, "accumulate": 1, "checkpoint_every": 0, "optimizer": {"lr": 1e-3}},
+            "text": {"contraction": penalty},
+            "train": {"num_steps": num_steps, "accumulate": 1, "checkpoint_every": 0, "optimizer": {"lr": 5e-4}},
         },
     )
     with tempfile.TemporaryDirectory() as run, Progress(side, console) as progress:
@@ -176,7 +167,7 @@ def main(data: Path, pretraining: int = 500, num_steps: int = 200) -> None:
     Args:
         data: Prepared text.
         pretraining: Steps of the plain Transformer, of 2,048 tokens each.
-        num_steps: Steps after the retrofit, of 2,048 tokens each.
+        num_steps: Steps after the retrofit, of 1,024 tokens each.
     """
     torch.set_num_threads(1)
     console = Console(width=160)
