@@ -87,6 +87,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys) -
     out, model = str(tmp_path / "out"), str(place / "model")
     mistakes = {
         "exists already": lambda: main(["retrofit", str(place / "backbone"), model]),
+        "cannot be written": lambda: main(["retrofit", str(place / "backbone"), str(place / "text" / "0.txt" / "out")]),
         "no tokenizer": lambda: main(["retrofit", str(tmp_path / "mute"), out]),
         "family 'attractor'": lambda: main(["retrofit", model, out]),
         "give --init": lambda: main(["train", "language/retrofit", "--data", str(place / "own"), "--out", out]),

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from attractor.cli.language import quiet
 from attractor.data.text import load_tokenizer, require_new
+from attractor.errors import ConfigError
 from attractor.models.language.retrofit import from_backbone
 
 
@@ -39,9 +40,12 @@ def retrofit(
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             part.rename(out)
-        except BaseException:
+        except OSError as error:
+            raise ConfigError(
+                f"{out}: cannot be written ({error.strerror or error}); choose another folder."
+            ) from error
+        finally:  # after a failure only; what succeeded has its own name now
             shutil.rmtree(part, ignore_errors=True)
-            raise
     Console().print(
         f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {num_attractor_layers} of "
         f"{model.config.num_hidden_layers} layers the attractor.\n"
