@@ -5,9 +5,10 @@
 TEXT is a folder of ``attractor data prepare`` with 4,096 tokens. A plain Transformer is trained and saved as a stock Qwen3. It is
 retrofitted with its last 1, 2 and 3 layers as attractor and judged as it is: at depths 0 and 1 and solved. The one with 3 is then
 trained in two ways, with and without a penalty on the growth of small disturbances, beside a control: the plain Transformer
-trained on for as many steps of the same text.
+trained on for as many steps of the same text. As a small Transformer is gentler than a large one, the same is done after the
+branches of the attractor's layers were doubled, so that the map no longer contracts.
 
-Written to ``results/language/retrofit.json`` and ``retrofit.png``.
+Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not asked for keep what stands there.
 """
 
 import json
@@ -37,10 +38,12 @@ from attractor.train import Progress
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
-SIDES: dict[str, tuple[int, float]] = {  # layers of the attractor, weight of the penalty
-    "control": (0, 0.0),
-    "equilibrium": (3, 0.0),
-    "equilibrium and penalty": (3, 0.3),
+SIDES = {  # layers of the attractor, factor on their branches, weight of the penalty
+    "control": (0, 1.0, 0.0),
+    "equilibrium": (3, 1.0, 0.0),
+    "equilibrium and penalty": (3, 1.0, 0.3),
+    "doubled, equilibrium": (3, 2.0, 0.0),
+    "doubled, equilibrium and penalty": (3, 2.0, 0.3),
 }
 
 
@@ -90,11 +93,16 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
     return to_dict(recipe)
 
 
-def build(backbone: Path, num_attractor_layers: int) -> AttractorForCausalLM:
+def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> AttractorForCausalLM:
     with quiet():
-        return AttractorForCausalLM.from_backbone(
+        model = AttractorForCausalLM.from_backbone(
             backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
         )
+    with torch.no_grad():
+        for layer in model.model.layers[model.num_backbone_layers :]:
+            layer.self_attn.o_proj.weight *= branches
+            layer.mlp.down_proj.weight *= branches
+    return model
 
 
 def judge(model: LanguageModel, data: Path) -> dict[str, Any]:
@@ -133,8 +141,8 @@ def radii(model: Any, data: Path) -> dict[str, float]:
 
 def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: Console) -> dict[str, Any]:
     """Train one side and judge it."""
-    num_attractor_layers, penalty = SIDES[side]
-    model = build(backbone, num_attractor_layers)
+    num_attractor_layers, branches, penalty = SIDES[side]
+    model = build(backbone, num_attractor_layers, branches)
     recipe: LanguageRecipe = change(
         started_from(retrofit(), model.config),
         {
@@ -150,6 +158,7 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
     trained.config.max_evaluations = 64
     return {
         "num_attractor_layers": num_attractor_layers,
+        "branches": branches,
         "penalty": penalty,
         "recipe": to_dict(recipe),
         "seconds": log[-1]["seconds"],
@@ -161,11 +170,12 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
     }
 
 
-def main(data: Path, pretraining: int = 500, num_steps: int = 200) -> None:
+def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 500, num_steps: int = 200) -> None:
     """Train, retrofit, judge, train on, judge again, and write.
 
     Args:
         data: Prepared text.
+        sides: Which to train.
         pretraining: Steps of the plain Transformer, of 2,048 tokens each.
         num_steps: Steps after the retrofit, of 1,024 tokens each.
     """
@@ -176,15 +186,16 @@ def main(data: Path, pretraining: int = 500, num_steps: int = 200) -> None:
         backbone = Path(folder) / "qwen3"
         recipe = pretrain(data, backbone, pretraining, console)
         before = {}
-        for k in (1, 2, 3):
-            before[str(k)] = judge(build(backbone, k).eval(), data)
-            console.print(f"{k} attractor layers, untrained: {before[str(k)]}")
-        after = {}
-        for side in SIDES:
+        for name, k, branches in (("1", 1, 1.0), ("2", 2, 1.0), ("3", 3, 1.0), ("3, doubled", 3, 2.0)):
+            before[name] = judge(build(backbone, k, branches).eval(), data)
+            console.print(f"attractor layers {name}, untrained: {before[name]}")
+        file = OUT / "retrofit.json"
+        after = json.loads(file.read_text())["trained"] if file.exists() else {}
+        for side in sides:
             after[side] = train_side(side, backbone, data, num_steps, console)
             console.print(f"{side}: { {k: v for k, v in after[side].items() if k not in ('recipe', 'log')} }")
     write_json(
-        OUT / "retrofit.json",
+        file,
         {
             "command": "python -m benchmarks.retrofit --data TEXT",
             "environment": environment(),
@@ -193,16 +204,17 @@ def main(data: Path, pretraining: int = 500, num_steps: int = 200) -> None:
             "trained": after,
         },
     )
-    draw(before["3"]["spectral_radius"], after, OUT / "retrofit.png")
+    draw(before, after, OUT / "retrofit.png")
 
 
-def draw(start: float, after: dict[str, Any], file: Path) -> None:
+def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
     """Spectral radius on the left, training loss on the right, over steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     for i, (side, result) in enumerate(after.items()):
         steps = [line["step"] for line in result["log"]]
         right.plot(steps, [line["loss"] for line in result["log"]], color=f"C{i}", label=side)
         if result["num_attractor_layers"]:
+            start = before["3" if result["branches"] == 1 else "3, doubled"]["spectral_radius"]
             left.plot([0, *steps], [start, *(line["spectral_radius"] for line in result["log"])], color=f"C{i}")
     left.axhline(1, color="grey", linewidth=0.8)
     left.set(xlabel="step", ylabel="spectral radius at the equilibrium", ylim=(0, None))
