@@ -204,22 +204,25 @@ def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 5
             "trained": after,
         },
     )
-    draw(before, after, OUT / "retrofit.png")
+    if "control" in after:
+        draw(before, after, OUT / "retrofit.png")
 
 
 def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
-    """Spectral radius on the left, training loss on the right, over steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for i, (side, result) in enumerate(after.items()):
+    """Spectral radius on the left, training loss beside the control's on the same text on the right, over steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    control = {line["step"]: line["loss"] for line in after["control"]["log"]}
+    for i, (side, result) in enumerate((side, result) for side, result in after.items() if side != "control"):
         steps = [line["step"] for line in result["log"]]
-        right.plot(steps, [line["loss"] for line in result["log"]], color=f"C{i}", label=side)
-        if result["num_attractor_layers"]:
-            start = before["3" if result["branches"] == 1 else "3, doubled"]["spectral_radius"]
-            left.plot([0, *steps], [start, *(line["spectral_radius"] for line in result["log"])], color=f"C{i}")
-    left.axhline(1, color="grey", linewidth=0.8)
-    left.set(xlabel="step", ylabel="spectral radius at the equilibrium", ylim=(0, None))
-    right.set(xlabel="step", ylabel="training loss, nats per token")
-    right.legend(frameon=False)
+        start = before["3" if result["branches"] == 1 else "3, doubled"]["spectral_radius"]
+        radius = [start, *(line["spectral_radius"] for line in result["log"])]
+        left.plot([0, *steps], radius, color=f"C{i}", label=side)
+        right.plot(steps, [line["loss"] - control[line["step"]] for line in result["log"]], color=f"C{i}")
+    for axis, level in ((left, 1), (right, 0)):
+        axis.axhline(level, color="grey", linewidth=0.8)
+    left.set(xlabel="step", ylabel="spectral radius where the solve ends", ylim=(0, None))
+    right.set(xlabel="step", ylabel="loss, penalty included,\nabove the control's, nats/token")
+    left.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -108,7 +108,7 @@ def test_other_families_and_settings_are_refused(tmp_path) -> None:
         ({"num_attractor_layers": 5}, "exceeds num_hidden_layers=4"),
         ({"hidden_size": 64}, "fixed by the backbone"),
         ({"injection": "sum"}, "fixed by the backbone"),
-        ({"tolerence": 1e-3}, "did you mean 'tolerance'"),
+        ({"tolerances": 1e-3}, "did you mean 'tolerance'"),
     ):
         with pytest.raises(ConfigError, match=says):
             AttractorForCausalLM.from_backbone(tmp_path / "good", **settings)
