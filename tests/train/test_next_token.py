@@ -1,5 +1,6 @@
 """The objective of language models: which rows it serves, what it counts, and that small batches add up to large ones."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.optim import OptimizerConfig
 from attractor.train import NextToken, NextTokenConfig, TrainConfig, train
+from attractor.train.next_token import growth
 
 
 class Drawn:
@@ -76,3 +78,36 @@ def test_weight_decay_fades_with_the_run(tmp_path) -> None:
     train(model, Nothing(), config, out=tmp_path, describe={})
     shrunk = torch.tensor([1 - 0.1 * rate for rate in rates]).prod()
     assert torch.allclose(model.weight, before * shrunk, rtol=1e-5)
+
+
+def test_growth_is_that_of_a_linear_map() -> None:
+    """From a random disturbance it turns to the largest eigenvalue, and its gradient reaches the map."""
+    torch.manual_seed(0)
+    scale = torch.tensor([0.2, 1.7, 0.1, 0.3], requires_grad=True)
+    factor = growth(lambda y: 1 + scale * y, torch.randn(3, 5, 4), iterations=8)
+    assert factor.shape == (3, 5)
+    assert torch.allclose(factor, torch.tensor(1.7), rtol=1e-3)
+    factor.mean().backward()
+    assert torch.allclose(scale.grad, torch.tensor([0.0, 1, 0, 0]), atol=1e-3)
+
+
+def test_a_contraction_penalty_calms_the_map(tmp_path) -> None:
+    """Disturbances of the solution grow less after training with it than without, and the log says so."""
+    factors = []
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        model = AttractorForCausalLM(AttractorConfig(**sizes, num_hidden_layers=2, max_evaluations=8))
+        for name, p in model.named_parameters():
+            if "layers.1" in name and p.ndim == 2:
+                torch.nn.init.normal_(p, std=0.5)
+        config = TrainConfig(num_steps=10, optimizer=OptimizerConfig(lr=1e-2), warmup=0, ema=0, log_every=10)
+        objective = NextToken(Drawn(), NextTokenConfig(batch_size=4, length=16, contraction=weight))
+        train(model, objective, config, out=tmp_path / str(weight), describe={})
+        ids, positions = Drawn().batch(100, 4)
+        with torch.no_grad():
+            output = model(ids, position_ids=positions)
+            factors.append(float(growth(model.update_of(output, positions), output.hidden).mean()))
+        line = json.loads((tmp_path / str(weight) / "metrics.jsonl").read_text().splitlines()[-1])
+        assert ("growth" in line) == (weight > 0)
+    assert factors[1] < 0.7 * factors[0]

@@ -15,6 +15,7 @@ from attractor.cli.export import export
 from attractor.cli.generate import generate
 from attractor.cli.import_official import import_official
 from attractor.cli.inspect import inspect
+from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "solve": solve,
     "data": data,
+    "retrofit": retrofit,
     "train": train,
     "evaluate": evaluate,
     "calibrate": calibrate,

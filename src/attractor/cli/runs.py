@@ -5,21 +5,21 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 import attractor
-from attractor.cli.language import quiet
+from attractor.cli.language import load_language_model, quiet
 from attractor.config import change, from_dict, to_dict
 from attractor.data import mazes
-from attractor.data.text import PackedRows, Shards, load_tokenizer
-from attractor.errors import CheckpointError, ConfigError
+from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
+from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.language import LanguageModel
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
 from attractor.recipes import LanguageRecipe, MazeDataConfig, MazeRecipe
@@ -91,16 +91,51 @@ def train_mazes(
     return averaged
 
 
+@dataclass(frozen=True)
+class Start:
+    """A model to start from, and the tokenizer it was trained with."""
+
+    model: LanguageModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_start(path: Path) -> Start:
+    """Load what ``attractor train --init`` names: a checkpoint of one of our language models."""
+    model, tokenizer = load_language_model(path)
+    if not isinstance(model, LanguageModel):
+        raise CheckpointError(
+            f"{path}: holds a {type(model).__name__}; make a model to train of it with attractor retrofit."
+        )
+    return Start(model, tokenizer)
+
+
 def train_language(
-    recipe: LanguageRecipe, data: Path, out: Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+    recipe: LanguageRecipe,
+    data: Path,
+    out: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    start: Start | None = None,
 ) -> LanguageModel:
-    """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``."""
+    """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``.
+
+    With ``start``, weights and special tokens are its own; ``recipe.model`` is then its configuration, solved as one likes.
+    """
     shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
-    own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "vocab_size": shards.vocab_size}
-    recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
+    if start is None:
+        own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "vocab_size": shards.vocab_size}
+        recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
+    elif fingerprint(start.tokenizer) != shards.tokenizer:
+        raise DataError(
+            f"{data}: was prepared with another tokenizer than the model's; "
+            "prepare the text with --tokenizer and the folder given to --init."
+        )
     torch.manual_seed(recipe.train.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(device)
+    if start is not None:
+        _load(model, start.model)
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
     config = replace(recipe.train, optimizer=recipe.optimizer)
     objective = NextToken(rows, recipe.text, peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]))
@@ -129,6 +164,16 @@ def train_language(
     )
     assert isinstance(trained, LanguageModel)
     return trained
+
+
+def _load(model: LanguageModel, start: LanguageModel) -> None:
+    try:
+        model.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            "settings of the model ask for other weights than the checkpoint's; of those with --init, set only how it is solved."
+        ) from error
+    model.generation_config = start.generation_config
 
 
 def environment() -> dict[str, Any]:

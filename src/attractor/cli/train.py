@@ -6,10 +6,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from attractor.cli.runs import claim, train_language, train_mazes
+from attractor.cli.runs import claim, load_start, train_language, train_mazes
 from attractor.config import override, to_dict
 from attractor.errors import ConfigError
-from attractor.recipes import LanguageRecipe
+from attractor.recipes import RETROFIT, LanguageRecipe, started_from
 from attractor.recipes import recipe as find_recipe
 from attractor.train import Progress, find_checkpoint, tracker
 
@@ -19,6 +19,7 @@ def train(
     /,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = (),
     data: Path | None = None,
+    init: Path | None = None,
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -28,15 +29,25 @@ def train(
 
     Args:
         recipe: Its name: maze, maze-control, or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and
-            transformer, looped or deq, such as language/tiny or language/60m-looped.
+            transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3.
         data: For language: the folder that attractor data prepare wrote.
+        init: For language: the checkpoint to start from, which then decides the model's sizes; attractor retrofit makes one.
         out: Folder to write; by default runs/RECIPE.
         resume: Continue the newest checkpoint in the folder.
         overwrite: Write into a folder that is not empty.
         track: Where curves are drawn: tensorboard, wandb, trackio or none.
     """
-    config = override(find_recipe(recipe), set)
+    config = find_recipe(recipe)
+    start = None
+    if init is not None:
+        if not isinstance(config, LanguageRecipe):
+            raise ConfigError(f"{recipe} starts from nothing; leave out --init.")
+        start = load_start(init)
+        config = started_from(config, start.model.config)
+    elif recipe == RETROFIT:
+        raise ConfigError(f"{recipe} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
+    config = override(config, set)
     out = out or Path("runs") / recipe
     if isinstance(config, LanguageRecipe) and data is None:
         raise ConfigError(f"{recipe} needs text: give --data FOLDER, made with attractor data prepare.")
@@ -50,7 +61,7 @@ def train(
         callbacks = [progress, *([drawn] if drawn else [])]
         if isinstance(config, LanguageRecipe):
             assert data is not None
-            train_language(config, data, out, callbacks=callbacks, resume=resume)
+            train_language(config, data, out, callbacks=callbacks, resume=resume, start=start)
         else:
             train_mazes(config, out, callbacks=callbacks, resume=resume)
     Console().print(f"checkpoint: {find_checkpoint(out)}")

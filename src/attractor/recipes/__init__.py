@@ -5,8 +5,10 @@ from functools import partial
 
 from attractor.config import suggestion
 from attractor.errors import ConfigError
-from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language
+from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language, retrofit, started_from
 from attractor.recipes.mazes import MazeDataConfig, MazeRecipe, maze, maze_control
+
+RETROFIT = "language/retrofit"  # the one that needs a checkpoint to start from
 
 Recipe = MazeRecipe | LanguageRecipe
 
@@ -18,6 +20,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         for size in SIZES
         for family in FAMILIES
     },
+    RETROFIT: retrofit,
 }
 
 
@@ -30,6 +33,7 @@ def recipe(name: str) -> Recipe:
 
 __all__ = [
     "RECIPES",
+    "RETROFIT",
     "LanguageRecipe",
     "MazeDataConfig",
     "MazeRecipe",
@@ -38,4 +42,6 @@ __all__ = [
     "maze",
     "maze_control",
     "recipe",
+    "retrofit",
+    "started_from",
 ]

@@ -15,6 +15,7 @@ Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
 from attractor.models.language.active import TokenUpdate
-from attractor.models.language.base import LanguageModel, LanguageModelConfig
+from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
 from attractor.models.language.context import Context, Reader, require_plain
 from attractor.models.language.speculative import speculate
 from attractor.nn.transformer import Gate
-from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance
+from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update
 
 GRADIENTS: dict[str, Gradient] = {
     "one-step": OneStep(),
@@ -239,3 +240,15 @@ class AttractorForCausalLM(LanguageModel):
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
             fraction=config.training_fraction if partly else 1.0,
         )
+
+    @classmethod
+    def from_backbone(cls, path_or_id: str | Path, **settings: Any) -> "AttractorForCausalLM":
+        """Return the attractor model of a pretrained Qwen3 or Llama; see ``retrofit.py``."""
+        from attractor.models.language.retrofit import from_backbone
+
+        return from_backbone(path_or_id, **settings)
+
+    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
+        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
+        assert output.proposal is not None
+        return self.update(output.proposal, self._context(output.proposal, None, position_ids))

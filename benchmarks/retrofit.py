@@ -1,0 +1,232 @@
+"""A pretrained Transformer as an attractor: does its map contract, before and after training, and what becomes of the loss?
+
+    python -m benchmarks.retrofit --data TEXT        # about half an hour on one core
+
+TEXT is a folder of ``attractor data prepare`` with 4,096 tokens. A plain Transformer is trained and saved as a stock Qwen3. It is
+retrofitted with its last 1, 2 and 3 layers as attractor and judged as it is: at depths 0 and 1 and solved. The one with 3 is then
+trained in two ways, with and without a penalty on the growth of small disturbances, beside a control: the plain Transformer
+trained on for as many steps of the same text. As a small Transformer is gentler than a large one, the same is done after the
+branches of the attractor's layers were doubled, so that the map no longer contracts.
+
+Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not asked for keep what stands there.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from rich.console import Console
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attractor.cli.evaluate import documents
+from attractor.cli.language import quiet
+from attractor.cli.runs import Start, environment, train_language, write_json
+from attractor.config import change, to_dict
+from attractor.data.text import PackedRows, Shards, load_tokenizer
+from attractor.evaluate import score_text
+from attractor.gradient import spectral_radius
+from attractor.models.language import AttractorForCausalLM, LanguageModel
+from attractor.recipes import LanguageRecipe, language, retrofit, started_from
+from attractor.train import Progress
+
+OUT = Path("results/language")
+LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
+SIDES = {  # layers of the attractor, factor on their branches, weight of the penalty
+    "control": (0, 1.0, 0.0),
+    "equilibrium": (3, 1.0, 0.0),
+    "equilibrium and penalty": (3, 1.0, 0.3),
+    "doubled, equilibrium": (3, 2.0, 0.0),
+    "doubled, equilibrium and penalty": (3, 2.0, 0.3),
+}
+
+
+def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict[str, Any]:
+    """Train a plain Transformer, write it to ``folder`` as a stock Qwen3, and return its recipe."""
+    recipe = change(
+        language("tiny", "transformer"),
+        {
+            "model": {
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 4,
+                "max_position_embeddings": LENGTH,
+            },
+            "text": {"length": LENGTH},
+            "train": {
+                "num_steps": num_steps,
+                "checkpoint_every": 0,
+            },
+        },
+    )
+    with tempfile.TemporaryDirectory() as run, Progress("plain", console) as progress:
+        model = train_language(recipe, data, Path(run), callbacks=[progress])
+    own = model.config
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "rms_norm_eps",
+    )
+    names += ("max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    stock = Qwen3ForCausalLM(
+        Qwen3Config(
+            **{name: getattr(own, name) for name in names},
+            num_key_value_heads=own.num_kv_heads,
+            head_dim=own.head_width,
+            rope_parameters={"rope_type": "default", "rope_theta": own.rope_theta},
+        )
+    )
+    stock.load_state_dict(model.state_dict())
+    with quiet():
+        stock.save_pretrained(folder)
+        load_tokenizer(data).save_pretrained(folder)
+    return to_dict(recipe)
+
+
+def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> AttractorForCausalLM:
+    with quiet():
+        model = AttractorForCausalLM.from_backbone(
+            backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
+        )
+    with torch.no_grad():
+        for layer in model.model.layers[model.num_backbone_layers :]:
+            layer.self_attn.o_proj.weight *= branches
+            layer.mlp.down_proj.weight *= branches
+    return model
+
+
+def judge(model: LanguageModel, data: Path) -> dict[str, Any]:
+    """Return bits per byte at depths 0 and 1 and solved, the share of tokens at rest, and the spectral radius there."""
+    tokenizer = load_tokenizer(data)
+    texts = [text[:CHARACTERS] for text in documents((data,), "text")]
+
+    def score(**budget: float) -> Any:
+        return score_text(model, tokenizer, texts, length=LENGTH, batch_size=32, **budget)
+
+    if not getattr(model.config, "num_attractor_layers", 0):
+        return {"bits_per_byte": {"depth 1": score().bits_per_byte}}
+    solved = score()
+    return {
+        "bits_per_byte": {
+            "depth 0": score(depth=0).bits_per_byte,
+            "depth 1": score(depth=1).bits_per_byte,
+            "equilibrium": solved.bits_per_byte,
+        },
+        "at_rest": solved.final,
+        "evaluations": solved.evaluations,
+        "residual": solved.residual,
+        **radii(model, data),
+    }
+
+
+def radii(model: Any, data: Path) -> dict[str, float]:
+    """Return the mean and the largest spectral radius over held-out rows, at the point where the solve ended."""
+    ids, positions = PackedRows(Shards(data, "val"), LENGTH).batch(0, ROWS)
+    with torch.no_grad():
+        output = model(ids, position_ids=positions)
+    update = model.update_of(output, positions)
+    found = spectral_radius(update, output.hidden, iterations=32, generator=torch.Generator().manual_seed(0))
+    return {"spectral_radius": float(found.mean()), "largest_spectral_radius": float(found.max())}
+
+
+def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: Console) -> dict[str, Any]:
+    """Train one side and judge it."""
+    num_attractor_layers, branches, penalty = SIDES[side]
+    model = build(backbone, num_attractor_layers, branches)
+    recipe: LanguageRecipe = change(
+        started_from(retrofit(), model.config),
+        {
+            "model": {"max_evaluations": 16},
+            "text": {"contraction": penalty},
+            "train": {"num_steps": num_steps, "accumulate": 1, "checkpoint_every": 0, "optimizer": {"lr": 5e-4}},
+        },
+    )
+    with tempfile.TemporaryDirectory() as run, Progress(side, console) as progress:
+        start = Start(model, load_tokenizer(data))
+        trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start)
+        log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    trained.config.max_evaluations = 64
+    return {
+        "num_attractor_layers": num_attractor_layers,
+        "branches": branches,
+        "penalty": penalty,
+        "recipe": to_dict(recipe),
+        "seconds": log[-1]["seconds"],
+        **judge(trained, data),
+        "log": [
+            {name: line.get(name) for name in ("step", "loss", "spectral_radius", "growth", "evaluations", "residual")}
+            for line in log
+        ],
+    }
+
+
+def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 500, num_steps: int = 200) -> None:
+    """Train, retrofit, judge, train on, judge again, and write.
+
+    Args:
+        data: Prepared text.
+        sides: Which to train.
+        pretraining: Steps of the plain Transformer, of 2,048 tokens each.
+        num_steps: Steps after the retrofit, of 1,024 tokens each.
+    """
+    torch.set_num_threads(1)
+    console = Console(width=160)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = Path(folder) / "qwen3"
+        recipe = pretrain(data, backbone, pretraining, console)
+        before = {}
+        for name, k, branches in (("1", 1, 1.0), ("2", 2, 1.0), ("3", 3, 1.0), ("3, doubled", 3, 2.0)):
+            before[name] = judge(build(backbone, k, branches).eval(), data)
+            console.print(f"attractor layers {name}, untrained: {before[name]}")
+        file = OUT / "retrofit.json"
+        after = json.loads(file.read_text())["trained"] if file.exists() else {}
+        for side in sides:
+            after[side] = train_side(side, backbone, data, num_steps, console)
+            console.print(f"{side}: { {k: v for k, v in after[side].items() if k not in ('recipe', 'log')} }")
+    write_json(
+        file,
+        {
+            "command": "python -m benchmarks.retrofit --data TEXT",
+            "environment": environment(),
+            "pretraining": recipe,
+            "untrained": before,
+            "trained": after,
+        },
+    )
+    if "control" in after:
+        draw(before, after, OUT / "retrofit.png")
+
+
+def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
+    """Spectral radius on the left, training loss beside the control's on the same text on the right, over steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    control = {line["step"]: line["loss"] for line in after["control"]["log"]}
+    for i, (side, result) in enumerate((side, result) for side, result in after.items() if side != "control"):
+        steps = [line["step"] for line in result["log"]]
+        start = before["3" if result["branches"] == 1 else "3, doubled"]["spectral_radius"]
+        radius = [start, *(line["spectral_radius"] for line in result["log"])]
+        left.plot([0, *steps], radius, color=f"C{i}", label=side)
+        right.plot(steps, [line["loss"] - control[line["step"]] for line in result["log"]], color=f"C{i}")
+    for axis, level in ((left, 1), (right, 0)):
+        axis.axhline(level, color="grey", linewidth=0.8)
+    left.set(xlabel="step", ylabel="spectral radius where the solve ends", ylim=(0, None))
+    right.set(xlabel="step", ylabel="loss, penalty included,\nabove the control's, nats/token")
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,56 @@
+"""``attractor retrofit``: a pretrained Qwen3 or Llama becomes an attractor model to train on."""
+
+import os
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from attractor.cli.language import quiet
+from attractor.data.text import load_tokenizer, require_new
+from attractor.errors import ConfigError
+from attractor.models.language.retrofit import from_backbone
+
+
+def retrofit(
+    backbone: str,
+    out: Path,
+    /,
+    num_attractor_layers: int = 1,
+    gate_start: float = 0.7,
+    gate_limit: float = 1.0,
+) -> None:
+    """Make an attractor model of a pretrained one; at depth 1 it is the original.
+
+    Args:
+        backbone: Folder or hub name of a Qwen3 or Llama with its tokenizer.
+        out: Folder to write; must not exist.
+        num_attractor_layers: How many of its last layers become the attractor.
+        gate_start: Where the factors on the attractor's branches start.
+        gate_limit: What they stay below.
+    """
+    require_new(out)
+    with quiet():
+        tokenizer = load_tokenizer(Path(backbone))
+        model = from_backbone(
+            backbone, num_attractor_layers=num_attractor_layers, gate_start=gate_start, gate_limit=gate_limit
+        )
+        part = out.with_name(f".part-{os.getpid()}-{out.name}")
+        try:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            part.rename(out)
+        except OSError as error:
+            raise ConfigError(
+                f"{out}: cannot be written ({error.strerror or error}); choose another folder."
+            ) from error
+        finally:  # after a failure only; what succeeded has its own name now
+            shutil.rmtree(part, ignore_errors=True)
+    Console().print(
+        f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {num_attractor_layers} of "
+        f"{model.config.num_hidden_layers} layers the attractor.\n"
+        f"Next: attractor data prepare TEXT --tokenizer {out} --out tokens\n"
+        f"      attractor train language/retrofit --init {out} --data tokens",
+        soft_wrap=True,
+        highlight=False,
+    )
