@@ -218,15 +218,19 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     names = [str(d) for d in DEPTHS]
     for side, points in curves.items():
         here = [name for name in names if name in points]
+        label = side
+        if side == "looped":  # decodes an untouched zero state there, far above the rest of the picture
+            here.remove("0")
+            label = f"looped; at depth 0: {points['0']['mean']:.2f}"
         left.errorbar(
-            range(len(here)),
+            [names.index(n) for n in here],
             [points[n]["mean"] for n in here],
             [points[n]["half_range"] for n in here],
             marker="o",
             capsize=3,
-            label=side,
+            label=label,
         )
-        left.set_xticks(range(len(here)), ["rest" if n == "None" else n for n in here])
+        left.set_xticks(range(len(names)), ["rest" if n == "None" else n for n in names])
         for seed_file in sorted(OUT.glob(f"{side}-[0-9].json")):
             log = json.loads(seed_file.read_text())["log"]
             steps = [line["step"] for line in log]
@@ -236,10 +240,10 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
             if side == "attractor":
                 right.plot(steps, [line["residual"] for line in log], alpha=0.7, color="C0")
                 right.plot(steps, [line["moved"] for line in log], alpha=0.7, color="C2")
-    left.set(xlabel="depth (evaluations)", ylabel="bits per byte, held out")
+    left.set(xlabel="depth (evaluations)", title="bits per byte, held out")
     left.legend()
-    middle.set(xlabel="training step", ylabel="evaluations")
-    right.set(xlabel="training step", yscale="log", ylabel="attractor: residual (blue), ‖y*−c‖/‖c‖ (green)")
+    middle.set(xlabel="training step", title="evaluations in training")
+    right.set(xlabel="training step", yscale="log", title="attractor: ‖y*−c‖/‖c‖ (green), residual (blue)")
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
