@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -36,7 +36,7 @@ from attractor.cli.runs import environment, write_json
 from attractor.evaluate import encode
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-OUT = Path("results/decode/decode.json")
+OUT = Path("results/decode")
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3)
 Timed = dict[str, float]
 
@@ -45,18 +45,26 @@ def main(
     checkpoint: Path,
     /,
     data: Path,
+    only: tuple[Literal["again", "late", "plain", "drafts", "moving"], ...] = (
+        "again",
+        "late",
+        "plain",
+        "drafts",
+        "moving",
+    ),
     repeats: int = 15,
     threads: int | None = None,
     out: Path = OUT,
 ) -> None:
-    """Measure, print and write.
+    """Measure, print and write one file for each comparison.
 
     Args:
         checkpoint: A trained attractor's.
         data: Held-out documents.
-        repeats: Of every measurement.
+        only: Which comparisons, in the order of the five above.
+        repeats: Of every measurement; a fifth of it for the two long ones.
         threads: Of this process.
-        out: Where to write.
+        out: The folder to write into.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -67,31 +75,29 @@ def main(
     texts = [encode(tokenizer, text[:12_000]) for text in islice(documents((data,), "text"), 12)]
     long = torch.cat(texts)[None, :1024]
     rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:64]
-    plain = without_solver(model)
-    few = max(3, repeats // 5)
-    measurements: dict[str, Callable[[], Any]] = {
-        "one token after 1,024": lambda: recomputed(model, long, repeats),
-        "token 1,000 against token 50": lambda: by_position(model, long, repeats),
-        "against the plain Transformer": lambda: against_plain(model, plain, long[:, :128], repeats),
+    plain, few = without_solver(model), max(3, repeats // 5)
+    measurements: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "again": lambda: [recomputed(model, long, repeats)],
+        "late": lambda: [by_position(model, long, repeats)],
+        "plain": lambda: against_plain(model, plain, long[:, :128], repeats),
         "drafts": lambda: drafted(model, rows[:4, :64], few),
-        "moving tokens only": lambda: [compacted(model, rows, tolerance, few) for tolerance in TOLERANCES],
+        "moving": lambda: [compacted(model, rows, tolerance, few) for tolerance in TOLERANCES],
     }
-    console, measured = Console(width=150), {}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name, measure in measurements.items():
+    console = Console(width=150)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in only:
         with torch.no_grad():
-            found = measure()
-        measured[name] = found
-        console.print(f"[bold]{name}[/]")
-        for row in found if isinstance(found, list) else [found]:
-            console.print("   " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
+            found = measurements[name]()
+        for row in found:
+            console.print(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
         described = {
-            "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --repeats {repeats}",
+            "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --only {name} --repeats {repeats}",
             "environment": environment(),
             "weights": sum(p.numel() for p in model.parameters()),
+            "layers": [model.num_backbone_layers, model.config.num_attractor_layers],
             "tolerance": model.config.tolerance,
         }
-        write_json(out, {**described, "measured": measured})
+        write_json(out / f"{name}.json", {**described, "rows": found})
 
 
 def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
@@ -144,7 +150,11 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
         return lambda: which.generate(ids, **settings)
 
     found = []
-    for budget in (*({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)), {"depth": 1}, {"depth": 0}):
+    budgets = [
+        *({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)),
+        *({"depth": n} for n in (2, 1, 0)),
+    ]
+    for budget in budgets:
         sides = {"attractor": write(model, **budget), "plain": write(plain)}
         found.append({**budget, **compare(sides, repeats)})
     return found

@@ -11,7 +11,7 @@ from attractor.evaluate.text import TextScore, score_text
 Budget = dict[str, Any]
 CANDIDATES: tuple[Budget, ...] = (
     *({"depth": n} for n in (0, 1, 2, 3, 4)),
-    *({"tolerance": rtol} for rtol in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)),
+    *({"tolerance": rtol} for rtol in (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)),
 )
 
 

@@ -178,6 +178,8 @@ class _Layout:
 
     def everything_before(self, good: Tensor) -> Tensor:
         """Return where ``good`` holds for all that an equation may depend on, itself included. (N,) bool."""
+        if self.length == 1:
+            return good
         grid = good.view(self.rows, self.length)
         if self.causal:
             return grid.long().cumprod(dim=1).bool().view(-1)
