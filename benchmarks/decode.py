@@ -143,7 +143,7 @@ def by_position(model: Any, ids: Tensor, repeats: int) -> Timed:
 
 
 def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """``generate`` of 64 tokens: at the equilibrium by tolerance, at depth 1 and 0, and by the plain Transformer."""
+    """``generate`` of 64 tokens: at the equilibrium by tolerance, at small depths, with drafts, and by the plain Transformer."""
 
     def write(which: Any, **budget: Any) -> Callable[[], None]:
         settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 64, "do_sample": False, **budget}
