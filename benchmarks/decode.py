@@ -150,9 +150,10 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
         return lambda: which.generate(ids, **settings)
 
     found = []
-    budgets = [
+    budgets: list[dict[str, Any]] = [
         *({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)),
         *({"depth": n} for n in (2, 1, 0)),
+        {"tolerance": 1e-3, "num_draft": 4},
     ]
     for budget in budgets:
         sides = {"attractor": write(model, **budget), "plain": write(plain)}
