@@ -53,6 +53,8 @@ def main(
         "moving",
     ),
     repeats: int = 15,
+    num_rows: int = 64,
+    tolerances: tuple[float, ...] = TOLERANCES,
     threads: int | None = None,
     out: Path = OUT,
 ) -> None:
@@ -63,6 +65,8 @@ def main(
         data: Held-out documents.
         only: Which comparisons, in the order of the five above.
         repeats: Of every measurement; a fifth of it for the two long ones.
+        num_rows: Rows of 256 held-out tokens, at most, for the last comparison.
+        tolerances: Of the last comparison.
         threads: Of this process.
         out: The folder to write into.
     """
@@ -74,14 +78,14 @@ def main(
     model.generation_config.eos_token_id = None
     texts = [encode(tokenizer, text[:12_000]) for text in islice(documents((data,), "text"), 12)]
     long = torch.cat(texts)[None, :1024]
-    rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:64]
+    rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:num_rows]
     plain, few = without_solver(model), max(3, repeats // 5)
     measurements: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "again": lambda: [recomputed(model, long, repeats)],
         "late": lambda: [by_position(model, long, repeats)],
         "plain": lambda: against_plain(model, plain, long[:, :128], repeats),
         "drafts": lambda: drafted(model, rows[:4, :64], few),
-        "moving": lambda: [compacted(model, rows, tolerance, few) for tolerance in TOLERANCES],
+        "moving": lambda: [compacted(model, rows, tolerance, few) for tolerance in tolerances],
     }
     console = Console(width=150)
     out.mkdir(parents=True, exist_ok=True)
