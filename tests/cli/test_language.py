@@ -176,6 +176,7 @@ MISTAKES = {
     ),
     "a reasoner's command": (["solve", "RUN", "maze.txt"], "cannot be read"),
     "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
+    "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below what float32 resolves"),
     "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),
     "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
     "resume and overwrite": (["--resume", "--overwrite", "--data", "DATA"], "give one of them"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
-from attractor.solve import Status
+from attractor.solve import Status, require_resolvable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +196,8 @@ def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float
             raise ConfigError(
                 f"{type(model).__name__} has no {name} to set; leave it out for a model that solves nothing."
             )
+    if "tolerance" in given:
+        require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
     return given
 
 

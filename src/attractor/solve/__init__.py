@@ -3,7 +3,7 @@
 from attractor.solve.loop import PartialUpdate, Update, solve
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Anderson, Best, Broyden, Picard, Solver
-from attractor.solve.stop import Steps, StopRule, Tolerance
+from attractor.solve.stop import Steps, StopRule, Tolerance, require_resolvable
 
 __all__ = [
     "Anderson",
@@ -19,5 +19,6 @@ __all__ = [
     "StopRule",
     "Tolerance",
     "Update",
+    "require_resolvable",
     "solve",
 ]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
 
@@ -52,6 +54,15 @@ class Tolerance:
                 f"Tolerance(min_evaluations={self.min_evaluations}, max_evaluations={self.max_evaluations}): "
                 "the least must not exceed the most."
             )
+
+
+def require_resolvable(tolerance: float | None, dtype: torch.dtype) -> None:
+    """Refuse a tolerance that is below the relative precision of ``dtype``, which no residual can be told to meet."""
+    if tolerance is not None and tolerance < torch.finfo(dtype).eps:
+        raise ConfigError(
+            f"tolerance={tolerance:g} is below what {str(dtype).removeprefix('torch.')} resolves ({torch.finfo(dtype).eps:.1e}); "
+            "give a larger one."
+        )
 
 
 @dataclass(frozen=True)

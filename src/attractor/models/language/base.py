@@ -19,7 +19,7 @@ from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.models.language.context import Context, Reader, prepare_cache
 from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotary, visible
-from attractor.solve import Solution, Steps, StopRule, Tolerance
+from attractor.solve import Solution, Steps, StopRule, Tolerance, require_resolvable
 
 BUDGET = ("depth", "tolerance", "max_evaluations")
 
@@ -272,6 +272,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         if all(kwargs.get(name) is None for name in BUDGET):
             given = getattr(kwargs.get("generation_config"), "budget", None)
             kwargs |= given or getattr(self.generation_config, "budget", None) or {}
+        require_resolvable(kwargs.get("tolerance"), self.dtype)
         return super().generate(*args, **kwargs)
 
     def store_budget(
