@@ -235,6 +235,9 @@ def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch
 class Best(Solver):
     """Wrap a solver: an equation that never settles returns its best iterate, not its last.
 
+    In a causal solve that holds for equations that are still active at the end: one that gave up earlier stays where it was, as
+    later ones have counted on it.
+
     Its residual was measured when its neighbours stood where they stood then; for equations that depend on none, as
     puzzles with ``equation_dims`` covering all but the batch, it is exact.
     """
