@@ -34,6 +34,7 @@ from attractor.cli.evaluate import documents
 from attractor.cli.language import load_language_model
 from attractor.cli.runs import environment, write_json
 from attractor.evaluate import encode
+from attractor.interop.export import folded
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 OUT = Path("results/decode")
@@ -108,11 +109,7 @@ def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
     """The plain Transformer of the same layers: what one evaluation computes, without anything of a solve."""
     config = AttractorConfig.from_dict(model.config.to_dict() | {"num_attractor_layers": 0})
     plain = AttractorForCausalLM(config).eval().to(model.device)
-    state = {k: v.clone() for k, v in model.state_dict().items() if "_gate." not in k}
-    for i, layer in enumerate(model.model.layers[model.num_backbone_layers :], model.num_backbone_layers):
-        for gate, projection in ((layer.self_attn_gate, "self_attn.o_proj"), (layer.mlp_gate, "mlp.down_proj")):
-            state[f"model.layers.{i}.{projection}.weight"] *= gate.value().detach()[:, None]
-    plain.load_state_dict(state)
+    plain.load_state_dict(folded(model, config.num_hidden_layers))
     plain.generation_config.eos_token_id = None
     return plain
 

@@ -197,9 +197,11 @@ def test_rows_of_different_effort_leave_the_batch_when_done() -> None:
             assert (together[row, num:] - alone[0]).abs().max() < 1e-5
 
 
-def test_what_is_kept_belongs_to_the_returned_values() -> None:
+@pytest.mark.parametrize("max_evaluations", [7, 9])  # after nine, one token's last step is undone
+def test_what_is_kept_belongs_to_the_returned_values(max_evaluations: int) -> None:
     """Even where the evaluations ran out: the keys in the cache are those of the values that were decoded."""
     make, budget = CASES["out of evaluations"]
+    budget = budget | {"max_evaluations": max_evaluations}
     model, ids, cache = make(), tokens(), DynamicCache()
     with torch.no_grad():
         output = model(ids, cache=cache, **budget)

@@ -89,7 +89,7 @@ def evaluate(
                     "checkpoint": str(checkpoint),
                     "budget": budget,
                     "limit": limit,
-                    "results": _finite(results),
+                    "results": finite(results),
                 }
                 write_json(out, described)
     Console().print(_table(results))
@@ -217,8 +217,8 @@ def _short(value: Any) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return the figures with null for what no JSON number can say."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ import random
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice, zip_longest
@@ -13,9 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress as Bar
 
-from attractor.cli.evaluate import LONGEST, documents
+from attractor.cli.evaluate import LONGEST, Bars, documents, finite
 from attractor.cli.language import load_language_model
 from attractor.cli.runs import claim, environment, write_json
 from attractor.errors import CheckpointError, ConfigError, DataError
@@ -71,8 +70,7 @@ def inspect(
             raise CheckpointError(f"{checkpoint}: {error}") from error
         loaded: Any = model
         texts = _passages(data, field, num_documents, seed)
-        console = Console(stderr=True)
-        with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
+        with Bars() as bars:
             found = measure_internalisation(
                 loaded,
                 tokenizer,
@@ -80,7 +78,7 @@ def inspect(
                 depths=depths,
                 length=min(max_length(model), LONGEST),
                 tolerance=tolerance,
-                advance=_follow(bar, "reading"),
+                advance=bars.follow("reading"),
             )
             most = max(int(t.evaluations.max()) for t in found.tokens)
             paths = trajectories(
@@ -88,7 +86,7 @@ def inspect(
                 [encode(tokenizer, text)[: min(FOLLOWED, found.length)] for text in texts[:NUM_FOLLOWED]],
                 depth=min(max(most, LEAST), MOST),
                 seed=seed,
-                advance=_follow(bar, "following"),
+                advance=bars.follow("following"),
             )
         command = _command(checkpoint, data, out, field, num_documents, depths, tolerance, seed)
         about = {"command": command, "environment": environment()}
@@ -146,11 +144,6 @@ def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def _follow(bar: Bar, title: str) -> Callable[[int, int], None]:
-    task = bar.add_task(title, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _reading(tokenizer: Any, text: str, figures: TokenFigures) -> tuple[list[str], TokenFigures]:
     """Return the first tokens of a passage and their solves, which begin with that of the end-of-text token."""
     num = min(SHOWN, len(figures.evaluations) - 1)
@@ -191,9 +184,5 @@ def _figures(found: Internalisation) -> dict[str, Any]:
     """Return all means as plain data, null for what is not finite."""
     named = {name: getattr(found, name) for name in ("num_documents", "num_tokens", "num_bytes", "length")}
     named |= {name: getattr(found, name) for name in ("tolerance", "final", "distance", "gate", "spectral_radius")}
-    rows = [_finite(asdict(point)) for point in found.points]
-    return _finite(named) | {"points": rows}
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in row.items()}
+    rows = [finite(asdict(point)) for point in found.points]
+    return finite(named) | {"points": rows}

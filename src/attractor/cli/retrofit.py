@@ -1,14 +1,12 @@
 """``attractor retrofit``: a pretrained Qwen3 or Llama becomes an attractor model to train on."""
 
-import os
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from attractor.cli.language import quiet
-from attractor.data.text import load_tokenizer, require_new
-from attractor.errors import ConfigError
+from attractor.data.text import load_tokenizer
+from attractor.interop.weights import new_folder, require_free
 from attractor.models.language.retrofit import from_backbone
 
 
@@ -29,23 +27,15 @@ def retrofit(
         gate_start: Where the factors on the attractor's branches start.
         gate_limit: What they stay below.
     """
-    require_new(out)
+    require_free(out)
     with quiet():
         tokenizer = load_tokenizer(Path(backbone))
         model = from_backbone(
             backbone, num_attractor_layers=num_attractor_layers, gate_start=gate_start, gate_limit=gate_limit
         )
-        part = out.with_name(f".part-{os.getpid()}-{out.name}")
-        try:
+        with new_folder(out) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-            part.rename(out)
-        except OSError as error:
-            raise ConfigError(
-                f"{out}: cannot be written ({error.strerror or error}); choose another folder."
-            ) from error
-        finally:  # after a failure only; what succeeded has its own name now
-            shutil.rmtree(part, ignore_errors=True)
     Console().print(
         f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {num_attractor_layers} of "
         f"{model.config.num_hidden_layers} layers the attractor.\n"

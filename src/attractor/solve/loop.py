@@ -115,9 +115,9 @@ def solve(
     residual = kept.residual
     if judging:
         answer, lowest = solver.answer(state, kept.y, residual)
-        # Moving what a final equation may depend on would make that untrue. In time, only what is still active has none after it.
-        behind = ledger.status == Status.ACTIVE if causal else ~layout.anything_after(ledger.status == Status.FINAL)
-        movable = ledger.is_open & behind
+        # Moving what a final equation depends on would make that untrue. In time, what is still active has none after it.
+        free = ledger.active if causal else ~layout.anything_beside(ledger.status == Status.FINAL)
+        movable = ledger.is_open & free
         y, residual = choose(movable, answer, kept.y), torch.where(movable, lowest, residual)
     return Solution(
         value=layout.unflatten(y),
@@ -185,11 +185,9 @@ class _Layout:
             return grid.long().cumprod(dim=1).bool().view(-1)
         return grid.all(dim=1, keepdim=True).expand_as(grid).reshape(-1)
 
-    def anything_after(self, found: Tensor) -> Tensor:
-        """Return where ``found`` holds for something that may depend on an equation. (N,) bool."""
+    def anything_beside(self, found: Tensor) -> Tensor:
+        """Return where ``found`` holds for something in the same row. (N,) bool."""
         grid = found.view(self.rows, self.length)
-        if self.causal:
-            return (grid.flip(1).cumsum(dim=1) > 0).flip(1).reshape(-1)
         return grid.any(dim=1, keepdim=True).expand_as(grid).reshape(-1)
 
 
