@@ -25,6 +25,10 @@ class ConvolutionUpdateConfig:
         if self.kernel % 2 == 0:
             raise ConfigError(f"ConvolutionUpdateConfig(kernel={self.kernel}): give an odd number.")
 
+    @property
+    def state_width(self) -> int:
+        return self.width
+
     def build(self) -> "ConvolutionUpdate":
         return ConvolutionUpdate(self)
 

@@ -1,0 +1,179 @@
+"""What every reasoner is: an update of a state, iterated by the one solver, and a reading of the state.
+
+A model says how a question is embedded, what one evaluation of its update does, where a trajectory starts and how an answer is
+read. A *segment* is what one supervised training step makes of a state: ``segment`` evaluations, of which gradients flow through
+the last ``tracked``. At inference the same iteration goes on, puzzle by puzzle, until it rests.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from attractor.config import require_whole
+from attractor.errors import ConfigError, DataError
+from attractor.fixed_point import fixed_point
+from attractor.gradient import Phantom
+from attractor.solve import PartialUpdate, Picard, Solution, Steps, StopRule, Tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonerConfig:
+    """What all reasoners have.
+
+    Attributes
+    ----------
+    num_symbols, num_classes
+        Symbols of a question's cell and of an answer's.
+    segment
+        Evaluations of one supervised segment.
+    tracked
+        How many of them, the last, gradients flow through.
+    """
+
+    num_symbols: int = 10
+    num_classes: int = 10
+    segment: int = 2
+    tracked: int = 1
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "num_symbols", "num_classes", "segment", "tracked")
+        if self.tracked > self.segment:
+            raise ConfigError(f"tracked={self.tracked}: must lie between 1 and segment={self.segment}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonerOutput:
+    """What a segment or a solve ended with.
+
+    Attributes
+    ----------
+    logits
+        (B, height, W, classes).
+    solution
+        How it was found; its ``value`` is the state.
+    halt
+        (B,), the logit of the answer being right in every cell, from models that have a head for it.
+    """
+
+    logits: Tensor
+    solution: Solution
+    halt: Tensor | None = None
+
+
+class Reasoner(nn.Module, ABC):
+    """Questions are integer grids (B, height, W)."""
+
+    damping: float = 1.0
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        self.num_symbols, self.segment, self.tracked = config.num_symbols, config.segment, config.tracked
+
+    @abstractmethod
+    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the state that a trajectory starts from, (B, height, W, state width)."""
+
+    @abstractmethod
+    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return one evaluation, ``state ↦ state``, for these questions."""
+
+    @abstractmethod
+    def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the answer's logits (B, height, W, classes), and the halting logit (B,) where there is a head for it."""
+
+    def forward(
+        self, questions: Tensor, state: Tensor | None = None, *, stop: StopRule | None = None
+    ) -> ReasonerOutput:
+        """Refine ``state`` (default: a fresh start) and read the answer.
+
+        Without ``stop``, one segment: with gradients on, its last ``tracked`` evaluations carry them.
+        """
+        # On accelerators looking costs, and a foreign symbol ends in the embedding's own error.
+        if questions.ndim != 3 or (questions.device.type == "cpu" and int(questions.max()) >= self.num_symbols):
+            raise DataError(
+                f"questions of shape {tuple(questions.shape)}: give integer grids (B, height, W) of symbols "
+                f"0 to {self.num_symbols - 1}."
+            )
+        state = self.start(questions) if state is None else state
+        tracked = self.tracked if torch.is_grad_enabled() else 0
+        solution = fixed_point(
+            _Refinement(self, questions) if isinstance(stop, Tolerance) else self.bind(questions),
+            state,
+            solver=Picard(damping=self.damping),
+            stop=Steps(self.segment - tracked) if stop is None else stop,
+            gradient=Phantom(steps=self.tracked, damping=self.damping),
+            equation_dims=state.ndim - 1,
+        )
+        logits, halt = self.read(solution.value)
+        return ReasonerOutput(logits=logits, solution=solution, halt=halt)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        questions: Tensor,
+        *,
+        depth: int = 1024,
+        tolerance: float | None = 1e-4,
+        breadth: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> ReasonerOutput:
+        """Iterate to rest and return the answer that rests most. Puzzles at rest cost nothing more.
+
+        Parameters
+        ----------
+        questions
+            (B, height, W).
+        depth
+            The most evaluations.
+        tolerance
+            The relative residual at which a puzzle is at rest; ``None`` makes exactly ``depth`` evaluations.
+        breadth
+            How many random starts are tried; of a puzzle's trajectories the one with the smallest residual is kept.
+        """
+        # A large grid's residual may stand still for a long time while the answer spreads, so nothing gives up early.
+        stop = Steps(depth) if tolerance is None else Tolerance(rtol=tolerance, max_evaluations=depth, patience=None)
+        if breadth < 1:
+            raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
+        tries = (self(questions, self.start(questions, generator), stop=stop) for _ in range(breadth))
+        return reduce(_calmer, tries)
+
+
+class _Refinement(PartialUpdate):
+    """The update of a batch of which puzzles at rest are left out."""
+
+    def __init__(self, model: Reasoner, questions: Tensor) -> None:
+        self._model, self._questions, self._whole = model, questions, model.bind(questions)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self._whole(y)
+
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        return self._model.bind(self._questions[index])(y)
+
+
+def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
+    """Take each puzzle from the output in which it has the smaller residual; evaluations add up."""
+    x, y = a.solution, b.solution
+    take = y.residual < x.residual  # (B,)
+
+    def pick(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(take.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+    outcome = replace(
+        x.outcome,
+        status=pick(x.outcome.status, y.outcome.status),
+        calls=x.outcome.calls + y.outcome.calls,
+        limit=x.outcome.limit + y.outcome.limit,
+    )
+    solution = Solution(
+        value=pick(x.value, y.value),
+        residual=pick(x.residual, y.residual),
+        evaluations=x.evaluations + y.evaluations,
+        outcome=outcome,
+    )
+    halt = None if a.halt is None or b.halt is None else pick(a.halt, b.halt)
+    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt)

@@ -1,0 +1,213 @@
+"""Post-norm layers over the cells of a puzzle, and the recursion of answer and reasoning built on them.
+
+Every layer ends in a norm, so that a state stays on a sphere however often it is updated (TRM, arXiv:2510.04871). Layers see a grid
+as N cells of width D; what mixes the cells is attention with rotary positions, an MLP across them, or a convolution. Parameter
+names of layers are those of TRM's published code.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attractor.config import require_whole, suggestion
+from attractor.errors import ConfigError, DataError
+
+MIXINGS = ("mixer", "attention", "convolution")
+Angles = tuple[Tensor, Tensor]  # cosine and sine, (N, head_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellsConfig:
+    """A stack of ``num_layers`` layers of ``width`` channels a cell.
+
+    Attributes
+    ----------
+    mixing
+        ``"mixer"`` (an MLP across cells, for grids of one size), ``"attention"`` or ``"convolution"`` (3 × 3; both for any size).
+    hidden, cell_hidden
+        Hidden width of the MLP over channels, and of the mixer's over cells.
+    num_cells
+        Cells of a grid, which a mixer is built for; not used otherwise.
+    num_heads, grid_positions, theta
+        Of attention: heads, whether rotary positions count rows and columns (or cells in reading order), and their base.
+    """
+
+    width: int = 128
+    num_layers: int = 2
+    mixing: str = "mixer"
+    hidden: int = 384
+    cell_hidden: int = 128
+    num_cells: int = 81
+    num_heads: int = 4
+    grid_positions: bool = True
+    theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "width", "num_layers", "hidden", "cell_hidden", "num_cells", "num_heads")
+        if self.mixing not in MIXINGS:
+            raise ConfigError(f"CellsConfig(mixing={self.mixing!r}): {suggestion(self.mixing, MIXINGS)}")
+        step = self.num_heads * (4 if self.grid_positions else 2)
+        if self.mixing == "attention" and self.width % step:
+            raise ConfigError(
+                f"CellsConfig(width={self.width}): attention of {self.num_heads} heads needs a multiple of {step}."
+            )
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate) * up)``, gate and up from one product."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up_proj = _linear(width, 2 * hidden)
+        self.down_proj = _linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class CellAttention(nn.Module):
+    """Every cell looks at every cell of (B, N, D)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv_proj = _linear(width, 3 * width)
+        self.o_proj = _linear(width, width)
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if angles is not None:
+            q, k = _rotate(q, angles), _rotate(k, angles)
+        return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class CellLayer(nn.Module):
+    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``. A mixer's first norm goes across the cells, as in TRM."""
+
+    def __init__(self, config: CellsConfig) -> None:
+        super().__init__()
+        self.mixing = config.mixing
+        if config.mixing == "mixer":
+            self.mlp_t = SwiGLU(config.num_cells, config.cell_hidden)
+        elif config.mixing == "attention":
+            self.self_attn = CellAttention(config.width, config.num_heads)
+        else:
+            self.conv = nn.Conv2d(config.width, config.width, 3, padding=1, bias=False)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
+        if self.mixing == "mixer":
+            across = x.transpose(1, 2)
+            x = normalise(across + self.mlp_t(across)).transpose(1, 2)
+        elif self.mixing == "attention":
+            x = normalise(x + self.self_attn(x, angles))
+        else:
+            h = self.conv(x.unflatten(1, grid).permute(0, 3, 1, 2))
+            x = normalise(x + h.permute(0, 2, 3, 1).flatten(1, 2))
+        return normalise(x + self.mlp(x))
+
+
+class Cells(nn.Module):
+    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D)."""
+
+    def __init__(self, config: CellsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(CellLayer(config) for _ in range(config.num_layers))
+
+    def angles(self, grid: torch.Size, like: Tensor) -> Angles | None:
+        """Return what ``forward`` needs to know of positions on a ``grid`` of (height, W) cells."""
+        config = self.config
+        if config.mixing == "mixer" and math.prod(grid) != config.num_cells:
+            raise DataError(
+                f"a grid of {' × '.join(map(str, grid))} cells: this model's mixer was trained for grids of {config.num_cells}; "
+                "give such grids, or use a model with attention or convolution."
+            )
+        if config.mixing != "attention":
+            return None
+        places = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in grid))
+        if not config.grid_positions:
+            places = torch.arange(len(places), device=like.device)[:, None]
+        return _angles(places.float(), config.width // config.num_heads, config.theta)
+
+    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
+        x = x + injection
+        for layer in self.layers:
+            x = layer(x, grid, angles)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecursionConfig:
+    """The update of a state of two parts: ``num_latent`` times the reasoning ``z``, then once the answer ``y``."""
+
+    cells: CellsConfig
+    num_latent: int = 3
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "num_latent")
+
+    @property
+    def width(self) -> int:
+        return self.cells.width
+
+    @property
+    def state_width(self) -> int:
+        return 2 * self.cells.width
+
+    def build(self) -> "Recursion":
+        return Recursion(self)
+
+
+class Recursion(nn.Module):
+    """``z ← net(z + y + x)`` ``num_latent`` times, then ``y ← net(y + z)``: one network for both (TRM).
+
+    State and result are ``[y, z]``, (B, height, W, 2 D); the embedded question ``x`` is (B, height, W, D).
+    """
+
+    def __init__(self, config: RecursionConfig) -> None:
+        super().__init__()
+        self.num_latent = config.num_latent
+        self.net = Cells(config.cells)
+
+    def forward(self, state: Tensor, x: Tensor) -> Tensor:
+        grid = x.shape[1:-1]
+        angles = self.net.angles(grid, x)
+        y, z = state.flatten(1, -2).chunk(2, dim=-1)
+        x = x.flatten(1, -2)
+        for _ in range(self.num_latent):
+            z = self.net(z, y + x, grid, angles)
+        y = self.net(y, z, grid, angles)
+        return torch.cat([y, z], dim=-1).view(state.shape)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Scale the last dimension to a root mean square of one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-5)
+
+
+def _linear(num_in: int, num_out: int) -> nn.Linear:
+    """No bias, and weights that keep the size of what they are given (truncated normal)."""
+    linear = nn.Linear(num_in, num_out, bias=False)
+    scale = num_in**-0.5
+    nn.init.trunc_normal_(linear.weight, std=scale, a=-2 * scale, b=2 * scale)
+    return linear
+
+
+def _angles(places: Tensor, head_dim: int, theta: float) -> Angles:
+    """Cosine and sine (N, head_dim) for places (N, axes): each axis turns an equal share of the channel pairs."""
+    axes = places.shape[1]
+    pairs = head_dim // 2 // axes
+    frequency = theta ** -(torch.arange(pairs, device=places.device) / pairs)
+    angle = (places[:, :, None] * frequency).flatten(1).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, angles: Angles) -> Tensor:
+    cos, sin = angles
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
