@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attractor.config import require_whole
+from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 
-Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Grids = NDArray[np.uint8]  # (N, height, W)
+Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +34,48 @@ class DeepSupervisionConfig:
         Segments after which a question is replaced.
     leave_solved
         The chance, after each segment, that a solved question is replaced at once.
+    leave_halted
+        Whether a question is replaced when the model's halting head takes it for solved, as TRM and HRM train.
+    exploration
+        The chance with which such a question has to stay for a random number of segments all the same.
+    cross_entropy
+        ``"softmax"``, or ``"stablemax"``: see :func:`stablemax_cross_entropy`.
+    halting_weight
+        Weight of the halting head's loss, where the model has one.
     """
 
     batch_size: int = 64
     max_segments: int = 8
     leave_solved: float = 0.0
+    leave_halted: bool = False
+    exploration: float = 0.1
+    cross_entropy: str = "softmax"
+    halting_weight: float = 0.5
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
-        if not 0 <= self.leave_solved <= 1:
-            raise ConfigError(f"deep supervision: leave_solved={self.leave_solved} must lie in [0, 1].")
+        for name in ("leave_solved", "exploration"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
+        if self.halting_weight < 0:
+            raise ConfigError(f"deep supervision: halting_weight={self.halting_weight} cannot be negative.")
+        if self.cross_entropy not in LOSSES:
+            raise ConfigError(f"cross_entropy={self.cross_entropy!r}: {suggestion(self.cross_entropy, LOSSES)}")
+
+
+def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of ``logits`` (N, classes) where ``exp`` is replaced by ``1 + x`` above zero and ``1 / (1 − x)`` below.
+
+    Its gradient does not vanish when logits grow (Prieto et al. 2025, arXiv:2501.04697).
+    """
+    x = logits.float()
+    return F.nll_loss(F.log_softmax(x.sign() * x.abs().log1p(), dim=-1), targets)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": F.cross_entropy,
+    "stablemax": stablemax_cross_entropy,
+}
 
 
 class DeepSupervision:
@@ -49,55 +84,81 @@ class DeepSupervision:
     Parameters
     ----------
     questions, answers
-        Integer tensors (N, ...) of one shape.
+        Integer arrays (N, height, W), which may be mapped from disk.
     config
         See there.
     start
         ``start(questions) -> state``, the model's fresh state.
+    device
+        Where the model is.
     augment
-        ``augment(questions, answers)`` draws a random symmetry of each pair.
+        ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
 
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, ..., classes) and ``solution``.
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``.
     """
 
     def __init__(
         self,
-        questions: Tensor,
-        answers: Tensor,
+        questions: Grids,
+        answers: Grids,
         config: DeepSupervisionConfig,
         *,
         start: Callable[[Tensor], Tensor],
         augment: Augment,
+        device: torch.device | None = None,
     ) -> None:
         self._all = questions, answers
-        self._config, self._start, self._augment = config, start, augment
+        self._config, self._start, self._augment, self._device = config, start, augment, device
         self._carry: dict[str, Tensor] | None = None
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        carry = self._carry if self._carry is not None else self._first()
+        config = self._config
+        carry = self._replace(self._carry) if self._carry is not None else self._first()
         output: Any = model(carry["questions"], carry["state"])
-        loss = F.cross_entropy(output.logits.flatten(0, -2), carry["answers"].flatten())
-        solved = (output.logits.argmax(dim=-1) == carry["answers"]).flatten(1).all(dim=1)
-        carry = {**carry, "state": output.solution.value.detach(), "segments": carry["segments"] + 1}
-        self._carry = self._replace(carry, solved)
-        return loss, {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
+        answers = carry["answers"]
+        loss = LOSSES[config.cross_entropy](output.logits.flatten(0, -2), answers.flatten())
+        solved = (output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1)
+        metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
+        segments = carry["segments"] + 1
+        leaving = segments >= config.max_segments
+        if config.leave_solved:
+            leaving |= solved & (self._chance(solved) < config.leave_solved)
+        if output.halt is not None:
+            judged = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
+            loss = loss + config.halting_weight * judged
+            metrics |= {"halting": judged.detach()}
+            if config.leave_halted:
+                least = (2 + (config.max_segments - 1) * self._chance(solved)).long()
+                stays = (self._chance(solved) < config.exploration) & (segments < least)
+                leaving |= (output.halt > 0) & ~stays
+        self._carry = {**carry, "state": output.solution.value.detach(), "segments": segments, "leaving": leaving}
+        return loss, metrics
+
+    def _chance(self, like: Tensor) -> Tensor:
+        return torch.rand(len(like)).to(like.device)
 
     def _draw(self, num: int) -> dict[str, Tensor]:
-        questions, answers = self._all
-        index = torch.randint(len(questions), (num,))
-        q, a = self._augment(questions[index], answers[index])
-        return {"questions": q, "answers": a, "state": self._start(q), "segments": torch.zeros(num, dtype=torch.long)}
+        index = torch.randint(len(self._all[0]), (num,)).numpy()
+        # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        pair = self._augment(*(grids[index] for grids in self._all), rng)
+        questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
+        segments = torch.zeros(num, dtype=torch.long, device=self._device)
+        leaving = torch.zeros(num, dtype=torch.bool, device=self._device)
+        state = self._start(questions)
+        return {"questions": questions, "answers": answers, "state": state, "segments": segments, "leaving": leaving}
 
     def _first(self) -> dict[str, Tensor]:
         carry = self._draw(self._config.batch_size)
         # Staggered, so that the batch never turns over all at once.
-        return {**carry, "segments": torch.randint(self._config.max_segments, (self._config.batch_size,))}
+        staggered = torch.randint(self._config.max_segments, (self._config.batch_size,))
+        return {**carry, "segments": staggered.to(self._device)}
 
-    def _replace(self, carry: dict[str, Tensor], solved: Tensor) -> dict[str, Tensor]:
-        leaving = carry["segments"] >= self._config.max_segments
-        if self._config.leave_solved:
-            leaving |= solved & (torch.rand(len(solved)) < self._config.leave_solved)
-        where = leaving.nonzero()[:, 0]
+    def _replace(self, carry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put fresh questions where some are leaving."""
+        where = carry["leaving"].nonzero()[:, 0]
+        if not len(where):
+            return carry
         fresh = self._draw(len(where))
         return {name: value.index_put((where,), fresh[name]) for name, value in carry.items()}
 
@@ -108,4 +169,4 @@ class DeepSupervision:
         return dict(self._carry or {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._carry = dict(state) or None
+        self._carry = {name: value.to(self._device) for name, value in state.items()} or None
