@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from attractor.cli.demo import judge_sizes, write_pictures
-from attractor.cli.runs import environment, train_mazes, training_mazes, write_json
+from attractor.cli.reasoning import train_reasoner, training_mazes
+from attractor.cli.runs import environment, write_json
 from attractor.config import to_dict
-from attractor.recipes import maze, maze_control
+from attractor.recipes import MazeDataConfig, maze, maze_control
 from attractor.train import Progress, find_checkpoint
 
 OUT = Path("results/mazes")
@@ -33,10 +34,11 @@ SHOWN = (16, 32, 64, 128, 256)
 def run(side: str, seed: int, minutes: float, console: Console) -> None:
     """Train and judge one side with one seed and write ``results/mazes/SIDE-SEED.json``."""
     recipe = maze(minutes=minutes, seed=seed)
+    assert isinstance(recipe.data, MazeDataConfig)
     if side == "control":
         recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
     with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {seed}", console) as progress:
-        model = train_mazes(recipe, Path(folder), callbacks=[progress])
+        model = train_reasoner(recipe, Path(folder), callbacks=[progress])
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)
     judged = judge_sizes(model, training_mazes(recipe.data), console)

@@ -9,7 +9,7 @@ import pytest
 import attractor
 from attractor.config import change, from_dict, override, settings, to_dict
 from attractor.errors import ConfigError
-from attractor.recipes import RECIPES, MazeRecipe, recipe
+from attractor.recipes import RECIPES, PuzzleRecipe, recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -17,8 +17,8 @@ def test_a_recipe_survives_json(name: str) -> None:
     """to_dict, JSON, from_dict give the same recipe."""
     config = recipe(name)
     data = json.loads(json.dumps(to_dict(config)))
-    if isinstance(config, MazeRecipe):
-        assert from_dict(MazeRecipe, data) == config
+    if isinstance(config, PuzzleRecipe):
+        assert from_dict(PuzzleRecipe, data) == config
     else:  # the family's configuration is saved beside the weights, with its own class
         model = from_dict(type(config.model), data.pop("model"))
         assert to_dict(model) == to_dict(config.model)
@@ -64,7 +64,7 @@ def test_unknown_recipes_and_keys_are_refused() -> None:
     data = to_dict(recipe("maze"))
     data["train"]["sede"] = 1
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
-        from_dict(MazeRecipe, data)
+        from_dict(PuzzleRecipe, data)
 
 
 def test_every_setting_is_read_somewhere() -> None:

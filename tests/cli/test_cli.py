@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from attractor.cli import main
-from attractor.cli.runs import train_mazes
+from attractor.cli.reasoning import train_reasoner
 from attractor.data import mazes
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
@@ -25,7 +25,7 @@ FAST = ["model.update.width=8", "train.seconds=null", "train.num_steps=3", "data
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    train_mazes(TINY, out)
+    train_reasoner(TINY, out)
     return out
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attractor.cli.runs import load_reasoner, train_mazes
+from attractor.cli.reasoning import load_reasoner, train_reasoner
 from attractor.errors import CheckpointError, ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.optim import trapezoid
-from attractor.recipes import MazeDataConfig, MazeRecipe
+from attractor.recipes import MazeDataConfig, PuzzleRecipe
 from attractor.train import DeepSupervisionConfig, TrainConfig, find_checkpoint, save_checkpoint
 
-TINY = MazeRecipe(
+TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=4, tracked=2),
     data=MazeDataConfig(num_mazes=50, size=7),
     supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, leave_solved=0.5),
@@ -41,11 +41,11 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
     """Weights, optimiser, average, carried states, data and random numbers all go on where they were."""
-    train_mazes(TINY, tmp_path / "whole")
+    train_reasoner(TINY, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_mazes(TINY, tmp_path / "cut", callbacks=[Interrupt(16)])
+        train_reasoner(TINY, tmp_path / "cut", callbacks=[Interrupt(16)])
     assert find_checkpoint(tmp_path / "cut").name == "step-00000010"
-    train_mazes(TINY, tmp_path / "cut", resume=True)
+    train_reasoner(TINY, tmp_path / "cut", resume=True)
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert one.keys() == two.keys()
     for name in one:
@@ -57,7 +57,7 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
     config = replace(TINY, train=replace(TINY.train, num_steps=60, checkpoint_every=0))
     runs = []
     for name in ("a", "b"):
-        train_mazes(config, tmp_path / name)
+        train_reasoner(config, tmp_path / name)
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         runs.append([json.loads(line)["loss"] for line in lines])
     assert runs[0] == runs[1]
@@ -66,8 +66,8 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
 
 def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
     """What train returns is what load_reasoner loads, and only the newest checkpoints stay."""
-    model = train_mazes(TINY, tmp_path)
-    loaded = load_reasoner(tmp_path)
+    model = train_reasoner(TINY, tmp_path)
+    loaded = load_reasoner(tmp_path).model
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
@@ -92,7 +92,7 @@ def damage(checkpoint, how: str) -> None:
     elif how == "foreign":
         config.write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     elif how == "other kind":
-        config.write_text(config.read_text().replace("maze-reasoner", "chess"))
+        config.write_text(config.read_text().replace('"kind": "reasoner"', '"kind": "chess"'))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def damage(checkpoint, how: str) -> None:
 )
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: str) -> None:
     """One sentence, naming the file; nothing half-loaded."""
-    train_mazes(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
+    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
     damage(find_checkpoint(tmp_path), how)
     with pytest.raises(CheckpointError, match=says):
         load_reasoner(tmp_path)
@@ -119,28 +119,28 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: s
 def test_resuming_with_another_recipe_is_refused(tmp_path) -> None:
     """The checkpoint says what differs; only how long the run is may change."""
     short = replace(TINY, train=replace(TINY.train, num_steps=2))
-    train_mazes(short, tmp_path)
+    train_reasoner(short, tmp_path)
     with pytest.raises(CheckpointError, match=r"recipe\.model\.noise differs"):
-        train_mazes(replace(short, model=replace(short.model, noise=0.5)), tmp_path, resume=True)
-    train_mazes(replace(TINY, train=replace(TINY.train, num_steps=4)), tmp_path, resume=True)
+        train_reasoner(replace(short, model=replace(short.model, noise=0.5)), tmp_path, resume=True)
+    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=4)), tmp_path, resume=True)
     assert find_checkpoint(tmp_path).name == "step-00000004"
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
     """Lines of steps that are made again are not kept twice."""
     with pytest.raises(KeyboardInterrupt):
-        train_mazes(TINY, tmp_path, callbacks=[Interrupt(16)])
-    train_mazes(TINY, tmp_path, resume=True)
+        train_reasoner(TINY, tmp_path, callbacks=[Interrupt(16)])
+    train_reasoner(TINY, tmp_path, resume=True)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 8, 12, 16, 20, 24]
 
 
 def test_an_incomplete_checkpoint_is_not_resumed(tmp_path) -> None:
     """One sentence, not a KeyError."""
-    train_mazes(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
+    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
     (find_checkpoint(tmp_path) / "training.json").write_text("{}")
     with pytest.raises(CheckpointError, match="incomplete"):
-        train_mazes(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path, resume=True)
+        train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path, resume=True)
 
 
 def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path) -> None:

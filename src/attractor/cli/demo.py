@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.cli.runs import as_tensors, claim, train_mazes, training_mazes, write_json
+from attractor.cli.reasoning import as_tensors, train_reasoner, training_mazes
+from attractor.cli.runs import claim, write_json
 from attractor.data import mazes
 from attractor.errors import ConfigError
 from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
-from attractor.models.reasoning import AttractorReasoner
-from attractor.recipes import maze
+from attractor.models.reasoning import Reasoner
+from attractor.recipes import MazeDataConfig, maze
 from attractor.train import Progress
 
 SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # size of unseen mazes, and how many
@@ -40,10 +41,11 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     claim(out, overwrite=overwrite)
     console = Console()
     recipe = maze(minutes=minutes, seed=seed)
+    assert isinstance(recipe.data, MazeDataConfig)
     size = recipe.data.size
     console.print(f"Learning {recipe.data.num_mazes} mazes of {size}×{size} for {minutes:g} minutes …")
     with Progress("training", console) as progress:
-        model = train_mazes(recipe, out, callbacks=[progress])
+        model = train_reasoner(recipe, out, callbacks=[progress])
 
     torch.manual_seed(seed)
     judged = judge_sizes(model, training_mazes(recipe.data), console)
@@ -64,7 +66,7 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     )
 
 
-def judge_sizes(model: AttractorReasoner, seen: mazes.Mazes, console: Console) -> dict[str, Judgement]:
+def judge_sizes(model: Reasoner, seen: mazes.Mazes, console: Console) -> dict[str, Judgement]:
     """Judge unseen mazes of every size."""
     judged = {}
     with Bar(console=console, disable=not console.is_terminal) as bar:
@@ -83,7 +85,7 @@ def judge_sizes(model: AttractorReasoner, seen: mazes.Mazes, console: Console) -
     return judged
 
 
-def write_pictures(model: AttractorReasoner, judged: dict[str, Judgement], out: Path) -> None:
+def write_pictures(model: Reasoner, judged: dict[str, Judgement], out: Path) -> None:
     """Write the largest maze settling, the curves, and that maze as text."""
     largest = mazes.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
     mazes.write(out / "maze.txt", list(largest.questions))

@@ -9,33 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 import attractor
 from attractor.cli.language import load_language_model, quiet
-from attractor.config import change, from_dict, to_dict
-from attractor.data import mazes
+from attractor.config import change, to_dict
 from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.language import LanguageModel
-from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
-from attractor.recipes import LanguageRecipe, MazeDataConfig, MazeRecipe
+from attractor.recipes import LanguageRecipe
 from attractor.train import (
     PRECISIONS,
     Callback,
-    DeepSupervision,
     NextToken,
-    find_checkpoint,
-    load_model,
     peak_flops,
-    read_run,
 )
 from attractor.train import train as run_loop
-
-KIND = "maze-reasoner"
 
 
 def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -59,36 +50,6 @@ def write_json(file: Path, data: dict[str, Any]) -> None:
     part = file.with_name(f".{file.name}.part")
     part.write_text(json.dumps(data, indent=2) + "\n")
     os.replace(part, file)
-
-
-def as_tensors(data: mazes.Mazes) -> tuple[Tensor, Tensor]:
-    """Return questions and answers (N, height, width) as int64."""
-    return torch.from_numpy(data.questions).long(), torch.from_numpy(data.answers).long()
-
-
-def training_mazes(config: MazeDataConfig) -> mazes.Mazes:
-    """Draw the mazes to learn from, none of them twice: with long paths between corners, and between any two rooms."""
-    num_corner = round(config.corner_share * config.num_mazes)
-    num_winding = round(config.winding_share * num_corner)
-    size, seed = config.size, config.seed
-    winding = mazes.generate(num_winding, size, seed=seed, corners=True, winding=True)
-    corner = mazes.generate(num_corner - num_winding, size, seed=seed, corners=True, exclude=winding)
-    seen = mazes.concatenate(winding, corner)
-    return mazes.concatenate(seen, mazes.generate(config.num_mazes - num_corner, size, seed=seed, exclude=seen))
-
-
-def train_mazes(
-    recipe: MazeRecipe, out: Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
-) -> AttractorReasoner:
-    """Run ``recipe`` into ``out`` and return the model with averaged weights."""
-    torch.manual_seed(recipe.train.seed)
-    questions, answers = as_tensors(training_mazes(recipe.data))
-    model = AttractorReasoner(recipe.model)
-    objective = DeepSupervision(questions, answers, recipe.supervision, start=model.start, augment=_augment)
-    describe = {"kind": KIND, "recipe": to_dict(recipe), "environment": environment()}
-    averaged = run_loop(model, objective, recipe.train, out=out, describe=describe, callbacks=callbacks, resume=resume)
-    assert isinstance(averaged, AttractorReasoner)
-    return averaged
 
 
 @dataclass(frozen=True)
@@ -189,22 +150,3 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
-
-
-def load_reasoner(path: Path) -> AttractorReasoner:
-    """Build the model of a checkpoint, or of the newest one in a run's folder, in evaluation mode."""
-    checkpoint = find_checkpoint(path)
-    described = read_run(checkpoint, KIND)
-    try:
-        model = AttractorReasoner(from_dict(AttractorReasonerConfig, described["recipe"]["model"]))
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({error}).") from error
-    load_model(checkpoint, model)
-    return model.eval()
-
-
-def _augment(questions: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
-    rng = np.random.default_rng(int(torch.randint(2**62, ())))
-    q, a = mazes.augment(questions.numpy(), answers.numpy(), rng)
-    return torch.from_numpy(q), torch.from_numpy(a)

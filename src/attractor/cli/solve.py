@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from attractor.cli.runs import load_reasoner
+from attractor.cli.reasoning import load_reasoner
 from attractor.data import mazes
 from attractor.errors import DataError
 
@@ -36,7 +36,7 @@ def solve(
         seed: Of the random start.
     """
     grids = _from_standard_input() if str(maze) == "-" else mazes.read(maze)
-    model = load_reasoner(checkpoint)
+    model = load_reasoner(checkpoint, "maze").model
     console = Console()
     for grid in grids:
         begun = time.perf_counter()

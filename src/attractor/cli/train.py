@@ -6,7 +6,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from attractor.cli.runs import claim, load_start, train_language, train_mazes
+from attractor.cli.reasoning import train_reasoner
+from attractor.cli.runs import claim, load_start, train_language
 from attractor.config import override, to_dict
 from attractor.errors import ConfigError
 from attractor.recipes import RETROFIT, LanguageRecipe, started_from
@@ -28,10 +29,10 @@ def train(
     """Train a recipe.
 
     Args:
-        recipe: Its name: maze, maze-control, or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and
-            transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
+        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or
+            770m, and transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3.
-        data: For language: the folder that attractor data prepare wrote.
+        data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles draw their own without it.
         init: For language: the checkpoint to start from, which then decides the model's sizes; attractor retrofit makes one.
         out: Folder to write; by default runs/RECIPE.
         resume: Continue the newest checkpoint in the folder.
@@ -51,8 +52,6 @@ def train(
     out = out or Path("runs") / recipe
     if isinstance(config, LanguageRecipe) and data is None:
         raise ConfigError(f"{recipe} needs text: give --data FOLDER, made with attractor data prepare.")
-    if not isinstance(config, LanguageRecipe) and data is not None:
-        raise ConfigError(f"{recipe} draws its own data; leave out --data.")
     if resume:
         find_checkpoint(out)
     claim(out, resume=resume, overwrite=overwrite)
@@ -63,5 +62,5 @@ def train(
             assert data is not None
             train_language(config, data, out, callbacks=callbacks, resume=resume, start=start)
         else:
-            train_mazes(config, out, callbacks=callbacks, resume=resume)
+            train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume)
     Console().print(f"checkpoint: {find_checkpoint(out)}")

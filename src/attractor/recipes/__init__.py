@@ -6,15 +6,17 @@ from functools import partial
 from attractor.config import suggestion
 from attractor.errors import ConfigError
 from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language, retrofit, started_from
-from attractor.recipes.mazes import MazeDataConfig, MazeRecipe, maze, maze_control
+from attractor.recipes.puzzles import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, maze, maze_control, sudoku
 
 RETROFIT = "language/retrofit"  # the one that needs a checkpoint to start from
 
-Recipe = MazeRecipe | LanguageRecipe
+Recipe = PuzzleRecipe | LanguageRecipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "maze": maze,
     "maze-control": lambda: maze_control(num_steps=4000),
+    "sudoku/6x6": partial(sudoku, 6, minutes=6, width=128, clues=10),
+    "sudoku/9x9": partial(sudoku, 9, minutes=60, width=192, clues=None),
     **{
         f"language/{size}" + (f"-{family}" if family != "attractor" else ""): partial(language, size, family)
         for size in SIZES
@@ -36,12 +38,14 @@ __all__ = [
     "RETROFIT",
     "LanguageRecipe",
     "MazeDataConfig",
-    "MazeRecipe",
+    "PuzzleRecipe",
     "Recipe",
+    "SudokuDataConfig",
     "language",
     "maze",
     "maze_control",
     "recipe",
     "retrofit",
     "started_from",
+    "sudoku",
 ]

@@ -141,7 +141,7 @@ class DeepSupervision:
         index = torch.randint(len(self._all[0]), (num,)).numpy()
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        pair = self._augment(*(grids[index] for grids in self._all), rng)
+        pair = self._augment(self._all[0][index], self._all[1][index], rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
         leaving = torch.zeros(num, dtype=torch.bool, device=self._device)

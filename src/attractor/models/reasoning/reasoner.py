@@ -17,6 +17,7 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom
+from attractor.nn import Cells, ConvolutionUpdate
 from attractor.solve import PartialUpdate, Picard, Solution, Steps, StopRule, Tolerance
 
 
@@ -110,6 +111,12 @@ class Reasoner(nn.Module, ABC):
         )
         logits, halt = self.read(solution.value)
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
+
+    def compile_update(self) -> None:
+        """Compile the networks that one evaluation runs through, in place: names, weights and copies stay as they are."""
+        for module in self.modules():
+            if isinstance(module, Cells | ConvolutionUpdate):
+                module.compile(dynamic=False)
 
     @torch.no_grad()
     def solve(
