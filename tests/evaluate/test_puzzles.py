@@ -57,7 +57,7 @@ def test_pictures_are_written(tmp_path) -> None:
     from PIL import Image
 
     frames = [torch.rand(5, 5, 5).softmax(-1) for _ in range(9)]
-    draw_settling(frames, list(range(1, 10)), [0.1] * 9, tmp_path / "s.png", tmp_path / "s.gif")
+    draw_settling(frames, list(range(1, 10)), [0.1] * 9, strip=tmp_path / "s.png", animation=tmp_path / "s.gif")
     with Image.open(tmp_path / "s.gif") as image:
         assert image.n_frames == 9
     points = [DepthPoint(depth=d, exact=0.5, settled=0.1, residual=0.1) for d in (1, 2, 4)]

@@ -9,7 +9,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.evaluate import LONGEST, Bars, documents
+from attractor.cli.bars import Bars
+from attractor.cli.evaluate import LONGEST, documents
 from attractor.cli.language import load_language_model
 from attractor.errors import ConfigError
 from attractor.evaluate.calibrate import Calibration

@@ -92,7 +92,9 @@ def write_pictures(model: Reasoner, judged: dict[str, Judgement], out: Path) -> 
     depths = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
     frames, residuals = settling(model, as_tensors(largest)[0][0], depths)
     rest = next((i for i, r in enumerate(residuals) if r < TOLERANCE), len(depths) - 1) + 1
-    draw_settling(frames[:rest], depths[:rest], residuals[:rest], out / "settling.png", out / "settling.gif")
+    draw_settling(
+        frames[:rest], depths[:rest], residuals[:rest], strip=out / "settling.png", animation=out / "settling.gif"
+    )
     draw_curves({name: judgement.points for name, judgement in judged.items()}, out / "curves.png")
 
 

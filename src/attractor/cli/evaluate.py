@@ -1,7 +1,6 @@
-"""``attractor evaluate``: a language model judged on held-out text, LAMBADA, CORE, or any task of lm-evaluation-harness."""
+"""``attractor evaluate``: a model judged on what it has not seen: text, LAMBADA, CORE, lm-evaluation-harness; puzzles."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from attractor.cli.bars import Bars
+from attractor.cli.evaluate_puzzles import evaluate_reasoner
 from attractor.cli.language import load_language_model
-from attractor.cli.runs import write_json
+from attractor.cli.reasoning import is_reasoner
+from attractor.cli.runs import finite, write_json
 from attractor.config import suggestion
 from attractor.data.text import Shards, load_tokenizer, read_documents
 from attractor.errors import ConfigError, DataError
@@ -42,14 +42,18 @@ def evaluate(
     stride: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
+    breadths: tuple[int, ...] = (1,),
+    seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Judge a language model on text it has not seen and on tasks; print the figures.
+    """Judge a model on text, tasks or puzzles that it has not seen; print the figures.
 
     Args:
         checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken, or any causal model's of transformers.
         tasks: text, lambada, core, one CORE task by its label, or harness:NAME for any task of lm-evaluation-harness.
-        data: For text: files or folders of held-out documents, or prepared folders, of which the split val is read.
+        data: For text: files or folders of held-out documents, or prepared folders, of which the split val is read. For puzzles:
+            a prepared folder, of which the split test is read, or a csv.
         field: For text: where it stands in a record.
         bundle: For lambada and CORE tasks: the evaluation bundle's folder, with core.yaml in it.
         depth: Evaluations a token, instead of solving to tolerance; 0 decodes the proposal.
@@ -58,10 +62,30 @@ def evaluate(
         length: For text: tokens the sliding window holds; by default as many as the model knows positions for, at most 2048.
         stride: For text: tokens by which it moves; by default half of them.
         limit: At most so many items of each task, or documents of the text.
-        batch_size: Sequences at a time.
+        batch_size: Sequences, or puzzles, at a time.
+        depths: For puzzles: evaluations after which answers are judged.
+        breadths: For puzzles: of how many random starts one answer is chosen.
+        seed: For puzzles: of the random starts.
         out: A JSON file to write the figures to.
     """
-    _refuse(tasks, data, bundle, limit, batch_size, out)
+    _refuse(limit, batch_size, out)
+    if is_reasoner(checkpoint):
+        language = {"--tasks": tasks != ("text",), "--bundle": bundle, "--depth": depth, "--tolerance": tolerance}
+        for option, given in language.items():
+            if given not in (None, False):
+                raise ConfigError(f"{option} is for language models; a reasoner is judged by --depths and --breadths.")
+        evaluate_reasoner(
+            checkpoint,
+            data,
+            depths=depths,
+            breadths=breadths,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            out=out,
+        )
+        return
+    _refuse_tasks(tasks, data, bundle)
     model, tokenizer = load_language_model(checkpoint)
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
     window = min(max_length(model), LONGEST) if length is None else length
@@ -115,20 +139,17 @@ def _task_figures(
     return {score.label: {"centred": score.centred, **asdict(score)} for score in scores} | last
 
 
-def _refuse(
-    tasks: tuple[str, ...],
-    data: tuple[Path, ...],
-    bundle: Path | None,
-    limit: int | None,
-    batch_size: int,
-    out: Path | None,
-) -> None:
-    """Say what is missing or misspelt before a model is loaded, and before hours are spent."""
+def _refuse(limit: int | None, batch_size: int, out: Path | None) -> None:
+    """Say what is wrong before a model is loaded, and before hours are spent."""
     for name, value in (("limit", limit), ("batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: give a whole number from 1 up.")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"{out}: cannot be written; give --out a file in a folder that exists.")
+
+
+def _refuse_tasks(tasks: tuple[str, ...], data: tuple[Path, ...], bundle: Path | None) -> None:
+    """Say what is missing or misspelt."""
     if not tasks:
         raise ConfigError("there is nothing to judge by; give --tasks text, lambada, core or harness:NAME.")
     if "text" in tasks and not data:
@@ -168,28 +189,6 @@ def _prepared(folder: Path) -> Iterator[str]:
             yield str(text)
 
 
-class Bars(Bar):
-    """One bar a task, drawn where the output is a terminal."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def follow(self, title: str) -> Callable[[int, int], None]:
-        """Return what keeps the bar of that title up to date."""
-        found = [task.id for task in self.tasks if task.description == title]
-        which = found[0] if found else self.add_task(title, total=None)
-        return lambda done, total: self.update(which, completed=done, total=total)
-
-
 def _table(results: dict[str, Figures]) -> Table:
     """One row a task, its first figure apart; counts and flags only where they say something."""
     view = Table()
@@ -215,10 +214,3 @@ def _short(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def finite(value: Any) -> Any:
-    """Return the figures with null for what no JSON number can say."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from attractor.cli.evaluate import LONGEST, Bars, documents, finite
+from attractor.cli.bars import Bars
+from attractor.cli.evaluate import LONGEST, documents
 from attractor.cli.language import load_language_model
-from attractor.cli.runs import claim, environment, write_json
+from attractor.cli.runs import claim, environment, finite, write_json
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.evaluate.internalisation import (
     Internalisation,

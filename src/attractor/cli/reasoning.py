@@ -103,6 +103,14 @@ class Trained:
     size: int
 
 
+def is_reasoner(path: Path) -> bool:
+    """Tell whether a checkpoint's folder, or a run's, holds a reasoner of ours."""
+    try:
+        return bool(read_run(find_checkpoint(path)).get("kind") == KIND)
+    except CheckpointError:
+        return False
+
+
 def load_reasoner(path: Path, kind: str | None = None) -> Trained:
     """Build the model of a checkpoint, or of the newest one in a run's folder, in evaluation mode; of that ``kind``, if given."""
     checkpoint = find_checkpoint(path)

@@ -1,6 +1,7 @@
 """Where data, model, objective and loop meet: a recipe becomes a trained model, a checkpoint becomes a model again."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -150,3 +151,10 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def finite(value: Any) -> Any:
+    """Return the figures with null for what no JSON number can say."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,10 @@
 """Judging models: grids by depth and at rest, text by its bytes, language tasks; and pictures of what settles."""
 
+from attractor.evaluate.breadth import Starts, auroc, exact, explore
 from attractor.evaluate.calibrate import Calibration, Trial, calibrate
 from attractor.evaluate.harness import harness
 from attractor.evaluate.internalisation import Internalisation, Trajectories, measure_internalisation, trajectories
-from attractor.evaluate.pictures import draw_curves, draw_settling
+from attractor.evaluate.pictures import draw_curves, draw_settling, paint, paint_digits
 from attractor.evaluate.puzzles import DepthPoint, Judgement, judge, settling
 from attractor.evaluate.tasks import (
     CoreScore,
@@ -34,17 +35,21 @@ __all__ = [
     "Judgement",
     "LambadaScore",
     "Predictions",
+    "Starts",
     "Task",
     "TaskScore",
     "TextScore",
     "Trajectories",
     "Trial",
+    "auroc",
     "calibrate",
     "core",
     "draw_curves",
     "draw_settling",
     "encode",
     "evaluate_task",
+    "exact",
+    "explore",
     "find_task",
     "harness",
     "judge",
@@ -53,6 +58,8 @@ __all__ = [
     "log_probabilities",
     "max_length",
     "measure_internalisation",
+    "paint",
+    "paint_digits",
     "read_tasks",
     "score_text",
     "settling",

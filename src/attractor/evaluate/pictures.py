@@ -1,6 +1,6 @@
 """Pictures of an answer that settles: a strip of moments, an animation, and curves over depth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attractor.evaluate.puzzles import DepthPoint
 
+Paint = Callable[[Tensor, int], npt.NDArray[np.uint8]]  # probabilities (height, width, classes), pixels a cell
 # wall, floor, start, goal, path; chosen to stay apart for colour-blind readers
 COLOURS = np.array([[38, 50, 56], [245, 245, 240], [0, 121, 107], [194, 24, 91], [255, 160, 0]], dtype=np.float32)
 
@@ -24,20 +25,72 @@ def paint(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
     return np.kron(image, np.ones((scale, scale, 1))).round().astype(np.uint8)
 
 
+def paint_digits(question: Tensor, box: tuple[int, int]) -> Paint:
+    """Return what draws the board of a Sudoku: givens in black, the likeliest digit of each other cell the darker the surer.
+
+    ``question`` is (size, size), ``box`` the (height, width) of a box in cells.
+    """
+    size = question.shape[0]
+
+    def paint(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
+        image = Image.new("RGB", (size * scale + 1, size * scale + 1), "white")
+        draw = ImageDraw.Draw(image)
+        font = ImageFont.load_default(round(0.6 * scale))
+        chance, digits = probabilities[..., 1:].max(dim=-1)
+        for row in range(size):
+            for column in range(size):
+                given, sure = int(question[row, column]), float(chance[row, column])
+                faint = tuple(round(255 + sure * (dark - 255)) for dark in (0, 90, 160))
+                where = ((column + 0.5) * scale, (row + 0.5) * scale)
+                draw.text(
+                    where, str(given or int(digits[row, column]) + 1), "black" if given else faint, font, anchor="mm"
+                )
+        for line in range(size + 1):
+            for end, start, thick in (
+                ((line * scale, size * scale), (line * scale, 0), line % box[1] == 0),
+                ((size * scale, line * scale), (0, line * scale), line % box[0] == 0),
+            ):
+                draw.line(
+                    [start, end], fill="black" if thick else "lightgrey", width=max(1, scale // 20) if thick else 1
+                )
+        return np.asarray(image)
+
+    return paint
+
+
 def draw_settling(
-    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], strip: Path, animation: Path
+    frames: Sequence[Tensor],
+    depths: Sequence[int],
+    residuals: Sequence[float],
+    *,
+    strip: Path | None = None,
+    animation: Path | None = None,
+    paint: Paint = paint,
 ) -> None:
-    """Write a strip of six moments (PNG) and the whole trajectory (GIF)."""
+    """Write a strip of six moments (PNG), and the whole trajectory (GIF), whichever of them has a place."""
+    if strip is not None:
+        _strip(frames, depths, residuals, strip, paint)
+    if animation is not None:
+        _animate(frames, depths, residuals, animation, paint)
+
+
+def _strip(
+    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, paint: Paint
+) -> None:
     chosen = sorted({round(i) for i in np.geomspace(1, len(frames), 6)})
     figure, axes = plt.subplots(1, len(chosen), figsize=(2.3 * len(chosen), 2.8), squeeze=False)
     for axis, index in zip(axes[0], chosen, strict=True):
-        axis.imshow(paint(frames[index - 1], 4), interpolation="nearest")
+        axis.imshow(paint(frames[index - 1], 300 // len(frames[index - 1])), interpolation="none")
         axis.set_title(f"depth {depths[index - 1]}\nresidual {residuals[index - 1]:.0e}", fontsize=9)
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(strip, dpi=130)
+    figure.savefig(file, dpi=130)
     plt.close(figure)
 
+
+def _animate(
+    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, paint: Paint
+) -> None:
     scale = max(4, 360 // frames[0].shape[0])
     font = ImageFont.load_default(14)
     images = []
@@ -48,7 +101,7 @@ def draw_settling(
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
         images.append(image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
-    images[0].save(animation, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def draw_curves(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:

@@ -1,0 +1,130 @@
+"""``attractor evaluate`` for reasoners: how many puzzles are right by depth and by breadth, and what the residual knows of it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from attractor.cli.bars import Bars
+from attractor.cli.reasoning import Trained, as_tensors, load_reasoner
+from attractor.cli.runs import finite, write_json
+from attractor.data import mazes, puzzles, sudoku
+from attractor.data.puzzles import Puzzles
+from attractor.errors import ConfigError, DataError
+from attractor.evaluate import auroc, exact, explore
+
+Figures = dict[str, Any]
+
+
+def held_out(trained: Trained, paths: Sequence[Path], limit: int | None) -> Puzzles:
+    """Read what a reasoner is judged on: the split test of a prepared folder, or a csv."""
+    if len(paths) != 1:
+        raise ConfigError("a reasoner is judged on one set of puzzles; give a prepared folder, or a csv, with --data.")
+    (path,) = paths
+    if path.suffix == ".csv":
+        found = sudoku.read_table(path) if trained.kind == "sudoku" else mazes.read_table(path)
+    else:
+        found = puzzles.read(path, "test")
+    if found.kind != trained.kind:
+        raise DataError(f"{path}: holds puzzles of the kind {found.kind}; this model learnt {trained.kind}.")
+    return found[slice(limit)]
+
+
+def evaluate_reasoner(
+    checkpoint: Path,
+    paths: Sequence[Path],
+    *,
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Judge, print the table, and write the figures."""
+    for name, values in (("depths", depths), ("breadths", breadths)):
+        if not values or min(values) < 1 or sorted(set(values)) != list(values):
+            raise ConfigError(f"--{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
+    trained = load_reasoner(checkpoint)
+    data = held_out(trained, paths, limit)
+    console = Console()
+    with Bars() as bars:
+        total = max(breadths) * len(data)
+        done = 0
+        draw = bars.follow("puzzles")
+
+        def advance(num: int) -> None:
+            nonlocal done
+            done += num
+            draw(done, total)
+
+        figures = judge_puzzles(
+            trained, data, depths=depths, breadths=breadths, batch_size=batch_size, seed=seed, advance=advance
+        )
+    show(figures, console)
+    if out is not None:
+        write_json(out, {"checkpoint": str(checkpoint), "seed": seed, "results": finite(figures)})
+
+
+def judge_puzzles(
+    trained: Trained,
+    data: Puzzles,
+    *,
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda num: None,
+) -> Figures:
+    """Return shares of right answers by breadth and depth, chosen by residual and by majority, and the residual's AUROC."""
+    torch.manual_seed(seed)
+    questions, truth = as_tensors(data)
+    starts = explore(
+        trained.model, questions, depths=depths, breadth=max(breadths), batch_size=batch_size, advance=advance
+    )
+    first = exact(starts.answers[0], truth)  # (depths, N)
+
+    def right(answers: Tensor) -> list[float]:
+        return [float(share) for share in exact(answers, truth).float().mean(dim=1)]
+
+    figures: Figures = {
+        "num_puzzles": len(data),
+        "depths": list(depths),
+        "breadths": list(breadths),
+        "exact_by_residual": [right(starts.calmest(breadth)) for breadth in breadths],
+        "exact_by_majority": [right(starts.majority(breadth)) for breadth in breadths],
+        "median_residual": [float(r) for r in starts.residual[0].median(dim=1).values],
+        "residual_auroc": [auroc(-r, e) for r, e in zip(starts.residual[0], first, strict=True)],
+    }
+    if trained.kind == "maze":
+        last = starts.calmest(max(breadths))[-1].numpy()
+        figures["valid_and_shortest"] = float(mazes.valid_and_shortest(data.questions, last).mean())
+    return figures
+
+
+def show(figures: Figures, console: Console) -> None:
+    """Print the table of depth and breadth."""
+    view = Table(
+        title=f"{figures['num_puzzles']:,} puzzles right in every cell, %",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("breadth", "chosen by", *(f"depth {depth}" for depth in figures["depths"])):
+        view.add_column(column, justify="right", no_wrap=True)
+    for row, breadth in enumerate(figures["breadths"]):
+        for how in ("residual", "majority") if breadth > 1 else ("residual",):
+            shares = figures[f"exact_by_{how}"][row]
+            view.add_row(str(breadth), how if breadth > 1 else "", *(f"{100 * share:.1f}" for share in shares))
+    view.add_section()
+    view.add_row("", "median residual", *(f"{r:.0e}" for r in figures["median_residual"]))
+    view.add_row("", "residual's AUROC", *("–" if a != a else f"{a:.3f}" for a in figures["residual_auroc"]))
+    console.print(view)
+    if "valid_and_shortest" in figures:
+        share = 100 * figures["valid_and_shortest"]
+        console.print(f"valid and shortest at the largest depth and breadth, whichever path is labelled: {share:.1f} %")
