@@ -176,7 +176,8 @@ class Recursion(nn.Module):
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         angles = self.net.angles(grid, x)
-        y, z = state.flatten(1, -2).chunk(2, dim=-1)
+        # Contiguous, as what the layers return is: a compiled ``net`` then sees tensors of one kind.
+        y, z = (part.contiguous() for part in state.flatten(1, -2).chunk(2, dim=-1))
         x = x.flatten(1, -2)
         for _ in range(self.num_latent):
             z = self.net(z, y + x, grid, angles)

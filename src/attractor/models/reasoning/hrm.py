@@ -69,7 +69,8 @@ class HRM(Reasoner):
         angles = self.L_level.angles(grid, x)
 
         def update(state: Tensor) -> Tensor:
-            high, low = state.flatten(1, 2).chunk(2, dim=-1)
+            # Contiguous, as what the layers return is: compiled networks then see tensors of one kind.
+            high, low = (part.contiguous() for part in state.flatten(1, 2).chunk(2, dim=-1))
             with torch.no_grad():
                 for _ in range(self.config.num_latent - 1):
                     low = self.L_level(low, high + x, grid, angles)
