@@ -61,8 +61,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = _linear(width, 2 * hidden)
-        self.down_proj = _linear(hidden, width)
+        self.gate_up_proj = linear(width, 2 * hidden)
+        self.down_proj = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -75,8 +75,8 @@ class CellAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = _linear(width, 3 * width)
-        self.o_proj = _linear(width, width)
+        self.qkv_proj = linear(width, 3 * width)
+        self.o_proj = linear(width, width)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -101,8 +101,7 @@ class CellLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
         if self.mixing == "mixer":
-            across = x.transpose(1, 2)
-            x = normalise(across + self.mlp_t(across)).transpose(1, 2)
+            x = normalise(x + self.mlp_t(x.transpose(1, 2)).transpose(1, 2), dim=1)
         elif self.mixing == "attention":
             x = normalise(x + self.self_attn(x, angles))
         else:
@@ -177,7 +176,8 @@ class Recursion(nn.Module):
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         angles = self.net.angles(grid, x)
-        y, z = state.flatten(1, -2).chunk(2, dim=-1)
+        # Contiguous, as what the layers return is: a compiled ``net`` then sees tensors of one kind.
+        y, z = (part.contiguous() for part in state.flatten(1, -2).chunk(2, dim=-1))
         x = x.flatten(1, -2)
         for _ in range(self.num_latent):
             z = self.net(z, y + x, grid, angles)
@@ -185,17 +185,57 @@ class Recursion(nn.Module):
         return torch.cat([y, z], dim=-1).view(state.shape)
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Scale the last dimension to a root mean square of one."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-5)
+def normalise(x: Tensor, dim: int = -1) -> Tensor:
+    """Scale dimension ``dim`` to a root mean square of one."""
+    if dim == -1:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-5)
+    # Along the way the numbers lie in memory, in TRM's order: random networks blow a rounding up to 5e-4 in twelve updates.
+    return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + 1e-5)
 
 
-def _linear(num_in: int, num_out: int) -> nn.Linear:
-    """No bias, and weights that keep the size of what they are given (truncated normal)."""
-    linear = nn.Linear(num_in, num_out, bias=False)
-    scale = num_in**-0.5
-    nn.init.trunc_normal_(linear.weight, std=scale, a=-2 * scale, b=2 * scale)
-    return linear
+def swiglu_hidden(width: int, expansion: float = 4.0) -> int:
+    """Return the hidden width of HRM's and TRM's MLP: two thirds of ``expansion``, rounded up to a multiple of 256."""
+    return -(round(expansion * width * 2 / 3) // -256) * 256
+
+
+def truncated_normal_(weight: Tensor, std: float) -> Tensor:
+    """Fill with normal numbers cut at two deviations, which have the deviation ``std`` *after* the cut."""
+    std = std / 0.8796256610342398  # a standard normal's deviation between −2 and 2
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def linear(num_in: int, num_out: int) -> nn.Linear:
+    """No bias, and weights that keep the size of what they are given."""
+    module = nn.Linear(num_in, num_out, bias=False)
+    truncated_normal_(module.weight, num_in**-0.5)
+    return module
+
+
+class CellEmbedding(nn.Embedding):
+    """Symbols (…) to vectors (…, D) of entries about one: small weights, scaled by √D, so that they learn fast under Adam."""
+
+    def __init__(self, num_symbols: int, width: int) -> None:
+        super().__init__(num_symbols, width)
+        truncated_normal_(self.weight, width**-0.5)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        return self.embedding_dim**0.5 * super().forward(symbols)
+
+
+class HaltingHead(nn.Linear):
+    """Whether the answer is right, judged from the first cell: (B, height, W, D) to logits (B,).
+
+    Of its two outputs, which HRM and TRM have and publish, the first is to halt. The second, to continue, is not used. It begins
+    by halting nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 2)
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, -5.0)
+
+    def forward(self, answer: Tensor) -> Tensor:
+        return super().forward(answer[:, 0, 0])[:, 0]
 
 
 def _angles(places: Tensor, head_dim: int, theta: float) -> Angles:

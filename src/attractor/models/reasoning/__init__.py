@@ -1,6 +1,21 @@
 """Reasoners: the whole grid is answered at once, and the answer is refined until it rests."""
 
 from attractor.models.reasoning.attractor import AttractorReasoner, AttractorReasonerConfig
+from attractor.models.reasoning.hrm import HRM, HRMConfig
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, ReasonerOutput
+from attractor.models.reasoning.transformer import TransformerConfig, TransformerReasoner
+from attractor.models.reasoning.trm import TRM, TRMConfig
 
-__all__ = ["AttractorReasoner", "AttractorReasonerConfig", "Reasoner", "ReasonerConfig", "ReasonerOutput"]
+__all__ = [
+    "HRM",
+    "TRM",
+    "AttractorReasoner",
+    "AttractorReasonerConfig",
+    "HRMConfig",
+    "Reasoner",
+    "ReasonerConfig",
+    "ReasonerOutput",
+    "TRMConfig",
+    "TransformerConfig",
+    "TransformerReasoner",
+]

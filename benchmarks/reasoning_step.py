@@ -1,0 +1,208 @@
+"""What one training step of a recursive reasoner costs: TRM as its authors write the loop, ours, and the attractor reasoner.
+
+    python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu]
+
+A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same layers and
+shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. Sides take
+turns in one process, so that what disturbs the machine disturbs all; medians and ratios are printed and written to
+``results/reasoning/step.json``. After warming up nothing may be compiled again. Code compiled for one side serves the next, so
+only the first of two pays for it. On a GPU, in bf16 autocast, also peak memory, waits of the host within a step, and the
+share of the device's peak.
+"""
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.utils.flop_counter import FlopCounterMode
+
+from attractor.cli.runs import environment, write_json
+from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig
+from attractor.nn import CellsConfig, RecursionConfig
+from attractor.train.device import peak_flops
+
+OUT = Path("results/reasoning/step.json")
+WARM_UP = 3  # the first start, the carried state, and once more to see that nothing is compiled for it
+Segment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # questions and state to logits and state
+
+
+class Side:
+    """A model in training and how one of its segments is made."""
+
+    def __init__(self, model: nn.Module, segment: Segment, state: Tensor) -> None:
+        self.model, self.segment, self.state = model, segment, state
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        self.seconds: list[float] = []
+        self.graphs = 0
+
+    def step(self, questions: Tensor, answers: Tensor) -> None:
+        """Make one training step."""
+        with torch.autocast(questions.device.type, torch.bfloat16, enabled=questions.is_cuda):
+            logits, state = self.segment(questions, self.state)
+            loss = F.cross_entropy(logits.flatten(0, -2), answers.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.state = state.detach()
+
+    def timed(self, questions: Tensor, answers: Tensor) -> float:
+        """Make one and return its seconds, the device's work included."""
+        known = counters["stats"]["unique_graphs"]
+        wait(questions.device)
+        begun = time.perf_counter()
+        self.step(questions, answers)
+        wait(questions.device)
+        seconds = time.perf_counter() - begun
+        self.graphs += counters["stats"]["unique_graphs"] - known
+        return seconds
+
+
+def wait(device: torch.device) -> None:
+    """Let the device finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def straight_loop(model: TRM) -> Segment:
+    """Return TRM's segment as a plain loop around the model's own modules."""
+    config = model.config
+
+    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        net, grid = model.update.net, questions.shape[1:]
+        x = model.embedding(questions).flatten(1, 2)
+        angles = net.angles(grid, x)
+        y, z = state.flatten(1, 2).chunk(2, dim=-1)
+        with torch.no_grad():
+            for _ in range(config.segment - 1):
+                for _ in range(config.update.num_latent):
+                    z = net(z, y + x, grid, angles)
+                y = net(y, z, grid, angles)
+        for _ in range(config.update.num_latent):
+            z = net(z, y + x, grid, angles)
+        y = net(y, z, grid, angles)
+        return model.lm_head(y), torch.cat([y, z], dim=-1).view(state.shape)
+
+    return segment
+
+
+def through_reasoner(model: nn.Module) -> Segment:
+    """Return the segment of any of our reasoners."""
+
+    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output: Any = model(questions, state)
+        return output.logits, output.solution.value
+
+    return segment
+
+
+def build(size: int, width: int, questions: Tensor) -> dict[str, Side]:
+    """Return all sides, those of a model with equal weights."""
+    cells = CellsConfig(width=width, hidden=3 * width, num_cells=size**2)
+    update, symbols = RecursionConfig(cells=cells), {"num_symbols": size + 1, "num_classes": size + 1}
+    trm = TRMConfig(**symbols, update=update, segment=2).build().to(questions.device)
+    attractor = AttractorReasonerConfig(**symbols, update=update, segment=2, tracked=1).build().to(questions.device)
+
+    def side(model: Any, compiled: Callable[[Any], nn.Module] | None = None, loop: Any = through_reasoner) -> Side:
+        model = copy.deepcopy(model)
+        if compiled is not None:
+            compiled(model).compile()
+        return Side(model, loop(model), model.start(questions))
+
+    return {
+        "straight loop": side(trm, loop=straight_loop),
+        "TRM": side(trm),
+        "TRM, layers compiled": side(trm, lambda model: model.update.net),
+        "TRM, update compiled": side(trm, lambda model: model.update),
+        "attractor": side(attractor),
+        "attractor, update compiled": side(attractor, lambda model: model.update),
+    }
+
+
+def host_waits(side: Side, questions: Tensor, answers: Tensor) -> int:
+    """Count how often the host waits for the GPU within a step."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        side.step(questions, answers)
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(w.message) for w in caught)
+
+
+def main(
+    size: int = 9, width: int = 128, batch: int = 64, repeats: int = 20, threads: int = 1, device: str = "cpu"
+) -> None:
+    """Measure, print and write.
+
+    Args:
+        size: Rows and columns of a puzzle.
+        width: Channels of a cell.
+        batch: Puzzles of a step.
+        repeats: Steps of each side.
+        threads: Of the processor.
+        device: cpu or cuda.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    questions, answers = torch.randint(1, size + 1, (2, batch, size, size), device=device)
+    sides = build(size, width, questions)
+    rows: dict[str, dict[str, Any]] = {}
+    with FlopCounterMode(display=False) as counter:
+        sides["TRM"].step(questions, answers)
+    flops = counter.get_total_flops()
+    for name, side in sides.items():
+        warm_up = [side.timed(questions, answers) for _ in range(WARM_UP)]
+        rows[name] = {"graphs": side.graphs, "warm_up_seconds": sum(warm_up)}
+        if questions.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            rows[name]["host_waits"] = host_waits(side, questions, answers)
+            rows[name]["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    for _ in range(repeats):
+        for side in sides.values():
+            side.seconds.append(side.timed(questions, answers))
+    loop = statistics.median(sides["straight loop"].seconds)
+    for name, side in sides.items():
+        assert side.graphs == rows[name]["graphs"], f"{name}: compiled again after warming up"
+        median = statistics.median(side.seconds)
+        rows[name] |= {"ms": 1e3 * median, "least_ms": 1e3 * min(side.seconds), "ratio": median / loop}
+        if questions.is_cuda:
+            rows[name]["mfu"] = flops / median / peak_flops(questions.device, torch.bfloat16)
+    num_parameters = sum(p.numel() for p in sides["TRM"].model.parameters())
+    view = Table(
+        title=f"a training step: {size}×{size}, width {width}, batch {batch}; {num_parameters:,} parameters, "
+        f"{flops / 1e9:.1f} GFLOP",
+        title_justify="left",
+    )
+    for column in ("side", *next(iter(rows.values()))):
+        view.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+    for name, row in rows.items():
+        view.add_row(name, *(f"{v:.3g}" if isinstance(v, float) and v < 10 else f"{v:.0f}" for v in row.values()))
+    Console(width=140).print(view)
+    settings = (
+        f"--size {size} --width {width} --batch {batch} --repeats {repeats} --threads {threads} --device {device}"
+    )
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        OUT,
+        {
+            "command": f"python -m benchmarks.reasoning_step {settings}",
+            "environment": environment(),
+            "num_parameters": num_parameters,
+            "flops": flops,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

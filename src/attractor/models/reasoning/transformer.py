@@ -1,0 +1,70 @@
+"""The plain Transformer: every layer its own weights, each used once. What recursion is compared with.
+
+It is the direct prediction of HRM's paper (arXiv:2506.21734): layers, embedding and heads are those of HRM and TRM, so that only
+the iteration differs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.nn import Cells, CellsConfig
+from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ReasonerConfig):
+    """``cells`` are all its layers; ``halting`` says whether a head judges, from the first cell, if the answer is right."""
+
+    cells: CellsConfig = field(
+        default_factory=lambda: CellsConfig(num_layers=8, mixing="attention", grid_positions=False)
+    )
+    halting: bool = False
+    segment: int = 1
+
+    def build(self) -> "TransformerReasoner":
+        return TransformerReasoner(self)
+
+
+class TransformerReasoner(Reasoner):
+    """One evaluation is the whole answer. The state, (B, height, W, D), is what was computed last and influences nothing.
+
+    So a second evaluation changes nothing, and its residual is zero.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.config, width = config, config.cells.width
+        self.embedding = CellEmbedding(config.num_symbols, width)
+        self.net = Cells(config.cells)
+        self.lm_head = linear(width, config.num_classes)
+        if config.halting:
+            self.q_head = HaltingHead(width)
+
+    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.lm_head.weight.new_zeros(*questions.shape, self.config.cells.width)
+
+    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+        grid, x = questions.shape[1:], self.embedding(questions).flatten(1, 2)
+        angles = self.net.angles(grid, x)
+        return lambda state: self.net(x, torch.zeros_like(x), grid, angles).view(state.shape).to(state.dtype)
+
+    def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.lm_head(state), self.q_head(state) if self.config.halting else None
+
+
+def transformer_27m() -> TransformerConfig:
+    """Return one of HRM's size and layers: eight of width 512."""
+    cells = CellsConfig(
+        width=512, num_layers=8, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
+    )
+    return TransformerConfig(cells=cells)
+
+
+def transformer_tiny(size: int = 9) -> TransformerConfig:
+    """Return one of width 128 and four layers, as many as :func:`hrm_tiny`, for Sudokus of ``size`` × ``size``."""
+    cells = CellsConfig(num_layers=4, mixing="attention", grid_positions=False)
+    return TransformerConfig(num_symbols=size + 1, num_classes=size + 1, cells=cells)

@@ -1,0 +1,222 @@
+"""TRM, HRM and the plain Transformer: faithful to their authors, and reasoners like any other."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attractor import DataError, Steps
+from attractor.config import from_dict, to_dict
+from attractor.models.reasoning import (
+    HRM,
+    TRM,
+    AttractorReasonerConfig,
+    HRMConfig,
+    ReasonerConfig,
+    TransformerConfig,
+    TransformerReasoner,
+    TRMConfig,
+)
+from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
+from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
+from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
+from attractor.nn import CellsConfig, RecursionConfig
+from attractor.train import DeepSupervision, DeepSupervisionConfig
+
+CELLS = CellsConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
+SYMBOLS = {"num_symbols": 5, "num_classes": 5}
+RECURSION = RecursionConfig(cells=CELLS, num_latent=2)
+CONFIGS: dict[str, ReasonerConfig] = {
+    "trm": TRMConfig(**SYMBOLS, update=RECURSION),
+    "hrm": HRMConfig(**SYMBOLS, cells=CELLS, num_latent=3),
+    "transformer": TransformerConfig(**SYMBOLS, cells=CELLS, halting=True),
+}
+
+
+def build(config: ReasonerConfig):
+    torch.manual_seed(0)
+    return config.build()
+
+
+def questions(batch: int = 3) -> torch.Tensor:
+    return torch.randint(0, 5, (batch, 4, 4), generator=torch.Generator().manual_seed(0))
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return {n: g for (n, _), g in zip(model.named_parameters(), found, strict=True) if g is not None}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (trm_5m(), 4_854_274),
+        (trm_7m(), 6_827_010),
+        (hrm_27m(), 27_274_242),
+        (transformer_27m(), 27_273_216),
+        (trm_tiny(6), 324_610),
+        (trm_tiny(9), 359_938),
+        (hrm_tiny(6), 854_018),
+        (hrm_tiny(9), 854_786),
+        (transformer_tiny(9), 854_528),
+    ],
+)
+def test_presets_have_the_size_they_are_named_for(config: ReasonerConfig, count: int) -> None:
+    """5M, 7M, 27M and 27M as published; a plain configuration comes back from plain data."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(config).parameters()) == count
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+@torch.no_grad()
+def test_trm_is_an_attractor_reasoner_without_damping_and_noise() -> None:
+    """The same weights from the same start give the same answers over three segments."""
+    trm = build(CONFIGS["trm"]).eval()
+    config = AttractorReasonerConfig(
+        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, segment=3, tracked=1
+    )
+    ours = build(config).eval()
+    ours.embedding.weight.copy_(4 * trm.embedding.weight)
+    ours.update.load_state_dict(trm.update.state_dict())
+    ours.head.weight.copy_(trm.lm_head.weight)
+    ours.head.bias.zero_()
+    q, a, b = questions(), trm.start(questions()), trm.start(questions())
+    for _ in range(3):
+        left, right = trm(q, a), ours(q, b)
+        a, b = left.solution.value, right.solution.value
+        assert torch.equal(left.logits, right.logits)
+
+
+@pytest.mark.parametrize("mixing", ["mixer", "attention"])
+def test_trm_is_the_loop_of_its_authors(mixing: str) -> None:
+    """All cycles but the last without gradients; answers, state and every gradient."""
+    model = build(replace(CONFIGS["trm"], update=replace(RECURSION, cells=replace(CELLS, mixing=mixing))))
+    q = questions()
+    net, x = model.update.net, model.embedding(q).flatten(1, 2)
+    grid, angles = q.shape[1:], model.update.net.angles(q.shape[1:], x)
+    y, z = (v.expand(3, 16, -1) for v in (model.H_init, model.L_init))
+    for cycle in range(3):
+        with torch.set_grad_enabled(cycle == 2):
+            for _ in range(2):
+                z = net(z, y + x, grid, angles)
+            y = net(y, z, grid, angles)
+    wanted = model.lm_head(y).view(3, 4, 4, 5)
+    output = model(q)
+    assert torch.equal(output.logits, wanted)
+    assert torch.equal(output.solution.value.flatten(1, 2), torch.cat([y, z], dim=-1))
+    assert torch.equal(output.halt, model.q_head.weight[0] @ y[:, 0].T + model.q_head.bias[0])
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, wanted))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_hrm_tracks_one_update_of_each_network() -> None:
+    """The one-step gradient: the very last low and high updates from wherever the others ended, and nothing else."""
+    model, q = build(CONFIGS["hrm"]), questions()
+    x = model.embedding(q).flatten(1, 2)
+    grid, angles = q.shape[1:], model.L_level.angles(q.shape[1:], x)
+    high, low = (v.expand(3, 16, -1) for v in (model.H_init, model.L_init))
+    with torch.no_grad():
+        for cycle in range(2):
+            for _ in range(3 if cycle == 0 else 2):
+                low = model.L_level(low, high + x, grid, angles)
+            if cycle == 0:
+                high = model.H_level(high, low, grid, angles)
+    low = model.L_level(low, high + x, grid, angles)
+    high = model.H_level(high, low, grid, angles)
+    wanted = model.lm_head(high).view(3, 4, 4, 5)
+    output = model(q)
+    assert torch.equal(output.logits, wanted)
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, wanted))
+    assert a.keys() == b.keys() == {n for n, _ in model.named_parameters() if not n.startswith("q_head")}
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
+
+
+@torch.no_grad()
+def test_a_transformers_state_influences_nothing() -> None:
+    """Any state gives the same answer, and a second evaluation has no residual."""
+    model, q = build(CONFIGS["transformer"]).eval(), questions()
+    first = model(q)
+    again = model(q, torch.randn_like(first.solution.value))
+    assert torch.equal(first.logits, again.logits)
+    assert model(q, first.solution.value).solution.residual.max() < 1e-5
+    assert model.solve(q, depth=8).solution.evaluations.max() == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_segment_is_the_same_with_and_without_gradients(name: str) -> None:
+    """Training and evaluation make the same number of updates, to the same answer; a copy answers alike."""
+    model, q = build(CONFIGS[name]).eval(), questions()
+    plain = model(q)
+    with torch.enable_grad():
+        tracked = model(q)
+    assert torch.allclose(plain.logits, tracked.logits, atol=1e-6)
+    assert torch.equal(plain.logits, model(q, model.start(q), stop=Steps(model.segment)).logits)
+    assert torch.equal(copy.deepcopy(model)(q).logits, plain.logits)
+    assert plain.halt.shape == (3,)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mixed_precision_reaches_what_float32_reaches(name: str) -> None:
+    """Under autocast: states stay float32, answers agree roughly, and the same parameters have about the same gradients."""
+    model, q = build(CONFIGS[name]), questions()
+    wide = model(q)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(q)
+    assert mixed.logits.dtype == torch.bfloat16
+    assert mixed.logits.shape == (3, 4, 4, 5)
+    assert mixed.solution.value.dtype == torch.float32
+    assert torch.allclose(mixed.logits.float(), wide.logits, atol=0.2)
+    a, b = (gradients(model, output.logits.float().square().sum()) for output in (wide, mixed))
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.nn.functional.cosine_similarity(a[key].flatten(), b[key].flatten(), dim=0) > 0.95, key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_model_learns_under_deep_supervision(name: str) -> None:
+    """Forty steps of a toy task: each cell's answer is the symbol after its own."""
+    model = build(CONFIGS[name])
+    q = questions(64)
+    objective = DeepSupervision(
+        q,
+        (q + 1) % 5,
+        DeepSupervisionConfig(batch_size=16, max_segments=2),
+        start=model.start,
+        augment=lambda q, a: (q, a),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(40):
+        loss, _ = objective.step(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@torch.no_grad()
+def test_a_mixer_refuses_another_grid() -> None:
+    """Whoever calls it; attention takes what it was not built for."""
+    big = torch.zeros(1, 5, 5, dtype=torch.long)
+    mixers = replace(CELLS, mixing="mixer")
+    for config in (
+        replace(CONFIGS["trm"], update=replace(RECURSION, cells=mixers)),
+        replace(CONFIGS["hrm"], cells=mixers),
+        replace(CONFIGS["transformer"], cells=mixers),
+    ):
+        with pytest.raises(DataError, match="a grid of 5 × 5 cells: this model's mixer was trained for grids of 16"):
+            build(config)(big)
+    for config in CONFIGS.values():
+        assert build(config)(big).logits.shape == (1, 5, 5, 5)
+
+
+def test_configurations_build_their_model() -> None:
+    for name, kind in (("trm", TRM), ("hrm", HRM), ("transformer", TransformerReasoner)):
+        assert type(build(CONFIGS[name])) is kind
+    assert not hasattr(build(transformer_tiny(6)), "q_head")
