@@ -8,7 +8,7 @@ et al. 2025, arXiv:2506.21734). All of it is numpy over whole batches, and a see
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attractor.data.puzzles import Puzzles, read_csv
 from attractor.errors import ConfigError, DataError
 
 Grid = NDArray[np.uint8]  # (H, W), values of Cell
@@ -25,6 +26,7 @@ Grids = NDArray[np.uint8]  # (N, H, W)
 
 ALPHABET = "# SGo"  # the character of each Cell, by its value
 _BATCH = 256  # mazes drawn at a time, part of what a seed means
+_WALLS_BATCH = 2048  # the same for random walls, of which most are refused
 _PATIENCE = 8  # batches in a row without a new maze after which a size counts as used up
 
 
@@ -70,7 +72,10 @@ def generate(
     seed: int,
     corners: bool = False,
     winding: bool = False,
+    min_path: int = 1,
+    max_path: int | None = None,
     exclude: Mazes | None = None,
+    advance: Callable[[int], None] = lambda num: None,
 ) -> Mazes:
     """Perfect mazes, one path between any two cells, none of them a rotation or reflection of another.
 
@@ -87,24 +92,91 @@ def generate(
     winding
         By default every spanning tree over the rooms is equally likely (Aldous 1990; Broder 1989): many short dead ends.
         Winding mazes come from a randomised depth-first search: few, long dead ends and paths of several times the length.
+    min_path, max_path
+        The fewest and the most steps from S to G; mazes outside these bounds are drawn again.
     exclude
         Nothing equal to one of these, up to symmetry, is returned: give the training set to draw a test set.
+    advance
+        Called with the number of mazes just found.
 
     Raises
     ------
     ConfigError
-        A number, seed or size that cannot work, or more mazes than there are.
+        A number, seed, size or bound that cannot work, or more mazes than there are.
     """
-    for name, value in (("num_mazes", num_mazes), ("seed", seed)):
-        if value < 0:
-            raise ConfigError(f"generate({name}={value!r}): give a whole number from 0 up.")
+    _require(num_mazes, seed, min_path, max_path)
     if size < 5 or size % 2 == 0:
         raise ConfigError(f"generate(size={size!r}): the size of a maze must be an odd number from 5 up.")
     rng = np.random.Generator(np.random.PCG64(seed))
+
+    def draw() -> Grids:
+        drawn = _draw(_BATCH, size, rng, corners=corners, winding=winding)
+        if min_path == 1 and max_path is None:
+            return drawn
+        steps = (shortest_paths(drawn) == Cell.PATH).sum(axis=(1, 2)) + 1
+        return drawn[(steps >= min_path) & (steps <= (max_path or size**2))]
+
+    return _collect(num_mazes, size, draw, exclude, advance)
+
+
+def generate_walls(
+    num_mazes: int,
+    size: int,
+    *,
+    seed: int,
+    min_path: int = 1,
+    max_path: int | None = None,
+    floor: float = 0.64,
+    exclude: Mazes | None = None,
+    advance: Callable[[int], None] = lambda num: None,
+) -> Mazes:
+    """Mazes of random walls, with loops and open places, none of them a rotation or reflection of another.
+
+    Every inner cell is floor with the same chance. One of S and G is as far as can be from a cell drawn at random, and the other
+    is any cell within the bounds from there. Draws without such a cell are refused. What else ``generate`` says of arguments and
+    errors holds here too.
+
+    Parameters
+    ----------
+    size
+        Height and width in cells, closed border included: any number from 5 up.
+    min_path, max_path
+        The fewest and the most steps of a shortest path. The hard mazes of arXiv:2506.21734 have size 30 and more than 110 steps.
+    floor
+        The chance of a cell to be floor. Near 0.64 shortest paths are longest: more walls cut the grid apart, fewer let one cut
+        corners.
+    """
+    _require(num_mazes, seed, min_path, max_path)
+    if size < 5:
+        raise ConfigError(f"generate_walls(size={size!r}): the size of a maze must be a number from 5 up.")
+    if not 0 < floor <= 1:
+        raise ConfigError(f"generate_walls(floor={floor!r}): give a share of floor above 0 and up to 1.")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return _collect(
+        num_mazes,
+        size,
+        lambda: _draw_walls(_WALLS_BATCH, size, rng, floor, min_path, max_path or size**2),
+        exclude,
+        advance,
+    )
+
+
+def _require(num_mazes: int, seed: int, min_path: int, max_path: int | None) -> None:
+    for name, value in (("num_mazes", num_mazes), ("seed", seed)):
+        if value < 0:
+            raise ConfigError(f"generate({name}={value!r}): give a whole number from 0 up.")
+    if min_path < 1 or (max_path is not None and max_path < min_path):
+        raise ConfigError(f"generate(min_path={min_path!r}, max_path={max_path!r}): give bounds from 1 up, in order.")
+
+
+def _collect(
+    num_mazes: int, size: int, draw: Callable[[], Grids], exclude: Mazes | None, advance: Callable[[int], None]
+) -> Mazes:
+    """Call ``draw`` until there are enough questions that are no symmetric copies of others or of excluded ones, and solve them."""
     seen = set() if exclude is None else set(fingerprints(exclude.questions).tolist())
     questions, num_found, num_vain = [np.empty((0, size, size), np.uint8)], 0, 0
     while num_found < num_mazes:
-        drawn = _draw(_BATCH, size, rng, corners=corners, winding=winding)
+        drawn = draw()
         fresh = []
         for i, key in enumerate(fingerprints(drawn).tolist()):
             if key not in seen:
@@ -117,8 +189,9 @@ def generate(
         if num_vain == _PATIENCE:
             raise ConfigError(
                 f"Only {num_found} of {num_mazes} different mazes of size {size} were found before draws "
-                "merely repeated them or excluded ones; ask for fewer or for a larger size."
+                "merely repeated them or excluded ones, or had other paths; ask for fewer, for a larger size or for wider bounds."
             )
+        advance(len(fresh))
     answers = [shortest_paths(part) for part in questions]
     return Mazes(questions=np.concatenate(questions), answers=np.concatenate(answers))
 
@@ -185,6 +258,50 @@ def _carve_winding(
         here = np.where(moves, there, came_from[here])
 
 
+def _draw_walls(num: int, size: int, rng: np.random.Generator, floor: float, min_path: int, max_path: int) -> Grids:
+    """Questions (at most num, size, size) whose shortest path keeps the bounds."""
+    grids = np.full((num, size, size), Cell.WALL, np.uint8)
+    inside = rng.random((num, size - 2, size - 2)) < floor
+    grids[:, 1:-1, 1:-1][inside] = Cell.FLOOR
+    cells = grids.reshape(-1)  # a view
+    offset = np.arange(num) * size**2
+
+    def pick(allowed: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """A random allowed cell of each maze, or any cell where none is."""
+        return np.where(allowed, rng.random(allowed.shape), -1.0).reshape(num, -1).argmax(axis=1) + offset
+
+    middle = pick(grids == Cell.FLOOR)
+    start = _distances(grids, middle).reshape(num, -1).argmax(axis=1) + offset
+    steps = _distances(grids, start)
+    goal = pick((steps >= min_path) & (steps <= max_path))
+    right = (steps.reshape(-1)[goal] >= min_path) & (steps.reshape(-1)[goal] <= max_path)
+    swap = rng.random(num) < 0.5  # so that neither of them is always the one at a dead end
+    start, goal = np.where(swap, goal, start), np.where(swap, start, goal)
+    cells[start[right]], cells[goal[right]] = Cell.START, Cell.GOAL
+    return grids[right]
+
+
+_UNSEEN, _BLOCKED = -1, -2  # in place of distances
+
+
+def _distances(grids: Grids, origins: NDArray[np.intp]) -> NDArray[np.int32]:
+    """Steps (N, H, W) from each grid's origin, a flat index (N,) into all of them. The borders must be walls."""
+    width = grids.shape[2]
+    distance = np.where(grids == Cell.WALL, np.int32(_BLOCKED), np.int32(_UNSEEN)).reshape(-1)
+    distance[origins] = num_steps = 0
+    frontier = origins
+    while frontier.size:
+        num_steps += 1
+        reached = []
+        for step in (-width, -1, 1, width):  # one direction after another, so that no cell is reached twice
+            ahead = frontier + step
+            ahead = ahead[distance[ahead] == _UNSEEN]
+            distance[ahead] = num_steps
+            reached.append(ahead)
+        frontier = np.concatenate(reached)
+    return distance.reshape(grids.shape)
+
+
 def shortest_paths(questions: Grids) -> Grids:
     """Answers (N, H, W): a shortest path marked in every maze, by breadth-first search, all mazes at once.
 
@@ -198,20 +315,8 @@ def shortest_paths(questions: Grids) -> Grids:
     starts, goals = _find(answers, Cell.START), _find(answers, Cell.GOAL)
     steps = np.array([-1, 0, 0, 1]) * answers.shape[2] + np.array([0, -1, 1, 0])
 
-    unseen, blocked = -1, -2
-    distance = np.where(cells == Cell.WALL, np.int32(blocked), np.int32(unseen))
-    distance[goals] = num_steps = 0
-    frontier = goals
-    while frontier.size:
-        num_steps += 1
-        reached = []
-        for step in steps:  # one direction after another, so that no cell is reached twice
-            ahead = frontier + step
-            ahead = ahead[distance[ahead] == unseen]
-            distance[ahead] = num_steps
-            reached.append(ahead)
-        frontier = np.concatenate(reached)
-    for index in np.flatnonzero(distance[starts] == unseen):
+    distance = _distances(answers, goals).reshape(-1)
+    for index in np.flatnonzero(distance[starts] == _UNSEEN):
         raise DataError(f"Maze {index} (from 0) has no path from S to G; open a wall or leave it out.")
 
     here = starts
@@ -407,3 +512,67 @@ def verdict(question: Grid, answer: Grid) -> Verdict:
         return fault("marks a cell off its path", index)
     shortest = int((shortest_paths(question[None]) == Cell.PATH).sum()) + 1
     return Verdict(length=length, shortest=shortest)
+
+
+def exact(answers: Grids, predictions: Grids) -> NDArray[np.bool_]:
+    """Whether each prediction (N, H, W) is its answer in every cell."""
+    return np.asarray((answers == predictions).all(axis=(1, 2)))
+
+
+def valid_and_shortest(questions: Grids, predictions: Grids) -> NDArray[np.bool_]:
+    """Whether each prediction (N, H, W) is its question with a shortest path marked; of several ones, any is right.
+
+    The same as ``verdict(...).is_shortest``, for whole batches. Raises DataError for questions without exactly one S and one G.
+    """
+    if questions.shape != predictions.shape:
+        shapes = f"{questions.shape} and {predictions.shape}"
+        raise DataError(f"Questions and predictions have shapes {shapes}; give both as one (N, H, W).")
+    asked = np.pad(questions, ((0, 0), (1, 1), (1, 1)))
+    marked = np.pad(predictions, ((0, 0), (1, 1), (1, 1))) == Cell.PATH
+    starts, goals = _find(asked, Cell.START), _find(asked, Cell.GOAL)
+    changed = (predictions != questions) & ~((predictions == Cell.PATH) & (questions == Cell.FLOOR))
+    on_line = marked | (asked == Cell.START) | (asked == Cell.GOAL)
+    line = np.where(on_line, np.uint8(Cell.FLOOR), np.uint8(Cell.WALL))
+    shortest, steps = (_distances(grids, goals).reshape(-1)[starts] for grids in (asked, line))
+    # S and G are joined by marks, and there is none to spare: then they are one line, in order.
+    whole = (steps > 0) & (steps == shortest) & (marked.sum(axis=(1, 2)) == steps - 1)
+    return np.asarray(whole & ~changed.any(axis=(1, 2)))
+
+
+def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
+    """Read a csv in the format of Maze-Hard: ``source,question,answer,rating``, square grids row by row in the five characters.
+
+    Parameters
+    ----------
+    source
+        A path, or a hub dataset ``OWNER/NAME``, such as sapientinc/maze-30x30-hard-1k, of which ``SPLIT.csv`` is read.
+
+    Raises
+    ------
+    DataError
+        With file and line, for whatever is malformed and for answers that are no shortest path.
+    """
+    parts = []
+    squares = [size**2 for size in range(3, 256)]
+    for rows in read_csv(source, split, num_cells=squares, codes={c: i for i, c in enumerate(ALPHABET)}):
+        size = int(rows.questions.shape[1] ** 0.5)
+        questions, answers = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
+        for cell in (Cell.START, Cell.GOAL):
+            for row in np.flatnonzero((questions == cell).sum(axis=(1, 2)) != 1):
+                raise rows.fault(row, f"the question has not exactly one '{ALPHABET[cell]}'; correct it.")
+        for row in np.flatnonzero((questions == Cell.PATH).any(axis=(1, 2))):
+            raise rows.fault(row, "the question marks a path; write ' ' for its 'o'.")
+        for row in np.flatnonzero(~valid_and_shortest(questions, answers)):
+            raise rows.fault(
+                row, f"the answer is no shortest path ({_judge(questions[row], answers[row])}); correct it."
+            )
+        parts.append((questions, answers, rows.ratings))
+    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Puzzles(kind="maze", questions=questions, answers=answers, ratings=ratings)
+
+
+def _judge(question: Grid, answer: Grid) -> str:
+    try:
+        return str(verdict(question, answer))
+    except DataError:
+        return "there is no path from S to G"

@@ -1,0 +1,107 @@
+"""Drawing Sudokus with one solution: random solved grids, from which clues are dug out one by one, many grids at once."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attractor.data.puzzles import Puzzles
+from attractor.data.sudoku.rules import Grids, require_size
+from attractor.data.sudoku.solver import candidates, search
+from attractor.data.sudoku.symmetry import Seen, augment
+from attractor.errors import ConfigError
+
+_BATCH = 256  # puzzles drawn at a time, part of what a seed means
+_PATIENCE = 8  # batches in a row without a new puzzle after which a setting counts as used up
+
+
+def generate(
+    num: int,
+    *,
+    size: int,
+    seed: int,
+    clues: int | None = None,
+    exclude: Puzzles | None = None,
+    advance: Callable[[int], None] = lambda num: None,
+) -> Puzzles:
+    """Puzzles with exactly one solution, none of them a symmetric copy of another.
+
+    Not every puzzle is equally likely: solved grids come from random guesses, and few clues come from digging until it works.
+
+    Parameters
+    ----------
+    num
+        How many, from 0 up. Fewer puzzles of a seed are the first of more.
+    size
+        4 (boxes of 2 x 2), 6 (2 rows x 3 columns) or 9 (3 x 3).
+    seed
+        The same seed, size, clues and exclusion give the same puzzles on every platform.
+    clues
+        How many digits are given. By default puzzles are minimal: without any of its clues, each would have several solutions.
+    exclude
+        No symmetric copy of one of these is returned: give the training set to draw a test set.
+    advance
+        Called with the number of puzzles just found.
+
+    Raises
+    ------
+    ConfigError
+        A number, seed or size that cannot work, or more puzzles than are found.
+    """
+    require_size(size)
+    for name, value in (("num", num), ("seed", seed)):
+        if value < 0:
+            raise ConfigError(f"generate({name}={value!r}): give a whole number from 0 up.")
+    if clues is not None and not 1 <= clues <= size**2:
+        raise ConfigError(f"generate(clues={clues!r}): give a number of clues from 1 to {size**2}.")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    seen = Seen()
+    if exclude is not None and exclude.questions.shape[1] == size:
+        seen.add(exclude.questions, exclude.answers)
+    questions, answers = [np.empty((0, size, size), np.uint8)], [np.empty((0, size, size), np.uint8)]
+    num_found, num_vain = 0, 0
+    while num_found < num:
+        solved = _solved_grids(_BATCH, size, rng)
+        dug = _dig(solved, size, clues, rng)
+        right = np.flatnonzero((dug > 0).sum(axis=(1, 2)) == clues) if clues is not None else np.arange(_BATCH)
+        new = right[seen.add(dug[right], solved[right])][: num - num_found]
+        questions.append(dug[new])
+        answers.append(solved[new])
+        num_found += len(new)
+        num_vain = 0 if len(new) else num_vain + 1
+        if num_vain == _PATIENCE:
+            what = "minimal puzzles" if clues is None else f"puzzles with {clues} clues"
+            raise ConfigError(
+                f"Only {num_found} of {num} different {what} of size {size} were found before {_PATIENCE * _BATCH} draws "
+                "in a row gave no new one; ask for fewer, for more clues or for a larger size."
+            )
+        advance(len(new))
+    return Puzzles(kind="sudoku", questions=np.concatenate(questions), answers=np.concatenate(answers))
+
+
+def _solved_grids(num: int, size: int, rng: np.random.Generator) -> Grids:
+    """Solved grids (num, size, size), found by random guesses and turned by a random symmetry."""
+    found = search(candidates(np.zeros((num, size, size), np.uint8)), limit=1, rng=rng)
+    grids = found.first.reshape(num, size, size)
+    return augment(grids, grids, rng)[0]
+
+
+def _dig(solved: Grids, size: int, clues: int | None, rng: np.random.Generator) -> Grids:
+    """Empty the cells of each grid in a random order, except where a second solution would appear or ``clues`` are reached."""
+    num = len(solved)
+    states = candidates(solved)
+    bits = states.copy()
+    every = np.uint16((1 << size) - 1)
+    order = rng.random((num, size**2)).argsort(axis=1)
+    num_clues = np.full(num, size**2)
+    for cell in order.T:
+        which = np.flatnonzero(num_clues > (clues or 0))
+        places = cell[which], which
+        # It was unique before, so any second solution has another digit here.
+        other = states[:, which]
+        other[cell[which], np.arange(len(which))] = every & ~bits[places]
+        unique = search(other, limit=1).counts == 0
+        states[cell[which[unique]], which[unique]] = every
+        num_clues[which[unique]] -= 1
+    given: NDArray[np.bool_] = (states == bits).T.reshape(solved.shape)
+    return np.where(given, solved, np.uint8(0))

@@ -1,0 +1,153 @@
+"""An exact solver for many Sudokus at once: bit sets of candidates, singles, and a depth-first search over all of them together.
+
+A state is one uint16 of candidates a cell. States stand in columns, (cells, states), so that every operation of numpy runs
+along many states; one alone costs milliseconds, thousands cost little more.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, unit_name, units
+from attractor.errors import DataError
+
+States = NDArray[np.uint16]  # (cells, M)
+
+_POOL = 256, 2048  # the fewest and the most states that are worked on together
+_NUM_BITS = np.array([bin(m).count("1") for m in range(1 << 9)], np.uint8)
+
+
+def solve(question: Grid) -> Grid:
+    """Return the one solution (size, size) of a question; raises DataError like :func:`check`."""
+    return _solved(question)
+
+
+def check(question: Grid) -> None:
+    """Raise a DataError for a question that repeats a digit (it says where), or has no or several solutions."""
+    _solved(question)
+
+
+def count_solutions(question: Grid, limit: int = 2) -> int:
+    """Return how many solutions a question (size, size) has, counting no further than ``limit``."""
+    require_grids(question[None], "a question")
+    return int(search(candidates(question[None]), limit=limit).counts[0])
+
+
+def _solved(question: Grid) -> Grid:
+    size = require_grids(question[None], "a question")
+    for index, cells in enumerate(units(size)):
+        digits, counts = np.unique(question.reshape(-1)[cells], return_counts=True)
+        for digit in digits[(counts > 1) & (digits > 0)]:
+            raise DataError(f"this puzzle has the digit {digit} twice in {unit_name(index, size)}; correct it.")
+    found = search(candidates(question[None]), limit=2)
+    if found.counts[0] != 1:
+        what = "several solutions; add clues" if found.counts[0] else "no solution; correct its clues"
+        raise DataError(f"this puzzle has {what}.")
+    return found.first[0].reshape(size, size)
+
+
+def candidates(questions: Grids) -> States:
+    """States (cells, N) in which clues have their digit and blanks all digits."""
+    size = questions.shape[1]
+    bits = np.array([(1 << size) - 1, *(1 << d for d in range(size))], np.uint16)
+    return np.ascontiguousarray(bits[questions.reshape(len(questions), -1)].T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """``counts`` (N,) of solutions up to the limit, and the ``first`` one found (N, cells), zeros where there is none."""
+
+    counts: NDArray[np.int64]
+    first: NDArray[np.uint8]
+
+
+def search(roots: States, *, limit: int, rng: np.random.Generator | None = None) -> Found:
+    """Count the solutions of every state (cells, N), each up to ``limit``. With ``rng``, guesses are drawn at random."""
+    size, num = int(len(roots) ** 0.5), roots.shape[1]
+    counts, first = np.zeros(num, np.int64), np.zeros((num, len(roots)), np.uint8)
+    pool_size = min(max(num, _POOL[0]), _POOL[1])
+    starts = range(0, num, pool_size)
+    stack = [(roots[:, i : i + pool_size], np.arange(i, min(i + pool_size, num))) for i in reversed(starts)]
+    states, owners = roots[:, :0], np.arange(0)
+    while stack or len(owners):
+        while stack and len(owners) < pool_size:
+            more, more_owners = stack.pop()
+            states, owners = np.concatenate([states, more], axis=1), np.concatenate([owners, more_owners])
+        after, alive = _propagate(states, size)
+        alive &= counts[owners] < limit
+        moved = (after != states).any(axis=0)
+        single = (after & (after - np.uint16(1))) == 0
+        whole = alive & ~moved & single.all(axis=0)
+        if whole.any():
+            solved = owners[whole]
+            counts += np.bincount(solved, minlength=num)
+            new = first[solved, 0] == 0
+            first[solved[new]] = np.log2(after[:, whole][:, new]).T.astype(np.uint8) + 1
+        stuck = alive & ~moved & ~whole
+        if stuck.any():
+            yes, no = _branch(after[:, stuck], rng)
+            stack += [(no, owners[stuck]), (yes, owners[stuck])]
+        go_on = alive & moved
+        states, owners = after[:, go_on], owners[go_on]
+    return Found(counts=np.minimum(counts, limit), first=first)
+
+
+def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
+    """Strike out the digits of solved cells in their units, set the only places of digits; say which states may have a solution."""
+    height, width = BOXES[size]
+    every, one = np.uint16((1 << size) - 1), np.uint16(1)
+    num = states.shape[1]
+    lines = states.reshape(size, size, num)
+
+    def boxes(grid: States) -> States:  # (bands, rows, stacks, columns, M)
+        return grid.reshape(size // height, height, size // width, width, num)
+
+    def spread(rows: States, columns: States, of_boxes: States) -> States:
+        """What is true of a cell's row, column or box, for each cell (size, size, M)."""
+        both = rows[:, None] | columns[None, :]
+        both_boxes = boxes(both)
+        both_boxes |= of_boxes[:, None, :, None]
+        return both
+
+    alone = np.where((lines & (lines - one)) == 0, lines, np.uint16(0))
+    taken = spread(
+        np.bitwise_or.reduce(alone, axis=1),
+        np.bitwise_or.reduce(alone, axis=0),
+        np.bitwise_or.reduce(boxes(alone), axis=(1, 3)),
+    )
+    lines = (lines & ~taken) | alone
+    in_boxes = boxes(lines)
+    box_cells = [in_boxes[:, r, :, c] for r in range(height) for c in range(width)]
+    seen, alive = [], np.ones(num, np.bool_)
+    for cells in ([lines[:, i] for i in range(size)], [lines[i] for i in range(size)], box_cells):
+        once, twice = cells[0].copy(), np.zeros_like(cells[0])
+        for cell in cells[1:]:
+            twice |= once & cell
+            once |= cell
+        alive &= (once == every).all(axis=tuple(range(once.ndim - 1)))  # else a digit has no place left
+        seen.append(once & ~twice)
+    only = lines & spread(*seen)
+    lines = np.where(only != 0, only, lines)
+    alive &= ((only & (only - one)) == 0).all(axis=(0, 1))  # else a cell is the only place of two digits
+    alive &= (lines != 0).all(axis=(0, 1))
+    return lines.reshape(size * size, num), alive
+
+
+def _branch(states: States, rng: np.random.Generator | None) -> tuple[States, States]:
+    """States in which an open cell with the fewest candidates is one of them, and states in which it is not."""
+    open_cells = _NUM_BITS[states].astype(np.float32)
+    open_cells[open_cells < 2] = np.inf
+    if rng is not None:
+        open_cells += rng.random(open_cells.shape, np.float32)
+    cell, column = open_cells.argmin(axis=0), np.arange(states.shape[1])
+    mask = states[cell, column]
+    bit = mask & -mask.astype(np.int16).view(np.uint16)
+    if rng is not None:
+        size = int(len(states) ** 0.5)
+        bits = np.uint16(1) << np.arange(size, dtype=np.uint16)
+        weight = np.where(mask[:, None] & bits, rng.random((len(mask), size)), -1.0)
+        bit = bits[weight.argmax(axis=1)]
+    yes, no = states.copy(), states.copy()
+    yes[cell, column], no[cell, column] = bit, mask & ~bit
+    return yes, no
