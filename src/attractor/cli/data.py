@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from attractor.cli.puzzles import mazes, sudoku
 from attractor.data.text import (
     Reading,
     Shards,
@@ -108,9 +109,11 @@ def data(
     command: tyro.conf.OmitArgPrefixes[
         Annotated[Any, tyro.conf.subcommand(name="prepare", constructor=prepare, prefix_name=False)]
         | Annotated[Any, tyro.conf.subcommand(name="verify", constructor=verify, prefix_name=False)]
+        | Annotated[Any, tyro.conf.subcommand(name="sudoku", constructor=sudoku, prefix_name=False)]
+        | Annotated[Any, tyro.conf.subcommand(name="mazes", constructor=mazes, prefix_name=False)]
     ],
 ) -> None:
-    """Prepare text for training, and check what was prepared."""
+    """Prepare text for training, and check what was prepared; draw puzzles, or take them from others' sets."""
 
 
 def _refuse(

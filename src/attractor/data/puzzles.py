@@ -198,7 +198,7 @@ def _open(file: Path, checksum: int) -> NDArray[Any]:
         if _checksum(file) != checksum:
             what = "is not the file that was written (its checksum differs)"
             raise DataError(f"{file}: {what}; make the folder again.")
-        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); make the folder again.") from error
 
@@ -225,8 +225,8 @@ class Rows:
     answers: NDArray[np.uint8]
     ratings: NDArray[np.int32]
 
-    def fault(self, row: int, what: str) -> DataError:
-        return DataError(f"{self.file}, line {self.lines[row]}: {what}")
+    def fault(self, row: int | np.intp, what: str) -> DataError:
+        return DataError(f"{self.file}, line {self.lines[int(row)]}: {what}")
 
 
 def read_csv(

@@ -14,6 +14,8 @@ from attractor.data.puzzles import Puzzles
 from attractor.data.sudoku.rules import BOXES, Grids, require_grids, solves
 from attractor.errors import DataError
 
+_CHUNK = 4096  # puzzles of which invariants are computed at once
+
 
 def augment(questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
     """Each puzzle (N, size, size) under a symmetry drawn at random, the same for question and answer."""
@@ -51,8 +53,8 @@ def canonical(questions: Grids, answers: Grids) -> Grids:
         Where an answer does not solve its question.
     """
     size = require_grids(questions)
-    for index in np.flatnonzero(~solves(questions, answers)):
-        raise DataError(f"answer {index} (from 0) does not solve its question; correct it.")
+    for wrong in np.flatnonzero(~solves(questions, answers)):
+        raise DataError(f"answer {wrong} (from 0) does not solve its question; correct it.")
     forms = np.empty_like(questions)
     for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         forms[index] = _least(answer, question > 0, size)
@@ -120,7 +122,13 @@ def invariants(questions: Grids) -> NDArray[np.uint64]:
 
     Cells get colours; in four rounds each is mixed with the colours in its row, column and box, and of its own digit.
     """
-    size, num = require_grids(questions), len(questions)
+    size = require_grids(questions)
+    parts = [_invariants(questions[i : i + _CHUNK], size) for i in range(0, len(questions), _CHUNK)]
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def _invariants(questions: Grids, size: int) -> NDArray[np.uint64]:
+    num = len(questions)
     height, width = BOXES[size]
     clue = questions > 0
     colours = np.where(clue, np.uint64(1), np.uint64(2))
@@ -189,8 +197,11 @@ def equivalent_pairs(test: Puzzles, train: Puzzles) -> NDArray[np.int64]:
     """Pairs (K, 2): the number of each test puzzle that is a symmetric copy of a training puzzle, and of the first such one."""
     if test.questions.shape[1:] != train.questions.shape[1:]:
         return np.empty((0, 2), np.int64)
+    keys_test, keys_train = invariants(test.questions), invariants(train.questions)
+    near_test, near_train = (
+        np.flatnonzero(np.isin(keys, others)) for keys, others in ((keys_test, keys_train), (keys_train, keys_test))
+    )
     seen = Seen()
-    seen.add(train.questions, train.answers)
-    found = seen.find(test.questions, test.answers)
-    which = np.flatnonzero(found >= 0)
-    return np.stack([which, found[which]], axis=1)
+    seen.add(train.questions[near_train], train.answers[near_train])
+    found = seen.find(test.questions[near_test], test.answers[near_test])
+    return np.stack([near_test[found >= 0], near_train[found[found >= 0]]], axis=1)

@@ -1,0 +1,399 @@
+"""The folder that keeps puzzles, the csv of others' sets, and mazes with long paths."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
+
+from attractor.data import mazes, puzzles, sudoku
+from attractor.data.mazes import ALPHABET, Cell, Grid, Mazes
+from attractor.data.puzzles import Puzzles
+from attractor.errors import ConfigError, DataError
+
+
+def rated() -> Puzzles:
+    """Five 6 x 6 Sudokus with ratings."""
+    drawn = sudoku.generate(5, size=6, seed=0)
+    return Puzzles(
+        kind="sudoku", questions=drawn.questions, answers=drawn.answers, ratings=np.arange(5, dtype=np.int32)
+    )
+
+
+def some_mazes(num: int = 4) -> Puzzles:
+    drawn = mazes.generate_walls(num, 8, seed=0, min_path=4)
+    return Puzzles(kind="maze", questions=drawn.questions, answers=drawn.answers)
+
+
+def line(grid: Grid, alphabet: str) -> str:
+    return "".join(alphabet[value] for value in grid.reshape(-1))
+
+
+def table(file: Path, data: Puzzles, header: str = "source,question,answer,rating") -> Path:
+    rows = [
+        f"me,{line(q, data.alphabet)},{line(a, data.alphabet)},{n}"
+        for n, (q, a) in enumerate(zip(data.questions, data.answers, strict=True))
+    ]
+    file.write_text("\n".join([header, *rows]) + "\n")
+    return file
+
+
+# The folder
+
+
+@pytest.mark.parametrize("make", [rated, some_mazes])
+def test_a_folder_gives_back_what_was_written(make: Callable[[], Puzzles], tmp_path: Path) -> None:
+    """Memory-mapped, every split with its ratings, and an index that says what a model has to know."""
+    data = make()
+    out = tmp_path / "deep" / "out"
+    puzzles.write(out, {"train": data[:3], "test": data[3:]}, describe={"seed": 0})
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    for split, part in (("train", data[:3]), ("test", data[3:])):
+        back = puzzles.read(out, split)
+        assert isinstance(back.questions, np.memmap)
+        assert back.kind == data.kind
+        np.testing.assert_array_equal(back.questions, part.questions)
+        np.testing.assert_array_equal(back.answers, part.answers)
+        assert (back.ratings is None) == (part.ratings is None)
+        if part.ratings is not None and back.ratings is not None:
+            np.testing.assert_array_equal(back.ratings, part.ratings)
+    index = puzzles.read_index(out)
+    known = (
+        index["kind"],
+        index["height"],
+        index["alphabet"],
+        index["num_symbols"],
+        index["num_classes"],
+        index["made"],
+    )
+    sudokus, walls = ("sudoku", 6, ".123456", 7, 7, {"seed": 0}), ("maze", 8, "# SGo", 4, 5, {"seed": 0})
+    assert known == (sudokus if data.kind == "sudoku" else walls)
+    assert index["splits"]["train"]["num"] == 3
+
+
+def test_puzzles_are_indexed_by_slices_and_arrays() -> None:
+    """Questions, answers and ratings stay together; kinds, shapes and types that cannot be are refused."""
+    data = rated()
+    some = data[np.array([4, 0])]
+    assert len(data[1:3]) == 2
+    np.testing.assert_array_equal(some.answers[0], data.answers[4])
+    assert some.ratings is not None
+    assert some.ratings.tolist() == [4, 0]
+    q, a = data.questions, data.answers
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "chess", "questions": q, "answers": a}, "chess"),
+        ({"kind": "sudoku", "questions": q, "answers": a[1:]}, "shapes"),
+        ({"kind": "sudoku", "questions": q.astype(int), "answers": a}, "uint8"),
+        ({"kind": "sudoku", "questions": q, "answers": a, "ratings": np.zeros(2, np.int32)}, "Ratings"),
+    ]
+    for arguments, says in wrong:
+        with pytest.raises(DataError, match=says):
+            Puzzles(**arguments)
+
+
+@pytest.mark.parametrize("name", ["train-questions.npy", "train-answers.npy", "train-ratings.npy"])
+def test_damage_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    """One flipped bit anywhere, or a missing file, is a DataError that names the file."""
+    out = tmp_path / "out"
+    puzzles.write(out, {"train": rated()})
+    raw = bytearray((out / name).read_bytes())
+    for place in (0, len(raw) // 2, len(raw) - 1):
+        (out / name).write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(DataError, match=rf"{name}: is not the file that was written"):
+            puzzles.read(out)
+    (out / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: cannot be read"):
+        puzzles.read(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": "other"}, "not the index of puzzles"),
+        ({"kind": "chess"}, "chess"),
+        ({"height": 9}, "the index speaks of 5 puzzles of 9 x 6"),
+        ({"splits": []}, "is damaged"),
+        ({"splits": {"train": {"num": 5}}}, "is damaged"),
+    ],
+)
+def test_a_damaged_index_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """As one sentence."""
+    out = tmp_path / "out"
+    puzzles.write(out, {"train": rated()})
+    index = puzzles.read_index(out) | change
+    (out / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=says):
+        puzzles.read(out)
+
+
+def test_what_is_no_folder_of_puzzles_is_said(tmp_path: Path) -> None:
+    """No index, no JSON, no such split, with the nearest name."""
+    with pytest.raises(DataError, match="attractor data sudoku"):
+        puzzles.read(tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(DataError, match="JSON"):
+        puzzles.read(tmp_path)
+    puzzles.write(tmp_path / "out", {"train": rated()})
+    with pytest.raises(DataError, match="no split 'tain'; did you mean 'train'"):
+        puzzles.read(tmp_path / "out", "tain")
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken places, mixed or empty splits and impossible values are refused, and an interrupt leaves nothing."""
+    data, walls = rated(), some_mazes()
+    puzzles.write(tmp_path / "out", {"train": data})
+    high = Puzzles(kind="maze", questions=walls.answers, answers=walls.answers)  # a path in a question
+    refused: list[tuple[str, dict[str, Puzzles], str]] = [
+        ("out", {"train": data}, "exists already"),
+        ("new", {"train": data, "test": walls}, "all of one kind"),
+        ("new", {"train": data, "test": data[:0]}, "none empty"),
+        ("new", {}, "nothing"),
+        ("new", {"train": high}, "holds the value 4; the most is 3"),
+    ]
+    for name, splits, says in refused:
+        with pytest.raises(DataError, match=says):
+            puzzles.write(tmp_path / name, splits)
+
+    def interrupt(*_: Any) -> None:
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(puzzles, "_checksum", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        puzzles.write(tmp_path / "new", {"train": data})
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# The csv
+
+
+@pytest.mark.parametrize(("make", "read"), [(rated, sudoku.read_table), (some_mazes, mazes.read_table)])
+def test_a_csv_is_read_in_others_format(
+    make: Callable[[], Puzzles], read: Callable[..., Puzzles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, in pieces or at once."""
+    data = make()
+    file = table(tmp_path / "a.csv", data)
+    for rows in (puzzles._ROWS, 2):
+        monkeypatch.setattr(puzzles, "_ROWS", rows)
+        back = read(file)
+        assert back.kind == data.kind
+        np.testing.assert_array_equal(back.questions, data.questions)
+        np.testing.assert_array_equal(back.answers, data.answers)
+        assert back.ratings is not None
+        assert back.ratings.tolist() == list(range(len(data)))
+
+
+def test_a_hub_datasets_split_is_fetched_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By owner/name, as the file SPLIT.csv of a dataset; without network it is a DataError that says so."""
+    asked: list[Any] = []
+
+    def download(name: str, file: str, *, repo_type: str) -> str:
+        asked.append((name, file, repo_type))
+        if file == "test.csv":
+            raise RuntimeError("no network.\nand more")
+        return str(table(tmp_path / file, rated()))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert len(sudoku.read_table("owner/name", "train")) == 5
+    with pytest.raises(DataError, match=r"owner/name .*: test.csv cannot be fetched \(no network\)"):
+        sudoku.read_table("owner/name", "test")
+    assert asked == [("owner/name", "train.csv", "dataset"), ("owner/name", "test.csv", "dataset")]
+
+
+def test_a_malformed_csv_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
+    """Columns, lengths, characters, ratings and answers."""
+    data, file = rated(), tmp_path / "a.csv"
+    good = table(file, data).read_text().splitlines()
+    question, answer = good[2].split(",")[1:3]
+
+    def swapped(text: str, place: int, character: str) -> str:
+        return text[:place] + character + text[place + 1 :]
+
+    wrong_answer = swapped(answer, 35, "1" if answer[35] != "1" else "2")
+    bad: list[tuple[int, str, str]] = [
+        (0, "source,question,answer", "line 1: has no column 'rating' but source,question,answer"),
+        (2, f"me,{question[:-1]},{answer},1", "line 3: the question has 35 characters; give 36"),
+        (2, f"me,{question},{answer}.,1", "line 3: the answer has 37 characters; give 36"),
+        (2, f"me,{question},{answer}", "line 3: has 3 fields"),
+        (2, f"me,{swapped(question, 4, 'x')},{answer},1", "line 3: the question has an unexpected 'x' as character 5"),
+        (2, f"me,{swapped(question, 4, '中')},{answer},1", "unexpected '中' as character 5"),
+        (2, f"me,{swapped(question, 0, '9')},{answer},1", "line 3: the question has a digit above 6"),
+        (2, f"me,{question},{wrong_answer},1", "line 3: the answer is wrong: the answer"),
+        (2, f"me,{question},{answer},hard", "line 3: the rating 'hard' is no whole number"),
+    ]
+    for number, text, says in bad:
+        file.write_text("\n".join([*good[:number], text, *good[number + 1 :]]) + "\n")
+        with pytest.raises(DataError) as caught:
+            sudoku.read_table(file)
+        assert str(caught.value).startswith(str(file))
+        assert says in str(caught.value)
+    for text, says in (("", "line 1: has no column 'question' but nothing"), (good[0], "holds no puzzles")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=says):
+            sudoku.read_table(file)
+    for source in ("none.csv", "a/b.csv", "no such thing"):
+        with pytest.raises(DataError, match="no such csv file"):
+            sudoku.read_table(source)
+
+
+def test_a_csv_of_mazes_must_hold_shortest_paths(tmp_path: Path) -> None:
+    """Answers with another path, or a question without one S, are named by line."""
+    data, file = some_mazes(), tmp_path / "a.csv"
+    for change, says in (
+        ((Cell.PATH, Cell.FLOOR), "line 2: the answer is no shortest path"),
+        ((Cell.START, Cell.FLOOR), "line 2: the question has not exactly one 'S'"),
+    ):
+        grids = [part.copy() for part in (data.questions, data.answers)]
+        for part in grids:
+            part[0][part[0] == change[0]] = change[1]
+        table(file, Puzzles(kind="maze", questions=grids[0], answers=grids[1]))
+        with pytest.raises(DataError, match=says):
+            mazes.read_table(file)
+    table(file, Puzzles(kind="maze", questions=data.answers, answers=data.answers))
+    with pytest.raises(DataError, match="line 2: the question marks a path"):
+        mazes.read_table(file)
+    file.write_text("source,question,answer,rating\nme," + "#" * 10 + "," + "#" * 10 + ",1\n")
+    with pytest.raises(DataError, match="line 2: the question has 10 characters; give a square number"):
+        mazes.read_table(file)
+
+
+# Mazes with long paths, and how answers to them are scored
+
+
+def steps_by_scipy(grid: Grid) -> int:
+    floor = np.pad(grid != Cell.WALL, 1)
+    index = np.arange(floor.size).reshape(floor.shape)
+    pairs = [
+        (index[:, :-1], index[:, 1:], floor[:, :-1] & floor[:, 1:]),
+        (index[:-1], index[1:], floor[:-1] & floor[1:]),
+    ]
+    one = np.concatenate([a[both] for a, _, both in pairs])
+    other = np.concatenate([b[both] for _, b, both in pairs])
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(floor.size, floor.size)).tocsr()
+    start, goal = (int(np.flatnonzero(np.pad(grid, 1) == cell)[0]) for cell in (Cell.START, Cell.GOAL))
+    return int(shortest_path(graph, directed=False, unweighted=True, indices=start)[goal])
+
+
+@pytest.mark.parametrize(
+    ("generate", "size", "bounds"),
+    [
+        (mazes.generate_walls, 30, (111, None)),
+        (mazes.generate_walls, 12, (20, 25)),
+        (mazes.generate_walls, 7, (1, 3)),
+        (mazes.generate, 31, (100, 140)),
+        (mazes.generate, 9, (12, None)),
+    ],
+)
+def test_paths_keep_their_bounds(generate: Callable[..., Mazes], size: int, bounds: tuple[int, int | None]) -> None:
+    """As scipy measures them, in closed grids of the size asked for; and the same seed draws the same, fewer the first."""
+    drawn = generate(6, size, seed=3, min_path=bounds[0], max_path=bounds[1])
+    assert drawn.questions.shape == (6, size, size)
+    for question, answer in zip(drawn.questions, drawn.answers, strict=True):
+        steps = steps_by_scipy(question)
+        assert bounds[0] <= steps <= (bounds[1] or size**2)
+        assert (answer == Cell.PATH).sum() == steps - 1
+        np.testing.assert_array_equal(mazes.parse(mazes.render(question)), question)
+    fewer = generate(2, size, seed=3, min_path=bounds[0], max_path=bounds[1])
+    np.testing.assert_array_equal(fewer.questions, drawn.questions[:2])
+
+
+def test_random_walls_have_loops_and_their_share_of_floor() -> None:
+    """Of all inner cells; and neither S nor G is always the dead end."""
+    drawn = mazes.generate_walls(300, 20, seed=0, floor=0.7)
+    floor = drawn.questions != Cell.WALL
+    assert abs(floor[:, 1:-1, 1:-1].mean() - 0.7) < 0.02
+    neighbours = floor[:, :-2, 1:-1] * 1 + floor[:, 2:, 1:-1] + floor[:, 1:-1, :-2] + floor[:, 1:-1, 2:]
+    inner = drawn.questions[:, 1:-1, 1:-1]
+    ends = [(neighbours[inner == cell] == 1).mean() for cell in (Cell.START, Cell.GOAL)]
+    assert abs(ends[0] - ends[1]) < 0.15
+
+
+def test_excluded_walls_are_not_drawn_again() -> None:
+    """Up to rotation and reflection, with even sizes too."""
+    seen = mazes.generate_walls(300, 5, seed=0)
+    fresh = mazes.generate_walls(50, 5, seed=1, exclude=seen[::2])
+    keys = mazes.fingerprints(fresh.questions)
+    assert not np.isin(keys, mazes.fingerprints(seen[::2].questions)).any()
+    assert np.isin(keys, mazes.fingerprints(seen[1::2].questions)).any()
+    assert len(np.unique(keys)) == 50
+    turned = Mazes(questions=np.rot90(seen.questions, axes=(1, 2)), answers=seen.answers)
+    again = mazes.generate_walls(20, 5, seed=0, exclude=turned)
+    assert not np.isin(mazes.fingerprints(again.questions), mazes.fingerprints(seen.questions)).any()
+
+
+@pytest.mark.parametrize(
+    ("generate", "arguments", "says"),
+    [
+        (mazes.generate_walls, {"size": 4}, "size=4"),
+        (mazes.generate_walls, {"floor": 0.0}, "floor=0.0"),
+        (mazes.generate_walls, {"min_path": 0}, "min_path=0"),
+        (mazes.generate_walls, {"min_path": 9, "max_path": 8}, "max_path=8"),
+        (mazes.generate_walls, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
+        (mazes.generate, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
+        (mazes.generate_walls, {"num_mazes": -1}, "num_mazes=-1"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(
+    generate: Callable[..., Mazes], arguments: dict[str, Any], says: str
+) -> None:
+    """As one ConfigError sentence."""
+    with pytest.raises(ConfigError, match=says):
+        generate(**{"num_mazes": 1, "size": 9, "seed": 0} | arguments)
+
+
+def test_scores_of_batches_agree_with_single_verdicts() -> None:
+    """Right answers, other shortest paths, detours, loose marks, missing marks and changed walls."""
+    drawn = mazes.generate_walls(200, 8, seed=4, floor=0.8, min_path=3)
+    rng = np.random.default_rng(0)
+    predictions = drawn.answers.copy()
+    turned = np.ascontiguousarray(np.rot90(drawn.questions, 2, axes=(1, 2)))
+    others = np.rot90(mazes.shortest_paths(turned), 2, axes=(1, 2))  # ties are broken the other way
+    predictions[50:120] = others[50:120]
+    for grid in predictions[100:]:
+        places = np.argwhere(grid != rng.integers(2))
+        grid[tuple(places[rng.integers(len(places))])] = rng.integers(5)
+    exact = mazes.exact(drawn.answers, predictions)
+    right = mazes.valid_and_shortest(drawn.questions, predictions)
+    singles = [mazes.verdict(q, p).is_shortest for q, p in zip(drawn.questions, predictions, strict=True)]
+    assert right.tolist() == singles
+    assert exact[:50].all()
+    assert right[:100].all()
+    assert not exact[50:100].all()
+    assert not right[100:].all()
+    assert (exact <= right).all()
+
+
+def test_a_walk_with_a_detour_is_not_shortest() -> None:
+    """A path that is valid but longer scores false, and so does the empty answer; S beside G needs no mark."""
+    question = np.array([[ALPHABET.index(c) for c in row] for row in ("#####", "#S G#", "#   #", "#####")], np.uint8)
+    detour, direct = question.copy(), question.copy()
+    detour[2, 1:4] = Cell.PATH
+    direct[1, 2] = Cell.PATH
+    batch = np.stack([question, detour, direct])
+    assert mazes.valid_and_shortest(np.stack([question] * 3), batch).tolist() == [False, False, True]
+    beside = question.copy()
+    beside[1, 2:4] = Cell.GOAL, Cell.FLOOR
+    assert mazes.valid_and_shortest(beside[None], beside[None]).tolist() == [True]
+    with pytest.raises(DataError, match="shapes"):
+        mazes.valid_and_shortest(batch, batch[:2])
+
+
+def test_the_walls_of_a_seed_never_change() -> None:
+    """Seed 0 draws this maze: whoever changes it makes every recorded run impossible to repeat."""
+    assert mazes.render(mazes.generate_walls(1, 8, seed=0, min_path=10).answers[0]) == GOLDEN
+
+
+GOLDEN = """\
+########
+# ##Soo#
+#   # o#
+# ## #o#
+# Go#oo#
+#  ooo##
+# #   ##
+########"""
