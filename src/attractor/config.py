@@ -111,8 +111,8 @@ def _known(group: Any, name: str, path: str) -> str:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
-    if isinstance(value, Mapping):  # of several groups, the one that has these settings
-        options = tuple(sorted(options, key=lambda option: not value.keys() <= settings(option).keys()))
+    if isinstance(value, Mapping):  # of several groups, the one whose settings these are, or most nearly
+        options = tuple(sorted(options, key=lambda option: len(value.keys() ^ settings(option).keys())))
     for option in options:
         origin = typing.get_origin(option) or option
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):

@@ -29,8 +29,9 @@ def train(
     """Train a recipe.
 
     Args:
-        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or
-            770m, and transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
+        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, sudoku/extreme or maze/hard, the last four also with -trm,
+            -hrm or -transformer; or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and transformer, looped or deq,
+            such as language/tiny or language/60m-looped; or language/retrofit.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3.
         data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles draw their own without it.
         init: For language: the checkpoint to start from, which then decides the model's sizes; attractor retrofit makes one.

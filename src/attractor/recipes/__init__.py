@@ -6,22 +6,37 @@ from functools import partial
 from attractor.config import suggestion
 from attractor.errors import ConfigError
 from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language, retrofit, started_from
-from attractor.recipes.puzzles import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, maze, maze_control, sudoku
+from attractor.recipes.puzzles import FAMILIES as PUZZLE_FAMILIES
+from attractor.recipes.puzzles import (
+    MazeDataConfig,
+    PuzzleRecipe,
+    SudokuDataConfig,
+    maze,
+    maze_control,
+    published,
+    sudoku,
+)
 
 RETROFIT = "language/retrofit"  # the one that needs a checkpoint to start from
 
 Recipe = PuzzleRecipe | LanguageRecipe
 
+
+def _named(task: str, family: str) -> str:
+    return task if family == "attractor" else f"{task}-{family}"
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "maze": maze,
     "maze-control": lambda: maze_control(num_steps=4000),
-    "sudoku/6x6": partial(sudoku, 6, minutes=6, width=128, clues=10),
-    "sudoku/9x9": partial(sudoku, 9, minutes=60, width=192, clues=None),
     **{
-        f"language/{size}" + (f"-{family}" if family != "attractor" else ""): partial(language, size, family)
-        for size in SIZES
-        for family in FAMILIES
+        _named(f"sudoku/{size}x{size}", family): partial(sudoku, size, family)
+        for size in (6, 9)
+        for family in PUZZLE_FAMILIES
     },
+    **{_named("sudoku/extreme", family): partial(published, "sudoku", family) for family in PUZZLE_FAMILIES},
+    **{_named("maze/hard", family): partial(published, "maze", family) for family in PUZZLE_FAMILIES},
+    **{_named(f"language/{size}", family): partial(language, size, family) for size in SIZES for family in FAMILIES},
     RETROFIT: retrofit,
 }
 
@@ -44,6 +59,7 @@ __all__ = [
     "language",
     "maze",
     "maze_control",
+    "published",
     "recipe",
     "retrofit",
     "started_from",

@@ -5,11 +5,12 @@
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from attractor.config import require_whole
+from attractor.config import require_whole, suggestion
 from attractor.data.mazes import Cell
 from attractor.errors import ConfigError
-from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, TransformerConfig, TRMConfig
 from attractor.nn import CellsConfig, RecursionConfig
 from attractor.optim import OptimizerConfig
 from attractor.train import DeepSupervisionConfig, TrainConfig
@@ -49,6 +50,9 @@ class SudokuDataConfig:
         require_whole(self, 1, "num_puzzles", "size")
 
 
+ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | HRMConfig | TransformerConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class PuzzleRecipe:
     """Everything about a run on puzzles. ``data`` is what is drawn when no folder of puzzles is given.
@@ -56,7 +60,7 @@ class PuzzleRecipe:
     ``compile`` compiles the update network: worth its minute on a GPU and in runs of more than a few minutes.
     """
 
-    model: AttractorReasonerConfig
+    model: ReasonerModelConfig
     data: MazeDataConfig | SudokuDataConfig
     supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
     train: TrainConfig
@@ -81,6 +85,7 @@ def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
 def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     """A plain unrolled loop for comparison: from a zero state, undamped, without noise, as many steps as the run it controls."""
     recipe = maze(seed=seed)
+    assert isinstance(recipe.model, AttractorReasonerConfig)
     return replace(
         recipe,
         model=replace(recipe.model, random_start=False, noise=0.0, damping=1.0),
@@ -88,23 +93,78 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     )
 
 
-def sudoku(size: int, *, minutes: float, width: int, clues: int | None, seed: int = 0) -> PuzzleRecipe:
-    """Sudokus of ``size`` digits on a processor."""
-    cells = CellsConfig(width=width, hidden=2 * width, cell_hidden=width, num_cells=size**2)
+def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
+    """Sudokus of 6 or 9 digits on a processor: six minutes, or an hour, of two cores.
+
+    All families have layers of one kind and width and the same steps; only what is iterated differs. ``trm`` has the attractor's
+    network; ``hrm`` two of them; ``transformer`` four of them, one after another, each used once.
+    """
+    cells = CellsConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
     return PuzzleRecipe(
-        model=AttractorReasonerConfig(
-            num_symbols=size + 1,
-            num_classes=size + 1,
-            update=RecursionConfig(cells=cells),
-            segment=2,
-            tracked=1,
+        model=_model(family, cells, size, segment=2, num_latent=3),
+        data=SudokuDataConfig(
+            size=size, clues={6: 10}.get(size, 32), num_puzzles={6: 1000}.get(size, 10_000), seed=seed
         ),
-        data=SudokuDataConfig(size=size, clues=clues, seed=seed),
-        supervision=DeepSupervisionConfig(batch_size=128, max_segments=6),
+        supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
-            seconds=60 * minutes,
+            seconds={6: 6.0, 9: 60.0}[size] * 60,
             optimizer=OptimizerConfig(lr=2e-3),
             precision="bf16",
+            log_every=10,
             seed=seed,
         ),
     )
+
+
+def published(task: str, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
+    """The published tasks at the published sizes and steps (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488), for one GPU.
+
+    ``sudoku`` mixes its 81 cells by an MLP (5M weights), ``maze`` its 900 by attention (7M); HRM and the Transformer have 27M and
+    attention. Give ``--data``, 1,000 puzzles of the published sets; else as many are drawn.
+    """
+    mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
+    cells = CellsConfig(
+        width=512, hidden=1536, cell_hidden=256, num_heads=8, mixing=mixing, grid_positions=task == "maze"
+    )
+    num_symbols = 10 if task == "sudoku" else len(Cell)
+    return PuzzleRecipe(
+        model=_model(family, cells, num_symbols - 1, segment=3, num_latent=6, halting=True),
+        data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
+        supervision=_supervision(family, batch_size=768, max_segments=16, leave_halted=True, cross_entropy="stablemax"),
+        train=TrainConfig(
+            num_steps=65_000,
+            optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
+            warmup=2000 / 65_000,
+            decay=0.1,
+            ema=0.999,
+            precision="bf16",
+            log_every=50,
+            seed=seed,
+        ),
+        compile=True,
+    )
+
+
+FAMILIES = ("attractor", "trm", "hrm", "transformer")
+
+
+def _model(
+    family: str, cells: CellsConfig, num_digits: int, *, segment: int, num_latent: int, halting: bool = False
+) -> ReasonerModelConfig:
+    counts: Any = {"num_symbols": num_digits + 1, "num_classes": num_digits + 1}
+    recursion = RecursionConfig(cells=cells, num_latent=num_latent)
+    if family == "attractor":
+        return AttractorReasonerConfig(update=recursion, segment=segment, tracked=1, halting=halting, **counts)
+    if family == "trm":
+        return TRMConfig(update=recursion, segment=segment, **counts)
+    wide = cells.width >= 512
+    if family == "hrm":
+        return HRMConfig(cells=replace(cells, num_layers=4 if wide else 2), segment=2, **counts)
+    if family == "transformer":
+        return TransformerConfig(cells=replace(cells, num_layers=8), halting=halting, **counts)
+    raise ConfigError(f"there is no family {family!r}; {suggestion(family, FAMILIES)}")
+
+
+def _supervision(family: str, *, max_segments: int, **settings: Any) -> DeepSupervisionConfig:
+    """A Transformer has no state to carry: each of its questions is answered once."""
+    return DeepSupervisionConfig(max_segments=1 if family == "transformer" else max_segments, **settings)
