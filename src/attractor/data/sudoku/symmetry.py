@@ -27,7 +27,7 @@ def augment(questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple
     cells = rows[:, :, None] * size + columns[:, None, :]
     if height == width:
         turned = rng.random(num) < 0.5
-        cells[turned] = cells[turned].swapaxes(1, 2)  # not contiguous, but indices of whole arrays all the same
+        cells[turned] = cells[turned].swapaxes(1, 2)
     which = np.arange(num)[:, None, None]
     places, names = cells + which * size**2, which * (size + 1)
     question, answer = (digits.take(grids.take(places) + names) for grids in (questions, answers))
