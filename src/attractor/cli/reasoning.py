@@ -62,10 +62,11 @@ def train_reasoner(
     out: Path,
     *,
     data: Path | None = None,
+    held_out: Puzzles | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> Reasoner:
-    """Run ``recipe`` into ``out`` and return the model with averaged weights."""
+    """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone."""
     learnt = training_puzzles(recipe, data)
     for name, needed in (("num_symbols", learnt.num_symbols), ("num_classes", learnt.num_classes)):
         if getattr(recipe.model, name) < needed:
@@ -80,6 +81,7 @@ def train_reasoner(
         start=model.start,
         augment=AUGMENT[recipe.kind],
         device=device,
+        held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
     )
     describe = {
         "kind": KIND,

@@ -110,7 +110,7 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
             seconds={6: 6.0, 9: 60.0}[size] * 60,
             optimizer=OptimizerConfig(lr=2e-3),
             precision="bf16",
-            log_every=10,
+            log_every=50,
             seed=seed,
         ),
     )

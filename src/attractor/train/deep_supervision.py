@@ -91,6 +91,8 @@ class DeepSupervision:
         ``start(questions) -> state``, the model's fresh state.
     device
         Where the model is.
+    held_out
+        Questions and answers (N, height, W), of which the log says how many the model solves in ``max_segments`` segments.
     augment
         ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
 
@@ -106,9 +108,11 @@ class DeepSupervision:
         start: Callable[[Tensor], Tensor],
         augment: Augment,
         device: torch.device | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self._all = questions, answers
         self._config, self._start, self._augment, self._device = config, start, augment, device
+        self._held_out = held_out
         self._carry: dict[str, Tensor] | None = None
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +167,19 @@ class DeepSupervision:
         return {name: value.index_put((where,), fresh[name]) for name, value in carry.items()}
 
     def inspect(self, model: nn.Module) -> dict[str, float]:
-        return {}
+        if self._held_out is None:
+            return {}
+        questions, answers = self._held_out
+        random = torch.get_rng_state()  # looking must not change the run
+        model.eval()
+        with torch.no_grad():
+            state = self._start(questions)
+            for _ in range(self._config.max_segments):
+                output: Any = model(questions, state)
+                state = output.solution.value
+        model.train()
+        torch.set_rng_state(random)
+        return {"held_out": float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())}
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._carry or {})

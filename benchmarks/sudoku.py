@@ -1,0 +1,191 @@
+"""Sudokus: the attractor reasoner beside TRM, HRM and a Transformer, under one loop, at equal steps, over seeds.
+
+    python -m benchmarks.sudoku run --size 6 --num-steps 1200 --threads 1     # all sides and seeds, some minutes each
+    python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # as long as the recipe says, on all cores
+    python -m benchmarks.sudoku show                                          # the table and the curves of all that has run
+
+All sides see the same 1,000 training puzzles, the same batches' size and the same optimiser, have layers of one kind and width, and
+are judged on the same 1,000 unseen puzzles, none of them a symmetric copy of one that was learnt. How learning goes is watched on
+100 further ones. Every finished run is written to ``results/sudoku`` at once.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from attractor.cli.evaluate_puzzles import judge_puzzles
+from attractor.cli.reasoning import Trained, train_reasoner, training_puzzles
+from attractor.cli.runs import environment, finite, write_json
+from attractor.config import override, to_dict
+from attractor.data import sudoku
+from attractor.data.puzzles import Puzzles
+from attractor.models.reasoning import Reasoner
+from attractor.recipes import sudoku as sudoku_recipe
+from attractor.solve import Steps
+from attractor.train import Progress, find_checkpoint
+
+OUT = Path("results/sudoku")
+SIDES = ("attractor", "trm", "hrm", "transformer")
+DEPTHS = (1, 2, 4, 8, 12, 16, 32, 64)
+NUM_TEST, NUM_WATCHED = 1000, 100
+TEST_SEED = 1_000_000
+
+
+def run(
+    size: int = 6,
+    sides: tuple[Literal["attractor", "trm", "hrm", "transformer"], ...] = SIDES,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    num_steps: int | None = None,
+    set: tuple[str, ...] = (),
+    name: str = "",
+    threads: int | None = None,
+) -> None:
+    """Train and judge sides with seeds.
+
+    Args:
+        size: Digits of the Sudokus, 6 or 9.
+        sides: What to train.
+        seeds: Of weights, batches and starts; the puzzles are the same for all.
+        num_steps: Optimiser steps, for all sides alike; by default each side trains for the recipe's time.
+        set: Settings to change, such as data.clues=30.
+        name: Of the results' files, where settings are changed; by default 6x6 or 9x9.
+        threads: Of torch.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    OUT.mkdir(parents=True, exist_ok=True)
+    name = name or f"{size}x{size}" + ("" if num_steps is None else "-steps")
+    for seed in seeds:
+        for side in sides:
+            recipe = sudoku_recipe(size, side)
+            length: dict[str, Any] = {} if num_steps is None else {"seconds": None, "num_steps": num_steps}
+            recipe = replace(recipe, train=replace(recipe.train, seed=seed, **length))
+            recipe = override(recipe, set)
+            learnt = training_puzzles(recipe)
+            clues = getattr(recipe.data, "clues", None)
+            test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
+            watched = sudoku.generate(
+                NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=_both(learnt, test)
+            )
+            with tempfile.TemporaryDirectory() as folder, Progress(f"{name} {side} {seed}") as progress:
+                begun = time.process_time()
+                model = train_reasoner(recipe, Path(folder), held_out=watched, callbacks=[progress])
+                spent = time.process_time() - begun
+                steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
+                log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            figures = judge_puzzles(
+                Trained(model, "sudoku", size),
+                test,
+                depths=DEPTHS,
+                breadths=(1, 4),
+                batch_size=250,
+                seed=seed,
+            )
+            result = {
+                "command": f"python -m benchmarks.sudoku run --size {size} --sides {side} --seeds {seed}"
+                + (f" --num-steps {num_steps}" if num_steps else "")
+                + (f" --set {' '.join(set)} --name {name}" if set else "")
+                + (f" --threads {threads}" if threads else ""),
+                "environment": environment(),
+                "side": side,
+                "seed": seed,
+                "steps": steps,
+                "seconds": log[-1]["seconds"],
+                "processor_seconds": spent,
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "flops_per_evaluation": flops(model, size),
+                "recipe": to_dict(recipe),
+                **figures,
+                "curve": [{k: row[k] for k in ("step", "seconds", "loss", "exact", "held_out")} for row in log],
+            }
+            write_json(OUT / f"{name}-{side}-{seed}.json", finite(result))
+            print(name, side, seed, steps, figures["exact_by_residual"], flush=True)
+
+
+def flops(model: Reasoner, size: int) -> int:
+    """Count the floating-point operations of one evaluation of one puzzle."""
+    question = torch.zeros(1, size, size, dtype=torch.long)
+    state = model.start(question)
+    counts = []
+    for n in (1, 2):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(question, state, stop=Steps(n))
+        counts.append(counter.get_total_flops())
+    return counts[1] - counts[0]
+
+
+def _both(a: Puzzles, b: Puzzles) -> Puzzles:
+    return Puzzles(
+        kind="sudoku",
+        questions=np.concatenate([a.questions, b.questions]),
+        answers=np.concatenate([a.answers, b.answers]),
+    )
+
+
+def show() -> None:
+    """Print means and deviations over seeds, write them to summary.json, and draw how learning went."""
+    view = Table(title="unseen Sudokus right in every cell, %: mean ± deviation over seeds", title_justify="left")
+    for column in ("task", "side", "seeds", "weights", "steps", *(f"depth {d}" for d in DEPTHS), "AUROC"):
+        view.add_column(column, justify="right", no_wrap=True)
+    rows, names = [], sorted({f.name.rsplit("-", 2)[0] for f in OUT.glob("*-*-*.json")})
+    for name in names:
+        figure, axis = plt.subplots(figsize=(6, 3.6))
+        for side in SIDES:
+            runs = [json.loads(f.read_text()) for f in sorted(OUT.glob(f"{name}-{side}-[0-9].json"))]
+            if not runs:
+                continue
+            at = list(zip(*(r["exact_by_residual"][0] for r in runs), strict=True))
+            row = {
+                "task": name,
+                "side": side,
+                "seeds": len(runs),
+                "num_parameters": runs[0]["num_parameters"],
+                "flops_per_evaluation": runs[0]["flops_per_evaluation"],
+                "steps": statistics.mean(r["steps"] for r in runs),
+                "processor_seconds": statistics.mean(r["processor_seconds"] for r in runs),
+                "exact": {d: [statistics.mean(e), _deviation(e)] for d, e in zip(DEPTHS, at, strict=True)},
+                "residual_auroc": [r["residual_auroc"][DEPTHS.index(16)] for r in runs],
+            }
+            rows.append(row)
+            shares = [f"{100 * m:.1f} ± {100 * d:.1f}" for m, d in row["exact"].values()]
+            known = [a for a in row["residual_auroc"] if a is not None]
+            auroc = f"{statistics.mean(known):.3f}" if known else "–"
+            view.add_row(
+                name, side, str(len(runs)), f"{row['num_parameters']:,}", f"{row['steps']:.0f}", *shares, auroc
+            )
+            for which, r in enumerate(runs):
+                curve = r["curve"]
+                colour = f"C{SIDES.index(side)}"
+                label = side if which == 0 else None
+                axis.plot(
+                    [p["step"] for p in curve], [100 * p["held_out"] for p in curve], colour, alpha=0.7, label=label
+                )
+        axis.set(xlabel="optimiser steps", ylabel="unseen puzzles exact, %", ylim=(-3, 103), title=name)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(OUT / f"{name}.png", dpi=130)
+        plt.close(figure)
+    Console(width=200).print(view)
+    write_json(OUT / "summary.json", {"command": "python -m benchmarks.sudoku show", "rows": rows})
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show}, prog="python -m benchmarks.sudoku")
