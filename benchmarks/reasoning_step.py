@@ -5,8 +5,9 @@
 A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same layers and
 shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. Sides take
 turns in one process, so that what disturbs the machine disturbs all; medians and ratios are printed and written to
-``results/reasoning/step-PRECISION.json``. After warming up nothing may be compiled again. Code compiled for one side serves the next, so
-only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of the device's peak.
+``results/reasoning/step-PRECISION.json``. After warming up nothing may be compiled again. Code compiled for one side serves the
+next, so only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of the
+device's peak.
 """
 
 import copy
@@ -198,9 +199,10 @@ def main(
     settings = (
         f"--size {size} --width {width} --batch {batch} --repeats {repeats} --threads {threads} --device {device}"
     )
-    OUT.parent.mkdir(parents=True, exist_ok=True)
+    settings += " --bf16" * bf16
+    OUT.mkdir(parents=True, exist_ok=True)
     write_json(
-        OUT,
+        OUT / f"step-{'bf16' if bf16 else 'float32'}.json",
         {
             "command": f"python -m benchmarks.reasoning_step {settings}",
             "environment": environment(),
