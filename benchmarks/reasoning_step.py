@@ -1,13 +1,13 @@
 """What one training step of a recursive reasoner costs: TRM as its authors write the loop, ours, and the attractor reasoner.
 
-    python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu]
+    python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu] [--bf16]
 
 A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same layers and
 shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. Sides take
 turns in one process, so that what disturbs the machine disturbs all; medians and ratios are printed and written to
-``results/reasoning/step.json``. After warming up nothing may be compiled again. Code compiled for one side serves the next, so
-only the first of two pays for it. On a GPU, in bf16 autocast, also peak memory, waits of the host within a step, and the
-share of the device's peak.
+``results/reasoning/step-PRECISION.json``. After warming up nothing may be compiled again. Code compiled for one side serves the
+next, so only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of the
+device's peak.
 """
 
 import copy
@@ -32,7 +32,7 @@ from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig
 from attractor.nn import CellsConfig, RecursionConfig
 from attractor.train.device import peak_flops
 
-OUT = Path("results/reasoning/step.json")
+OUT = Path("results/reasoning")
 WARM_UP = 3  # the first start, the carried state, and once more to see that nothing is compiled for it
 Segment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # questions and state to logits and state
 
@@ -40,15 +40,15 @@ Segment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # questions and sta
 class Side:
     """A model in training and how one of its segments is made."""
 
-    def __init__(self, model: nn.Module, segment: Segment, state: Tensor) -> None:
-        self.model, self.segment, self.state = model, segment, state
+    def __init__(self, model: nn.Module, segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
+        self.model, self.segment, self.state, self.dtype = model, segment, state, dtype
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         self.seconds: list[float] = []
         self.graphs = 0
 
     def step(self, questions: Tensor, answers: Tensor) -> None:
         """Make one training step."""
-        with torch.autocast(questions.device.type, torch.bfloat16, enabled=questions.is_cuda):
+        with torch.autocast(questions.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits, state = self.segment(questions, self.state)
             loss = F.cross_entropy(logits.flatten(0, -2), answers.flatten())
         self.optimizer.zero_grad()
@@ -106,7 +106,7 @@ def through_reasoner(model: nn.Module) -> Segment:
     return segment
 
 
-def build(size: int, width: int, questions: Tensor) -> dict[str, Side]:
+def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[str, Side]:
     """Return all sides, those of a model with equal weights."""
     cells = CellsConfig(width=width, hidden=3 * width, num_cells=size**2)
     update, symbols = RecursionConfig(cells=cells), {"num_symbols": size + 1, "num_classes": size + 1}
@@ -117,7 +117,7 @@ def build(size: int, width: int, questions: Tensor) -> dict[str, Side]:
         model = copy.deepcopy(model)
         if compiled is not None:
             compiled(model).compile()
-        return Side(model, loop(model), model.start(questions))
+        return Side(model, loop(model), model.start(questions), dtype)
 
     return {
         "straight loop": side(trm, loop=straight_loop),
@@ -140,7 +140,13 @@ def host_waits(side: Side, questions: Tensor, answers: Tensor) -> int:
 
 
 def main(
-    size: int = 9, width: int = 128, batch: int = 64, repeats: int = 20, threads: int = 1, device: str = "cpu"
+    size: int = 9,
+    width: int = 128,
+    batch: int = 64,
+    repeats: int = 20,
+    threads: int = 1,
+    device: str = "cpu",
+    bf16: bool = False,
 ) -> None:
     """Measure, print and write.
 
@@ -151,11 +157,13 @@ def main(
         repeats: Steps of each side.
         threads: Of the processor.
         device: cpu or cuda.
+        bf16: In mixed precision.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     questions, answers = torch.randint(1, size + 1, (2, batch, size, size), device=device)
-    sides = build(size, width, questions)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    sides = build(size, width, questions, dtype)
     rows: dict[str, dict[str, Any]] = {}
     with FlopCounterMode(display=False) as counter:
         sides["TRM"].step(questions, answers)
@@ -176,10 +184,10 @@ def main(
         median = statistics.median(side.seconds)
         rows[name] |= {"ms": 1e3 * median, "least_ms": 1e3 * min(side.seconds), "ratio": median / loop}
         if questions.is_cuda:
-            rows[name]["mfu"] = flops / median / peak_flops(questions.device, torch.bfloat16)
+            rows[name]["mfu"] = flops / median / peak_flops(questions.device, dtype)
     num_parameters = sum(p.numel() for p in sides["TRM"].model.parameters())
     view = Table(
-        title=f"a training step: {size}×{size}, width {width}, batch {batch}; {num_parameters:,} parameters, "
+        title=f"a training step: {size}×{size}, width {width}, batch {batch}, {dtype}; {num_parameters:,} parameters, "
         f"{flops / 1e9:.1f} GFLOP",
         title_justify="left",
     )
@@ -191,9 +199,10 @@ def main(
     settings = (
         f"--size {size} --width {width} --batch {batch} --repeats {repeats} --threads {threads} --device {device}"
     )
-    OUT.parent.mkdir(parents=True, exist_ok=True)
+    settings += " --bf16" * bf16
+    OUT.mkdir(parents=True, exist_ok=True)
     write_json(
-        OUT,
+        OUT / f"step-{'bf16' if bf16 else 'float32'}.json",
         {
             "command": f"python -m benchmarks.reasoning_step {settings}",
             "environment": environment(),

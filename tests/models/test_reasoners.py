@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from attractor import DataError, Steps
 from attractor.config import from_dict, to_dict
@@ -220,3 +221,25 @@ def test_configurations_build_their_model() -> None:
     for name, kind in (("trm", TRM), ("hrm", HRM), ("transformer", TransformerReasoner)):
         assert type(build(CONFIGS[name])) is kind
     assert not hasattr(build(transformer_tiny(6)), "q_head")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_networks_compile_whole_and_once(name: str) -> None:
+    """In place, without a break: the same answers and gradients, and nothing is compiled again for a carried state."""
+    model, q = build(CONFIGS[name]), questions()
+    compiled = copy.deepcopy(model)
+    torch._dynamo.reset()
+    for network in {"trm": ["update"], "hrm": ["H_level", "L_level"], "transformer": ["net"]}[name]:
+        compiled.get_submodule(network).compile(backend="eager", fullgraph=True)
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    state, graphs = model.start(q), 0
+    for step in range(3):
+        plain, fast = model(q, state), compiled(q, state)
+        assert torch.allclose(plain.logits, fast.logits, atol=1e-4)
+        a, b = (gradients(m, o.logits.square().sum()) for m, o in ((model, plain), (compiled, fast)))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3), key
+        found = counters["stats"]["unique_graphs"]
+        assert step == 0 or found == graphs
+        state, graphs = plain.solution.value.detach(), found
