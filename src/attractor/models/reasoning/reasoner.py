@@ -17,7 +17,7 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom
-from attractor.nn import Cells, ConvolutionUpdate
+from attractor.nn import Cells, ConvolutionUpdate, Recursion
 from attractor.solve import PartialUpdate, Picard, Solution, Steps, StopRule, Tolerance
 
 
@@ -113,9 +113,9 @@ class Reasoner(nn.Module, ABC):
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
 
     def compile_update(self) -> None:
-        """Compile the networks that one evaluation runs through, in place: names, weights and copies stay as they are."""
-        for module in self.modules():
-            if isinstance(module, Cells | ConvolutionUpdate):
+        """Compile the networks that one evaluation runs through, in place: names and weights stay as they are; copies run eagerly."""
+        for module in self.children():
+            if isinstance(module, Recursion | Cells | ConvolutionUpdate):
                 module.compile(dynamic=False)
 
     @torch.no_grad()
