@@ -114,7 +114,8 @@ def _draw_maze(question: Grid, answer: Grid) -> Text:
 
 def _draw_sudoku(question: Grid, answer: Grid) -> Text:
     """Draw givens in bold and what was found in colour."""
-    text = sudoku.render(answer)
+    # A model of larger Sudokus may answer with a digit that this one does not have: that is no answer.
+    text = sudoku.render(np.where(answer <= len(answer), answer, 0).astype(np.uint8))
     drawn = Text(text)
     cells = [place for place, character in enumerate(text) if character == "." or character.isdigit()]
     for place, given in zip(cells, question.reshape(-1), strict=True):

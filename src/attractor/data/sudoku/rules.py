@@ -26,7 +26,7 @@ def require_grids(grids: NDArray[Any], name: str = "questions") -> int:
         raise DataError(f"{name} have the shape {shape}; give (N, size, size) with a size of 4, 6 or 9.")
     if grids.size and not (grids.min() >= 0 and grids.max() <= shape[1]):
         raise DataError(
-            f"{name} of size {shape[1]} hold values from {grids.min()} to {grids.max()}; give 0 to {shape[1]}."
+            f"{name} of size {shape[1]} with values from {grids.min()} to {grids.max()}; give 0 to {shape[1]}."
         )
     return int(shape[1])
 

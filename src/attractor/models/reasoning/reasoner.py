@@ -113,7 +113,7 @@ class Reasoner(nn.Module, ABC):
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
 
     def compile_update(self) -> None:
-        """Compile the networks that one evaluation runs through, in place; names and weights stay, copies of the model run eagerly."""
+        """Compile the networks that one evaluation runs through, in place. Names and weights stay; copies run eagerly."""
         for module in self.children():
             if isinstance(module, Recursion | Cells | ConvolutionUpdate):
                 module.compile(dynamic=False)

@@ -1,0 +1,160 @@
+"""Sudokus on the command line: train, solve, evaluate, and one sentence for everything that cannot be."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attractor.cli import main
+from attractor.cli.reasoning import load_reasoner
+from attractor.data import puzzles, sudoku
+
+FAST = [
+    "data.size=4",
+    "data.clues=6",
+    "data.num_puzzles=8",
+    "model.update.cells.num_cells=16",
+    "model.update.cells.width=16",
+    "model.update.cells.hidden=16",
+    "supervision.batch_size=4",
+    "train.seconds=null",
+    "train.num_steps=3",
+    "train.precision=fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of puzzles of four digits."""
+    folder = tmp_path_factory.mktemp("data") / "sudoku"
+    train = sudoku.generate(12, size=4, clues=6, seed=0)
+    puzzles.write(folder, {"train": train, "test": sudoku.generate(5, size=4, clues=6, seed=1, exclude=train)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A reasoner of Sudokus of four digits that has hardly learnt anything."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert main(["train", "sudoku/6x6", "--out", str(out), "--track", "none", "--set", *FAST]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def puzzle(data):
+    return "".join(map(str, puzzles.read(data, "test").questions[0].reshape(-1)))
+
+
+@pytest.mark.parametrize("how", ["line", "drawn", "csv", "text"])
+def test_puzzles_come_in_a_line_a_drawing_a_csv_or_a_file(how, run, puzzle, tmp_path, monkeypatch, capsys) -> None:
+    """Each prints the board, a verdict, the residual, evaluations and time."""
+    grid = sudoku.parse(puzzle)
+    given = str(tmp_path / f"puzzle.{'csv' if how == 'csv' else 'txt'}")
+    if how == "line":
+        given = puzzle
+    elif how == "drawn":
+        monkeypatch.setattr("sys.stdin", io.StringIO(sudoku.render(grid)))
+        given = "-"
+    elif how == "csv":
+        answer = "".join(map(str, sudoku.solve(grid).reshape(-1)))
+        (tmp_path / "puzzle.csv").write_text(f"source,question,answer,rating\nme,{puzzle},{answer},0\n")
+    else:
+        (tmp_path / "puzzle.txt").write_text(f"{puzzle}\n{puzzle}\n")
+    assert main(["solve", str(run), given, "--depth", "6"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("6 evaluations") == (2 if how == "text" else 1)
+    assert "residual" in out
+    assert "wrong:" in out or "verified: solved" in out
+
+
+def test_the_board_settling_is_drawn(run, puzzle, tmp_path) -> None:
+    """An animation with a frame a depth."""
+    assert main(["solve", str(run), puzzle, "--depth", "4", "--gif", str(tmp_path / "board.gif")]) == 0
+    with Image.open(tmp_path / "board.gif") as image:
+        assert image.n_frames > 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("1.1........4.2..", "the digit 1 twice"),
+        ("................", "several solutions"),
+        ("123....4........", "no solution"),
+        ("123", "3 cells"),
+        ("of six digits", "grids of 16"),
+        ("nothing.txt", "nothing.txt"),
+        ("1...x", "cannot be read"),
+    ],
+)
+def test_puzzles_that_cannot_be_are_refused_before_anything_runs(given: str, says: str, run, capsys) -> None:
+    """Contradictions, ambiguity, lengths, foreign sizes and files: one sentence and exit code 2."""
+    if given == "of six digits":
+        given = "".join(map(str, sudoku.generate(1, size=6, seed=0).questions.reshape(-1)))
+    assert main(["solve", str(run), given]) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    assert "residual" not in printed.out
+
+
+def test_evaluate_prints_depth_by_breadth_and_writes_it(run, data, tmp_path, capsys) -> None:
+    """Shares by residual and by majority, residuals and what they know."""
+    file = tmp_path / "figures.json"
+    arguments = ["--data", str(data), "--depths", "1", "4", "--breadths", "1", "3", "--out", str(file)]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "majority" in out
+    assert "AUROC" in out
+    figures = json.loads(file.read_text())["results"]
+    assert figures["num_puzzles"] == 5
+    assert np.shape(figures["exact_by_residual"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--data"),
+        (["--data", "{data}", "--depths", "4", "1"], "rising"),
+        (["--data", "{data}", "--breadths", "0"], "rising"),
+        (["--data", "{data}", "--depth", "3"], "--depth is for language models"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_evaluations_that_cannot_be_are_refused(arguments: list[str], says: str, run, data, capsys) -> None:
+    assert main(["evaluate", str(run), *(a.format(data=data) for a in arguments)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
+    """In two parts as in one: carry, data and random numbers go on where they were."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = ["--data", str(data), "--track", "none", "--set", *FAST[:-2], "train.precision=fp32"]
+    assert main(["train", "sudoku/6x6", "--out", str(whole), *settings, "train.num_steps=6", "train.decay=1e-9"]) == 0
+    assert main(["train", "sudoku/6x6", "--out", str(cut), *settings, "train.num_steps=3", "train.decay=1e-9"]) == 0
+    assert (
+        main(["train", "sudoku/6x6", "--out", str(cut), "--resume", *settings, "train.num_steps=6", "train.decay=1e-9"])
+        == 0
+    )
+    a, b = (load_reasoner(out).model.state_dict() for out in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_puzzles_of_another_kind_or_size_are_refused(data, tmp_path, capsys) -> None:
+    """A folder of Sudokus is not for mazes, and a mixer is built for one size."""
+    assert main(["train", "maze", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
+    assert "this recipe is about maze" in capsys.readouterr().err
+    assert main(["train", "sudoku/6x6", "--data", str(data), "--out", str(tmp_path / "b"), "--track", "none"]) == 2
+    assert "grids of 36" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
+def test_baselines_train_and_solve(family: str, tmp_path, data) -> None:
+    """By their recipes' names, like the attractor."""
+    cells = "model.update.cells" if family == "-trm" else "model.cells"
+    small = [setting.replace("model.update.cells", cells) for setting in FAST]
+    out = tmp_path / "run"
+    assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--track", "none", "--set", *small]) == 0
+    assert main(["evaluate", str(out), "--data", str(data), "--depths", "1", "2"]) == 0
