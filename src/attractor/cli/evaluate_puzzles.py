@@ -51,6 +51,7 @@ def evaluate_reasoner(
         if not values or min(values) < 1 or sorted(set(values)) != list(values):
             raise ConfigError(f"--{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
     trained = load_reasoner(checkpoint)
+    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     data = held_out(trained, paths, limit)
     console = Console()
     with Bars() as bars:
@@ -84,8 +85,14 @@ def judge_puzzles(
     """Return shares of right answers by breadth and depth, chosen by residual and by majority, and the residual's AUROC."""
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
+    device = next(trained.model.parameters()).device
     starts = explore(
-        trained.model, questions, depths=depths, breadth=max(breadths), batch_size=batch_size, advance=advance
+        trained.model,
+        questions.to(device),
+        depths=depths,
+        breadth=max(breadths),
+        batch_size=batch_size,
+        advance=advance,
     )
     first = exact(starts.answers[0], truth)  # (depths, N)
 

@@ -225,7 +225,8 @@ def _training_tensors(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{which}.{index}.{k}": v for k, v in state.items()}
     tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
-    return tensors | {"random": torch.get_rng_state()}
+    tensors |= {"random": torch.get_rng_state()}
+    return tensors | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _restore(
@@ -260,6 +261,8 @@ def _restore(
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         objective.load_state_dict(group("objective."))
         torch.set_rng_state(tensors["random"])
+        if torch.cuda.is_available() and "random_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random_cuda"])
         return int(scalars["step"]), float(scalars["seconds"]), int(scalars["skipped"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
