@@ -158,7 +158,7 @@ def test_every_family_trains(family: str, data, tmp_path) -> None:
 MISTAKES = {
     "no data": (["train", "language/tiny"], "--data FOLDER"),
     "no such folder": (["train", "language/tiny", "--data", "NOWHERE"], "attractor data prepare"),
-    "data for mazes": (["train", "maze", "--data", "DATA"], "leave out --data"),
+    "data for mazes": (["train", "maze", "--data", "DATA"], "not the index of puzzles"),
     "rows too long": (
         ["train", "language/tiny", "--data", "DATA", "--set", "text.length=512"],
         "max_position_embeddings",
@@ -174,7 +174,7 @@ MISTAKES = {
         ["train", "language/tiny", "--data", "DATA", "--set", "model.num_attractor_layers=9"],
         "exceeds",
     ),
-    "a reasoner's command": (["solve", "RUN", "maze.txt"], "cannot be read"),
+    "a reasoner's command": (["solve", "RUN", "maze.txt"], "'reasoner' is needed"),
     "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
     "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below what float32 resolves"),
     "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),

@@ -65,6 +65,7 @@ def train_reasoner(
     held_out: Puzzles | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    pause: Callable[[], bool] = lambda: False,
 ) -> Reasoner:
     """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone."""
     learnt = training_puzzles(recipe, data)
@@ -91,7 +92,16 @@ def train_reasoner(
     }
     if recipe.compile:
         model.compile_update()
-    averaged = run_loop(model, objective, recipe.train, out=out, describe=describe, callbacks=callbacks, resume=resume)
+    averaged = run_loop(
+        model,
+        objective,
+        recipe.train,
+        out=out,
+        describe=describe,
+        callbacks=callbacks,
+        resume=resume,
+        pause=pause,
+    )
     assert isinstance(averaged, Reasoner)
     return averaged
 

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def train_language(
     *,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    pause: Callable[[], bool] = lambda: False,
     start: Start | None = None,
 ) -> LanguageModel:
     """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``.
@@ -122,6 +123,7 @@ def train_language(
         describe=describe,
         callbacks=callbacks,
         resume=resume,
+        pause=pause,
         save_model=save,
     )
     assert isinstance(trained, LanguageModel)

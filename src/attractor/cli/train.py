@@ -12,7 +12,7 @@ from attractor.config import override, to_dict
 from attractor.errors import ConfigError
 from attractor.recipes import RETROFIT, LanguageRecipe, started_from
 from attractor.recipes import recipe as find_recipe
-from attractor.train import Progress, find_checkpoint, tracker
+from attractor.train import Pause, Progress, find_checkpoint, tracker
 
 
 def train(
@@ -23,6 +23,7 @@ def train(
     init: Path | None = None,
     out: Path | None = None,
     resume: bool = False,
+    pause_after: float | None = None,
     overwrite: bool = False,
     track: str = "tensorboard",
 ) -> None:
@@ -37,6 +38,7 @@ def train(
         init: For language: the checkpoint to start from, which then decides the model's sizes; attractor retrofit makes one.
         out: Folder to write; by default runs/RECIPE.
         resume: Continue the newest checkpoint in the folder.
+        pause_after: Seconds after which to write a checkpoint and leave; the schedule stays. SIGTERM and Ctrl-C do the same.
         overwrite: Write into a folder that is not empty.
         track: Where curves are drawn: tensorboard, wandb, trackio or none.
     """
@@ -57,11 +59,14 @@ def train(
         find_checkpoint(out)
     claim(out, resume=resume, overwrite=overwrite)
     drawn = tracker(track, out, recipe, to_dict(config))
-    with Progress(recipe) as progress:
+    with Progress(recipe) as progress, Pause(seconds=pause_after) as pause:
         callbacks = [progress, *([drawn] if drawn else [])]
         if isinstance(config, LanguageRecipe):
             assert data is not None
-            train_language(config, data, out, callbacks=callbacks, resume=resume, start=start)
+            train_language(config, data, out, callbacks=callbacks, resume=resume, pause=pause, start=start)
         else:
-            train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume)
-    Console().print(f"checkpoint: {find_checkpoint(out)}")
+            train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause)
+    paused = (
+        f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings" if pause() else ""
+    )
+    Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)

@@ -5,6 +5,7 @@ from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionCon
 from attractor.train.device import peak_flops
 from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
 from attractor.train.next_token import NextToken, NextTokenConfig
+from attractor.train.pause import Pause
 from attractor.train.progress import Progress
 from attractor.train.trackers import tracker
 
@@ -16,6 +17,7 @@ __all__ = [
     "NextToken",
     "NextTokenConfig",
     "Objective",
+    "Pause",
     "Progress",
     "Report",
     "TrainConfig",

@@ -121,6 +121,7 @@ def train(
     describe: dict[str, Any],
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    pause: Callable[[], bool] = lambda: False,
     save_model: SaveModel = save_weights,
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
@@ -128,7 +129,8 @@ def train(
     Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that the
     checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
     ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
-    by steps. Only how long it runs and how often it logs and saves may differ from before.
+    by steps. Only how long it runs and how often it logs and saves may differ from before. When ``pause()`` says so, after any
+    step, it writes a checkpoint and leaves; nothing of the schedule changes.
 
     Raises
     ------
@@ -164,7 +166,7 @@ def train(
         save_checkpoint(out, step, describe, lambda folder: save_model(module, folder), tensors, scalars)
 
     with log:
-        while (now := progress()) < 1:
+        while (now := progress()) < 1 and not (step and pause()):
             factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
             decay = 1 + now * (config.optimizer.final_decay - 1)
             for group, (rate, weight_decay) in zip(groups, full, strict=True):

@@ -1,0 +1,37 @@
+"""Leaving a run so that it can go on: after some time, or when the system or the user asks for it."""
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Pause:
+    """Tells a run when to write a checkpoint and leave; ``with Pause(seconds=600) as pause`` listens for SIGTERM and SIGINT too.
+
+    A second SIGINT interrupts at once. ``seconds=None`` waits for signals alone.
+    """
+
+    def __init__(self, *, seconds: float | None = None) -> None:
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> bool:
+        """Tell whether the run should pause now."""
+        return self._asked or (self._until is not None and time.monotonic() >= self._until)
+
+    def __enter__(self) -> Self:
+        self._before = {which: signal.signal(which, self._ask) for which in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True

@@ -1,0 +1,56 @@
+"""Leaving a run and going on with it."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attractor.cli.reasoning import load_reasoner, train_reasoner
+from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.nn import ConvolutionUpdateConfig
+from attractor.recipes import MazeDataConfig, maze
+from attractor.train import Pause, TrainConfig
+
+TINY = replace(
+    maze(),
+    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=2, tracked=1),
+    data=MazeDataConfig(num_mazes=20, size=7),
+    train=TrainConfig(num_steps=9),
+)
+
+
+def test_a_run_in_pieces_is_bitwise_the_run_in_one(tmp_path) -> None:
+    """Pauses after any step change nothing, the schedule included."""
+    train_reasoner(TINY, tmp_path / "whole")
+    calls = iter(range(100))
+    train_reasoner(TINY, tmp_path / "cut", pause=lambda: next(calls) == 3)
+    for _ in range(2):
+        train_reasoner(TINY, tmp_path / "cut", resume=True, pause=lambda: next(calls) % 3 == 0)
+    train_reasoner(TINY, tmp_path / "cut", resume=True)
+    a, b = (load_reasoner(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_signals_ask_for_a_pause_and_the_old_handlers_come_back(which: signal.Signals) -> None:
+    """The first is a request; afterwards signals mean what they meant before."""
+    before = signal.getsignal(which)
+    with Pause() as pause:
+        assert not pause()
+        os.kill(os.getpid(), which)
+        assert pause()
+    assert signal.getsignal(which) is before
+
+
+def test_a_second_interrupt_is_obeyed_at_once() -> None:
+    with Pause():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_time_asks_for_a_pause() -> None:
+    assert Pause(seconds=0)()
+    assert not Pause(seconds=60)()
