@@ -16,7 +16,7 @@ Plain = Any  # a numpy array, or a tensor
 
 def plain(x: Tensor) -> Plain:
     """Return ``x`` for deciding. An array shares its memory; never write into it."""
-    return x.numpy() if x.is_cpu and not torch.is_grad_enabled() else x
+    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() else x
 
 
 def tensor(x: Plain) -> Tensor:

@@ -145,7 +145,7 @@ class Anderson(Solver):
         known, xp = state.known[:, drop:], namespace(row)
         others, square = fill(row[:, :-1], ~known, 0), row[:, -1:]
         ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(y.dtype).eps
-        row = xp.concatenate([others, square + (ridge * square).clip(_TINY)], 1)
+        row = xp.concatenate([others, square + (ridge * square + _TINY)], 1)
         system = xp.concatenate([state.system[:, drop:, drop:], others[:, None]], 1)
         system = xp.concatenate([system, row[:, :, None]], 2)
         # An equation whose history has a gap starts afresh: what it knew belongs to other neighbours.
@@ -160,12 +160,13 @@ class Anderson(Solver):
 
     def _weights(self, system: Plain, known: Plain) -> Tensor:
         """Solve the normal equations, in float64: they are tiny, and their condition is the square of the residuals'."""
-        newest = torch.zeros(known.shape, dtype=torch.float64, device=tensor(known).device)
-        newest[:, -1] = 1
+        xp = namespace(known)
         # A newest point whose residual is exactly zero is wanted too; its tiny square then gives it all the weight.
-        alpha = torch.linalg.solve_ex(tensor(system), torch.maximum(tensor(known).double(), newest))[0]
+        newest = xp.zeros_like(known)
+        newest[:, -1] = True
+        alpha = torch.linalg.solve_ex(tensor(system), tensor(known | newest).double())[0]
         total = alpha.sum(dim=1, keepdim=True)
-        return choose(plain(~total.isfinite()[:, 0]), newest, alpha / total)
+        return choose(~xp.isfinite(plain(total))[:, 0], tensor(newest).double(), alpha / total)
 
     def answer(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual
