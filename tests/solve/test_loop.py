@@ -19,6 +19,7 @@ from attractor import (
     Status,
     Steps,
     Tolerance,
+    Unrolled,
     fixed_point,
 )
 from attractor.testing import residual, zoo
@@ -378,3 +379,38 @@ def test_a_start_that_is_not_finite_is_refused() -> None:
     """NaN in y0 is bad data, not a bad setting."""
     with pytest.raises(DataError, match="NaN"):
         fixed_point(torch.cos, torch.tensor([[1.0, torch.nan]]))
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
+@pytest.mark.parametrize("rtol", [1e-2, 1e-9])
+def test_decisions_are_the_same_with_and_without_gradients(solver: Solver, rtol: float) -> None:
+    """What numpy decides on a CPU, torch decides where gradients are tracked: status, counts and values agree."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for problem in ZOO.values():
+        broken = problem.y0.clone()
+        broken[:1] = 1e160  # whose square is not finite
+        for y0 in (problem.y0, broken):
+            stop = Tolerance(rtol=rtol, max_evaluations=40, patience=6)
+            update = lambda y, p=problem: scale * p.update(y)  # noqa: E731
+            tracked = fixed_point(update, y0, solver=solver, stop=stop, causal=problem.causal, gradient=Unrolled())
+            assert tracked.value.requires_grad
+            with torch.no_grad():
+                free = fixed_point(update, y0, solver=solver, stop=stop, causal=problem.causal)
+            assert torch.equal(tracked.outcome.status, free.outcome.status), problem.name
+            assert torch.equal(tracked.evaluations, free.evaluations), problem.name
+            assert torch.allclose(tracked.value, free.value, rtol=1e-12, atol=1e-12, equal_nan=True), problem.name
+
+
+def test_an_update_may_track_gradients_of_its_own() -> None:
+    """Where autograd is off, an update that switches it on inside, as an energy's descent does, is solved all the same."""
+
+    def descend(y):
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            energy = (y - 2).square().sum() / 4
+            return y - torch.autograd.grad(energy, y, create_graph=True)[0]
+
+    with torch.no_grad():
+        found = fixed_point(descend, torch.zeros(3, 4, dtype=torch.float64))
+    assert found.outcome.converged
+    assert torch.allclose(found.value, torch.full_like(found.value, 2), atol=1e-3)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
-from attractor.solve.batch import choose
+from attractor.solve.batch import Plain, choose, fill, namespace, plain, tensor
 
 
 class Solver(ABC):
@@ -95,7 +94,8 @@ _TINY = 1e-200
 class _AndersonState:
     points: tuple[Tensor, ...]  # each (N, D): y + mixing·g, newest last
     residuals: tuple[Tensor, ...]  # each (N, D): g
-    gram: Tensor  # (N, k, k) float64, inner products of the residuals; zero where an equation may not use an entry
+    system: Plain  # (N, k, k) float64, the normal equations: inner products of the residuals, and the ridge
+    known: Plain  # (N, k) bool, the entries that may be used again
     scratch: Tensor  # (N, D)
 
 
@@ -132,7 +132,8 @@ class Anderson(Solver):
             raise ConfigError(f"Anderson(mixing={self.mixing!r}): the mixing must lie in (0, 1].")
 
     def init(self, y: Tensor) -> _AndersonState:
-        return _AndersonState((), (), y.new_zeros(y.shape[0], 0, 0, dtype=torch.float64), torch.empty_like(y))
+        nothing = plain(y.new_empty(y.shape[0], 0, dtype=torch.float64))
+        return _AndersonState((), (), nothing[:, :, None][:, :, :0], nothing > 0, torch.empty_like(y))
 
     def step(
         self, state: _AndersonState, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
@@ -140,35 +141,32 @@ class Anderson(Solver):
         drop = len(state.points) == self.window
         points = (*state.points[drop:], _damped(y, f, g, self.mixing))
         residuals = (*state.residuals[drop:], g)
-        row = torch.stack([_dot(r, g, state.scratch) for r in residuals], dim=1).double()  # (N, k)
-        gram = F.pad(state.gram[:, drop:, drop:], (0, 1, 0, 1))  # (N, k, k)
-        if len(points) > 1:
-            known = gram.diagonal(dim1=1, dim2=2)[:, :-1] > 0
-            row = torch.cat([torch.where(known, row[:, :-1], 0), row[:, -1:]], dim=1)
-        gram[:, -1], gram[:, :, -1] = row, row
+        row = plain(torch.stack([_dot(r, g, state.scratch) for r in residuals], dim=1).double())  # (N, k)
+        known, xp = state.known[:, drop:], namespace(row)
+        others, square = fill(row[:, :-1], ~known, 0), row[:, -1:]
+        ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(y.dtype).eps
+        row = xp.concatenate([others, square + (ridge * square + _TINY)], 1)
+        system = xp.concatenate([state.system[:, drop:, drop:], others[:, None]], 1)
+        system = xp.concatenate([system, row[:, :, None]], 2)
         # An equation whose history has a gap starts afresh: what it knew belongs to other neighbours.
-        gram = choose(~fresh, torch.zeros_like(gram), gram)
+        known = xp.concatenate([known, square > 0], 1) & plain(fresh)[:, None]
         y_next = points[0]
         if len(points) > 1:
-            alpha = self._weights(gram, y.dtype)  # (N, k)
-            y_next = points[0] * alpha[:, :1]
-            for j in range(1, len(points)):
-                y_next.addcmul_(points[j], alpha[:, j : j + 1])
-        return y_next, _AndersonState(points, residuals, gram, state.scratch)
+            first, *rest = self._weights(system, known).to(y.dtype).T[:, :, None]  # each (N, 1)
+            y_next = points[0] * first
+            for point, weight in zip(points[1:], rest, strict=True):
+                y_next.addcmul_(point, weight)
+        return y_next, _AndersonState(points, residuals, system, known, state.scratch)
 
-    def _weights(self, gram: Tensor, dtype: torch.dtype) -> Tensor:
+    def _weights(self, system: Plain, known: Plain) -> Tensor:
         """Solve the normal equations, in float64: they are tiny, and their condition is the square of the residuals'."""
-        ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(dtype).eps
-        square = gram.diagonal(dim1=1, dim2=2)  # (N, k)
-        known = square > 0
-        system = gram.clone()
-        system.diagonal(dim1=1, dim2=2).add_((ridge * square).clamp_min(_TINY))
-        newest = torch.zeros_like(square)
-        newest[:, -1] = 1
-        # A newest point whose residual is exactly zero is wanted too; the tiny diagonal then gives it all the weight.
-        alpha = torch.linalg.solve_ex(system, torch.maximum(known.double(), newest))[0]
-        alpha = choose(~alpha.isfinite().all(dim=1), newest, alpha)
-        return (alpha / alpha.sum(dim=1, keepdim=True)).to(dtype)
+        xp = namespace(known)
+        # A newest point whose residual is exactly zero is wanted too; its tiny square then gives it all the weight.
+        newest = xp.zeros_like(known)
+        newest[:, -1] = True
+        alpha = torch.linalg.solve_ex(tensor(system), tensor(known | newest).double())[0]
+        total = alpha.sum(dim=1, keepdim=True)
+        return choose(~xp.isfinite(plain(total))[:, 0], tensor(newest).double(), alpha / total)
 
     def answer(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual

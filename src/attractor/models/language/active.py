@@ -34,12 +34,12 @@ class TokenUpdate(PartialUpdate):
         self.everyone = _All(self)
 
     def __call__(self, y: Tensor) -> Tensor:
-        self.y = y.clone()
+        self.y = y
         return self.apply(y, self.proposal, self.everyone)
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         batch, length, width = self.y.shape
-        self.y.view(-1, width)[index] = y
+        self.y = self.y.view(-1, width).index_copy(0, index, y).view_as(self.y)
         if TILE * -(-len(index) // TILE) >= batch * length:
             return self(self.y).view(-1, width)[index]
         reader = _Some(self, index)
@@ -48,9 +48,8 @@ class TokenUpdate(PartialUpdate):
 
     def finish(self, value: Tensor) -> None:
         """Leave the keys and values of ``value`` (B, T, D) in the cache, for tokens that ended elsewhere than last evaluated."""
-        moved = (value != self.y).any(dim=-1).view(-1)
-        if self.context.cache is not None and bool(moved.any()):
-            index = moved.nonzero()[:, 0]
+        if self.context.cache is not None and not torch.equal(value, self.y):
+            index = (value != self.y).any(dim=-1).view(-1).nonzero()[:, 0]
             self.at(value.reshape(-1, value.shape[-1])[index], index)
 
 
@@ -60,7 +59,11 @@ class _All:
     def __init__(self, update: TokenUpdate) -> None:
         context = update.context
         self.update, self.rotary, self.is_real = update, context.rotary, context.is_real
-        self.places = context.past + torch.arange(update.y.shape[1], device=update.y.device)
+        length, past = update.y.shape[1], context.past
+        # Where a cache counts its tokens on the device, no slice can be made of them without waiting.
+        self.places = (
+            slice(past, past + length) if isinstance(past, int) else past + torch.arange(length, device=past.device)
+        )
 
     def attend(self, slot: int) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,7 +72,7 @@ class _All:
                 stored[slot] = self.update.cache.update(k, v, slot)
             else:
                 for store, new in zip(stored[slot], (k, v), strict=True):
-                    store.index_copy_(2, self.places, new)
+                    store[:, :, self.places] = new
             return attention(q, *stored[slot], self.update.context.mask)
 
         return attend
