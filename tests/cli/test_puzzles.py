@@ -183,3 +183,17 @@ def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
             main(["data", *arguments])
         assert stop.value.code == 0
         assert says in capsys.readouterr().out
+
+
+def test_verify_says_what_is_there_and_finds_a_flipped_byte(tmp_path, capsys) -> None:
+    """The same command as for text."""
+    folder = tmp_path / "sudoku"
+    assert main(["data", "sudoku", "--out", str(folder), "--size", "4", "--num", "5", "--num-test", "3"]) == 0
+    assert main(["data", "verify", str(folder)]) == 0
+    assert "every byte" in capsys.readouterr().out
+    file = folder / "test-answers.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert main(["data", "verify", str(folder)]) == 2
+    assert "test-answers.npy" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.cli.puzzles import mazes, sudoku
+from attractor.cli.puzzles import is_puzzles, mazes, sudoku, verify_puzzles
 from attractor.data.text import (
     Reading,
     Shards,
@@ -94,11 +94,15 @@ def prepare(
 
 
 def verify(folder: Path, /) -> None:
-    """Read all shards of a prepared folder and compare their checksums.
+    """Read all of a prepared folder, compare checksums, and say what is in it.
 
     Args:
-        folder: As written by attractor data prepare.
+        folder: As written by attractor data prepare, sudoku or mazes.
     """
+    if is_puzzles(folder):
+        verify_puzzles(folder, Console())
+        Console().print("every byte is as it was written.")
+        return
     for split in list_splits(folder):
         Shards(folder, split).verify()
     Console().print(_table(folder))

@@ -1,6 +1,6 @@
 """``attractor data sudoku`` and ``attractor data mazes``: puzzles, drawn or from others' sets, become a folder to train on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from rich.table import Table
 import attractor.data.mazes as maze_room
 import attractor.data.sudoku as sudoku_room
 from attractor.data.mazes import Mazes, fingerprints
-from attractor.data.puzzles import Puzzles, require_new, write
+from attractor.data.puzzles import Puzzles, read, read_index, require_new, write
 from attractor.errors import ConfigError, DataError
 
 Advance = Callable[[int], None]
@@ -207,8 +207,29 @@ def _drawn(
 
 def _finish(out: Path, splits: dict[str, Puzzles], made: dict[str, Any], console: Console) -> None:
     write(out, splits, describe=made)
+    console.print(_table(splits))
+    console.print(
+        f"In {out}/: index.json, and questions and answers of each split as .npy.", soft_wrap=True, highlight=False
+    )
+
+
+def is_puzzles(folder: Path) -> bool:
+    """Tell whether a folder looks like one of puzzles."""
+    try:
+        return bool(read_index(folder))
+    except DataError:
+        return False
+
+
+def verify_puzzles(folder: Path, console: Console) -> None:
+    """Compare every checksum, and say what is there."""
+    console.print(_table({split: read(folder, split) for split in read_index(folder)["splits"]}))
+
+
+def _table(splits: Mapping[str, Puzzles]) -> Table:
+    first = next(iter(splits.values()))
     view = Table()
-    for column in ("split", "puzzles", "cells", "clues" if splits["train"].kind == "sudoku" else "steps", "rating"):
+    for column in ("split", "puzzles", "cells", "clues" if first.kind == "sudoku" else "steps", "rating"):
         view.add_column(column, justify="right", no_wrap=True)
     for name, puzzles in splits.items():
         height, width = puzzles.questions.shape[1:]
@@ -218,7 +239,4 @@ def _finish(out: Path, splits: dict[str, Puzzles], made: dict[str, Any], console
             figure = (puzzles.answers == maze_room.Cell.PATH).sum() / len(puzzles) + 1
         rating = "" if puzzles.ratings is None else f"{puzzles.ratings.mean():.1f}"
         view.add_row(name, f"{len(puzzles):,}", f"{height}×{width}", f"{figure:.1f}", rating)
-    console.print(view)
-    console.print(
-        f"In {out}/: index.json, and questions and answers of each split as .npy.", soft_wrap=True, highlight=False
-    )
+    return view
