@@ -1,9 +1,11 @@
 """The attractor reasoner: what its settings mean, and what iterating it promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from attractor import DataError, Steps
+from attractor import DataError, Steps, Tolerance
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.testing import UpdateConformance
@@ -13,8 +15,6 @@ SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment
 
 def reasoner(**changes) -> AttractorReasoner:
     torch.manual_seed(0)
-    from dataclasses import replace
-
     return AttractorReasoner(replace(SMALL, **changes)).eval()
 
 
@@ -125,3 +125,37 @@ def test_questions_that_are_no_grids_of_symbols_are_refused(bad: torch.Tensor) -
     """One sentence with the shape and the symbols."""
     with pytest.raises(DataError, match="symbols 0 to 3"):
         reasoner()(bad)
+
+
+class Shrinking(AttractorReasoner):
+    """Halves the distance to zero at a rate that the question's symbol says, and notes how many puzzles it is asked for."""
+
+    asked: list[int]
+
+    def bind(self, questions):
+        rate = (0.05 + 0.3 * questions[:, :1, :1, None]).to(torch.float32)
+
+        def update(y):
+            self.asked.append(len(y))
+            return 1 + rate * (y - 1)
+
+        return update
+
+
+@torch.no_grad()
+def test_puzzles_at_rest_leave_the_batch_and_change_nothing() -> None:
+    """Each is evaluated as often as alone and ends where it would alone; the slow ones are computed without the quick ones."""
+    model = Shrinking(replace(SMALL, damping=1.0)).eval()
+    q = torch.tensor([0, 2, 1, 0])[:, None, None].expand(4, 5, 5).contiguous()
+    start = torch.randn(4, 5, 5, 8, generator=torch.Generator().manual_seed(2))
+    stop = Tolerance(rtol=1e-4, max_evaluations=64, patience=None)
+    model.asked = []
+    whole = model(q, start, stop=stop).solution
+    asked = model.asked
+    assert asked[0] == 4
+    assert asked[-1] == 1
+    assert sum(asked) == int(whole.evaluations.sum())
+    for i in range(4):
+        alone = model(q[i : i + 1], start[i : i + 1], stop=stop).solution
+        assert torch.equal(alone.value[0], whole.value[i])
+        assert alone.evaluations[0] == whole.evaluations[i]
