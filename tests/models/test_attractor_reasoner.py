@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attractor import DataError, Steps, Tolerance
+from attractor import ConfigError, DataError, Steps, Tolerance
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.testing import UpdateConformance
@@ -159,3 +159,53 @@ def test_puzzles_at_rest_leave_the_batch_and_change_nothing() -> None:
         alone = model(q[i : i + 1], start[i : i + 1], stop=stop).solution
         assert torch.equal(alone.value[0], whole.value[i])
         assert alone.evaluations[0] == whole.evaluations[i]
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+@pytest.mark.parametrize("gradient", ["phantom", "one-step", "implicit"])
+def test_every_solver_goes_with_every_gradient(solver: str, gradient: str) -> None:
+    """All parameters of the update get one, and the state is the one that the solver found."""
+    model, q = reasoner(solver=solver, gradient=gradient, noise=0.0), questions()
+    output = model(q, model.start(q, torch.Generator().manual_seed(0)))
+    output.logits.square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.update.parameters())
+
+
+def test_the_implicit_gradient_is_the_unrolled_one_at_rest() -> None:
+    """At a fixed point of a contraction, the exact gradient is that of a long unrolled loop, and the one-step gradient is not."""
+    found = {}
+    for gradient, segment, tracked in (("implicit", 200, 1), ("one-step", 200, 1), ("phantom", 200, 60)):
+        model, q = (
+            reasoner(gradient=gradient, noise=0.0, segment=segment, tracked=tracked, random_start=False),
+            questions(1, 5),
+        )
+        with torch.no_grad():
+            model.update.outer.weight.mul_(0.2)
+        model(q).logits.square().mean().backward()
+        found[gradient] = model.update.inner.weight.grad.clone()
+    exact = found["phantom"]
+    assert (found["implicit"] - exact).norm() < 0.05 * exact.norm()
+    assert (found["one-step"] - exact).norm() > 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("wrong", [{"solver": "newton"}, {"gradient": "exact"}])
+def test_unknown_methods_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        reasoner(**wrong)
+
+
+def test_the_jacobian_penalty_makes_the_update_contract() -> None:
+    """After some steps on the penalty's gradient alone, the update moves disturbances less than before."""
+    from attractor import jacobian_penalty
+
+    model, q = reasoner(noise=0.0), questions()
+    state = model(q, stop=Steps(20)).solution.value.detach()
+    optimizer = torch.optim.Adam(model.update.parameters(), lr=1e-2)
+    sizes = []
+    for step in range(20):
+        penalty = jacobian_penalty(model.bind(q), state, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        penalty.backward()
+        optimizer.step()
+        sizes.append(float(penalty.detach()))
+    assert sizes[-1] < 0.9 * sizes[0]

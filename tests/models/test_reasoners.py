@@ -184,11 +184,11 @@ def test_every_model_learns_under_deep_supervision(name: str) -> None:
     model = build(CONFIGS[name])
     q = questions(64)
     objective = DeepSupervision(
-        q,
-        (q + 1) % 5,
+        q.numpy(),
+        ((q + 1) % 5).numpy(),
         DeepSupervisionConfig(batch_size=16, max_segments=2),
         start=model.start,
-        augment=lambda q, a: (q, a),
+        augment=lambda q, a, rng: (q, a),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []

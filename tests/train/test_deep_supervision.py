@@ -113,8 +113,27 @@ def test_a_carry_is_given_back_exactly() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"cross_entropy": "hardmax"}, {"halting_weight": -1.0}, {"exploration": 2.0}, {"leave_solved": -0.1}],
+    [
+        {"cross_entropy": "hardmax"},
+        {"halting_weight": -1.0},
+        {"jacobian_weight": -1.0},
+        {"exploration": 2.0},
+        {"leave_solved": -0.1},
+    ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DeepSupervisionConfig(**wrong)
+
+
+def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
+    """At the state where the segment ended, for the update that the model binds to the questions."""
+
+    class Linear(Model):
+        def bind(self, questions: Tensor) -> Any:
+            return lambda y: 3 * y
+
+    plain, _ = objective().step(Linear(right=False))
+    both, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
+    assert float(metrics["jacobian"]) == pytest.approx(9, rel=0.5)  # ‖3 I‖² / n, by random probes
+    assert float(both - plain) == pytest.approx(0.5 * float(metrics["jacobian"]), rel=1e-4)

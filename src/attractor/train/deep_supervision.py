@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
+from attractor.gradient import jacobian_penalty
 
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
@@ -42,6 +43,9 @@ class DeepSupervisionConfig:
         ``"softmax"``, or ``"stablemax"``: see :func:`stablemax_cross_entropy`.
     halting_weight
         Weight of the halting head's loss, where the model has one.
+    jacobian_weight
+        Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends, which makes the update contract. Attention
+        has it where its kernel can be differentiated twice.
     """
 
     batch_size: int = 64
@@ -51,14 +55,16 @@ class DeepSupervisionConfig:
     exploration: float = 0.1
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
+    jacobian_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
         for name in ("leave_solved", "exploration"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
-        if self.halting_weight < 0:
-            raise ConfigError(f"deep supervision: halting_weight={self.halting_weight} cannot be negative.")
+        for name in ("halting_weight", "jacobian_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"deep supervision: {name}={getattr(self, name)} cannot be negative.")
         if self.cross_entropy not in LOSSES:
             raise ConfigError(f"cross_entropy={self.cross_entropy!r}: {suggestion(self.cross_entropy, LOSSES)}")
 
@@ -135,6 +141,11 @@ class DeepSupervision:
                 least = (2 + (config.max_segments - 1) * self._chance(solved)).long()
                 stays = (self._chance(solved) < config.exploration) & (segments < least)
                 leaving |= (output.halt > 0) & ~stays
+        if config.jacobian_weight:
+            reasoner: Any = model
+            penalty = jacobian_penalty(reasoner.bind(carry["questions"]), output.solution.value)
+            loss = loss + config.jacobian_weight * penalty
+            metrics |= {"jacobian": penalty.detach()}
         self._carry = {**carry, "state": output.solution.value.detach(), "segments": segments, "leaving": leaving}
         return loss, metrics
 

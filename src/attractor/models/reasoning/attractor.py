@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from attractor.config import suggestion
 from attractor.errors import ConfigError
+from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig, RecursionConfig
+from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class AttractorReasonerConfig(ReasonerConfig):
         Whether a head judges, from the mean of all cells, if the answer is right.
     damping
         λ above, in (0, 1].
+    solver
+        ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
+    gradient
+        ``"phantom"`` through the last ``tracked`` evaluations, ``"one-step"`` or ``"implicit"``, the exact one of an equilibrium.
     noise
         Standard deviation of ε while training.
     random_start
@@ -44,6 +51,8 @@ class AttractorReasonerConfig(ReasonerConfig):
     update: ConvolutionUpdateConfig | RecursionConfig = field(default_factory=ConvolutionUpdateConfig)
     halting: bool = False
     damping: float = 0.95
+    solver: str = "picard"
+    gradient: str = "phantom"
     noise: float = 0.01
     random_start: bool = True
     segment: int = 8
@@ -53,6 +62,9 @@ class AttractorReasonerConfig(ReasonerConfig):
         super().__post_init__()
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping={self.damping}: must lie in (0, 1].")
+        for name, known in (("solver", SOLVERS), ("gradient", GRADIENTS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(getattr(self, name), known)}")
         if self.noise < 0:
             raise ConfigError(f"noise={self.noise}: cannot be negative.")
 
@@ -60,12 +72,23 @@ class AttractorReasonerConfig(ReasonerConfig):
         return AttractorReasoner(self)
 
 
+SOLVERS: dict[str, Callable[[AttractorReasonerConfig], Solver]] = {
+    "picard": lambda config: Picard(damping=config.damping),
+    "anderson": lambda config: Anderson(mixing=config.damping),
+}
+GRADIENTS: dict[str, Callable[[AttractorReasonerConfig], Gradient]] = {
+    "phantom": lambda config: Phantom(steps=config.tracked, damping=config.damping),
+    "one-step": lambda config: OneStep(),
+    "implicit": lambda config: Implicit(stop=Tolerance(rtol=1e-3, max_evaluations=32)),
+}
+
+
 class AttractorReasoner(Reasoner):
     """See the module's text."""
 
     def __init__(self, config: AttractorReasonerConfig) -> None:
-        super().__init__(config)
-        self.config, self.damping = config, config.damping
+        super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
+        self.config = config
         width = config.update.width
         self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()

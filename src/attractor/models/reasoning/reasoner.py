@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
-from attractor.gradient import Phantom
+from attractor.gradient import Gradient, Phantom
 from attractor.nn import Cells, ConvolutionUpdate, Recursion
-from attractor.solve import PartialUpdate, Picard, Solution, Steps, StopRule, Tolerance
+from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,13 @@ class ReasonerOutput:
 class Reasoner(nn.Module, ABC):
     """Questions are integer grids (B, height, W)."""
 
-    damping: float = 1.0
-
-    def __init__(self, config: ReasonerConfig) -> None:
+    def __init__(
+        self, config: ReasonerConfig, *, solver: Solver | None = None, gradient: Gradient | None = None
+    ) -> None:
         super().__init__()
-        self.num_symbols, self.segment, self.tracked = config.num_symbols, config.segment, config.tracked
+        self.num_symbols, self.segment = config.num_symbols, config.segment
+        self.solver = solver or Picard()
+        self.gradient = gradient or Phantom(steps=config.tracked)
 
     @abstractmethod
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -100,13 +102,15 @@ class Reasoner(nn.Module, ABC):
                 f"0 to {self.num_symbols - 1}."
             )
         state = self.start(questions) if state is None else state
-        tracked = self.tracked if torch.is_grad_enabled() else 0
+        # A phantom gradient's tracked steps are evaluations of the segment; other gradients look at where it ended.
+        gradient = self.gradient
+        tracked = gradient.steps if isinstance(gradient, Phantom) and torch.is_grad_enabled() else 0
         solution = fixed_point(
             _Refinement(self, questions) if isinstance(stop, Tolerance) else self.bind(questions),
             state,
-            solver=Picard(damping=self.damping),
+            solver=self.solver,
             stop=Steps(self.segment - tracked) if stop is None else stop,
-            gradient=Phantom(steps=self.tracked, damping=self.damping),
+            gradient=gradient,
             equation_dims=state.ndim - 1,
         )
         logits, halt = self.read(solution.value)
