@@ -186,7 +186,7 @@ def test_every_model_learns_under_deep_supervision(name: str) -> None:
     objective = DeepSupervision(
         q.numpy(),
         ((q + 1) % 5).numpy(),
-        DeepSupervisionConfig(batch_size=16, max_segments=2),
+        DeepSupervisionConfig(batch_size=16, max_segments=2, halting_weight=0.0),
         start=model.start,
         augment=lambda q, a, rng: (q, a),
     )
