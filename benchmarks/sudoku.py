@@ -4,9 +4,9 @@
     python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # as long as the recipe says, on all cores
     python -m benchmarks.sudoku show                                          # the table and the curves of all that has run
 
-All sides see the same 1,000 training puzzles, the same batches' size and the same optimiser, have layers of one kind and width, and
-are judged on the same 500 unseen puzzles, none of them a symmetric copy of one that was learnt. How learning goes is watched on
-100 further ones. Every finished run is written to ``results/sudoku`` at once.
+All sides see the same training puzzles (1,000 of 6 digits, 10,000 of 9), batches of one size and the same optimiser, have layers of
+one kind and width, and are judged on the same 500 unseen puzzles, none of them a symmetric copy of one that was learnt. Learning
+is watched on 100 further ones. Every finished run is written to ``results/sudoku`` at once.
 """
 
 import json
@@ -90,7 +90,7 @@ def run(
                 Trained(model, "sudoku", size),
                 test,
                 depths=DEPTHS,
-                breadths=(1, 4),
+                breadths=(1, 4) if model.random_start else (1,),
                 batch_size=250,
                 seed=seed,
             )
@@ -109,7 +109,7 @@ def run(
                 "flops_per_evaluation": flops(model, size),
                 "recipe": to_dict(recipe),
                 **figures,
-                "curve": [{k: row[k] for k in ("step", "seconds", "loss", "exact", "held_out")} for row in log],
+                "curve": [{k: row.get(k) for k in ("step", "seconds", "loss", "exact", "held_out")} for row in log],
             }
             write_json(OUT / f"{name}-{side}-{seed}.json", finite(result))
             print(name, side, seed, steps, figures["exact_by_residual"], flush=True)
@@ -117,7 +117,7 @@ def run(
 
 def flops(model: Reasoner, size: int) -> int:
     """Count the floating-point operations of one evaluation of one puzzle."""
-    question = torch.zeros(1, size, size, dtype=torch.long)
+    question = torch.zeros(1, size, size, dtype=torch.long, device=next(model.parameters()).device)
     state = model.start(question)
     counts = []
     for n in (1, 2):
@@ -144,7 +144,7 @@ def show() -> None:
     for name in names:
         figure, axis = plt.subplots(figsize=(6, 3.6))
         for side in SIDES:
-            runs = [json.loads(f.read_text()) for f in sorted(OUT.glob(f"{name}-{side}-[0-9].json"))]
+            runs = [json.loads(f.read_text()) for f in sorted(OUT.glob(f"{name}-{side}-*.json"))]
             if not runs:
                 continue
             at = list(zip(*(r["exact_by_residual"][0] for r in runs), strict=True))
@@ -167,7 +167,7 @@ def show() -> None:
                 name, side, str(len(runs)), f"{row['num_parameters']:,}", f"{row['steps']:.0f}", *shares, auroc
             )
             for which, r in enumerate(runs):
-                curve = r["curve"]
+                curve = [point for point in r["curve"] if point["held_out"] is not None]
                 colour = f"C{SIDES.index(side)}"
                 label = side if which == 0 else None
                 axis.plot(

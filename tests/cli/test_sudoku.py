@@ -16,7 +16,6 @@ FAST = [
     "data.size=4",
     "data.clues=6",
     "data.num_puzzles=8",
-    "model.update.cells.num_cells=16",
     "model.update.cells.width=16",
     "model.update.cells.hidden=16",
     "supervision.batch_size=4",
@@ -84,7 +83,7 @@ def test_the_board_settling_is_drawn(run, puzzle, tmp_path) -> None:
         ("................", "several solutions"),
         ("123....4........", "no solution"),
         ("123", "3 cells"),
-        ("of six digits", "grids of 16"),
+        ("of six digits", "questions are (1, 6, 6)"),
         ("nothing.txt", "nothing.txt"),
         ("1...x", "cannot be read"),
     ],
@@ -131,7 +130,7 @@ def test_evaluations_that_cannot_be_are_refused(arguments: list[str], says: str,
 def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
     """In two parts as in one: carry, data and random numbers go on where they were."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = ["--data", str(data), "--track", "none", "--set", *FAST[:-2], "train.precision=fp32"]
+    settings = ["--data", str(data), "--track", "none", "--set", *FAST[3:-2], "train.precision=fp32"]
     assert main(["train", "sudoku/6x6", "--out", str(whole), *settings, "train.num_steps=6", "train.decay=1e-9"]) == 0
     assert main(["train", "sudoku/6x6", "--out", str(cut), *settings, "train.num_steps=3", "train.decay=1e-9"]) == 0
     assert (
@@ -142,12 +141,38 @@ def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_puzzles_of_another_kind_or_size_are_refused(data, tmp_path, capsys) -> None:
-    """A folder of Sudokus is not for mazes, and a mixer is built for one size."""
+def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tmp_path, capsys) -> None:
+    """A folder of Sudokus is not for mazes; symbols and a mixer's cells follow the puzzles."""
     assert main(["train", "maze", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
     assert "this recipe is about maze" in capsys.readouterr().err
-    assert main(["train", "sudoku/6x6", "--data", str(data), "--out", str(tmp_path / "b"), "--track", "none"]) == 2
-    assert "grids of 36" in capsys.readouterr().err
+    command = ["train", "sudoku/9x9", "--data", str(data), "--out", str(tmp_path / "b"), "--track", "none"]
+    assert main([*command, "--set", *FAST[3:]]) == 0
+    assert load_reasoner(tmp_path / "b").size == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["data.num_puzzles=5"], "with --data FOLDER leave them out"),
+        (["supervision.leave_halted=true"], "model.halting=true"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: list[str], says: str, data, tmp_path, capsys) -> None:
+    """Rather than recorded and ignored."""
+    assert main(["train", "sudoku/6x6", "--data", str(data), "--out", str(tmp_path / "run"), "--set", *settings]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
+    """As many, of the same kind and size, but others."""
+    other = tmp_path / "other"
+    train = sudoku.generate(12, size=4, clues=6, seed=5)
+    puzzles.write(other, {"train": train, "test": train})
+    command = ["train", "sudoku/6x6", "--out", str(tmp_path / "run"), "--track", "none"]
+    assert main([*command, "--data", str(data), "--set", *FAST[3:]]) == 0
+    assert main([*command, "--data", str(other), "--resume", "--set", *FAST[3:], "train.num_steps=4"]) == 2
+    assert "puzzles.checksum differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])

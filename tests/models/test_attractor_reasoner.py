@@ -120,7 +120,16 @@ def test_puzzles_do_not_influence_each_other() -> None:
     assert torch.allclose(whole[2:3], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(7, 7, dtype=torch.long), torch.full((1, 7, 7), 4)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.zeros(7, 7, dtype=torch.long),
+        torch.full((1, 7, 7), 4),
+        torch.full((1, 7, 7), -1),
+        torch.zeros(0, 7, 7, dtype=torch.long),
+        torch.zeros(1, 7, 7, dtype=torch.uint8),
+    ],
+)
 def test_questions_that_are_no_grids_of_symbols_are_refused(bad: torch.Tensor) -> None:
     """One sentence with the shape and the symbols."""
     with pytest.raises(DataError, match="symbols 0 to 3"):

@@ -211,7 +211,7 @@ def test_a_mixer_refuses_another_grid() -> None:
         replace(CONFIGS["hrm"], cells=mixers),
         replace(CONFIGS["transformer"], cells=mixers),
     ):
-        with pytest.raises(DataError, match="a grid of 5 × 5 cells: this model's mixer was trained for grids of 16"):
+        with pytest.raises(DataError, match="a grid of 5 × 5 cells: this model's mixer is built for grids of 16"):
             build(config)(big)
     for config in CONFIGS.values():
         assert build(config)(big).logits.shape == (1, 5, 5, 5)

@@ -137,3 +137,21 @@ def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
     both, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
     assert float(metrics["jacobian"]) == pytest.approx(9, rel=0.5)  # ‖3 I‖² / n, by random probes
     assert float(both - plain) == pytest.approx(0.5 * float(metrics["jacobian"]), rel=1e-4)
+
+
+def test_states_that_are_not_finite_are_left_behind() -> None:
+    """A step that blew up is skipped by the loop; the next one starts those questions afresh."""
+
+    class Bursting(Model):
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            output = super().forward(questions, state)
+            if len(self.seen) == 3:
+                output.solution.value[2:5] = float("inf")
+            return output
+
+    model, supervision = Bursting(right=False), objective(max_segments=50)
+    for _ in range(5):
+        supervision.step(model)
+    assert model.seen[3][2:5].tolist() == [0, 0, 0]
+    assert bool(torch.stack(model.seen).isfinite().all())
+    assert model.seen[3][5:].min() > 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attractor import ConfigError
 from attractor.cli.reasoning import load_reasoner, train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
@@ -52,5 +53,26 @@ def test_a_second_interrupt_is_obeyed_at_once() -> None:
 
 
 def test_time_asks_for_a_pause() -> None:
+    """Counted from the first question, which comes after a step; never before nothing."""
     assert Pause(seconds=0)()
-    assert not Pause(seconds=60)()
+    pause = Pause(seconds=60)
+    assert not pause()
+    assert not pause.taken
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_times_that_cannot_be_are_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="from 0 up"):
+        Pause(seconds=seconds)
+
+
+def test_every_piece_makes_a_step_and_the_last_is_no_pause(tmp_path) -> None:
+    """However short the time, a chain of pieces ends; a run that is done was not paused."""
+    pieces = 0
+    for resume in (False, *[True] * 8):
+        pause = Pause(seconds=0)
+        train_reasoner(TINY, tmp_path, resume=resume, pause=pause)
+        pieces += 1
+        if not pause.taken:
+            break
+    assert pieces == 9

@@ -1,5 +1,6 @@
 """Where puzzles, reasoners and the loop meet: a recipe becomes a trained reasoner, a checkpoint becomes a reasoner again."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from attractor.data import mazes, puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.reasoning import Reasoner
-from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig
+from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fitted
 from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_run
 from attractor.train import train as run_loop
 
@@ -67,11 +68,13 @@ def train_reasoner(
     resume: bool = False,
     pause: Callable[[], bool] = lambda: False,
 ) -> Reasoner:
-    """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone."""
+    """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone.
+
+    Symbols, classes and a mixer's cells become those of the puzzles.
+    """
     learnt = training_puzzles(recipe, data)
-    for name, needed in (("num_symbols", learnt.num_symbols), ("num_classes", learnt.num_classes)):
-        if getattr(recipe.model, name) < needed:
-            raise ConfigError(f"these puzzles have {needed} symbols; set model.{name}={needed} or more.")
+    height, width = learnt.questions.shape[1:]
+    recipe = fitted(recipe, num_cells=height * width, num_symbols=learnt.num_symbols, num_classes=learnt.num_classes)
     torch.manual_seed(recipe.train.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = recipe.model.build().to(device)
@@ -86,7 +89,12 @@ def train_reasoner(
     )
     describe = {
         "kind": KIND,
-        "puzzles": {"kind": recipe.kind, "size": learnt.questions.shape[1], "num": len(learnt)},
+        "puzzles": {
+            "kind": recipe.kind,
+            "size": height,
+            "num": len(learnt),
+            "checksum": zlib.crc32(np.stack([learnt.questions, learnt.answers]).tobytes()),
+        },
         "recipe": to_dict(recipe),
         "environment": environment(),
     }

@@ -49,8 +49,11 @@ def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
 def write_json(file: Path, data: dict[str, Any]) -> None:
     """Write beside the place and rename into it."""
     part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(part, file)
+    try:
+        part.write_text(json.dumps(data, indent=2) + "\n")
+        os.replace(part, file)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror}); choose another place.") from error
 
 
 @dataclass(frozen=True)

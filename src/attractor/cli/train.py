@@ -10,7 +10,7 @@ from attractor.cli.reasoning import train_reasoner
 from attractor.cli.runs import claim, load_start, train_language
 from attractor.config import override, to_dict
 from attractor.errors import ConfigError
-from attractor.recipes import RETROFIT, LanguageRecipe, started_from
+from attractor.recipes import RETROFIT, LanguageRecipe, PuzzleRecipe, started_from
 from attractor.recipes import recipe as find_recipe
 from attractor.train import Pause, Progress, find_checkpoint, tracker
 
@@ -52,6 +52,8 @@ def train(
     elif recipe == RETROFIT:
         raise ConfigError(f"{recipe} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
     config = override(config, set)
+    if data is not None and isinstance(config, PuzzleRecipe) and any(s.startswith("data.") for s in set):
+        raise ConfigError("settings data.* say what a recipe draws itself; with --data FOLDER leave them out.")
     out = out or Path("runs") / recipe
     if isinstance(config, LanguageRecipe) and data is None:
         raise ConfigError(f"{recipe} needs text: give --data FOLDER, made with attractor data prepare.")
@@ -67,6 +69,8 @@ def train(
         else:
             train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause)
     paused = (
-        f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings" if pause() else ""
+        f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
+        if pause.taken
+        else ""
     )
     Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)

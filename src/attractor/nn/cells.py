@@ -123,8 +123,8 @@ class Cells(nn.Module):
         config = self.config
         if config.mixing == "mixer" and math.prod(grid) != config.num_cells:
             raise DataError(
-                f"a grid of {' × '.join(map(str, grid))} cells: this model's mixer was trained for grids of {config.num_cells}; "
-                "give such grids, or use a model with attention or convolution."
+                f"a grid of {' × '.join(map(str, grid))} cells: this model's mixer is built for grids of {config.num_cells}; "
+                "give such grids, build it for these (num_cells), or mix by attention or convolution."
             )
         if config.mixing != "attention":
             return None

@@ -66,10 +66,26 @@ class PuzzleRecipe:
     train: TrainConfig
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
+        if self.supervision.leave_halted and not halting:
+            raise ConfigError("supervision.leave_halted needs a halting head; set model.halting=true, or leave it out.")
+
     @property
     def kind(self) -> str:
         """What puzzles it is about."""
         return "maze" if isinstance(self.data, MazeDataConfig) else "sudoku"
+
+
+def fitted(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int) -> PuzzleRecipe:
+    """Return the recipe with a model for such puzzles."""
+    changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
+    model = recipe.model
+    if isinstance(model, HRMConfig | TransformerConfig):
+        changes["cells"] = replace(model.cells, num_cells=num_cells)
+    elif isinstance(model.update, RecursionConfig):
+        changes["update"] = replace(model.update, cells=replace(model.update.cells, num_cells=num_cells))
+    return replace(recipe, model=replace(model, **changes))
 
 
 def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
@@ -93,21 +109,26 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     )
 
 
+MINUTES = {6: 6, 9: 60}
+
+
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
     """Sudokus of 6 or 9 digits on a processor: six minutes, or an hour, of two cores.
 
     All families have layers of one kind and width and the same steps; only what is iterated differs. ``trm`` has the attractor's
     network; ``hrm`` two of them; ``transformer`` four of them, one after another, each used once.
     """
+    if size not in MINUTES:
+        raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
     cells = CellsConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
     return PuzzleRecipe(
-        model=_model(family, cells, size, segment=2, num_latent=3),
+        model=_model(family, cells, size + 1, size + 1, segment=2, num_latent=3),
         data=SudokuDataConfig(
             size=size, clues={6: 10}.get(size, 32), num_puzzles={6: 1000}.get(size, 10_000), seed=seed
         ),
         supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
-            seconds={6: 6.0, 9: 60.0}[size] * 60,
+            seconds=60.0 * MINUTES[size],
             optimizer=OptimizerConfig(lr=2e-3),
             precision="bf16",
             log_every=50,
@@ -121,21 +142,26 @@ def published(task: str, family: str = "attractor", *, seed: int = 0) -> PuzzleR
 
     ``sudoku`` mixes its 81 cells by an MLP (5M weights), ``maze`` its 900 by attention (7M); HRM and the Transformer have 27M and
     attention. Give ``--data``, 1,000 puzzles of the published sets; else as many are drawn.
+
+    Not theirs: AdamW where they have AdamATan2, gradients clipped at 1, and for HRM the settings of TRM. The attractor's positions
+    count rows and columns, the baselines' cells in reading order.
     """
     mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
     cells = CellsConfig(
-        width=512, hidden=1536, cell_hidden=256, num_heads=8, mixing=mixing, grid_positions=task == "maze"
+        width=512, hidden=1536, cell_hidden=256, num_heads=8, mixing=mixing, grid_positions=family == "attractor"
     )
-    num_symbols = 10 if task == "sudoku" else len(Cell)
+    num_symbols, num_classes = (10, 10) if task == "sudoku" else (len(Cell) - 1, len(Cell))
     return PuzzleRecipe(
-        model=_model(family, cells, num_symbols - 1, segment=3, num_latent=6, halting=True),
+        model=_model(
+            family, cells, num_symbols, num_classes, segment=3, num_latent=6 if task == "sudoku" else 4, halting=True
+        ),
         data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
         supervision=_supervision(family, batch_size=768, max_segments=16, leave_halted=True, cross_entropy="stablemax"),
         train=TrainConfig(
             num_steps=65_000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
             warmup=2000 / 65_000,
-            decay=0.1,
+            decay=0.0,
             ema=0.999,
             precision="bf16",
             log_every=50,
@@ -149,9 +175,16 @@ FAMILIES = ("attractor", "trm", "hrm", "transformer")
 
 
 def _model(
-    family: str, cells: CellsConfig, num_digits: int, *, segment: int, num_latent: int, halting: bool = False
+    family: str,
+    cells: CellsConfig,
+    num_symbols: int,
+    num_classes: int,
+    *,
+    segment: int,
+    num_latent: int,
+    halting: bool = False,
 ) -> ReasonerModelConfig:
-    counts: Any = {"num_symbols": num_digits + 1, "num_classes": num_digits + 1}
+    counts: Any = {"num_symbols": num_symbols, "num_classes": num_classes}
     recursion = RecursionConfig(cells=cells, num_latent=num_latent)
     if family == "attractor":
         return AttractorReasonerConfig(update=recursion, segment=segment, tracked=1, halting=halting, **counts)

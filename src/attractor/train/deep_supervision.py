@@ -98,7 +98,8 @@ class DeepSupervision:
     device
         Where the model is.
     held_out
-        Questions and answers (N, height, W), of which the log says how many the model solves in ``max_segments`` segments.
+        Questions and answers (N, height, W), of which the log says how many the model, with its latest weights, solves in
+        ``max_segments`` segments.
     augment
         ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
 
@@ -146,7 +147,9 @@ class DeepSupervision:
             penalty = jacobian_penalty(reasoner.bind(carry["questions"]), output.solution.value)
             loss = loss + config.jacobian_weight * penalty
             metrics |= {"jacobian": penalty.detach()}
-        self._carry = {**carry, "state": output.solution.value.detach(), "segments": segments, "leaving": leaving}
+        state = output.solution.value.detach()
+        leaving |= ~state.isfinite().flatten(1).all(dim=1)  # nothing good would come of them
+        self._carry = {**carry, "state": state, "segments": segments, "leaving": leaving}
         return loss, metrics
 
     def _chance(self, like: Tensor) -> Tensor:
@@ -181,15 +184,14 @@ class DeepSupervision:
         if self._held_out is None:
             return {}
         questions, answers = self._held_out
-        random = torch.get_rng_state()  # looking must not change the run
         model.eval()
-        with torch.no_grad():
+        devices = [questions.device] if questions.is_cuda else []
+        with torch.random.fork_rng(devices), torch.no_grad():  # looking must not change the run
             state = self._start(questions)
             for _ in range(self._config.max_segments):
                 output: Any = model(questions, state)
                 state = output.solution.value
         model.train()
-        torch.set_rng_state(random)
         return {"held_out": float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())}
 
     def state_dict(self) -> dict[str, Tensor]:

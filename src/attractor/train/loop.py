@@ -67,9 +67,9 @@ class TrainConfig:
         require_whole(self, 0, "checkpoint_every", "seed", "max_skipped")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainConfig(precision={self.precision!r}): {suggestion(self.precision, PRECISIONS)}")
-        require_positive(self, "decay", *(["seconds"] if self.seconds is not None else []))
-        if self.decay > 1:
-            raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in (0, 1].")
+        require_positive(self, *(["seconds"] if self.seconds is not None else []))
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in [0, 1].")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"TrainConfig(warmup={self.warmup!r}): the share must lie in [0, 1).")
         if not 0 <= self.ema < 1:
@@ -129,7 +129,7 @@ def train(
     Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that the
     checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
     ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
-    by steps. Only how long it runs and how often it logs and saves may differ from before. When ``pause()`` says so, after any
+    by steps. Only how long it runs and how often it logs and saves may differ from before. When ``pause()`` says so, after a
     step, it writes a checkpoint and leaves; nothing of the schedule changes.
 
     Raises
@@ -166,7 +166,7 @@ def train(
         save_checkpoint(out, step, describe, lambda folder: save_model(module, folder), tensors, scalars)
 
     with log:
-        while (now := progress()) < 1 and not (step and pause()):
+        while (now := progress()) < 1:
             factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
             decay = 1 + now * (config.optimizer.final_decay - 1)
             for group, (rate, weight_decay) in zip(groups, full, strict=True):
@@ -209,6 +209,8 @@ def train(
             # Not amid steps that are skipped: good checkpoints would make room for one that cannot go on.
             if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1 and not skipped_now:
                 save()
+            if done < 1 and pause():
+                break
     save()
     return (averaged.module if averaged else model).eval()
 

@@ -5,21 +5,31 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from attractor.errors import ConfigError
+
 
 class Pause:
     """Tells a run when to write a checkpoint and leave; ``with Pause(seconds=600) as pause`` listens for SIGTERM and SIGINT too.
 
-    A second SIGINT interrupts at once. ``seconds=None`` waits for signals alone.
+    A second SIGINT interrupts at once. ``seconds=None`` waits for signals alone. Time counts from the first question, which a run
+    puts after its first step, so that every piece of a run gets on by a step at least.
     """
 
     def __init__(self, *, seconds: float | None = None) -> None:
-        self._until = None if seconds is None else time.monotonic() + seconds
+        if seconds is not None and not seconds >= 0:
+            raise ConfigError(f"a pause after {seconds:g} seconds: give a number from 0 up.")
+        self._seconds = seconds
+        self._until: float | None = None
         self._asked = False
+        self.taken = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
-        """Tell whether the run should pause now."""
-        return self._asked or (self._until is not None and time.monotonic() >= self._until)
+        """Tell whether the run should pause now; ``taken`` remembers that it was told so."""
+        if self._seconds is not None and self._until is None:
+            self._until = time.monotonic() + self._seconds
+        self.taken = self._asked or (self._until is not None and time.monotonic() >= self._until)
+        return self.taken
 
     def __enter__(self) -> Self:
         self._before = {which: signal.signal(which, self._ask) for which in (signal.SIGTERM, signal.SIGINT)}

@@ -88,7 +88,7 @@ class AttractorReasoner(Reasoner):
 
     def __init__(self, config: AttractorReasonerConfig) -> None:
         super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
-        self.config = config
+        self.config, self.random_start = config, config.random_start
         width = config.update.width
         self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()
@@ -96,13 +96,16 @@ class AttractorReasoner(Reasoner):
         if config.halting:
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
+            nn.init.constant_(self.halt.bias, -5.0)  # at first it takes nothing for solved
 
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         weight = self.head.weight
         shape = (*questions.shape, self.config.update.state_width)
         if not self.config.random_start:
             return weight.new_zeros(shape)
-        state = torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+        # A generator is of the CPU: a seed then means the same on every device.
+        device = weight.device if generator is None else generator.device
+        state = torch.randn(shape, generator=generator, dtype=weight.dtype, device=device).to(weight.device)
         return state * self._open(questions)
 
     def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:

@@ -66,7 +66,9 @@ class ReasonerOutput:
 
 
 class Reasoner(nn.Module, ABC):
-    """Questions are integer grids (B, height, W)."""
+    """Questions are integer grids (B, height, W). ``random_start`` says whether two trajectories of one question can differ."""
+
+    random_start = False
 
     def __init__(
         self, config: ReasonerConfig, *, solver: Solver | None = None, gradient: Gradient | None = None
@@ -96,10 +98,15 @@ class Reasoner(nn.Module, ABC):
         Without ``stop``, one segment: with gradients on, its last ``tracked`` evaluations carry them.
         """
         # On accelerators looking costs, and a foreign symbol ends in the embedding's own error.
-        if questions.ndim != 3 or (questions.device.type == "cpu" and int(questions.max()) >= self.num_symbols):
+        if (
+            questions.ndim != 3
+            or not questions.numel()
+            or questions.dtype not in (torch.int64, torch.int32)
+            or (questions.is_cpu and not 0 <= int(questions.min()) <= int(questions.max()) < self.num_symbols)
+        ):
             raise DataError(
-                f"questions of shape {tuple(questions.shape)}: give integer grids (B, height, W) of symbols "
-                f"0 to {self.num_symbols - 1}."
+                f"questions are {tuple(questions.shape)} {questions.dtype}; give at least one grid (B, height, W) int64 of "
+                f"symbols 0 to {self.num_symbols - 1}."
             )
         state = self.start(questions) if state is None else state
         # A phantom gradient's tracked steps are evaluations of the segment; other gradients look at where it ended.
@@ -169,7 +176,7 @@ class _Refinement(PartialUpdate):
 def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
     """Take each puzzle from the output in which it has the smaller residual; evaluations add up."""
     x, y = a.solution, b.solution
-    take = y.residual < x.residual  # (B,)
+    take = y.residual.nan_to_num(torch.inf) < x.residual.nan_to_num(torch.inf)  # (B,)
 
     def pick(old: Tensor, new: Tensor) -> Tensor:
         return torch.where(take.view(-1, *[1] * (old.ndim - 1)), new, old)
