@@ -1,5 +1,6 @@
 """A progress bar for training: what is going on, how well, and how long it will still take."""
 
+import math
 from types import TracebackType
 from typing import Self
 
@@ -40,7 +41,9 @@ class Progress:
         self._bar.stop()
 
     def __call__(self, report: Report) -> None:
-        shown = " ".join(f"{name} {_short(value)}" for name, value in report.metrics.items() if name != "gradient")
+        # What was not measured is left out; a loss that is not a number is worth seeing.
+        known = {k: v for k, v in report.metrics.items() if k != "gradient" and (k == "loss" or not math.isnan(v))}
+        shown = " ".join(f"{name} {_short(value)}" for name, value in known.items())
         line = f"step {report.step} {shown}"
         self._bar.update(self._task, completed=report.progress, line=line)
         if not self._console.is_terminal and int(report.progress * 10) > self._tenth:
