@@ -197,3 +197,13 @@ def test_verify_says_what_is_there_and_finds_a_flipped_byte(tmp_path, capsys) ->
     file.write_bytes(content)
     assert main(["data", "verify", str(folder)]) == 2
     assert "test-answers.npy" in capsys.readouterr().err
+
+
+def test_a_test_split_is_no_seeds_training_split(tmp_path) -> None:
+    """Whoever trains with the next seed must not have learnt this one's test puzzles."""
+    folder = tmp_path / "sudoku"
+    assert main(["data", "sudoku", "--out", str(folder), "--size", "6", "--num", "5", "--num-test", "40"]) == 0
+    test = puzzles.read(folder, "test")
+    for seed in range(3):
+        other = sudoku.generate(40, size=6, seed=seed)
+        assert len(sudoku.equivalent_pairs(test, other)) < 5

@@ -76,6 +76,15 @@ def test_the_board_settling_is_drawn(run, puzzle, tmp_path) -> None:
         assert image.n_frames > 3
 
 
+@pytest.mark.parametrize("name", ["board.png", "board", "nowhere/board.gif"])
+def test_an_animation_that_cannot_be_written_is_refused_first(name: str, run, puzzle, tmp_path, capsys) -> None:
+    """Before anything is solved."""
+    assert main(["solve", str(run), puzzle, "--gif", str(tmp_path / name)]) == 2
+    printed = capsys.readouterr()
+    assert "--gif" in printed.err
+    assert not printed.out
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -86,6 +95,8 @@ def test_the_board_settling_is_drawn(run, puzzle, tmp_path) -> None:
         ("of six digits", "questions are (1, 6, 6)"),
         ("nothing.txt", "nothing.txt"),
         ("1...x", "cannot be read"),
+        ("1..x......4.2...", "unexpected 'x'"),
+        ("\n".join(["1..x"] + ["...."] * 99), "unexpected 'x'"),
     ],
 )
 def test_puzzles_that_cannot_be_are_refused_before_anything_runs(given: str, says: str, run, capsys) -> None:

@@ -76,3 +76,11 @@ def test_exploring_goes_on_from_depth_to_depth_with_fresh_starts() -> None:
     assert found.residual[:, :, 0].tolist() == [[2, 5], [3, 6]]
     assert sum(done) == 6
     assert exact(found.answers[0], torch.full((3, 1, 1), 5)).tolist() == [[False] * 3, [True] * 3]
+
+
+def test_a_start_that_blew_up_is_never_chosen() -> None:
+    """A residual that is not a number loses to any other."""
+    answers = torch.tensor([7, 3], dtype=torch.uint8).view(2, 1, 1, 1, 1)
+    found = Starts(depths=(1,), answers=answers, residual=torch.tensor([float("nan"), 0.5]).view(2, 1, 1))
+    assert found.calmest(2).item() == 3
+    assert found.majority(2).item() == 3

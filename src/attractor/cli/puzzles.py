@@ -17,6 +17,9 @@ from attractor.data.puzzles import Puzzles, read, read_index, require_new, write
 from attractor.errors import ConfigError, DataError
 
 Advance = Callable[[int], None]
+TEST_SEEDS = (
+    2**32
+)  # test splits are drawn with seeds from here up, training puzzles with lower ones: no two runs can mix them up
 
 
 def sudoku(
@@ -138,8 +141,8 @@ def _begin(
         raise ConfigError("--num-train takes a sample of the csv given with --train; to draw puzzles say --num.")
     if num_train is not None:
         _require_counts(num_train=num_train)
-    if seed < 0:
-        raise ConfigError(f"--seed {seed}: give a whole number from 0 up.")
+    if not 0 <= seed < TEST_SEEDS:
+        raise ConfigError(f"--seed {seed}: give a whole number from 0 to {TEST_SEEDS - 1}.")
     return Console()
 
 
@@ -200,8 +203,8 @@ def _drawn(
         tasks = [
             bar.add_task(f"drawing {name} puzzles", total=count) for name, count in (("train", num), ("test", num_test))
         ]
-        train = draw(num, 2 * seed, None, lambda n: bar.advance(tasks[0], n))
-        test = draw(num_test, 2 * seed + 1, train, lambda n: bar.advance(tasks[1], n))
+        train = draw(num, seed, None, lambda n: bar.advance(tasks[0], n))
+        test = draw(num_test, TEST_SEEDS + seed, train, lambda n: bar.advance(tasks[1], n))
     return {"train": train, "test": test}
 
 

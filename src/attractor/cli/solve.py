@@ -1,5 +1,6 @@
 """``attractor solve``: mazes and Sudokus, answered and checked."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -50,8 +51,10 @@ def solve(
         seed: Of the random start.
         gif: A file to draw into how the first puzzle's answer settles.
     """
-    if gif is not None and not gif.parent.is_dir():
-        raise ConfigError(f"--gif {gif}: cannot be written; give a file in a folder that exists.")
+    if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
+        raise ConfigError(
+            f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
+        )
     trained = load_reasoner(checkpoint)
     task = TASKS[trained.kind]
     grids = task.read(puzzle)
@@ -100,9 +103,9 @@ def _read_mazes(text: str) -> list[Grid]:
 def _read_sudokus(text: str) -> list[Grid]:
     if text == "-":
         return sudoku.parse_all(_standard_input(), source="standard input")
-    if Path(text).is_file() or not set(text) <= set(".0123456789|-+ \n"):
-        return sudoku.read(text)
-    return [sudoku.parse(text, source="the puzzle")]
+    if "\n" in text or len(text) in (16, 36, 81) or set(text) <= set(".0123456789|-+ "):
+        return [sudoku.parse(text, source="the puzzle")]
+    return sudoku.read(text)
 
 
 def _draw_maze(question: Grid, answer: Grid) -> Text:

@@ -30,14 +30,14 @@ class Starts:
 
     def calmest(self, breadth: int) -> Tensor:
         """Of the first ``breadth`` starts, take each puzzle's answer with the smallest residual; (depths, N, height, W)."""
-        best = self.residual[:breadth].argmin(dim=0)[None, :, :, None, None]
+        best = self.residual[:breadth].nan_to_num(torch.inf).argmin(dim=0)[None, :, :, None, None]
         return self.answers[:breadth].take_along_dim(best, dim=0)[0]
 
     def majority(self, breadth: int) -> Tensor:
         """Take the answer that most of the first ``breadth`` starts gave, of equally frequent ones the calmest; shape as above."""
         answers = self.answers[:breadth]
         votes = torch.stack([(answers == one).flatten(3).all(dim=3).sum(dim=0) for one in answers])  # (K, depths, N)
-        calm = self.residual[:breadth].argsort(dim=0, descending=True).argsort(dim=0)
+        calm = self.residual[:breadth].nan_to_num(torch.inf).argsort(dim=0, descending=True).argsort(dim=0)
         best = (votes * breadth + calm).argmax(dim=0)[None, :, :, None, None]
         return answers.take_along_dim(best, dim=0)[0]
 
