@@ -76,7 +76,7 @@ def main(
     model, tokenizer = load_language_model(checkpoint)
     assert isinstance(model, AttractorForCausalLM), "give an attractor's checkpoint"
     model.config.max_position_embeddings = max(2048, model.config.max_position_embeddings)
-    model.generation_config.eos_token_id = None
+    _write_with_cache(model)
     texts = [encode(tokenizer, text[:12_000]) for text in islice(documents((data,), "text"), 12)]
     long = torch.cat(texts)[None, :1024]
     rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:num_rows]
@@ -110,8 +110,14 @@ def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
     config = AttractorConfig.from_dict(model.config.to_dict() | {"num_attractor_layers": 0})
     plain = AttractorForCausalLM(config).eval().to(model.device)
     plain.load_state_dict(folded(model, config.num_hidden_layers))
-    plain.generation_config.eos_token_id = None
+    _write_with_cache(plain)
     return plain
+
+
+def _write_with_cache(model: AttractorForCausalLM) -> None:
+    """A checkpoint may say that it is not to be cached, or when to stop; here every text is cached, and of one length."""
+    model.config.use_cache = model.generation_config.use_cache = True
+    model.generation_config.eos_token_id = None
 
 
 def recomputed(model: Any, ids: Tensor, repeats: int) -> Timed:
