@@ -3,17 +3,20 @@
 from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
+from attractor.train.guard import GuardConfig
 from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
 from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.pause import Pause
 from attractor.train.progress import Progress
 from attractor.train.trackers import tracker
+from attractor.train.world import World, joined
 
 __all__ = [
     "PRECISIONS",
     "Callback",
     "DeepSupervision",
     "DeepSupervisionConfig",
+    "GuardConfig",
     "NextToken",
     "NextTokenConfig",
     "Objective",
@@ -21,7 +24,9 @@ __all__ = [
     "Progress",
     "Report",
     "TrainConfig",
+    "World",
     "find_checkpoint",
+    "joined",
     "load_model",
     "peak_flops",
     "read_run",
