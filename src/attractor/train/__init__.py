@@ -1,6 +1,6 @@
 """The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
 
-from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
+from attractor.train.checkpoint import Checkpoints, amend, find_checkpoint, load_model, read_run, seal, verify_weights
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
 from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
@@ -12,6 +12,7 @@ from attractor.train.trackers import tracker
 __all__ = [
     "PRECISIONS",
     "Callback",
+    "Checkpoints",
     "DeepSupervision",
     "DeepSupervisionConfig",
     "NextToken",
@@ -21,11 +22,13 @@ __all__ = [
     "Progress",
     "Report",
     "TrainConfig",
+    "amend",
     "find_checkpoint",
     "load_model",
     "peak_flops",
     "read_run",
-    "save_checkpoint",
+    "seal",
     "tracker",
     "train",
+    "verify_weights",
 ]

@@ -15,12 +15,21 @@ from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import CheckpointError, ConfigError, NotFiniteError
 from attractor.optim import OptimizerConfig, trapezoid
-from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint, save_weights
+from attractor.train.checkpoint import (
+    Checkpoints,
+    find_checkpoint,
+    load,
+    load_own,
+    load_scalars,
+    read_run,
+    save_weights,
+)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -103,13 +112,25 @@ class Report:
     metrics: dict[str, float]
 
 
+class _Waiting:
+    """Whatever ends a run, its last checkpoint is in place."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.checkpoints.wait()
+
+
 class Callback(Protocol):
     """Something that watches: called every ``log_every`` steps, and once at the end."""
 
     def __call__(self, report: Report) -> None: ...
 
 
-SaveModel = Callable[[nn.Module, Path], None]
+SaveModel = Callable[[dict[str, Tensor], Path], None]
 
 
 def train(
@@ -127,7 +148,7 @@ def train(
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
     Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that the
-    checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
+    checkpoint can be built again by whoever knows what it means; ``save_model`` writes weights for inference. With
     ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
     by steps. Only how long it runs and how often it logs and saves may differ from before. When ``pause()`` says so, after a
     step, it writes a checkpoint and leaves; nothing of the schedule changes.
@@ -150,6 +171,7 @@ def train(
     if not resume:  # an older run's checkpoints and curves must not pass for this one's
         for old in [*out.glob("step-*"), *out.glob(".part-*"), *out.glob("tensorboard")]:
             shutil.rmtree(old)
+    checkpoints = Checkpoints(out, describe=describe, save_model=save_model)
     log = _open_log(out / "metrics.jsonl", step)
     begun = time.perf_counter() - spent
     model.train()
@@ -161,11 +183,11 @@ def train(
 
     def save() -> None:
         scalars = {"step": step, "seconds": time.perf_counter() - begun, "skipped": skipped}
-        tensors = _training_tensors(model, averaged, optimizers, objective)
-        module = averaged.module if averaged else model
-        save_checkpoint(out, step, describe, lambda folder: save_model(module, folder), tensors, scalars)
+        weights = (averaged.module if averaged else model).state_dict()
+        state = _state(model, averaged, optimizers)
+        checkpoints.save(step, state=state, own=_own(objective), scalars=scalars, weights=weights)
 
-    with log:
+    with log, _Waiting(checkpoints):
         while (now := progress()) < 1:
             factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
             decay = 1 + now * (config.optimizer.final_decay - 1)
@@ -211,25 +233,20 @@ def train(
                 save()
             if done < 1 and pause():
                 break
-    save()
+        save()
     return (averaged.module if averaged else model).eval()
 
 
-def _training_tensors(
-    model: nn.Module,
-    averaged: AveragedModel | None,
-    optimizers: Sequence[torch.optim.Optimizer],
-    objective: Objective,
-) -> dict[str, Tensor]:
-    tensors = {f"weights.{k}": v for k, v in model.state_dict().items()}
-    if averaged:
-        tensors |= {f"averaged.{k}": v for k, v in averaged.module.state_dict().items()}
-        tensors |= {"count": averaged.n_averaged}
-    for which, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{which}.{index}.{k}": v for k, v in state.items()}
-    tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
-    tensors |= {"random": torch.get_rng_state()}
+def _state(
+    model: nn.Module, averaged: AveragedModel | None, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    moments = {str(i): get_optimizer_state_dict(model, optimizer)["state"] for i, optimizer in enumerate(optimizers)}
+    state: dict[str, Any] = {"model": model.state_dict(), "optimizers": moments}
+    return state | ({"averaged": averaged.module.state_dict(), "count": averaged.n_averaged} if averaged else {})
+
+
+def _own(objective: Objective) -> dict[str, Tensor]:
+    tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()} | {"random": torch.get_rng_state()}
     return tensors | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
@@ -241,7 +258,7 @@ def _restore(
     optimizers: Sequence[torch.optim.Optimizer],
     objective: Objective,
 ) -> tuple[int, float, int]:
-    saved, tensors, scalars = load_training(checkpoint)
+    saved = read_run(checkpoint)
     before, now = _fixed(saved), _fixed(json.loads(json.dumps(describe)))
     if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
         raise CheckpointError(
@@ -249,27 +266,18 @@ def _restore(
             "resume with the same settings, or train into another folder."
         )
 
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    try:
-        model.load_state_dict(group("weights."))
-        if averaged:
-            averaged.module.load_state_dict(group("averaged."))
-            averaged.n_averaged.copy_(tensors["count"])
-        for which, optimizer in enumerate(optimizers):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, value in group(f"optimizer.{which}.").items():
-                index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        objective.load_state_dict(group("objective."))
-        torch.set_rng_state(tensors["random"])
-        if torch.cuda.is_available() and "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"])
-        return int(scalars["step"]), float(scalars["seconds"]), int(scalars["skipped"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
+    state = _state(model, averaged, optimizers)
+    load(checkpoint, state)
+    (own,), scalars = load_own(checkpoint), load_scalars(checkpoint)
+    for which, optimizer in enumerate(optimizers):
+        groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        moments = {"state": state["optimizers"][str(which)], "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, moments)
+    objective.load_state_dict({k.removeprefix("objective."): v for k, v in own.items() if k.startswith("objective.")})
+    torch.set_rng_state(own["random"])
+    if torch.cuda.is_available() and "random_cuda" in own:
+        torch.cuda.set_rng_state(own["random_cuda"])
+    return int(scalars["step"]), float(scalars["seconds"]), int(scalars["skipped"])
 
 
 def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
