@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from attractor.cli.calibrate import calibrate
+from attractor.cli.convert import convert
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "calibrate": calibrate,
     "generate": generate,
     "import-official": import_official,
+    "convert": convert,
     "export": export,
     "inspect": inspect,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 import attractor
@@ -115,10 +115,9 @@ def train_language(
         "environment": environment(),
     }
 
-    def save(model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, LanguageModel)
+    def save(weights: dict[str, Tensor], folder: Path) -> None:
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
 
     trained = run_loop(

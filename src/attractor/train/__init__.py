@@ -1,6 +1,6 @@
 """The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
 
-from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
+from attractor.train.checkpoint import Checkpoints, amend, find_checkpoint, load_model, read_run, seal, verify_weights
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
 from attractor.train.guard import GuardConfig
@@ -14,6 +14,7 @@ from attractor.train.world import World, joined
 __all__ = [
     "PRECISIONS",
     "Callback",
+    "Checkpoints",
     "DeepSupervision",
     "DeepSupervisionConfig",
     "GuardConfig",
@@ -25,12 +26,14 @@ __all__ = [
     "Report",
     "TrainConfig",
     "World",
+    "amend",
     "find_checkpoint",
     "joined",
     "load_model",
     "peak_flops",
     "read_run",
-    "save_checkpoint",
+    "seal",
     "tracker",
     "train",
+    "verify_weights",
 ]
