@@ -110,7 +110,7 @@ def unequal_stops(world: World) -> None:
     model = build("one-step")
     divide(model, model.weight_units(), world, torch.float32)
     for _ in range(2):
-        most = 2 + 5 * world.rank
+        most = 2 + world.rank
         tokens, positions = Drawn().batch(2 * world.rank, 2)
         output = model(input_ids=tokens, position_ids=positions, labels=tokens, tolerance=1e-6, max_evaluations=most)
         assert output.solution is not None

@@ -132,7 +132,8 @@ class Checkpoints:
                 process_group=self.group,
                 no_dist=self.group is None,
             )
-            found = agree(self.group, lambda: self._write_rest(part, own, scalars, weights))
+            agree(self.group, lambda: self._write_rest(part, own, scalars, weights))
+            found = agree(self.group, lambda: self._checksums(part))  # once nobody has a file half written there
             agree(self.group, lambda: self._place(part, final, found))
         except (Exception, CheckpointException) as error:
             if self.rank == 0:
@@ -148,14 +149,17 @@ class Checkpoints:
 
     def _write_rest(
         self, part: Path, own: dict[str, Tensor], scalars: dict[str, float], weights: dict[str, Tensor]
-    ) -> Checksums:
-        """Write what is not in shards, and return the checksums of all that this rank has written."""
+    ) -> None:
+        """Write what is not in shards."""
         save_tensors(own, part / f"rank-{self.rank:05d}.safetensors")
         if self.rank == 0:
             (part / "run.json").write_text(json.dumps({"format": FORMAT, **self.describe}, indent=2) + "\n")
             training = {"world_size": self.world, "scalars": scalars}
             (part / "training.json").write_text(json.dumps(training, indent=2) + "\n")
             self.save_model(weights, part)
+
+    def _checksums(self, part: Path) -> Checksums:
+        """Return the checksums of all that this rank has written."""
         return sealed.checksums(part, [name for name in sealed.files(part) if _writer_of(name) == self.rank])
 
     def _place(self, part: Path, final: Path, found: list[Checksums]) -> None:
