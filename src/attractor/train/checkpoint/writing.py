@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from attractor.errors import CheckpointError
-from attractor.train.checkpoint import folder as sealed
+from attractor.train.checkpoint import folder
 from attractor.train.checkpoint.folder import FORMAT, Checksums, checkpoints_in
 from attractor.train.checkpoint.ranks import FULL, agree, rank_and_world, reason
 
@@ -132,7 +132,8 @@ class Checkpoints:
                 process_group=self.group,
                 no_dist=self.group is None,
             )
-            found = agree(self.group, lambda: self._write_rest(part, own, scalars, weights))
+            agree(self.group, lambda: self._write_rest(part, own, scalars, weights))
+            found = agree(self.group, lambda: self._checksums(part))
             agree(self.group, lambda: self._place(part, final, found))
         except (Exception, CheckpointException) as error:
             if self.rank == 0:
@@ -148,24 +149,27 @@ class Checkpoints:
 
     def _write_rest(
         self, part: Path, own: dict[str, Tensor], scalars: dict[str, float], weights: dict[str, Tensor]
-    ) -> Checksums:
-        """Write what is not in shards, and return the checksums of all that this rank has written."""
+    ) -> None:
+        """Write what is not in shards."""
         save_tensors(own, part / f"rank-{self.rank:05d}.safetensors")
         if self.rank == 0:
             (part / "run.json").write_text(json.dumps({"format": FORMAT, **self.describe}, indent=2) + "\n")
             training = {"world_size": self.world, "scalars": scalars}
             (part / "training.json").write_text(json.dumps(training, indent=2) + "\n")
             self.save_model(weights, part)
-        return sealed.checksums(part, [name for name in sealed.files(part) if _writer_of(name) == self.rank])
+
+    def _checksums(self, part: Path) -> Checksums:
+        """Return the checksums of all that this rank has written."""
+        return folder.checksums(part, [name for name in folder.files(part) if _writer_of(name) == self.rank])
 
     def _place(self, part: Path, final: Path, found: list[Checksums]) -> None:
         if self.rank > 0:
             return
-        sealed.write_checksums(part, {name: value for each in found for name, value in each.items()})
+        folder.write_checksums(part, {name: value for each in found for name, value in each.items()})
         if final.exists():  # written again by a resumed run: the old one goes only once the new one is in its place
             final.rename(final.with_name(f"{final.name}-old"))
         part.rename(final)
-        sealed.sync_folder(self.out)
+        folder.sync_folder(self.out)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -202,9 +206,9 @@ def _writer_of(name: str) -> int:
     return int(name[5:10]) if name.startswith("rank-") else 0
 
 
-def save_weights(weights: dict[str, Tensor], folder: Path) -> None:
-    """Write ``folder/model.safetensors``, which :func:`load_model` reads."""
-    save_tensors(weights, folder / "model.safetensors")
+def save_weights(weights: dict[str, Tensor], into: Path) -> None:
+    """Write ``model.safetensors``, which :func:`load_model` reads."""
+    save_tensors(weights, into / "model.safetensors")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
