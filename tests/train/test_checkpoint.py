@@ -4,7 +4,9 @@ import contextlib
 import copy
 import errno
 import json
+import os
 import shutil
+import subprocess
 import threading
 import traceback
 from datetime import timedelta
@@ -312,7 +314,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tm
             writer.wait()
     assert str(failed.value) == (
         f"{tmp_path / 'step-00000002'}: could not be written (the disk is full); "
-        "step-00000001, the one before it, is whole; make room and resume."
+        "the newest in place, step-00000001, is whole; make room and resume."
     )
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     verify(tmp_path / "step-00000001")
@@ -320,6 +322,26 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tm
     writer.wait()
     verify(find_checkpoint(tmp_path))
     assert find_checkpoint(tmp_path).name == "step-00000003"
+
+
+@pytest.mark.parametrize("large", ["state", "own", "weights"])
+def test_a_disk_that_is_really_full_is_named(large: str, tmp_path) -> None:
+    """Through all layers that write; needs the right to mount a small one."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", tmp_path], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        writer = checkpoints(tmp_path)
+        parts = {name: {"x": torch.zeros(10)} for name in ("state", "own", "weights")}
+        writer.save(1, scalars={}, **parts)
+        writer.save(2, scalars={}, **(parts | {large: {"x": torch.zeros(600_000)}}))
+        with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is whole"):
+            writer.wait()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_failure_is_raised_by_the_next_save(tmp_path) -> None:
@@ -382,7 +404,7 @@ def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
             if rank == culprit:
                 patch.setattr(owner, name, full_disk)
             run.save(writer, 2, rank)
-            with pytest.raises(CheckpointError, match=r"the disk is full.*step-00000001, the one before it, is whole"):
+            with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is"):
                 writer.wait()
         dist.barrier()
         assert [p.name for p in out.iterdir()] == ["step-00000001"], where
@@ -392,11 +414,25 @@ def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     verify(out / "step-00000003", group)
 
 
+def dies(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
+    run, out = Run(shard=True), folder / "dying"
+    writer = checkpoints(out, group=group)
+    run.save(writer, 1, rank)
+    writer.wait()
+    if rank == 0:
+        writer.save_model = lambda *_: os._exit(0)
+    run.save(writer, 2, rank)
+    with pytest.raises(CheckpointError, match=r"another rank has ended.*step-00000001, is whole"):
+        writer.wait()
+    (folder / "dies.done").touch()
+    os._exit(0)
+
+
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     settings = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=60)}
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", **settings)
-    for part in (saves, loads, fails):
+    for part in (saves, loads, fails, dies):
         try:
             part(rank, folder, dist.new_group(backend="gloo"))
         except BaseException:
@@ -404,7 +440,6 @@ def worker(rank: int, folder: Path) -> None:
             raise
         if rank == 0:
             (folder / f"{part.__name__}.done").touch()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -449,3 +484,14 @@ def test_shards_of_two_ranks_are_loaded_by_two(ranks) -> None:
 def test_what_fails_on_one_rank_ends_all_of_them(ranks) -> None:
     """With the same sentence and without waiting for ever, wherever it fails; and the next write succeeds."""
     require(ranks, "fails")
+
+
+def test_a_rank_that_dies_ends_the_others_and_leaves_nothing_that_the_next_run_does_not_clean(ranks) -> None:
+    """The checkpoint before it is found and whole; what was half written is none."""
+    require(ranks, "dies")
+    out = ranks / "dying"
+    assert sorted(p.name for p in out.iterdir()) == [".part-step-00000002", "step-00000001"]
+    assert find_checkpoint(out).name == "step-00000001"
+    verify(find_checkpoint(out))
+    checkpoints(out)
+    assert [p.name for p in out.iterdir()] == ["step-00000001"]

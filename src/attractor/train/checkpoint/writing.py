@@ -185,7 +185,7 @@ class Checkpoints:
 
     def _failure(self, final: Path, why: str) -> str:
         found = checkpoints_in(self.out)
-        before = f"{found[-1].name}, the one before it, is whole" if found else "there is none before it"
+        before = f"the newest in place, {found[-1].name}, is whole" if found else "there is none before it"
         return f"{final}: could not be written ({why}); {before}{'; make room and resume' if why == FULL else ''}."
 
 
