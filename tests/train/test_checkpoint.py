@@ -87,10 +87,9 @@ def checkpoints(out: Path, **settings) -> Checkpoints:
 
 def save(out: Path, *steps: int, seed: int = 0, **settings) -> Path:
     """Write checkpoints of one process and return the newest."""
-    writer = checkpoints(out, **settings)
-    for step in steps:
-        Run(seed + step).save(writer, step)
-    writer.wait()
+    with checkpoints(out, **settings) as writer:
+        for step in steps:
+            Run(seed + step).save(writer, step)
     return find_checkpoint(out)
 
 

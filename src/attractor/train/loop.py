@@ -112,18 +112,6 @@ class Report:
     metrics: dict[str, float]
 
 
-class _Waiting:
-    """Whatever ends a run, its last checkpoint is in place."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.checkpoints.wait()
-
-
 class Callback(Protocol):
     """Something that watches: called every ``log_every`` steps, and once at the end."""
 
@@ -187,7 +175,7 @@ def train(
         state = _state(model, averaged, optimizers)
         checkpoints.save(step, state=state, own=_own(objective), scalars=scalars, weights=weights)
 
-    with log, _Waiting(checkpoints):
+    with log, checkpoints:
         while (now := progress()) < 1:
             factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
             decay = 1 + now * (config.optimizer.final_decay - 1)

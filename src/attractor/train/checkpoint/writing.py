@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,8 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 class Checkpoints:
     """Writes the checkpoints of a run, and keeps the newest.
+
+    Leaving it as a context, for whatever reason, waits for the last one.
 
     Parameters
     ----------
@@ -118,6 +120,17 @@ class Checkpoints:
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self.stager.close()
+            if self.thread is not None:
+                self.thread.shutdown()
 
     def _write(self, step: int, parts: tuple[Any, ...] | Exception) -> None:
         final = self.out / f"step-{step:08d}"
