@@ -4,9 +4,10 @@ import io
 from dataclasses import replace
 
 import pytest
+import torch
 
 from attractor.cli import main
-from attractor.cli.reasoning import train_reasoner
+from attractor.cli.reasoning import load_reasoner, train_reasoner
 from attractor.data import mazes
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
@@ -43,6 +44,25 @@ def test_solve_prints_answer_verdict_residual_and_cost(checkpoint, maze_file, ca
     assert out.count("residual") == 2
     assert "8 evaluations" in out
     assert "wrong:" in out or "verified:" in out
+
+
+@pytest.mark.parametrize("more", [[], ["--latest"]])
+def test_convert_leaves_what_inference_needs(more: list[str], checkpoint, maze_file, tmp_path, capsys) -> None:
+    """And it answers as the checkpoint does; the weights of the last step are others than the averaged ones."""
+    out = tmp_path / "model"
+    assert main(["convert", str(checkpoint), str(out), *more]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["checksums.json", "model.safetensors", "run.json"]
+    whole, alone = (load_reasoner(path).model.state_dict() for path in (checkpoint, out))
+    assert all(torch.equal(whole[name], alone[name]) for name in whole) == (not more)
+    assert main(["solve", str(out), str(maze_file), "--depth", "8"]) == 0
+    assert main(["convert", str(out), str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(checkpoint), str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
+    assert main(["convert", str(out), str(tmp_path / "other")]) == 2
+    assert "model.safetensors: has" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_train_writes_a_checkpoint_and_resumes(tmp_path, capsys) -> None:

@@ -103,7 +103,7 @@ def test_a_carry_is_given_back_exactly() -> None:
     for _ in range(3):
         first.step(model)
     second = objective()
-    second.load_state_dict(saved)
+    second.load_state_dict([saved])
     torch.set_rng_state(random)
     again = Model(right=False)
     for _ in range(3):

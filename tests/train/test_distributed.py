@@ -139,7 +139,8 @@ def worker(rank: int, size: int, folder: str) -> None:
     for strategy in STRATEGIES:
         out = Path(folder) / strategy
         run(out, world, strategy)
-        run(out / "cut", world, strategy, pause=lambda: rank == 1 and (out / "cut" / "step-00000003").exists())
+        steps = iter(range(9))
+        run(out / "cut", world, strategy, pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "cut", world, strategy, resume=True)
         run(out / "poisoned", world, strategy, objective=Poisoned)
     if size == 2:
