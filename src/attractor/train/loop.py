@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import CheckpointError, ConfigError, NotFiniteError
+from attractor.nn import compile_blocks
 from attractor.optim import OptimizerConfig, trapezoid
 from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint, save_weights
 
@@ -41,6 +42,9 @@ class TrainConfig:
         Batches per optimiser step; their gradients are averaged.
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
+    compile
+        Whether the model's blocks are compiled, which takes a minute or two and changes roundings; ``None``: on a GPU. A resumed run
+        keeps it.
     max_skipped
         A step whose loss or gradient is not finite is skipped; after so many in a row the run stops.
     log_every, checkpoint_every
@@ -55,6 +59,7 @@ class TrainConfig:
     ema: float = 0.995
     accumulate: int = 1
     precision: str = "fp32"
+    compile: bool | None = None
     max_skipped: int = 20
     seed: int = 0
     log_every: int = 20
@@ -140,6 +145,8 @@ def train(
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
     optimizers = config.optimizer.build(model)
     device = next(model.parameters()).device
+    if config.compile or (config.compile is None and device.type == "cuda"):
+        compile_blocks(model)
     step, spent, skipped, skipped_now = 0, 0.0, 0, 0
     torch.manual_seed(config.seed)
     if resume:
