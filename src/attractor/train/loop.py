@@ -43,8 +43,8 @@ class TrainConfig:
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
     compile
-        Whether the model's blocks are compiled, which takes a minute or two and changes roundings; ``None``: on a GPU. A resumed run
-        keeps it.
+        Whether the model's blocks are compiled, see :func:`attractor.nn.compile_blocks`; ``None``: on a GPU. It takes a minute or
+        two and changes roundings, so a resumed run keeps it.
     max_skipped
         A step whose loss or gradient is not finite is skipped; after so many in a row the run stops.
     log_every, checkpoint_every

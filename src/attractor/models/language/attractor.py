@@ -62,7 +62,7 @@ class AttractorConfig(LanguageModelConfig):
         In training without padding, a solve ends when this share of tokens is below tolerance or has given up.
     check_every
         In training, the host looks every so many evaluations whether a solve has ended. It waits for a GPU then: looking rarely
-        costs evaluations and saves waits, and looking once in ``max_evaluations`` saves all of them.
+        costs evaluations and saves waits, and never looking before ``max_evaluations`` saves them all.
     """
 
     model_type = "attractor"
