@@ -18,7 +18,7 @@ from attractor.data.puzzles import Puzzles
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fitted
-from attractor.train import Callback, DeepSupervision, find_checkpoint, load_model, read_run
+from attractor.train import Callback, DeepSupervision, World, find_checkpoint, load_model, read_run
 from attractor.train import train as run_loop
 
 KIND = "reasoner"
@@ -67,6 +67,7 @@ def train_reasoner(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     pause: Callable[[], bool] = lambda: False,
+    world: World | None = None,
 ) -> Reasoner:
     """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone.
 
@@ -76,7 +77,8 @@ def train_reasoner(
     height, width = learnt.questions.shape[1:]
     recipe = fitted(recipe, num_cells=height * width, num_symbols=learnt.num_symbols, num_classes=learnt.num_classes)
     torch.manual_seed(recipe.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = world or World()
+    device = world.device
     model = recipe.model.build().to(device)
     objective = DeepSupervision(
         learnt.questions,
@@ -86,6 +88,7 @@ def train_reasoner(
         augment=AUGMENT[recipe.kind],
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
+        world=world,
     )
     describe = {
         "kind": KIND,
@@ -107,6 +110,7 @@ def train_reasoner(
         callbacks=callbacks,
         resume=resume,
         pause=pause,
+        world=world,
     )
     assert isinstance(averaged, Reasoner)
     return averaged

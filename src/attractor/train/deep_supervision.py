@@ -5,7 +5,7 @@ replaced by a fresh question with a fresh state; the others carry theirs on, det
 age, near the answer and far from it, and learns to rest at the right one (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import jacobian_penalty
+from attractor.train.parallel import bare
+from attractor.train.world import World
 
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
@@ -30,7 +32,7 @@ class DeepSupervisionConfig:
     Attributes
     ----------
     batch_size
-        Questions worked on at a time.
+        Questions worked on at a time, over all processes.
     max_segments
         Segments after which a question is replaced.
     leave_solved
@@ -102,6 +104,8 @@ class DeepSupervision:
         ``max_segments`` segments.
     augment
         ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
+    world
+        The processes among which the questions are divided. Each draws its own.
 
     The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``.
     """
@@ -116,7 +120,10 @@ class DeepSupervision:
         augment: Augment,
         device: torch.device | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
+        world: World | None = None,
     ) -> None:
+        self._world = world or World()
+        self._begin, self._num = self._world.share(config.batch_size)
         self._all = questions, answers
         self._config, self._start, self._augment, self._device = config, start, augment, device
         self._held_out = held_out
@@ -143,8 +150,7 @@ class DeepSupervision:
                 stays = (self._chance(solved) < config.exploration) & (segments < least)
                 leaving |= (output.halt > 0) & ~stays
         if config.jacobian_weight:
-            reasoner: Any = model
-            penalty = jacobian_penalty(reasoner.bind(carry["questions"]), output.solution.value)
+            penalty = jacobian_penalty(bare(model).bind(carry["questions"]), output.solution.value)
             loss = loss + config.jacobian_weight * penalty
             metrics |= {"jacobian": penalty.detach()}
         state = output.solution.value.detach()
@@ -167,10 +173,16 @@ class DeepSupervision:
         return {"questions": questions, "answers": answers, "state": state, "segments": segments, "leaving": leaving}
 
     def _first(self) -> dict[str, Tensor]:
-        carry = self._draw(self._config.batch_size)
+        self._part()
+        carry = self._draw(self._num)
         # Staggered, so that the batch never turns over all at once.
-        staggered = torch.randint(self._config.max_segments, (self._config.batch_size,))
+        staggered = torch.randint(self._config.max_segments, (self._num,))
         return {**carry, "segments": staggered.to(self._device)}
+
+    def _part(self) -> None:
+        """Let this rank's random numbers, which all ranks have alike until now, be its own."""
+        if self._world.size > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + self._world.rank)
 
     def _replace(self, carry: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put fresh questions where some are leaving."""
@@ -184,7 +196,7 @@ class DeepSupervision:
         if self._held_out is None:
             return {}
         questions, answers = self._held_out
-        model.eval()
+        model = bare(model).eval()
         devices = [questions.device] if questions.is_cuda else []
         with torch.random.fork_rng(devices), torch.no_grad():  # looking must not change the run
             state = self._start(questions)
@@ -197,5 +209,11 @@ class DeepSupervision:
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._carry or {})
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
+        if len(states) == self._world.size:
+            state = states[self._world.rank]
+        else:  # the whole batch, divided anew
+            mine = slice(self._begin, self._begin + self._num)
+            state = {name: torch.cat([rank[name] for rank in states])[mine] for name in states[0]}
+            self._part()
         self._carry = {name: value.to(self._device) for name, value in state.items()} or None
