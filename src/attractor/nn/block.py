@@ -35,9 +35,8 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
     """
     # All models of a process share the code of a block's class, and each takes a graph for every kind, mask and gradient mode.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    torch._functorch.config.donated_buffer = (
-        False  # gradients that are series go through a backward pass more than once
-    )
+    # Gradients that are series go through one backward pass several times, which therefore must not use up what it is given.
+    torch._functorch.config.donated_buffer = False
     if isinstance(model, Block):  # with all that lies within it
         model.compile(dynamic=False, fullgraph=True, **options)
     else:
