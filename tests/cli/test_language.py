@@ -206,7 +206,12 @@ def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_p
     """With advice; what was written before stays whole."""
     out = tmp_path / "run"
     command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--track", "none"]
-    extreme = ["train.optimizer.lr=1e30", "train.optimizer.muon_lr=1e30", "train.guard.max_skipped=1", "train.num_steps=30"]
+    extreme = [
+        "train.optimizer.lr=1e30",
+        "train.optimizer.muon_lr=1e30",
+        "train.guard.max_skipped=1",
+        "train.num_steps=30",
+    ]
     assert main([*command, "--set", *SMALL, *extreme]) == 2
     assert "2 times in a row" in capsys.readouterr().err
 

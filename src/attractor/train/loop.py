@@ -81,11 +81,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(self, 1, "log_every", "accumulate", "keep", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(
+            self, 1, "log_every", "accumulate", "keep", *(["num_steps"] if self.num_steps is not None else [])
+        )
         require_whole(self, 0, "checkpoint_every", "seed")
         for name, known in (("precision", PRECISIONS), ("reduce", PRECISIONS), ("parallel", STRATEGIES)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}")
+                raise ConfigError(
+                    f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}"
+                )
         require_positive(self, *(["seconds"] if self.seconds is not None else []))
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in [0, 1].")
@@ -215,7 +219,9 @@ def train(
             raise DivergedError(f"step {state.step}: {trouble}, before there was a checkpoint to go back to.")
         back = find_checkpoint(out)
         state.roll_back(back, config.guard.rollback_rate)
-        tell(f"{trouble}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate")
+        tell(
+            f"{trouble}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate"
+        )
 
     try:
         with answering(world, lambda: _last(out)), _open_log(out / "metrics.jsonl", state.step, world) as log:
@@ -248,7 +254,11 @@ def train(
                     values = {k: float(v) for k, v in metrics.items()}
                     if not state.num_bad:
                         values |= objective.inspect(state.forward)
-                    values = {"loss": mean, "gradient": float(norm), **dict(zip(values, world.mean([*values.values()]), strict=True))}
+                    values = {
+                        "loss": mean,
+                        "gradient": float(norm),
+                        **dict(zip(values, world.mean([*values.values()]), strict=True)),
+                    }
                     values |= {"skipped": float(state.skipped)} if state.skipped else {}
                     drift = guard.look(values)
                     if drift is not None:
@@ -268,7 +278,12 @@ def train(
                 elif drift is not None and config.guard.policy != "skip":
                     react(drift)
                 # Not amid trouble: good checkpoints would make room for one that cannot go on.
-                elif config.checkpoint_every and state.step % config.checkpoint_every == 0 and done < 1 and not state.in_trouble:
+                elif (
+                    config.checkpoint_every
+                    and state.step % config.checkpoint_every == 0
+                    and done < 1
+                    and not state.in_trouble
+                ):
                     state.save(checkpoints)
                 if done < 1 and asked:
                     break

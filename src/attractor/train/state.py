@@ -166,9 +166,7 @@ class TrainingState:
     def _weights(self) -> dict[str, Tensor]:
         """Weights for inference, whole, on rank 0."""
         if self._divided:
-            return get_model_state_dict(
-                self.result(), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-            )
+            return get_model_state_dict(self.result(), options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return self.result().state_dict() if self._world.is_main else {}
 
 
