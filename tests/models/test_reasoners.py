@@ -22,7 +22,7 @@ from attractor.models.reasoning import (
 from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
 from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
-from attractor.nn import CellsConfig, RecursionConfig
+from attractor.nn import CellsConfig, RecursionConfig, compile_blocks
 from attractor.train import DeepSupervision, DeepSupervisionConfig
 
 CELLS = CellsConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
@@ -229,10 +229,9 @@ def test_networks_compile_whole_and_once(name: str) -> None:
     model, q = build(CONFIGS[name]), questions()
     compiled = copy.deepcopy(model)
     torch._dynamo.reset()
-    for network in {"trm": ["update"], "hrm": ["H_level", "L_level"], "transformer": ["net"]}[name]:
-        compiled.get_submodule(network).compile(backend="eager", fullgraph=True)
+    compile_blocks(compiled, backend="eager")
     assert compiled.state_dict().keys() == model.state_dict().keys()
-    state, graphs = model.start(q), 0
+    state, graphs = model.start(q), counters["stats"]["unique_graphs"]
     for step in range(3):
         plain, fast = model(q, state), compiled(q, state)
         assert torch.allclose(plain.logits, fast.logits, atol=1e-4)
@@ -241,5 +240,5 @@ def test_networks_compile_whole_and_once(name: str) -> None:
         for key in a:
             assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3), key
         found = counters["stats"]["unique_graphs"]
-        assert step == 0 or found == graphs
+        assert found == graphs if step else found > graphs
         state, graphs = plain.solution.value.detach(), found

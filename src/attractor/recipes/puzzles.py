@@ -55,16 +55,12 @@ ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | HRMConfig | Transfor
 
 @dataclass(frozen=True, kw_only=True)
 class PuzzleRecipe:
-    """Everything about a run on puzzles. ``data`` is what is drawn when no folder of puzzles is given.
-
-    ``compile`` compiles the update network: worth its minute on a GPU and in runs of more than a few minutes.
-    """
+    """Everything about a run on puzzles. ``data`` is what is drawn when no folder of puzzles is given."""
 
     model: ReasonerModelConfig
     data: MazeDataConfig | SudokuDataConfig
     supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
     train: TrainConfig
-    compile: bool = False
 
     def __post_init__(self) -> None:
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
@@ -167,7 +163,6 @@ def published(task: str, family: str = "attractor", *, seed: int = 0) -> PuzzleR
             log_every=50,
             seed=seed,
         ),
-        compile=True,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError, DivergedError
+from attractor.nn import compile_blocks
 from attractor.optim import OptimizerConfig, trapezoid
 from attractor.solve import together
 from attractor.train.checkpoint import Checkpoints, find_checkpoint, save_weights
@@ -44,6 +45,9 @@ class TrainConfig:
         Batches per optimiser step; their gradients are averaged.
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
+    compile
+        Whether the model's blocks are compiled, see :func:`attractor.nn.compile_blocks`; ``None``: on a GPU. It takes a minute or
+        two and changes roundings, so a resumed run keeps it.
     parallel, reduce
         On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` divides its weights, their averages and the optimiser's
         state among them. Gradients are added up in ``"fp32"``, or ``"bf16"`` at half the traffic.
@@ -63,6 +67,7 @@ class TrainConfig:
     ema: float = 0.995
     accumulate: int = 1
     precision: str = "fp32"
+    compile: bool | None = None
     parallel: str = "ddp"
     reduce: str = "fp32"
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -153,6 +158,8 @@ def train(
     world = world or World(device=next(model.parameters()).device)
     if config.precision == "bf16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
+    if config.compile or (config.compile is None and world.device.type == "cuda"):
+        compile_blocks(model)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
     state = TrainingState(model, objective, guard, config, units, world)

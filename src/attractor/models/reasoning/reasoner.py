@@ -17,7 +17,6 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Phantom
-from attractor.nn import Cells, ConvolutionUpdate, Recursion
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
 
@@ -122,12 +121,6 @@ class Reasoner(nn.Module, ABC):
         )
         logits, halt = self.read(solution.value)
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
-
-    def compile_update(self) -> None:
-        """Compile the networks that one evaluation runs through, in place. Names and weights stay; copies run eagerly."""
-        for module in self.children():
-            if isinstance(module, Recursion | Cells | ConvolutionUpdate):
-                module.compile(dynamic=False)
 
     @torch.no_grad()
     def solve(
