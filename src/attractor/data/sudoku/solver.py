@@ -15,7 +15,7 @@ from attractor.errors import DataError
 States = NDArray[np.uint16]  # (cells, M)
 
 _POOL = 256, 2048  # the fewest and the most states that are worked on together
-_MAX_GUESSES = 50_000  # of the hardest puzzles that are known, and of drawn ones, none needed 400; half a second
+MAX_GUESSES = 50_000  # of the hardest puzzles that are known, and of drawn ones, none needed 400; half a second
 _NUM_BITS = np.array([bin(m).count("1") for m in range(1 << 9)], np.uint8)
 
 
@@ -44,10 +44,10 @@ def _solved(question: Grid) -> Grid:
         digits, counts = np.unique(question.reshape(-1)[cells], return_counts=True)
         for digit in digits[(counts > 1) & (digits > 0)]:
             raise DataError(f"this puzzle has the digit {digit} twice in {unit_name(index, size)}; correct it.")
-    found = search(candidates(question[None]), limit=2, max_guesses=_MAX_GUESSES)
+    found = search(candidates(question[None]), limit=2, max_guesses=MAX_GUESSES)
     if found.cut:
         more = "more than any puzzle with one solution is known to need"
-        raise DataError(f"this puzzle is not decided by {_MAX_GUESSES:,} guesses, {more}; correct its clues.")
+        raise DataError(f"this puzzle is not decided by {MAX_GUESSES:,} guesses, {more}; correct its clues.")
     if found.counts[0] != 1:
         what = "several solutions; add clues" if found.counts[0] else "no solution; correct its clues"
         raise DataError(f"this puzzle has {what}.")
@@ -73,9 +73,7 @@ class Found:
     cut: bool
 
 
-def search(
-    roots: States, *, limit: int, rng: np.random.Generator | None = None, max_guesses: float = np.inf
-) -> Found:
+def search(roots: States, *, limit: int, rng: np.random.Generator | None = None, max_guesses: float = np.inf) -> Found:
     """Count the solutions of every state (cells, N), each up to ``limit``. With ``rng``, guesses are drawn at random."""
     size, num = int(len(roots) ** 0.5), roots.shape[1]
     counts, first = np.zeros(num, np.int64), np.zeros((num, len(roots)), np.uint8)
@@ -104,7 +102,9 @@ def search(
             num_guesses += int(stuck.sum())
         go_on = alive & moved
         states, owners = after[:, go_on], owners[go_on]
-    return Found(counts=np.minimum(counts, limit), first=first, cut=num_guesses > max_guesses and bool((counts < limit).any()))
+    return Found(
+        counts=np.minimum(counts, limit), first=first, cut=num_guesses > max_guesses and bool((counts < limit).any())
+    )
 
 
 def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
@@ -151,8 +151,8 @@ def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
 def _branch(states: States, rng: np.random.Generator | None) -> tuple[States, States]:
     """States in which one open cell has one of its candidates, and states in which it has not.
 
-    With ``rng``, any of the cells with the fewest candidates. Else whatever is most nearly decided: such a cell, or a digit with fewer
-    places yet in a row, column or box. Without the second, three digits for two cells of a column are found out by trying all the rest.
+    With ``rng``, any of the cells with the fewest candidates. Else what is most nearly decided: such a cell, or a digit with fewer
+    places yet in a row, column or box. Otherwise three digits for two cells of a column are found out by trying all the rest.
     """
     size, column = int(len(states) ** 0.5), np.arange(states.shape[1])
     bits = np.uint16(1) << np.arange(size, dtype=np.uint16)
