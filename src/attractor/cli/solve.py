@@ -55,6 +55,8 @@ def solve(
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
+    if depth < 1:
+        raise ConfigError(f"--depth {depth}: give a whole number from 1 up.")
     trained = load_reasoner(checkpoint)
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[trained.kind]
@@ -133,7 +135,6 @@ def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: 
         advance(number, len(puzzles))
         grid = placed.grid
         try:
-            task.check(grid)
             if trained.kind == "sudoku" and len(grid) >= trained.model.num_symbols:
                 raise DataError(
                     f"this puzzle has {len(grid)} digits, and the model learnt Sudokus of {trained.size}; give such puzzles."
@@ -142,6 +143,7 @@ def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: 
                 with torch.no_grad():
                     trained.model(as_question(trained, grid)[None], stop=Steps(1))
             shapes.add(grid.shape)
+            task.check(grid)
         except DataError as error:
             raise DataError(f"{placed.place}: {error}" if placed.place else str(error)) from error
 
