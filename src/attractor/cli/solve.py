@@ -4,8 +4,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ def solve(
     with Bars() as bars:
         _refuse(trained, task, puzzles, bars.follow("checking"))
     console, solver = Console(), _Solver(trained, depth, tolerance, breadth, seed)
+    first = solver(puzzles[0].grid)
+    answered = zip(puzzles, chain([first], (solver(placed.grid) for placed in puzzles[1:])), strict=True)
     if len(puzzles) > FEW:
-        _summarise(solver, task, puzzles, console)
-    for placed in puzzles if len(puzzles) <= FEW else []:
-        solved = solver(placed.grid)
+        _summarise(answered, len(puzzles), task, console)
+    for placed, solved in answered:
         console.print(
             task.draw(placed.grid, solved.answer), soft_wrap=True
         )  # a grid wider than the window stays a grid
@@ -76,12 +78,12 @@ def solve(
         cost = f"{solved.evaluations} evaluations, {solved.seconds:.2f} s"
         console.print(f"residual {solved.residual:.1e} ({rest}), {cost}\n")
     if gif is not None:
-        _animate(solver, puzzles[0].grid, gif)
+        _animate(solver, puzzles[0].grid, first.start, gif)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """One puzzle's answer and where it came from."""
+    """One puzzle's answer, the state that it was reached from, and what it cost."""
 
     answer: Grid
     start: torch.Tensor
@@ -148,14 +150,13 @@ def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: 
             raise DataError(f"{placed.place}: {error}" if placed.place else str(error)) from error
 
 
-def _summarise(solver: _Solver, task: "Task", puzzles: Sequence[Placed], console: Console) -> None:
-    """Solve many behind a bar; print how many are right and at rest, what they cost, and the first faults with their places."""
+def _summarise(answered: Iterable[tuple[Placed, Solved]], num: int, task: "Task", console: Console) -> None:
+    """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and at rest, the cost."""
     begun, faults, counts, evaluations = time.perf_counter(), [], Counter[str](), []
     with Bars() as bars:
         draw = bars.follow("solving")
-        for number, placed in enumerate(puzzles):
-            draw(number, len(puzzles))
-            solved = solver(placed.grid)
+        for number, (placed, solved) in enumerate(answered, start=1):
+            draw(number, num)
             verdict = str(task.verdict(placed.grid, solved.answer))
             right = verdict.startswith("verified")
             counts["right"] += right
@@ -170,15 +171,12 @@ def _summarise(solver: _Solver, task: "Task", puzzles: Sequence[Placed], console
         console.print(f"… and {len(faults) - FEW:,} more that are wrong")
     rest = f"{counts['rest']:,} at rest, {counts['both']:,} of these verified"
     cost = f"{np.median(evaluations):.0f} evaluations (median), {time.perf_counter() - begun:.1f} s"
-    console.print(
-        f"{len(puzzles):,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False
-    )
+    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False)
 
 
-def _animate(solver: _Solver, grid: Grid, file: Path) -> None:
-    """Draw the trajectory from the start that was kept, as far as it was followed."""
+def _animate(solver: _Solver, grid: Grid, start: torch.Tensor, file: Path) -> None:
+    """Draw the trajectory from ``start``, as far as it was followed."""
     question, moments = as_question(solver.trained, grid), _moments(solver.depth)
-    start = solver(grid).start
     frames, residuals = settling(solver.trained.model, question, moments, start=start, tolerance=solver.tolerance)
     painter = paint_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else paint
     draw_settling(frames, moments[: len(frames)], residuals, animation=file, paint=painter)
