@@ -78,19 +78,23 @@ def solve(
         cost = f"{solved.evaluations} evaluations, {solved.seconds:.2f} s"
         console.print(f"residual {solved.residual:.1e} ({rest}), {cost}\n")
     if gif is not None:
-        _animate(solver, puzzles[0].grid, first.start, gif)
+        _animate(solver, puzzles[0].grid, first, gif)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
     """One puzzle's answer, the state that it was reached from, and what it cost."""
 
-    answer: Grid
+    chances: torch.Tensor  # (H, W, classes)
     start: torch.Tensor
     residual: float
     at_rest: bool
     evaluations: int
     seconds: float
+
+    @property
+    def answer(self) -> Grid:
+        return self.chances.argmax(dim=-1).numpy().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,10 @@ class _Solver:
             breadth=self.breadth,
             generator=torch.Generator().manual_seed(self.seed),
         )
-        answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
         residual = float(output.solution.residual[0])
         assert output.start is not None
         return Solved(
-            answer=answer,
+            chances=output.logits[0].softmax(dim=-1).cpu(),
             start=output.start,
             residual=residual,
             at_rest=residual < self.tolerance,
@@ -174,10 +177,14 @@ def _summarise(answered: Iterable[tuple[Placed, Solved]], num: int, task: "Task"
     console.print(f"{num:,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False)
 
 
-def _animate(solver: _Solver, grid: Grid, start: torch.Tensor, file: Path) -> None:
-    """Draw the trajectory from ``start``, as far as it was followed."""
+def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
+    """Draw the trajectory of the start that was kept, as far as it was followed; the answer that was printed comes last."""
     question, moments = as_question(solver.trained, grid), _moments(solver.depth)
-    frames, residuals = settling(solver.trained.model, question, moments, start=start, tolerance=solver.tolerance)
+    frames, residuals = settling(
+        solver.trained.model, question, moments, start=solved.start, tolerance=solver.tolerance
+    )
+    # A solve that is cut off answers with the point whose residual it knows, one evaluation before the last.
+    frames[-1], residuals[-1] = solved.chances, solved.residual
     painter = paint_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else paint
     draw_settling(frames, moments[: len(frames)], residuals, animation=file, paint=painter)
 
