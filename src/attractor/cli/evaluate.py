@@ -70,7 +70,7 @@ def evaluate(
         out: A JSON file to write the figures to.
     """
     _refuse(limit, batch_size, out)
-    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    asked = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     text_only = {"field": None if field == "text" else field, "length": length, "stride": stride}
     puzzles_only = {
         "depths": None if depths == DEPTHS else depths,
@@ -78,7 +78,7 @@ def evaluate(
         "seed": seed or None,
     }
     if is_reasoner(checkpoint):
-        language = {"tasks": None if tasks == ("text",) else tasks, "bundle": bundle, **budget, **text_only}
+        language = {"tasks": None if tasks == ("text",) else tasks, "bundle": bundle, **asked, **text_only}
         _refuse_given(language, "is for language models; a reasoner is judged by --depths and --breadths.")
         evaluate_reasoner(
             checkpoint,
@@ -98,7 +98,7 @@ def evaluate(
         _refuse_given({"bundle": bundle}, "is for lambada, core and CORE tasks; name one with --tasks.")
     _refuse_tasks(tasks, data, bundle)
     model, tokenizer = load_language_model(checkpoint)
-    budget = known_budget(model, budget)
+    budget = known_budget(model, asked)
     window = min(max_length(model), LONGEST) if length is None else length
     results: dict[str, Figures] = {}
     with Bars() as bars:
