@@ -23,6 +23,7 @@ from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
 from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
 from attractor.nn import CellsConfig, RecursionConfig, compile_blocks
+from attractor.recipes import recipe
 from attractor.train import DeepSupervision, DeepSupervisionConfig
 
 CELLS = CellsConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
@@ -68,6 +69,18 @@ def test_presets_have_the_size_they_are_named_for(config: ReasonerConfig, count:
     with torch.device("meta"):
         assert sum(p.numel() for p in build(config).parameters()) == count
     assert from_dict(type(config), to_dict(config)) == config
+
+
+@pytest.mark.parametrize("task", ["sudoku/extreme", "maze/hard"])
+def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
+    """Attractor and TRM within 2 % of HRM's 27M."""
+    with torch.device("meta"):
+        small, large, *wide = (
+            sum(p.numel() for p in build(recipe(f"{task}{name}").model).parameters())
+            for name in ("", "-hrm", "-27m", "-27m-trm")
+        )
+    assert small < 7e6
+    assert all(abs(count / large - 1) < 0.02 for count in wide)
 
 
 @torch.no_grad()

@@ -19,6 +19,8 @@ from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Phantom
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
+ONE_START = "this model starts every puzzle from one and the same state, so that more starts only cost; leave it at 1."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReasonerConfig:
@@ -57,11 +59,14 @@ class ReasonerOutput:
         How it was found; its ``value`` is the state.
     halt
         (B,), the logit of the answer being right in every cell, from models that have a head for it.
+    start
+        The states (B, height, W, state width) from which a solve came here: of several starts, each puzzle's that was kept.
     """
 
     logits: Tensor
     solution: Solution
     halt: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Reasoner(nn.Module, ABC):
@@ -149,8 +154,10 @@ class Reasoner(nn.Module, ABC):
         stop = Steps(depth) if tolerance is None else Tolerance(rtol=tolerance, max_evaluations=depth, patience=None)
         if breadth < 1:
             raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
-        tries = (self(questions, self.start(questions, generator), stop=stop) for _ in range(breadth))
-        return reduce(_calmer, tries)
+        if breadth > 1 and not self.random_start:
+            raise ConfigError(f"breadth={breadth}: {ONE_START}")
+        starts = (self.start(questions, generator) for _ in range(breadth))
+        return reduce(_calmer, (replace(self(questions, start, stop=stop), start=start) for start in starts))
 
 
 class _Refinement(PartialUpdate):
@@ -187,4 +194,5 @@ def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
         outcome=outcome,
     )
     halt = None if a.halt is None or b.halt is None else pick(a.halt, b.halt)
-    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt)
+    start = None if a.start is None or b.start is None else pick(a.start, b.start)
+    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt, start=start)
