@@ -69,6 +69,14 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(gate) * up)
 
 
+class SwiGLUAcross(SwiGLU):
+    """The same along the first dimension: weights from the left, so that nothing need be transposed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = (self.gate_up_proj.weight @ x.flatten(1)).chunk(2)
+        return (self.down_proj.weight @ (F.silu(gate) * up)).view(x.shape)
+
+
 class CellAttention(nn.Module):
     """Every cell looks at every cell of (B, N, D)."""
 
@@ -92,7 +100,7 @@ class CellLayer(nn.Module):
         super().__init__()
         self.mixing = config.mixing
         if config.mixing == "mixer":
-            self.mlp_t = SwiGLU(config.num_cells, config.cell_hidden)
+            self.mlp_t = SwiGLUAcross(config.num_cells, config.cell_hidden)
         elif config.mixing == "attention":
             self.self_attn = CellAttention(config.width, config.num_heads)
         else:
@@ -101,7 +109,7 @@ class CellLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
         if self.mixing == "mixer":
-            x = normalise(x + self.mlp_t(x.transpose(1, 2)).transpose(1, 2), dim=1)
+            x = normalise(x + self.mlp_t(x), dim=0)
         elif self.mixing == "attention":
             x = normalise(x + self.self_attn(x, angles))
         else:
@@ -135,9 +143,11 @@ class Cells(nn.Module):
 
     def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
         x = x + injection
+        if self.config.mixing == "mixer":
+            x = x.transpose(0, 1).contiguous()
         for layer in self.layers:
             x = layer(x, grid, angles)
-        return x
+        return x.transpose(0, 1) if self.config.mixing == "mixer" else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +186,7 @@ class Recursion(nn.Module):
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         angles = self.net.angles(grid, x)
-        # Contiguous, as what the layers return is: a compiled ``net`` then sees tensors of one kind.
-        y, z = (part.contiguous() for part in state.flatten(1, -2).chunk(2, dim=-1))
+        y, z = state.flatten(1, -2).chunk(2, dim=-1)
         x = x.flatten(1, -2)
         for _ in range(self.num_latent):
             z = self.net(z, y + x, grid, angles)
