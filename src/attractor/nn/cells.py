@@ -61,8 +61,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = linear(width, 2 * hidden)
-        self.down_proj = linear(hidden, width)
+        self.gate_up_proj = linear(width, 2 * hidden, Product)
+        self.down_proj = linear(hidden, width, Product)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -70,7 +70,7 @@ class SwiGLU(nn.Module):
 
 
 class SwiGLUAcross(SwiGLU):
-    """The same along the first dimension: weights from the left, so that nothing need be transposed."""
+    """The same across the first dimension: weights from the left, so that nothing has to be transposed."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = (self.gate_up_proj.weight @ x.flatten(1)).chunk(2)
@@ -83,8 +83,8 @@ class CellAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = linear(width, 3 * width)
-        self.o_proj = linear(width, width)
+        self.qkv_proj = linear(width, 3 * width, Product)
+        self.o_proj = linear(width, width, Product)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -94,7 +94,10 @@ class CellAttention(nn.Module):
 
 
 class CellLayer(nn.Module):
-    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``. A mixer's first norm goes across the cells, as in TRM."""
+    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``, of cells (B, N, D).
+
+    A mixer's first norm goes across the cells, as in TRM, and its cells are (N, B, D): rows of one matrix to mix, without a copy.
+    """
 
     def __init__(self, config: CellsConfig) -> None:
         super().__init__()
@@ -119,7 +122,10 @@ class CellLayer(nn.Module):
 
 
 class Cells(nn.Module):
-    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D)."""
+    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D).
+
+    A mixer's layers see (N, B, D), and what is returned lies in memory like that: the next call finds it in place.
+    """
 
     def __init__(self, config: CellsConfig) -> None:
         super().__init__()
@@ -142,12 +148,11 @@ class Cells(nn.Module):
         return _angles(places.float(), config.width // config.num_heads, config.theta)
 
     def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
-        x = x + injection
-        if self.config.mixing == "mixer":
-            x = x.transpose(0, 1).contiguous()
+        x, across = x + injection, self.config.mixing == "mixer"
+        x = x.transpose(0, 1).contiguous() if across else x
         for layer in self.layers:
             x = layer(x, grid, angles)
-        return x.transpose(0, 1) if self.config.mixing == "mixer" else x
+        return x.transpose(0, 1) if across else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,11 +218,28 @@ def truncated_normal_(weight: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(num_in: int, num_out: int) -> nn.Linear:
+def linear(num_in: int, num_out: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """No bias, and weights that keep the size of what they are given."""
-    module = nn.Linear(num_in, num_out, bias=False)
+    module = kind(num_in, num_out, bias=False)
     truncated_normal_(module.weight, num_in**-0.5)
     return module
+
+
+class Product(nn.Linear):
+    """``x @ weight.T`` of x (A, B, in), in float32 on AMD's processors at twice PyTorch's speed.
+
+    PyTorch has MKL make products and oneDNN convolutions, and there MKL leaves half of every AVX-512 vector unused. So the product
+    is written as the convolution that it also is. Sums are in another order.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not MKL_IS_SLOW or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None, None])[:, :, 0].transpose(1, 2)
+
+
+_PROCESSOR = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+MKL_IS_SLOW = str(_PROCESSOR.get("cpu_name", "")).startswith("AMD") and bool(_PROCESSOR.get("avx512_f"))
 
 
 class CellEmbedding(nn.Embedding):
