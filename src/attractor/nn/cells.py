@@ -6,7 +6,9 @@ names of layers are those of TRM's published code.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +240,7 @@ class Product(nn.Linear):
         return F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None, None])[:, :, 0].transpose(1, 2)
 
 
-_PROCESSOR = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+_PROCESSOR: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
 MKL_IS_SLOW = str(_PROCESSOR.get("cpu_name", "")).startswith("AMD") and bool(_PROCESSOR.get("avx512_f"))
 
 
