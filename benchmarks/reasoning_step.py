@@ -2,12 +2,14 @@
 
     python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu] [--bf16]
 
-A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same layers and
-shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. Sides take
-turns in one process, so that what disturbs the machine disturbs all; medians and ratios are printed and written to
-``results/reasoning/step-PRECISION.json``. After warming up nothing may be compiled again. Code compiled for one side serves the
-next, so only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of the
-device's peak.
+A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same weights and
+shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. The
+straight loop writes layers as TRM's authors do, with PyTorch's own products and transposes. Sides take turns in one process, so
+that what disturbs the machine disturbs all. Printed and written to ``results/reasoning/step-PRECISION[-wWIDTH].json`` are medians:
+of a step's seconds, of the processor's own seconds in it, which others on the machine disturb less, and of how many times as fast
+as the straight loop in the same turn it was by either. After warming up nothing may be compiled again. Code compiled for one side
+serves the next, so only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of
+the device's peak.
 """
 
 import copy
@@ -43,7 +45,7 @@ class Side:
     def __init__(self, model: nn.Module, segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
         self.model, self.segment, self.state, self.dtype = model, segment, state, dtype
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        self.seconds: list[float] = []
+        self.seconds: list[tuple[float, float]] = []  # of the clock and of the processor
         self.graphs = 0
 
     def step(self, questions: Tensor, answers: Tensor) -> None:
@@ -56,14 +58,14 @@ class Side:
         self.optimizer.step()
         self.state = state.detach()
 
-    def timed(self, questions: Tensor, answers: Tensor) -> float:
-        """Make one and return its seconds, the device's work included."""
+    def timed(self, questions: Tensor, answers: Tensor) -> tuple[float, float]:
+        """Make one and return its seconds, the device's work included, and those of the processor."""
         known = counters["stats"]["unique_graphs"]
         wait(questions.device)
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         self.step(questions, answers)
         wait(questions.device)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun, time.process_time() - used
         self.graphs += counters["stats"]["unique_graphs"] - known
         return seconds
 
@@ -75,22 +77,32 @@ def wait(device: torch.device) -> None:
 
 
 def straight_loop(model: TRM) -> Segment:
-    """Return TRM's segment as a plain loop around the model's own modules."""
+    """Return TRM's segment as a plain loop around plain layers, with the model's weights."""
     config = model.config
 
+    def mlp(weights: Any, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, weights.gate_up_proj.weight).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, weights.down_proj.weight)
+
+    def net(x: Tensor, injection: Tensor) -> Tensor:
+        x = x + injection
+        for layer in model.update.net.layers:
+            x = x + mlp(layer.mlp_t, x.transpose(1, 2)).transpose(1, 2)
+            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5)
+            x = F.rms_norm(x + mlp(layer.mlp, x), x.shape[-1:], eps=1e-5)
+        return x
+
     def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        net, grid = model.update.net, questions.shape[1:]
         x = model.embedding(questions).flatten(1, 2)
-        angles = net.angles(grid, x)
         y, z = state.flatten(1, 2).chunk(2, dim=-1)
         with torch.no_grad():
             for _ in range(config.segment - 1):
                 for _ in range(config.update.num_latent):
-                    z = net(z, y + x, grid, angles)
-                y = net(y, z, grid, angles)
+                    z = net(z, y + x)
+                y = net(y, z)
         for _ in range(config.update.num_latent):
-            z = net(z, y + x, grid, angles)
-        y = net(y, z, grid, angles)
+            z = net(z, y + x)
+        y = net(y, z)
         return model.lm_head(y), torch.cat([y, z], dim=-1).view(state.shape)
 
     return segment
@@ -170,7 +182,7 @@ def main(
     flops = counter.get_total_flops()
     for name, side in sides.items():
         warm_up = [side.timed(questions, answers) for _ in range(WARM_UP)]
-        rows[name] = {"graphs": side.graphs, "warm_up_seconds": sum(warm_up)}
+        rows[name] = {"graphs": side.graphs, "warm_up_seconds": sum(seconds for seconds, _ in warm_up)}
         if questions.is_cuda:
             torch.cuda.reset_peak_memory_stats()
             rows[name]["host_waits"] = host_waits(side, questions, answers)
@@ -178,11 +190,14 @@ def main(
     for _ in range(repeats):
         for side in sides.values():
             side.seconds.append(side.timed(questions, answers))
-    loop = statistics.median(sides["straight loop"].seconds)
+    straight = sides["straight loop"].seconds
     for name, side in sides.items():
         assert side.graphs == rows[name]["graphs"], f"{name}: compiled again after warming up"
-        median = statistics.median(side.seconds)
-        rows[name] |= {"ms": 1e3 * median, "least_ms": 1e3 * min(side.seconds), "ratio": median / loop}
+        median, processor = (statistics.median(seconds) for seconds in zip(*side.seconds, strict=True))
+        speed_ups = ([b / a for a, b in zip(*turn, strict=True)] for turn in zip(side.seconds, straight, strict=True))
+        speed_up, processor_speed_up = (statistics.median(ratios) for ratios in zip(*speed_ups, strict=True))
+        rows[name] |= {"ms": 1e3 * median, "processor_ms": 1e3 * processor}
+        rows[name] |= {"speed_up": speed_up, "processor_speed_up": processor_speed_up}
         if questions.is_cuda:
             rows[name]["mfu"] = flops / median / peak_flops(questions.device, dtype)
     num_parameters = sum(p.numel() for p in sides["TRM"].model.parameters())
@@ -202,7 +217,7 @@ def main(
     settings += " --bf16" * bf16
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(
-        OUT / f"step-{'bf16' if bf16 else 'float32'}.json",
+        OUT / f"step-{'bf16' if bf16 else 'float32'}{f'-w{width}' * (width != 128)}.json",
         {
             "command": f"python -m benchmarks.reasoning_step {settings}",
             "environment": environment(),

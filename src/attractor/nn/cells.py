@@ -6,7 +6,9 @@ names of layers are those of TRM's published code.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +64,20 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = linear(width, 2 * hidden)
-        self.down_proj = linear(hidden, width)
+        self.gate_up_proj = linear(width, 2 * hidden, Product)
+        self.down_proj = linear(hidden, width, Product)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
+
+
+class SwiGLUAcross(SwiGLU):
+    """The same across the first dimension: weights from the left, so that nothing has to be transposed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = (self.gate_up_proj.weight @ x.flatten(1)).chunk(2)
+        return (self.down_proj.weight @ (F.silu(gate) * up)).view(x.shape)
 
 
 class CellAttention(nn.Module):
@@ -76,8 +86,8 @@ class CellAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = linear(width, 3 * width)
-        self.o_proj = linear(width, width)
+        self.qkv_proj = linear(width, 3 * width, Product)
+        self.o_proj = linear(width, width, Product)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -87,13 +97,16 @@ class CellAttention(nn.Module):
 
 
 class CellLayer(nn.Module):
-    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``. A mixer's first norm goes across the cells, as in TRM."""
+    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``, of cells (B, N, D).
+
+    A mixer's first norm goes across the cells, as in TRM, and its cells are (N, B, D): rows of one matrix to mix, without a copy.
+    """
 
     def __init__(self, config: CellsConfig) -> None:
         super().__init__()
         self.mixing = config.mixing
         if config.mixing == "mixer":
-            self.mlp_t = SwiGLU(config.num_cells, config.cell_hidden)
+            self.mlp_t = SwiGLUAcross(config.num_cells, config.cell_hidden)
         elif config.mixing == "attention":
             self.self_attn = CellAttention(config.width, config.num_heads)
         else:
@@ -102,7 +115,7 @@ class CellLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
         if self.mixing == "mixer":
-            x = normalise(x + self.mlp_t(x.transpose(1, 2)).transpose(1, 2), dim=1)
+            x = normalise(x + self.mlp_t(x), dim=0)
         elif self.mixing == "attention":
             x = normalise(x + self.self_attn(x, angles))
         else:
@@ -112,7 +125,10 @@ class CellLayer(nn.Module):
 
 
 class Cells(Block):
-    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D)."""
+    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D).
+
+    A mixer's layers see (N, B, D), and what is returned lies in memory like that: the next call finds it in place.
+    """
 
     def __init__(self, config: CellsConfig) -> None:
         super().__init__()
@@ -135,10 +151,11 @@ class Cells(Block):
         return _angles(places.float(), config.width // config.num_heads, config.theta)
 
     def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
-        x = x + injection
+        x, across = x + injection, self.config.mixing == "mixer"
+        x = x.transpose(0, 1).contiguous() if across else x
         for layer in self.layers:
             x = layer(x, grid, angles)
-        return x
+        return x.transpose(0, 1) if across else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +194,7 @@ class Recursion(Block):
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         angles = self.net.angles(grid, x)
-        # Contiguous, as what the layers return is: a compiled ``net`` then sees tensors of one kind.
-        y, z = (part.contiguous() for part in state.flatten(1, -2).chunk(2, dim=-1))
+        y, z = state.flatten(1, -2).chunk(2, dim=-1)
         x = x.flatten(1, -2)
         for _ in range(self.num_latent):
             z = self.net(z, y + x, grid, angles)
@@ -205,11 +221,28 @@ def truncated_normal_(weight: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(num_in: int, num_out: int) -> nn.Linear:
+def linear(num_in: int, num_out: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """No bias, and weights that keep the size of what they are given."""
-    module = nn.Linear(num_in, num_out, bias=False)
+    module = kind(num_in, num_out, bias=False)
     truncated_normal_(module.weight, num_in**-0.5)
     return module
+
+
+class Product(nn.Linear):
+    """``x @ weight.T`` of x (A, B, in), in float32 on AMD's processors at twice PyTorch's speed.
+
+    PyTorch has MKL make products and oneDNN convolutions, and there MKL leaves half of every AVX-512 vector unused. So the product
+    is written as the convolution that it also is. Sums are in another order.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not MKL_IS_SLOW or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None, None])[:, :, 0].transpose(1, 2)
+
+
+_PROCESSOR: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+MKL_IS_SLOW = str(_PROCESSOR.get("cpu_name", "")).startswith("AMD") and bool(_PROCESSOR.get("avx512_f"))
 
 
 class CellEmbedding(nn.Embedding):
