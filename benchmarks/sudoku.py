@@ -2,11 +2,13 @@
 
     python -m benchmarks.sudoku run --size 6 --num-steps 1200 --threads 1     # all sides and seeds, some minutes each
     python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # as long as the recipe says, on all cores
+    python -m benchmarks.sudoku run --size 9 --data FOLDER --name extreme     # puzzles of your own, prepared as a folder
     python -m benchmarks.sudoku show                                          # the table and the curves of all that has run
 
-All sides see the same training puzzles (1,000 of 6 digits, 10,000 of 9), batches of one size and the same optimiser, have layers of
-one kind and width, and are judged on the same 500 unseen puzzles, none of them a symmetric copy of one that was learnt. Learning
-is watched on 100 further ones. Every finished run is written to ``results/sudoku`` at once.
+All sides see the same training puzzles (1,000 of 6 digits, 10,000 of 9, or a folder's), batches of one size and the same optimiser,
+have layers of one kind and width, and are judged on the same unseen puzzles (500, or the folder's split test), none of them a
+symmetric copy of one that was learnt. Learning is watched on 100 further ones; with a folder, on a hundred of the test's, for a
+curve on which nothing is decided. Every finished run is written to ``results/sudoku`` at once.
 """
 
 import json
@@ -30,7 +32,7 @@ from attractor.cli.evaluate_puzzles import judge_puzzles
 from attractor.cli.reasoning import Trained, train_reasoner, training_puzzles
 from attractor.cli.runs import environment, finite, write_json
 from attractor.config import override, to_dict
-from attractor.data import sudoku
+from attractor.data import puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import sudoku as sudoku_recipe
@@ -50,6 +52,7 @@ def run(
     seeds: tuple[int, ...] = (0, 1, 2),
     num_steps: int | None = None,
     set: tuple[str, ...] = (),
+    data: Path | None = None,
     name: str = "",
     threads: int | None = None,
 ) -> None:
@@ -61,9 +64,12 @@ def run(
         seeds: Of weights, batches and starts; the puzzles are the same for all.
         num_steps: Optimiser steps, for all sides alike; by default each side trains for the recipe's time.
         set: Settings to change, such as data.clues=30.
-        name: Of the results' files, where settings are changed; by default 6x6 or 9x9.
+        data: A folder of puzzles to learn and to be judged on, instead of drawn ones.
+        name: Of the results' files, where settings or data are changed; by default 6x6 or 9x9.
         threads: Of torch.
     """
+    if data is not None and not name:
+        raise SystemExit("--data: give the results a --name, such as extreme.")
     if threads:
         torch.set_num_threads(threads)
     OUT.mkdir(parents=True, exist_ok=True)
@@ -74,15 +80,18 @@ def run(
             length: dict[str, Any] = {} if num_steps is None else {"seconds": None, "num_steps": num_steps}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, **length))
             recipe = override(recipe, set)
-            learnt = training_puzzles(recipe)
+            learnt = training_puzzles(recipe, data)
             clues = getattr(recipe.data, "clues", None)
-            test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
-            watched = sudoku.generate(
-                NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=_both(learnt, test)
-            )
+            if data is not None:
+                test = puzzles.read(data, "test")
+                watched = test[slice(None, None, max(1, len(test) // NUM_WATCHED))]
+            else:
+                test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
+                known = _both(learnt, test)
+                watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
             with tempfile.TemporaryDirectory() as folder, Progress(f"{name} {side} {seed}") as progress:
                 begun = time.process_time()
-                model = train_reasoner(recipe, Path(folder), held_out=watched, callbacks=[progress])
+                model = train_reasoner(recipe, Path(folder), data=data, held_out=watched, callbacks=[progress])
                 spent = time.process_time() - begun
                 steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +106,9 @@ def run(
             result = {
                 "command": f"python -m benchmarks.sudoku run --size {size} --sides {side} --seeds {seed}"
                 + (f" --num-steps {num_steps}" if num_steps else "")
-                + (f" --set {' '.join(set)} --name {name}" if set else "")
+                + (f" --set {' '.join(set)}" if set else "")
+                + (" --data FOLDER" if data else "")
+                + (f" --name {name}" if set or data else "")
                 + (f" --threads {threads}" if threads else ""),
                 "environment": environment(),
                 "side": side,

@@ -25,6 +25,7 @@ FLOORS = {
     "testing": 6,
     "recipes": 7,
     "cli": 8,
+    "__main__": 9,
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -8,8 +8,9 @@ from attractor.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergedError,
+    LostRankError,
     NotConvergedError,
-    NotFiniteError,
 )
 from attractor.fixed_point import FixedPoint, fixed_point
 from attractor.gradient import (
@@ -52,12 +53,13 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "FixedPoint",
     "Gradient",
     "Implicit",
+    "LostRankError",
     "Neumann",
     "NotConvergedError",
-    "NotFiniteError",
     "OneStep",
     "Outcome",
     "PartialUpdate",

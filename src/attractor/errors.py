@@ -25,5 +25,9 @@ class NotConvergedError(AttractorError, ArithmeticError):
     """A solve that ended with open equations, raised only where the caller asked for it (``throw=True``)."""
 
 
-class NotFiniteError(AttractorError, ArithmeticError):
-    """Training that cannot go on, because losses or gradients are no longer finite."""
+class DivergedError(AttractorError, ArithmeticError):
+    """Training that cannot go on, because losses, gradients or solves have left all bounds."""
+
+
+class LostRankError(AttractorError, RuntimeError):
+    """A process of a distributed run that no longer answers."""

@@ -12,7 +12,7 @@ from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.optim import trapezoid
 from attractor.recipes import MazeDataConfig, PuzzleRecipe
-from attractor.train import DeepSupervisionConfig, TrainConfig, find_checkpoint, save_checkpoint
+from attractor.train import DeepSupervisionConfig, TrainConfig, find_checkpoint
 
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=4, tracked=2),
@@ -33,10 +33,10 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-def weights(path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(find_checkpoint(path) / "training.safetensors")
+def contents(path) -> dict[str, dict[str, int]]:
+    """Checksums of all tensors in the newest checkpoint: weights, training state and what is a rank's own."""
+    sums = json.loads((find_checkpoint(path) / "checksums.json").read_text())
+    return {name: value for name, value in sums.items() if name.endswith((".safetensors", ".distcp"))}
 
 
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
@@ -46,10 +46,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
         train_reasoner(TINY, tmp_path / "cut", callbacks=[Interrupt(16)])
     assert find_checkpoint(tmp_path / "cut").name == "step-00000010"
     train_reasoner(TINY, tmp_path / "cut", resume=True)
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert one.keys() == two.keys()
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
+    assert len(contents(tmp_path / "whole")) == 3
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
 
 def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
@@ -133,24 +131,6 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
     train_reasoner(TINY, tmp_path, resume=True)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 8, 12, 16, 20, 24]
-
-
-def test_an_incomplete_checkpoint_is_not_resumed(tmp_path) -> None:
-    """One sentence, not a KeyError."""
-    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
-    (find_checkpoint(tmp_path) / "training.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="incomplete"):
-        train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path, resume=True)
-
-
-def test_a_checkpoint_written_again_replaces_the_old_one(tmp_path) -> None:
-    """Also with tied weights, and nothing else is left in the folder."""
-    tied = torch.ones(3)
-    for value in (1.0, 2.0):
-        tensors = {"a": value * tied, "b": tied, "c": tied}
-        save_checkpoint(tmp_path, 5, {"kind": "x"}, lambda folder: None, tensors, {"step": 5})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
-    assert weights(tmp_path)["a"].tolist() == [2, 2, 2]
 
 
 def test_a_run_needs_an_end() -> None:

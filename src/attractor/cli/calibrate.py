@@ -16,7 +16,7 @@ from attractor.errors import ConfigError
 from attractor.evaluate.calibrate import Calibration
 from attractor.evaluate.calibrate import calibrate as choose
 from attractor.evaluate.text import max_length
-from attractor.train import find_checkpoint
+from attractor.train import amend, find_checkpoint
 
 
 def calibrate(
@@ -63,6 +63,7 @@ def calibrate(
     part = folder / ".generation_config.json.part"
     model.generation_config.save_pretrained(folder, config_file_name=part.name)
     os.replace(part, folder / "generation_config.json")
+    amend(folder, "generation_config.json")
     console.print(f"{folder}: generation keeps to {_name(found.chosen.budget)}", soft_wrap=True)
 
 

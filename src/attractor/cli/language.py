@@ -12,7 +12,7 @@ from transformers.utils import logging
 import attractor.models.language  # noqa: F401  makes our models known to the Auto classes
 from attractor.data.text import load_tokenizer
 from attractor.errors import CheckpointError, DataError
-from attractor.train import find_checkpoint
+from attractor.train import find_checkpoint, verify_weights
 
 
 def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -33,6 +33,7 @@ def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
+    verify_weights(checkpoint)
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from attractor.cli.calibrate import calibrate
+from attractor.cli.convert import convert
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
@@ -18,7 +19,7 @@ from attractor.cli.inspect import inspect
 from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
 from attractor.cli.train import train
-from attractor.errors import AttractorError
+from attractor.errors import AttractorError, LostRankError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "calibrate": calibrate,
     "generate": generate,
     "import-official": import_official,
+    "convert": convert,
     "export": export,
     "inspect": inspect,
 }
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
         )
     except AttractorError as error:
-        print(f"attractor: {error}", file=sys.stderr)
+        # Of processes started together all stop, and one says why; who has lost another says so for itself.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError):
+            print(f"attractor: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("attractor: interrupted; what was written so far is whole.", file=sys.stderr)

@@ -18,7 +18,16 @@ from attractor.data.puzzles import Puzzles
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fitted
-from attractor.train import PRECISIONS, Callback, DeepSupervision, find_checkpoint, load_model, peak_flops, read_run
+from attractor.train import (
+    PRECISIONS,
+    Callback,
+    DeepSupervision,
+    World,
+    find_checkpoint,
+    load_model,
+    peak_flops,
+    read_run,
+)
 from attractor.train import train as run_loop
 
 KIND = "reasoner"
@@ -67,6 +76,7 @@ def train_reasoner(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     pause: Callable[[], bool] = lambda: False,
+    world: World | None = None,
 ) -> Reasoner:
     """Run ``recipe`` into ``out`` and return the model with averaged weights. ``held_out`` is for the log alone.
 
@@ -76,7 +86,8 @@ def train_reasoner(
     height, width = learnt.questions.shape[1:]
     recipe = fitted(recipe, num_cells=height * width, num_symbols=learnt.num_symbols, num_classes=learnt.num_classes)
     torch.manual_seed(recipe.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = world or World()
+    device = world.device
     model = recipe.model.build().to(device)
     objective = DeepSupervision(
         learnt.questions,
@@ -87,6 +98,7 @@ def train_reasoner(
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
         peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]),
+        world=world,
     )
     describe = {
         "kind": KIND,
@@ -110,6 +122,7 @@ def train_reasoner(
         callbacks=callbacks,
         resume=resume,
         pause=pause,
+        world=world,
     )
     assert isinstance(averaged, Reasoner)
     return averaged

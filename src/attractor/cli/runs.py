@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 import attractor
@@ -25,6 +25,7 @@ from attractor.train import (
     PRECISIONS,
     Callback,
     NextToken,
+    World,
     peak_flops,
 )
 from attractor.train import train as run_loop
@@ -83,6 +84,7 @@ def train_language(
     resume: bool = False,
     pause: Callable[[], bool] = lambda: False,
     start: Start | None = None,
+    world: World | None = None,
 ) -> LanguageModel:
     """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``.
 
@@ -98,13 +100,14 @@ def train_language(
             "prepare the text with --tokenizer and the folder given to --init."
         )
     torch.manual_seed(recipe.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_config(recipe.model).to(device)
+    world = world or World()
+    model: Any = AutoModelForCausalLM.from_config(recipe.model).to(world.device)
     if start is not None:
         _load(model, start.model)
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
     config = replace(recipe.train, optimizer=recipe.optimizer)
-    objective = NextToken(rows, recipe.text, peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]))
+    peak = peak_flops(world.device, PRECISIONS[recipe.train.precision])
+    objective = NextToken(rows, recipe.text, peak_flops=peak, world=world)
     describe = {
         "kind": "language",
         "recipe": to_dict(recipe),
@@ -112,10 +115,9 @@ def train_language(
         "environment": environment(),
     }
 
-    def save(model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, LanguageModel)
+    def save(weights: dict[str, Tensor], folder: Path) -> None:
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
 
     trained = run_loop(
@@ -128,6 +130,8 @@ def train_language(
         resume=resume,
         pause=pause,
         save_model=save,
+        units=model.weight_units(),
+        world=world,
     )
     assert isinstance(trained, LanguageModel)
     return trained

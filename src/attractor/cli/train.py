@@ -1,5 +1,6 @@
 """``attractor train``: a recipe by name, changed by path."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from attractor.config import override, to_dict
 from attractor.errors import ConfigError
 from attractor.recipes import RETROFIT, LanguageRecipe, PuzzleRecipe, started_from
 from attractor.recipes import recipe as find_recipe
-from attractor.train import Pause, Progress, find_checkpoint, tracker
+from attractor.train import Pause, Progress, find_checkpoint, joined, tracker
 
 
 def train(
@@ -27,7 +28,7 @@ def train(
     overwrite: bool = False,
     track: str = "tensorboard",
 ) -> None:
-    """Train a recipe.
+    """Train a recipe; on several processes when started by torchrun, see docs/scale.md.
 
     Args:
         recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, sudoku/extreme or maze/hard, the last four also with -trm,
@@ -59,18 +60,22 @@ def train(
         raise ConfigError(f"{recipe} needs text: give --data FOLDER, made with attractor data prepare.")
     if resume:
         find_checkpoint(out)
-    claim(out, resume=resume, overwrite=overwrite)
     drawn = tracker(track, out, recipe, to_dict(config))
-    with Progress(recipe) as progress, Pause(seconds=pause_after) as pause:
-        callbacks = [progress, *([drawn] if drawn else [])]
-        if isinstance(config, LanguageRecipe):
-            assert data is not None
-            train_language(config, data, out, callbacks=callbacks, resume=resume, pause=pause, start=start)
-        else:
-            train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause)
-    paused = (
-        f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
-        if pause.taken
-        else ""
-    )
-    Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)
+    with joined() as world, Pause(seconds=pause_after) as pause:
+        world.by_main(lambda: claim(out, resume=resume, overwrite=overwrite))
+        with Progress(recipe) if world.is_main else nullcontext() as progress:
+            callbacks = [c for c in (progress, drawn) if c is not None]
+            if isinstance(config, LanguageRecipe):
+                assert data is not None
+                train_language(
+                    config, data, out, callbacks=callbacks, resume=resume, pause=pause, start=start, world=world
+                )
+            else:
+                train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause, world=world)
+        if world.is_main:
+            paused = (
+                f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
+                if pause.taken
+                else ""
+            )
+            Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)

@@ -9,6 +9,7 @@ closed over. No parameter is ever listed, so modules, hooks, DDP and compiled up
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -126,7 +127,8 @@ def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Upda
         (out,) = torch.autograd.grad(f, y, u, retain_graph=True, allow_unused=True, materialize_grads=True)
         return out
 
-    return _Attach.apply(value, f, lambda v: transform(vjp, v))
+    context = copy_context()  # ranks that solve together do so on the way back too, in whatever thread that is
+    return _Attach.apply(value, f, lambda v: context.run(transform, vjp, v))
 
 
 class _Attach(torch.autograd.Function):

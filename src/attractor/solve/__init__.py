@@ -4,6 +4,7 @@ from attractor.solve.loop import PartialUpdate, Update, solve
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Anderson, Best, Broyden, Picard, Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance, require_resolvable
+from attractor.solve.together import is_together, together
 
 __all__ = [
     "Anderson",
@@ -19,6 +20,8 @@ __all__ = [
     "StopRule",
     "Tolerance",
     "Update",
+    "is_together",
     "require_resolvable",
     "solve",
+    "together",
 ]

@@ -30,6 +30,7 @@ from attractor.solve.batch import Plain, choose, fill, is_empty, namespace, plai
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance
+from attractor.solve.together import is_together, share
 
 Update = Callable[[Tensor], Tensor]
 
@@ -333,13 +334,12 @@ class _Ledger:
         assert isinstance(self.stop, Tolerance)
         if call % self.stop.check_every:
             return False
-        if self.stop.fraction < 1:
-            return bool(self._below.sum() / len(self._below) >= self.stop.fraction)
-        return bool((self.status >= FINAL).all())
+        done = self._below if self.stop.fraction < 1 else self.status >= FINAL
+        return share(float(done.sum()), len(done)) >= self.stop.fraction
 
 
 def _refuse_nonfinite(y: Tensor, layout: _Layout) -> None:
-    if y.is_cpu and not namespace(plain(y)).isfinite(plain(y)).all():
+    if y.is_cpu and not is_together() and not namespace(plain(y)).isfinite(plain(y)).all():
         raise DataError(
             f"fixed_point: y0 of shape {tuple(layout.shape)} holds NaN or infinite values; start from finite ones."
         )

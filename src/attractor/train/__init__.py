@@ -1,19 +1,23 @@
 """The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
 
-from attractor.train.checkpoint import find_checkpoint, load_model, read_run, save_checkpoint
+from attractor.train.checkpoint import Checkpoints, amend, find_checkpoint, load_model, read_run, seal, verify_weights
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
+from attractor.train.guard import GuardConfig
 from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
 from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.pause import Pause
 from attractor.train.progress import Progress
 from attractor.train.trackers import tracker
+from attractor.train.world import World, joined
 
 __all__ = [
     "PRECISIONS",
     "Callback",
+    "Checkpoints",
     "DeepSupervision",
     "DeepSupervisionConfig",
+    "GuardConfig",
     "NextToken",
     "NextTokenConfig",
     "Objective",
@@ -21,11 +25,15 @@ __all__ = [
     "Progress",
     "Report",
     "TrainConfig",
+    "World",
+    "amend",
     "find_checkpoint",
+    "joined",
     "load_model",
     "peak_flops",
     "read_run",
-    "save_checkpoint",
+    "seal",
     "tracker",
     "train",
+    "verify_weights",
 ]

@@ -6,7 +6,7 @@ age, near the answer and far from it, and learns to rest at the right one (TRM, 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import jacobian_penalty
+from attractor.train.parallel import bare
+from attractor.train.world import World
 
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
@@ -31,7 +33,7 @@ class DeepSupervisionConfig:
     Attributes
     ----------
     batch_size
-        Questions worked on at a time.
+        Questions worked on at a time, over all processes.
     max_segments
         Segments after which a question is replaced.
     leave_solved
@@ -105,6 +107,8 @@ class DeepSupervision:
         ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
     peak_flops
         Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
+    world
+        The processes among which the questions are divided. Each draws its own.
 
     The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``. For
     MFU it has ``flops_per_puzzle(num_cells, training)``.
@@ -121,7 +125,10 @@ class DeepSupervision:
         device: torch.device | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
         peak_flops: float | None = None,
+        world: World | None = None,
     ) -> None:
+        self._world = world or World()
+        self._begin, self._num = self._world.share(config.batch_size)
         self._all = questions, answers
         self._config, self._start, self._augment, self._device = config, start, augment, device
         self._held_out, self._peak_flops = held_out, peak_flops
@@ -137,7 +144,7 @@ class DeepSupervision:
         solved = (output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1)
         metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
         segments = carry["segments"] + 1
-        self._since = self._since[0] + len(segments), self._since[1]
+        self._since = self._since[0] + config.batch_size, self._since[1]
         leaving = segments >= config.max_segments
         if config.leave_solved:
             leaving |= solved & (self._chance(solved) < config.leave_solved)
@@ -150,8 +157,7 @@ class DeepSupervision:
                 stays = (self._chance(solved) < config.exploration) & (segments < least)
                 leaving |= (output.halt > 0) & ~stays
         if config.jacobian_weight:
-            reasoner: Any = model
-            penalty = jacobian_penalty(reasoner.bind(carry["questions"]), output.solution.value)
+            penalty = jacobian_penalty(bare(model).bind(carry["questions"]), output.solution.value)
             loss = loss + config.jacobian_weight * penalty
             metrics |= {"jacobian": penalty.detach()}
         state = output.solution.value.detach()
@@ -174,10 +180,16 @@ class DeepSupervision:
         return {"questions": questions, "answers": answers, "state": state, "segments": segments, "leaving": leaving}
 
     def _first(self) -> dict[str, Tensor]:
-        carry = self._draw(self._config.batch_size)
+        self._part()
+        carry = self._draw(self._num)
         # Staggered, so that the batch never turns over all at once.
-        staggered = torch.randint(self._config.max_segments, (self._config.batch_size,))
+        staggered = torch.randint(self._config.max_segments, (self._num,))
         return {**carry, "segments": staggered.to(self._device)}
+
+    def _part(self) -> None:
+        """Let this rank's random numbers, which all ranks have alike until now, be its own."""
+        if self._world.size > 1:
+            torch.manual_seed(int(torch.randint(2**62, ())) + self._world.rank)
 
     def _replace(self, carry: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put fresh questions where some are leaving."""
@@ -193,16 +205,15 @@ class DeepSupervision:
         rate = done / (time.perf_counter() - begun)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
-            reasoner: Any = model
-            work = reasoner.flops_per_puzzle(self._all[0][0].size, training=True)
-            figures["mfu"] = rate * work / self._peak_flops
+            work = bare(model).flops_per_puzzle(self._all[0][0].size, training=True)
+            figures["mfu"] = rate * work / (self._world.size * self._peak_flops)
         if self._held_out is not None:
             figures["held_out"] = self._exact(model, *self._held_out)
         self._since = 0, time.perf_counter()
         return figures
 
     def _exact(self, model: nn.Module, questions: Tensor, answers: Tensor) -> float:
-        model.eval()
+        model = bare(model).eval()
         devices = [questions.device] if questions.is_cuda else []
         with torch.random.fork_rng(devices), torch.no_grad():  # looking must not change the run
             state = self._start(questions)
@@ -215,5 +226,11 @@ class DeepSupervision:
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._carry or {})
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
+        if len(states) == self._world.size:
+            state = states[self._world.rank]
+        else:  # the whole batch, divided anew
+            mine = slice(self._begin, self._begin + self._num)
+            state = {name: torch.cat([rank[name] for rank in states])[mine] for name in states[0]}
+            self._part()
         self._carry = {name: value.to(self._device) for name, value in state.items()} or None

@@ -1,4 +1,4 @@
-"""The one loop: steps or a wall-clock budget, a schedule, averaged weights, checkpoints, exact resume.
+"""The one loop: steps or a wall-clock budget, a schedule, averaged weights, guards, checkpoints, exact resume; on one process or many.
 
 It knows an objective, which yields a loss a step, and a model, whose parameters it moves; nothing else.
 """
@@ -9,18 +9,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attractor.config import require_positive, require_whole, suggestion
-from attractor.errors import CheckpointError, ConfigError, NotFiniteError
+from attractor.errors import ConfigError, DivergedError
 from attractor.optim import OptimizerConfig, trapezoid
-from attractor.train.checkpoint import find_checkpoint, load_training, save_checkpoint, save_weights
+from attractor.solve import together
+from attractor.train.checkpoint import Checkpoints, find_checkpoint, save_weights
+from attractor.train.guard import Guard, GuardConfig
+from attractor.train.parallel import STRATEGIES, Unit, clip, gathering
+from attractor.train.state import TrainingState
+from attractor.train.world import World, answering
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,10 +46,15 @@ class TrainConfig:
         Batches per optimiser step; their gradients are averaged.
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
-    max_skipped
-        A step whose loss or gradient is not finite is skipped; after so many in a row the run stops.
+    parallel, reduce
+        On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` divides its weights, their averages and the optimiser's state
+        among them. Gradients are added up in ``"fp32"``, or ``"bf16"`` at half the traffic.
+    guard
+        What is taken for divergence, and what is done then.
     log_every, checkpoint_every
         In steps; ``checkpoint_every=0`` checkpoints only at the end.
+    keep
+        Newest checkpoints that stay.
     """
 
     num_steps: int | None = None
@@ -55,18 +65,22 @@ class TrainConfig:
     ema: float = 0.995
     accumulate: int = 1
     precision: str = "fp32"
-    max_skipped: int = 20
+    parallel: str = "ddp"
+    reduce: str = "fp32"
+    guard: GuardConfig = field(default_factory=GuardConfig)
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+    keep: int = 2
 
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(self, 1, "log_every", "accumulate", *(["num_steps"] if self.num_steps is not None else []))
-        require_whole(self, 0, "checkpoint_every", "seed", "max_skipped")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"TrainConfig(precision={self.precision!r}): {suggestion(self.precision, PRECISIONS)}")
+        require_whole(self, 1, "log_every", "accumulate", "keep", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(self, 0, "checkpoint_every", "seed")
+        for name, known in (("precision", PRECISIONS), ("reduce", PRECISIONS), ("parallel", STRATEGIES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}")
         require_positive(self, *(["seconds"] if self.seconds is not None else []))
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in [0, 1].")
@@ -77,10 +91,13 @@ class TrainConfig:
 
 
 class Objective(Protocol):
-    """What is minimised, and everything about it that a resumed run needs."""
+    """What is minimised, and everything about it that a resumed run needs.
+
+    On several processes each has its own, which draws this rank's part of every batch.
+    """
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the next batch, and detached scalars worth watching."""
+        """Return the loss of the next batch, and detached scalars worth watching. ``model`` may be wrapped: see :func:`bare`."""
         ...
 
     def inspect(self, model: nn.Module) -> dict[str, float]:
@@ -89,27 +106,31 @@ class Objective(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Go on from what every rank of the run that is resumed had; it may have had more or fewer ranks."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One line of the log. ``progress`` in [0, 1]; ``seconds`` since the start of training, over all resumed parts."""
+    """One line of the log.
+
+    ``progress`` in [0, 1]; ``seconds`` since the start of training, over all resumed parts; ``events`` tell of bad steps, drifts
+    and rollbacks since the last report, a sentence each.
+    """
 
     step: int
     seconds: float
     progress: float
     lr: float
     metrics: dict[str, float]
+    events: tuple[str, ...] = ()
 
 
 class Callback(Protocol):
     """Something that watches: called every ``log_every`` steps, and once at the end."""
 
     def __call__(self, report: Report) -> None: ...
-
-
-SaveModel = Callable[[nn.Module, Path], None]
 
 
 def train(
@@ -122,169 +143,172 @@ def train(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     pause: Callable[[], bool] = lambda: False,
-    save_model: SaveModel = save_weights,
+    save_model: Callable[[dict[str, Tensor], Path], None] = save_weights,
+    units: Sequence[Unit] = (),
+    world: World | None = None,
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that the
-    checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
+    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that
+    the checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
     ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
-    by steps. Only how long it runs and how often it logs and saves may differ from before. When ``pause()`` says so, after a
-    step, it writes a checkpoint and leaves; nothing of the schedule changes.
+    by steps and the processes are as many as before. Only how long it runs and how often it logs and saves may differ. When ``pause()``
+    says so on any rank, after a step, it writes a checkpoint and leaves; nothing of the schedule changes.
+
+    Parameters
+    ----------
+    units
+        Which modules have their weights gathered together under ``parallel="fsdp"``; what is in none of them, with the model's root.
+    world
+        The processes that train together, see :func:`attractor.train.joined`; all call this with the same arguments.
 
     Raises
     ------
-    NotFiniteError
-        After ``max_skipped`` steps in a row whose loss or gradient was not finite. The last checkpoint stays.
+    DivergedError
+        As ``config.guard`` says. The last checkpoint stays.
+    LostRankError
+        When another process is gone.
     """
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    optimizers = config.optimizer.build(model)
-    device = next(model.parameters()).device
-    step, spent, skipped, skipped_now = 0, 0.0, 0, 0
+    world = world or World(device=next(model.parameters()).device)
+    if config.precision == "bf16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
     torch.manual_seed(config.seed)
+    guard = Guard(config.guard)
+    state = TrainingState(model, objective, guard, config, units, world)
     if resume:
-        step, spent, skipped = _restore(find_checkpoint(out), describe, model, averaged, optimizers, objective)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        state.restore(find_checkpoint(out), describe)
+    world.by_main(lambda: _prepare(out, state.step, resume=resume))
+    checkpoints = Checkpoints(out, describe=describe, save_model=save_model, keep=config.keep, group=world.writers)
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
     full = [(group["lr"], group["weight_decay"]) for group in groups]
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:  # an older run's checkpoints and curves must not pass for this one's
-        for old in [*out.glob("step-*"), *out.glob(".part-*"), *out.glob("tensorboard")]:
-            shutil.rmtree(old)
-    log = _open_log(out / "metrics.jsonl", step)
-    begun = time.perf_counter() - spent
+    events: list[str] = []
+    begun = time.perf_counter() - state.seconds
     model.train()
 
     def progress() -> float:
-        by_steps = step / config.num_steps if config.num_steps else 0.0
-        by_time = (time.perf_counter() - begun) / config.seconds if config.seconds else 0.0
+        by_steps = state.step / config.num_steps if config.num_steps else 0.0
+        by_time = state.seconds / config.seconds if config.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def save() -> None:
-        scalars = {"step": step, "seconds": time.perf_counter() - begun, "skipped": skipped}
-        tensors = _training_tensors(model, averaged, optimizers, objective)
-        module = averaged.module if averaged else model
-        save_checkpoint(out, step, describe, lambda folder: save_model(module, folder), tensors, scalars)
+    def tell(what: str) -> None:
+        events.append(what)
+        if world.is_main:
+            with (out / "events.jsonl").open("a") as file:
+                file.write(json.dumps({"step": state.step, "event": what}) + "\n")
 
-    with log:
-        while (now := progress()) < 1:
-            factor = trapezoid(now, warmup=config.warmup, decay=config.decay)
-            decay = 1 + now * (config.optimizer.final_decay - 1)
-            for group, (rate, weight_decay) in zip(groups, full, strict=True):
-                group["lr"], group["weight_decay"] = rate * factor, weight_decay * decay
-            loss = torch.zeros((), device=device)
-            metrics: dict[str, Tensor] = {}
-            for _ in range(config.accumulate):
-                with torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"):
-                    part, metrics = objective.step(model)
-                (part / config.accumulate).backward()
-                loss += part.detach() / config.accumulate
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            if bool((loss + norm).isfinite()):
-                skipped_now = 0
-                for optimizer in optimizers:
-                    optimizer.step()
-                if averaged:
-                    averaged.update_parameters(model)
-            else:
-                skipped, skipped_now = skipped + 1, skipped_now + 1
-                if skipped_now > config.max_skipped:
-                    raise NotFiniteError(
-                        f"step {step}: the loss or its gradient was not finite {skipped_now} times in a row; lower "
-                        "train.optimizer.lr (or muon_lr), or train in fp32. The last checkpoint is whole."
-                    )
-            model.zero_grad(set_to_none=True)
-            step += 1
-            done = progress()
-            if step % config.log_every == 0 or done >= 1:
-                values = {k: float(v) for k, v in {"loss": loss, "gradient": norm, **metrics}.items()}
-                if not skipped_now:
-                    values |= objective.inspect(model)
-                values |= {"skipped": float(skipped)} if skipped else {}
-                lr = config.optimizer.lr * factor
-                report = Report(step=step, seconds=time.perf_counter() - begun, progress=done, lr=lr, metrics=values)
-                finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON knows no infinity
-                log.write(json.dumps({"step": step, "seconds": round(report.seconds, 3), "lr": lr, **finite}) + "\n")
-                for callback in callbacks:
-                    callback(report)
-            # Not amid steps that are skipped: good checkpoints would make room for one that cannot go on.
-            if config.checkpoint_every and step % config.checkpoint_every == 0 and done < 1 and not skipped_now:
-                save()
-            if done < 1 and pause():
-                break
-    save()
-    return (averaged.module if averaged else model).eval()
-
-
-def _training_tensors(
-    model: nn.Module,
-    averaged: AveragedModel | None,
-    optimizers: Sequence[torch.optim.Optimizer],
-    objective: Objective,
-) -> dict[str, Tensor]:
-    tensors = {f"weights.{k}": v for k, v in model.state_dict().items()}
-    if averaged:
-        tensors |= {f"averaged.{k}": v for k, v in averaged.module.state_dict().items()}
-        tensors |= {"count": averaged.n_averaged}
-    for which, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{which}.{index}.{k}": v for k, v in state.items()}
-    tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
-    tensors |= {"random": torch.get_rng_state()}
-    return tensors | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _restore(
-    checkpoint: Path,
-    describe: dict[str, Any],
-    model: nn.Module,
-    averaged: AveragedModel | None,
-    optimizers: Sequence[torch.optim.Optimizer],
-    objective: Objective,
-) -> tuple[int, float, int]:
-    saved, tensors, scalars = load_training(checkpoint)
-    before, now = _fixed(saved), _fixed(json.loads(json.dumps(describe)))
-    if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
-        raise CheckpointError(
-            f"{checkpoint}: {', '.join(changed)} differs from this run's; "
-            "resume with the same settings, or train into another folder."
-        )
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    def react(trouble: str) -> None:
+        """Stop, or go back to the last checkpoint, where the policy says so."""
+        if config.guard.policy != "rollback" or state.rollbacks == config.guard.max_rollbacks:
+            checkpoints.wait()
+            raise DivergedError(
+                f"step {state.step}: {trouble}; lower train.optimizer.lr (or muon_lr), or train in fp32. {_last(out)}"
+            )
+        checkpoints.wait()
+        if not any(out.glob("step-*")):
+            raise DivergedError(f"step {state.step}: {trouble}, before there was a checkpoint to go back to.")
+        back = find_checkpoint(out)
+        state.roll_back(back, config.guard.rollback_rate)
+        tell(f"{trouble}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate")
 
     try:
-        model.load_state_dict(group("weights."))
-        if averaged:
-            averaged.module.load_state_dict(group("averaged."))
-            averaged.n_averaged.copy_(tensors["count"])
-        for which, optimizer in enumerate(optimizers):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, value in group(f"optimizer.{which}.").items():
-                index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        objective.load_state_dict(group("objective."))
-        torch.set_rng_state(tensors["random"])
-        if torch.cuda.is_available() and "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"])
-        return int(scalars["step"]), float(scalars["seconds"]), int(scalars["skipped"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
+        with answering(world, lambda: _last(out)), _open_log(out / "metrics.jsonl", state.step, world) as log:
+            while (now := progress()) < 1:
+                factor = state.rate * trapezoid(now, warmup=config.warmup, decay=config.decay)
+                decay = 1 + now * (config.optimizer.final_decay - 1)
+                for group, (rate, weight_decay) in zip(groups, full, strict=True):
+                    group["lr"], group["weight_decay"] = rate * factor, weight_decay * decay
+                loss, metrics = _gradients(state.forward, objective, config, world)
+                norm = clip(model, config.optimizer.clip)
+                # The one exchange of a step: all ranks decide alike whether it is good, whether to pause, and what time it is.
+                state.seconds = time.perf_counter() - begun
+                last = state.step + 1 == config.num_steps or progress() == 1
+                mean, asked, seconds = world.total(
+                    [float(loss) / world.size, float(not last and pause()), world.is_main * state.seconds]
+                )
+                state.seconds = seconds
+                trouble = guard.judge(mean, float(norm))
+                if trouble is None:
+                    state.num_bad = 0
+                    state.move()
+                else:
+                    state.num_bad, state.skipped = state.num_bad + 1, state.skipped + 1
+                model.zero_grad(set_to_none=True)
+                if trouble is not None:
+                    tell(f"{trouble}; the step is left out")
+                state.step += 1
+                done, drift = progress(), None
+                if state.step % config.log_every == 0 or done >= 1:
+                    values = {k: float(v) for k, v in metrics.items()}
+                    if not state.num_bad:
+                        values |= objective.inspect(state.forward)
+                    values = {"loss": mean, "gradient": float(norm), **dict(zip(values, world.mean([*values.values()]), strict=True))}
+                    values |= {"skipped": float(state.skipped)} if state.skipped else {}
+                    drift = guard.look(values)
+                    if drift is not None:
+                        tell(drift)
+                    lr = config.optimizer.lr * factor
+                    report = Report(
+                        step=state.step, seconds=seconds, progress=done, lr=lr, metrics=values, events=tuple(events)
+                    )
+                    events.clear()
+                    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON knows no infinity
+                    log.write(json.dumps({"step": state.step, "seconds": round(seconds, 3), "lr": lr, **finite}) + "\n")
+                    for callback in callbacks if world.is_main else ():
+                        callback(report)
+                stops = config.guard.policy == "stop" and trouble is not None
+                if stops or state.num_bad > config.guard.max_skipped:
+                    react(f"{trouble}, {state.num_bad} times in a row")
+                elif drift is not None and config.guard.policy != "skip":
+                    react(drift)
+                # Not amid trouble: good checkpoints would make room for one that cannot go on.
+                elif config.checkpoint_every and state.step % config.checkpoint_every == 0 and done < 1 and not state.in_trouble:
+                    state.save(checkpoints)
+                if done < 1 and asked:
+                    break
+            state.save(checkpoints)
+    finally:
+        checkpoints.wait()
+    return state.result().eval()
 
 
-def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _fixed(value, f"{path}{name}.")
-        elif name not in ("num_steps", "seconds", "log_every", "checkpoint_every") and path != "environment.":
-            flat[path + name] = value
-    return flat
+def _gradients(
+    model: nn.Module, objective: Objective, config: TrainConfig, world: World
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add up the gradients of one step's batches, and return their mean loss and the last one's metrics."""
+    loss, metrics = torch.zeros((), device=world.device), {}
+    for index in range(config.accumulate):
+        with gathering(model, now=index == config.accumulate - 1):
+            mixed = config.precision != "fp32"
+            with (
+                torch.autocast(world.device.type, PRECISIONS[config.precision], enabled=mixed),
+                together(world.total) if world.size > 1 else nullcontext(),
+            ):
+                part, metrics = objective.step(model)
+            (part / config.accumulate).backward()
+        loss += part.detach() / config.accumulate
+    return loss, metrics
 
 
-def _open_log(file: Path, step: int) -> TextIO:
+def _prepare(out: Path, step: int, *, resume: bool) -> None:
+    """Make ready the folder: an older run's checkpoints and curves must not pass for this one's."""
+    out.mkdir(parents=True, exist_ok=True)
+    if resume:
+        return
+    for old in [*out.glob("step-*"), *out.glob("tensorboard")]:
+        shutil.rmtree(old)
+    (out / "events.jsonl").unlink(missing_ok=True)
+
+
+def _last(out: Path) -> str:
+    """Say what is left of a run that ends."""
+    left = sorted(out.glob("step-*"))
+    return f"The last checkpoint, {left[-1]}, is whole." if left else "There is no checkpoint yet."
+
+
+def _open_log(file: Path, step: int, world: World) -> TextIO:
     """Open the log for appending line by line, without what was logged after ``step`` and will be logged again."""
+    if not world.is_main:
+        return open(os.devnull, "w")
     kept = []
     for line in file.read_text().splitlines(keepends=True) if step and file.exists() else []:
         try:

@@ -1,6 +1,7 @@
 """Next-token prediction on packed rows of text."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.solve import Update
+from attractor.solve import Solution, Status, Update
+from attractor.train.parallel import bare
+from attractor.train.world import World
 
 
 class Rows(Protocol):
@@ -22,7 +25,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokenConfig:
-    """``batch_size`` rows of ``length`` tokens a batch; ``seed`` of their order.
+    """``batch_size`` rows of ``length`` tokens a batch, over all processes; ``seed`` of their order.
 
     ``contraction`` is the weight of the mean squared :func:`growth` of a disturbance of the solution, added to the loss of a model
     that solves; 0 leaves it out.
@@ -77,10 +80,18 @@ class NextToken:
         See there.
     peak_flops
         Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
+    world
+        The processes among which every batch is divided. Rows are counted over all of them, so that a resumed run of more or
+        fewer reads on where the one before stopped.
     """
 
-    def __init__(self, rows: Rows, config: NextTokenConfig, *, peak_flops: float | None = None) -> None:
+    def __init__(
+        self, rows: Rows, config: NextTokenConfig, *, peak_flops: float | None = None, world: World | None = None
+    ) -> None:
+        world = world or World()
         self._rows, self._config, self._peak_flops = rows, config, peak_flops
+        self._first_row, self._num_rows = world.share(config.batch_size)
+        self._num_ranks = world.size
         self._row = 0
         self._calls: list[int] = []
         self._since = 0, time.perf_counter()
@@ -88,7 +99,7 @@ class NextToken:
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         device = next(model.parameters()).device
-        batch = self._rows.batch(self._row, self._config.batch_size)
+        batch = self._rows.batch(self._row + self._first_row, self._num_rows)
         tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size
         self._first = tokens[:1]
@@ -100,17 +111,17 @@ class NextToken:
                 "evaluations": solution.evaluations.float().mean(),
                 "calls": torch.tensor(float(solution.outcome.calls)),
                 "residual": solution.residual.mean(),
+                "unsolved": _unsolved(solution),
             }
             start, end = output.proposal.detach().float(), output.hidden.detach().float()
             metrics["moved"] = ((end - start).norm(dim=-1) / start.norm(dim=-1).clamp_min(1e-12)).mean()
             if self._config.contraction:
-                owner: Any = model
-                factor = growth(owner.update_of(output, positions), output.hidden)
+                factor = growth(bare(model).update_of(output, positions), output.hidden)
                 loss = loss + self._config.contraction * factor.square().mean()
                 metrics["growth"] = factor.detach().mean()
         return loss, metrics
 
-    def inspect(self, model: Any) -> dict[str, float]:
+    def inspect(self, model: nn.Module) -> dict[str, float]:
         """Return tokens so far, tokens/s since the last call, MFU, and what the model says of itself."""
         (before, begun), now = self._since, time.perf_counter()
         done = self._row * self._config.length
@@ -119,10 +130,10 @@ class NextToken:
         if self._peak_flops is not None:
             # Linear in the number of evaluations, so that their mean counts every batch since the last call.
             calls = sum(self._calls) / len(self._calls) if self._calls else 1.0
-            work = model.flops_per_token(self._config.length, calls, training=True)
-            figures["mfu"] = rate * work / self._peak_flops
+            work = bare(model).flops_per_token(self._config.length, calls, training=True)
+            figures["mfu"] = rate * work / (self._num_ranks * self._peak_flops)
         if self._first is not None:
-            figures |= model.inspect(self._first)
+            figures |= bare(model).inspect(self._first)
         self._calls.clear()
         self._since = done, time.perf_counter()
         return figures
@@ -130,6 +141,14 @@ class NextToken:
     def state_dict(self) -> dict[str, Tensor]:
         return {"row": torch.tensor(self._row)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._row = int(state["row"])
+    def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
+        self._row = int(states[0]["row"])  # the same on all ranks
         self._since = self._row * self._config.length, time.perf_counter()
+
+
+def _unsolved(solution: Solution) -> Tensor:
+    """Return the share of equations that gave up, or still moved when no evaluation was left."""
+    status, outcome = solution.outcome.status, solution.outcome
+    gave_up = status > Status.FINAL
+    out_of_time = outcome.judged and outcome.calls == outcome.limit
+    return (gave_up | (status == Status.ACTIVE) if out_of_time else gave_up).float().mean()

@@ -30,7 +30,7 @@ from attractor.models.language.base import LanguageModel, LanguageModelConfig, L
 from attractor.models.language.context import Context, Reader, require_plain
 from attractor.models.language.speculative import speculate
 from attractor.nn.transformer import Gate
-from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update
+from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_together
 
 GRADIENTS: dict[str, Gradient] = {
     "one-step": OneStep(),
@@ -141,7 +141,7 @@ class AttractorForCausalLM(LanguageModel):
             if stop not in (None, Steps(1)):
                 raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")
             return proposal, proposal, None
-        if self.training and proposal.device.type == "cpu" and not proposal.isfinite().all():
+        if self.training and proposal.is_cpu and not is_together() and not proposal.isfinite().all():
             return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
         solution = self.solve(proposal, context, stop or self._trained_stop(context.is_real is not None))
         return proposal, solution.value, solution
@@ -199,6 +199,10 @@ class AttractorForCausalLM(LanguageModel):
     def num_slots(self, stop: StopRule | None) -> int:
         evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
+
+    @property
+    def repeated(self) -> range:
+        return range(self.num_backbone_layers, self.config.num_hidden_layers)
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config

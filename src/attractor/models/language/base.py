@@ -168,6 +168,11 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     def num_slots(self, stop: StopRule | None) -> int:
         """Return how many pairs of keys and values a cache keeps for every token."""
 
+    @property
+    @abstractmethod
+    def repeated(self) -> range:
+        """Which layers a solve evaluates again and again."""
+
     @abstractmethod
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         """Return ``(layers, uses)``: how many layers cost how many forward passes each, for one solve.
@@ -189,6 +194,16 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         passes = sum(layers * uses for layers, uses in self.layer_uses(evaluations, training=training))
         head = config.vocab_size * config.hidden_size * (3 if training else 1)
         return 2.0 * (passes * (matrices + attention) + head)
+
+    def weight_units(self) -> list[tuple[list[nn.Module], bool]]:
+        """Return which layers' weights are gathered as one where they are divided among processes, and whether they then stay.
+
+        Those that are evaluated again and again do, until gradients have passed.
+        """
+        layers = list(self.model.layers)
+        once = [([layer], False) for i, layer in enumerate(layers) if i not in self.repeated]
+        again = [layers[i] for i in self.repeated]
+        return [*once, (again, True)] if again else once
 
     def inspect(self, input_ids: Tensor) -> dict[str, float]:
         """Return figures about the model's inside on a batch, for the log."""

@@ -123,6 +123,11 @@ class LoopedForCausalLM(LanguageModel):
         iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence
         return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
 
+    @property
+    def repeated(self) -> range:
+        coda = self.config.num_hidden_layers - self.config.num_coda_layers
+        return range(coda - self.config.num_core_layers, coda)
+
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config
         tracked = min(config.tracked_recurrence, evaluations) if training else 0

@@ -1,0 +1,72 @@
+"""One model on many processes, by PyTorch's own means: replicated (DDP) or with its weights divided (FSDP2).
+
+Either way gradients are the mean over the processes, whose parts of a batch are equal, so that a step is the one that a single
+process with the whole batch would make.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from attractor.train.world import World
+
+STRATEGIES = ("ddp", "fsdp")
+# Modules whose weights are gathered as one, and whether they stay gathered until gradients have passed: those of a solve do, so
+# that it gathers once however often it evaluates, and ranks may evaluate differently often.
+Unit = tuple[Sequence[nn.Module], bool]
+
+
+def divide(model: nn.Module, units: Sequence[Unit], world: World, reduce: torch.dtype) -> None:
+    """Divide the weights of ``model`` among the ranks, in place (FSDP2). Gradients are added up in ``reduce``."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce)
+    for modules, stays in units:
+        fully_shard(list(modules), mesh=mesh, reshard_after_forward=not stays, mp_policy=policy)  # type: ignore[call-overload]
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def replicate(model: nn.Module, world: World, reduce: torch.dtype) -> DistributedDataParallel:
+    """Return ``model`` with gradients averaged over the ranks in ``reduce`` (DDP)."""
+    replicated = DistributedDataParallel(
+        model, device_ids=[world.device] if world.device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+    if reduce == torch.bfloat16:
+        replicated.register_comm_hook(None, bf16_compress_hook)
+    return replicated
+
+
+def bare(model: nn.Module) -> Any:
+    """Return the model itself, whose methods and parameters one wants, of one that may be replicated."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def gathering(model: nn.Module, *, now: bool) -> Iterator[None]:
+    """Add up gradients over the ranks in the backward passes of this block, or leave them for a later one."""
+    if isinstance(model, DistributedDataParallel) and not now:
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    yield
+
+
+def clip(model: nn.Module, most: float) -> Tensor:
+    """Bound the norm of all gradients together, and return what it was."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), most)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a model whose weights are a moving average of those of ``model``, in which a share ``decay`` stays at every step."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

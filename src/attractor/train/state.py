@@ -1,0 +1,187 @@
+"""Everything of a run that moves, and how it goes into a checkpoint and comes back."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+
+from attractor.errors import CheckpointError
+from attractor.train.checkpoint import Checkpoints, load, load_own, load_scalars, read_run
+from attractor.train.guard import Guard
+from attractor.train.parallel import Unit, averaged, divide, replicate
+from attractor.train.world import World
+
+if TYPE_CHECKING:
+    from attractor.train.loop import Objective, TrainConfig
+
+# What a resumed run may change of its settings: how long, how often, and how it is spread over processes.
+FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "keep", "parallel")
+
+
+class TrainingState:
+    """Weights, their average, optimisers, an objective's position, and counters.
+
+    Attributes
+    ----------
+    forward
+        The model as it is to be called: replicated, divided, or itself.
+    step, seconds
+        Steps made, and the time they took, over all parts of a run.
+    num_bad, skipped, rollbacks, rate
+        Bad steps in a row, in all, returns to a checkpoint, and the factor on the learning rate that these have left.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: "Objective",
+        guard: Guard,
+        config: "TrainConfig",
+        units: Sequence[Unit],
+        world: World,
+    ) -> None:
+        self.model, self._objective, self._guard, self._world = model, objective, guard, world
+        self._averaged = averaged(model, config.ema) if config.ema else None
+        reduce = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.reduce]
+        self.forward = model
+        self._divided = world.size > 1 and config.parallel == "fsdp"
+        if self._divided:
+            divide(model, units, world, reduce)
+            if self._averaged:  # only its weights matter, so that all may be gathered as one
+                divide(self._averaged.module, (), world, reduce)
+        elif world.size > 1:
+            self.forward = replicate(model, world, reduce)
+        self.optimizers = config.optimizer.build(model)
+        self.step, self.seconds = 0, 0.0
+        self.num_bad, self.skipped, self.rollbacks, self.rate = 0, 0, 0, 1.0
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether what would be saved now is nothing to go back to."""
+        return self.num_bad > 0 or self._guard.is_drifting
+
+    def move(self) -> None:
+        """Make the optimisers' step."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self._averaged:
+            self._averaged.update_parameters(self.model)
+
+    def result(self) -> nn.Module:
+        """Return the model with averaged weights, or the model."""
+        return self._averaged.module if self._averaged else self.model
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint, in the background."""
+        checkpoints.save(
+            self.step,
+            state=self._shared(),
+            own=self._own(),
+            scalars={
+                "step": self.step,
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+                "rollbacks": self.rollbacks,
+                "rate": self.rate,
+            },
+            weights=self._weights(),
+        )
+
+    def restore(self, checkpoint: Path, describe: dict[str, Any]) -> None:
+        """Go on from a checkpoint of a run with the same settings.
+
+        Raises
+        ------
+        CheckpointError
+            When a setting differs, or something is missing or damaged.
+        """
+        before, now = _fixed(read_run(checkpoint)), _fixed(json.loads(json.dumps(describe)))
+        if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+            raise CheckpointError(
+                f"{checkpoint}: {', '.join(changed)} differs from this run's; "
+                "resume with the same settings, or train into another folder."
+            )
+        scalars = load_scalars(checkpoint)
+        try:
+            self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+            self.skipped, self.rollbacks = int(scalars["skipped"]), int(scalars["rollbacks"])
+            self.rate = float(scalars["rate"])
+            self._load(checkpoint)
+            ranks = load_own(checkpoint)
+            mine = ranks[self._world.rank] if len(ranks) == self._world.size else ranks[0]
+            torch.set_rng_state(mine["random"])
+            if torch.cuda.is_available() and "random_cuda" in mine:
+                torch.cuda.set_rng_state(mine["random_cuda"])
+            self._guard.load_state_dict(_under("guard.", mine))
+            self._objective.load_state_dict([_under("objective.", rank) for rank in ranks])
+        except (KeyError, RuntimeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
+
+    def roll_back(self, checkpoint: Path, rate: float) -> None:
+        """Take the weights, their average and the optimisers' state of a checkpoint; all else goes on."""
+        self._load(checkpoint)
+        self.rollbacks, self.rate, self.num_bad = self.rollbacks + 1, self.rate * rate, 0
+        self._guard.forget()
+
+    def _shared(self) -> dict[str, Any]:
+        """What all ranks have together."""
+        model, optimizers = get_state_dict(self.model, self.optimizers)
+        shared: dict[str, Any] = {"model": model, "optimizers": optimizers}
+        if self._averaged:
+            shared |= {"averaged": get_model_state_dict(self._averaged.module), "count": self._averaged.n_averaged}
+        return shared
+
+    def _load(self, checkpoint: Path) -> None:
+        shared = self._shared()
+        load(checkpoint, shared, group=self._world.writers)
+        set_state_dict(
+            self.model,
+            self.optimizers,
+            model_state_dict=shared["model"],
+            optim_state_dict=shared["optimizers"],
+        )
+        if self._averaged:
+            set_model_state_dict(self._averaged.module, shared["averaged"])
+            self._averaged.n_averaged.copy_(shared["count"])
+
+    def _own(self) -> dict[str, Tensor]:
+        """What this rank has for itself."""
+        own = {f"objective.{k}": v for k, v in self._objective.state_dict().items()}
+        own |= {f"guard.{k}": v for k, v in self._guard.state_dict().items()}
+        own |= {"random": torch.get_rng_state()}
+        return own | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Weights for inference, whole, on rank 0."""
+        if self._divided:
+            return get_model_state_dict(
+                self.result(), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
+        return self.result().state_dict() if self._world.is_main else {}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _fixed(value, f"{path}{name}.")
+        elif name not in FREE and path != "environment.":
+            flat[path + name] = value
+    return flat

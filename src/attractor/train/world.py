@@ -1,0 +1,120 @@
+"""The processes that train one model together: who this one is among them, and what they tell each other.
+
+Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``; without it there is one process, for which everything here
+costs nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from attractor.errors import AttractorError, ConfigError, LostRankError
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among ``size``; ``rank`` counts from 0.
+
+    Attributes
+    ----------
+    device
+        Where this process computes.
+    writers
+        A process group of its own for whoever writes checkpoints beside the training, so that the two never mix; None in one process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    writers: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that talks, logs and names checkpoints."""
+        return self.rank == 0
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """Return every number added up over the ranks, which all call this with as many."""
+        if self.size == 1:
+            return list(numbers)
+        wide = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(wide)
+        return wide.tolist()
+
+    def mean(self, numbers: Sequence[float]) -> list[float]:
+        """Return every number's mean over the ranks."""
+        return [number / self.size for number in self.total(numbers)]
+
+    def share(self, batch_size: int) -> tuple[int, int]:
+        """Return ``(first, num)``: which part of a batch is this rank's.
+
+        Raises
+        ------
+        ConfigError
+            When the batch cannot be divided equally.
+        """
+        if batch_size % self.size:
+            raise ConfigError(
+                f"a batch of {batch_size} cannot be divided among {self.size} processes equally; "
+                f"make batch_size a multiple of {self.size}, or start another number of processes."
+            )
+        num = batch_size // self.size
+        return self.rank * num, num
+
+    def by_main(self, action: Callable[[], None]) -> None:
+        """Let rank 0 do something before the others go on; what it raises on purpose is raised everywhere."""
+        error: list[AttractorError | None] = [None]
+        if self.is_main:
+            try:
+                action()
+            except AttractorError as raised:
+                error = [raised]
+        if self.size > 1:
+            dist.broadcast_object_list(error, src=0, device=self.device)
+        if error[0] is not None:
+            raise error[0]
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that ``torchrun`` has started, if it has, and leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} of this machine finds only {torch.cuda.device_count()} GPUs; start as many processes as GPUs."
+            )
+        torch.cuda.set_device(local)
+        device = torch.device("cuda", local)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        device = torch.device("cpu")
+        dist.init_process_group("gloo")
+    try:
+        yield World(rank=rank, size=size, device=device, writers=dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def answering(world: World, whole: Callable[[], str]) -> Iterator[None]:
+    """Turn the error of a rank that is gone into a sentence; ``whole()`` says which checkpoint is left."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL have no common exception
+        silent = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+        if world.size == 1 or isinstance(error, AttractorError) or not silent:
+            raise
+        raise LostRankError(
+            f"rank {world.rank} of {world.size}: another process no longer answers ({str(error).splitlines()[0]}); "
+            f"look at its own output for the cause. {whole()}"
+        ) from error
