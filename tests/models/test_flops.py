@@ -70,7 +70,9 @@ def test_language_models(name: str, evaluations: int, training: bool) -> None:
         if training:
             logits.sum().backward()
 
-    rounding = 3e-4 if name == "unrolled" else 1e-9  # Anderson's small systems are differentiated there, and not reckoned
+    rounding = (
+        3e-4 if name == "unrolled" else 1e-9
+    )  # Anderson's small systems are differentiated there, and not reckoned
     assert counted(run) == pytest.approx(expected(model, evaluations, training), rel=rounding)
 
 

@@ -104,7 +104,7 @@ def memory(model: nn.Module, run: Run) -> Memory:
     largest = max(p.numel() for p in parameters)
     moments = {torch.optim.AdamW: 2, torch.optim.Muon: 1}
     state = sum(
-        moments[type(optimizer)] * p.numel()  # type: ignore[index]
+        moments[type(optimizer)] * p.numel()
         for optimizer in run.optimizer.build(model)
         for group in optimizer.param_groups
         for p in group["params"]
@@ -137,7 +137,9 @@ def _gathered(model: LanguageModel | Reasoner) -> float:
     """Weights that are whole at a time where they are divided among devices: a layer and the next, those of the solve, the rest."""
     if isinstance(model, Reasoner):
         return sum(p.numel() for p in model.parameters())
-    units = [(sum(p.numel() for m in modules for p in m.parameters()), stays) for modules, stays in model.weight_units()]
+    units = [
+        (sum(p.numel() for m in modules for p in m.parameters()), stays) for modules, stays in model.weight_units()
+    ]
     passing = sorted((count for count, stays in units if not stays), reverse=True)[:2]
     in_units = sum(count for count, _ in units)
     return sum(passing) + sum(c for c, stays in units if stays) + sum(p.numel() for p in model.parameters()) - in_units
@@ -149,11 +151,17 @@ def _language(model: LanguageModel, run: Run) -> tuple[float, float, float, floa
     width, hidden = config.hidden_size, config.intermediate_size
     heads, kv_heads = (n * config.head_width for n in (config.num_attention_heads, config.num_kv_heads))
     per_mlp = (4 if config.hidden_act == "silu" else 2) * narrow * hidden
-    inputs = 5 if config.hidden_act == "silu" else 4  # of products, each cast for itself; in float32 shared by two or three
+    inputs = (
+        5 if config.hidden_act == "silu" else 4
+    )  # of products, each cast for itself; in float32 shared by two or three
     layer = 16 * width + (2 * inputs if run.half else 8) * width + per_mlp
-    layer += (8 * config.qk_norm + 2 * narrow) * (heads + kv_heads)  # normed, then what attention sees; values; the output
+    layer += (8 * config.qk_norm + 2 * narrow) * (
+        heads + kv_heads
+    )  # normed, then what attention sees; values; the output
     gates = 2 * narrow * width
-    ends = 28 * width + 8 * config.head_width  # embedding, proposal, solution, last norm and a copy for the loss; rotary angles
+    ends = (
+        28 * width + 8 * config.head_width
+    )  # embedding, proposal, solution, last norm and a copy for the loss; rotary angles
     chunk = min(CHUNK, tokens)
     logits = chunk * config.vocab_size * 3 * WIDE + 2 * narrow * width * chunk
     logits += config.vocab_size * width * (WIDE + (2 if run.half else 0)) * (run.accumulate == 1)
@@ -213,7 +221,7 @@ def _cells(network: Cells, run: Run) -> float:
     config, narrow = network.config, run.narrow
     width = config.width
     mlp = (narrow + WIDE) * width + 4 * narrow * config.hidden
-    mix = (narrow + WIDE) * width
+    mix: float = (narrow + WIDE) * width
     if config.mixing == "mixer":
         mix += 4 * narrow * config.cell_hidden * width / config.num_cells
     elif config.mixing == "attention":  # queries, keys and values before and after they are turned, and what is seen

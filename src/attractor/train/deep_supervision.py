@@ -110,8 +110,8 @@ class DeepSupervision:
     world
         The processes among which the questions are divided. Each draws its own.
 
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``. For
-    MFU it has ``flops_per_puzzle(num_cells, training)``.
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``;
+    for MFU it also has ``flops_per_puzzle(num_cells, training)``.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """What a device can do at most, to say which share of it is used."""
 
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -58,7 +59,9 @@ class _Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}  # views, and what is written in place, are not new
+        given = {
+            storage._cdata for storage in _storages((args, kwargs))
+        }  # views, and what is written in place, are not new
         for storage in _storages(out):
             if storage._cdata not in given:
                 self._hold(storage)
@@ -79,3 +82,14 @@ class _Ledger(TorchDispatchMode):
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that nobody uses, or half of what there is where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    named = os.sysconf_names
+    page = os.sysconf("SC_PAGE_SIZE")
+    if "SC_AVPHYS_PAGES" in named:
+        return page * os.sysconf("SC_AVPHYS_PAGES")
+    return page * os.sysconf("SC_PHYS_PAGES") // 2
