@@ -27,7 +27,7 @@ def cost(
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = (),
     evaluations: int = 8,
     world_size: int = 1,
-    strategy: Literal["none", "ddp", "fsdp"] | None = None,
+    strategy: Literal["ddp", "fsdp"] | None = None,
     measured: Annotated[bool, tyro.conf.arg(name="measure")] = True,
     json: Path | None = None,
 ) -> None:
@@ -41,17 +41,17 @@ def cost(
         evaluations: How many a solve of a language model is expected to make in training, within the recipe's least and most. The
             log of a run says how many it makes. Looped models and puzzles have numbers of their own.
         world_size: Processes, each with a device of its own, that share every batch.
-        strategy: How they share the model: ddp or fsdp; by default the recipe's train.parallel.
+        strategy: How they share the model; by default the recipe's train.parallel.
         measured: Make a few real steps here, of a smaller batch if need be, within about a minute.
         json: A file to write all figures to.
     """
     if recipe == RETROFIT:
         raise ConfigError(f"{recipe} takes its sizes from a checkpoint; ask for a recipe that has sizes of its own.")
     settings = override(find_recipe(recipe), set)
-    strategy = strategy or (settings.train.parallel if world_size > 1 else "none")  # type: ignore[assignment]
-    if (strategy == "none") != (world_size == 1):
-        raise ConfigError(f"--strategy {strategy} with --world-size {world_size}: one process shares with nobody.")
-    found = reckon(settings, evaluations=evaluations, world_size=world_size, strategy=str(strategy))
+    if strategy is not None and world_size == 1:
+        raise ConfigError(f"--strategy {strategy}: one process shares with nobody; say --world-size too.")
+    shared = "none" if world_size == 1 else strategy or settings.train.parallel
+    found = reckon(settings, evaluations=evaluations, world_size=world_size, strategy=shared)
     console = Console()
     for view in (_weights(found), _operations(found), _memory(found)):
         console.print(view)
