@@ -28,6 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from attractor.cli.reasoning import AUGMENT, training_puzzles
 from attractor.config import override
+from attractor.nn import compile_blocks
 from attractor.recipes import recipe as find_recipe
 from attractor.train import PRECISIONS, DeepSupervision, peak_flops
 
@@ -39,7 +40,7 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 dtype = PRECISIONS[recipe.train.precision]
 model = recipe.model.build().to(device)
 if compiled:
-    model.compile_update()
+    compile_blocks(model)
 learnt = training_puzzles(recipe)
 objective = DeepSupervision(
     learnt.questions, learnt.answers, recipe.supervision, start=model.start, augment=AUGMENT[recipe.kind], device=device

@@ -1,12 +1,15 @@
 """The command line: what works, and that every mistake is one sentence and exit code 2."""
 
 import io
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from attractor.cli import main
-from attractor.cli.reasoning import train_reasoner
+from attractor.cli.reasoning import load_reasoner, train_reasoner
 from attractor.data import mazes
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
@@ -43,6 +46,43 @@ def test_solve_prints_answer_verdict_residual_and_cost(checkpoint, maze_file, ca
     assert out.count("residual") == 2
     assert "8 evaluations" in out
     assert "wrong:" in out or "verified:" in out
+
+
+@pytest.mark.parametrize("more", [[], ["--latest"]])
+def test_convert_leaves_what_inference_needs(more: list[str], checkpoint, maze_file, tmp_path, capsys) -> None:
+    """And it answers as the checkpoint does; the weights of the last step are others than the averaged ones."""
+    out = tmp_path / "model"
+    assert main(["convert", str(checkpoint), str(out), *more]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["checksums.json", "model.safetensors", "run.json"]
+    whole, alone = (load_reasoner(path).model.state_dict() for path in (checkpoint, out))
+    assert all(torch.equal(whole[name], alone[name]) for name in whole) == (not more)
+    assert main(["solve", str(out), str(maze_file), "--depth", "8"]) == 0
+    assert main(["convert", str(out), str(tmp_path / "again")]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(checkpoint), str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
+    assert main(["convert", str(out), str(tmp_path / "other")]) == 2
+    assert "model.safetensors: has" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_mazes_come_from_a_csv_and_are_judged_by_label_and_by_length(checkpoint, tmp_path, capsys) -> None:
+    """Solved from it, and evaluated both as labelled and as valid and shortest, by depth and breadth."""
+    drawn, file = mazes.generate_walls(3, 9, seed=0), tmp_path / "mazes.csv"
+    lines = [
+        "me," + ",".join(mazes.render(g[i]).replace("\n", "") for g in (drawn.questions, drawn.answers)) + ",0"
+        for i in range(3)
+    ]
+    file.write_text("source,question,answer,rating\n" + "\n".join(lines) + "\n")
+    assert main(["solve", str(checkpoint), str(file), "--depth", "2"]) == 0
+    assert capsys.readouterr().out.count("residual") == 3
+    figures = tmp_path / "figures.json"
+    arguments = ["--data", str(file), "--depths", "1", "2", "4", "--breadths", "1", "2", "--out", str(figures)]
+    assert main(["evaluate", str(checkpoint), *arguments]) == 0
+    assert "whichever is labelled" in capsys.readouterr().out
+    results = json.loads(figures.read_text())["results"]
+    assert np.shape(results["valid_and_shortest"]) == np.shape(results["exact_by_residual"]) == (2, 3)
 
 
 def test_train_writes_a_checkpoint_and_resumes(tmp_path, capsys) -> None:
@@ -86,6 +126,8 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
     (used / "thesis.tex").write_text("precious")
     bad = tmp_path / "bad.txt"
     bad.write_text("#####\n#S G#\n##x##\n")
+    walled = tmp_path / "walled.txt"
+    walled.write_text("#####\n#S G#\n#####\n\n#####\n#S#G#\n#####\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     solve = ["solve", str(checkpoint)]
@@ -99,6 +141,8 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
         "no checkpoint": (["solve", str(empty), str(maze_file)], "no checkpoint"),
         "no maze file": ([*solve, str(tmp_path / "none.txt")], "cannot be read"),
         "malformed maze": ([*solve, str(bad)], "line 3, column 3"),
+        "walled in": ([*solve, str(walled)], "line 5: this maze has no path from S to G"),
+        "zero depth": ([*solve, str(maze_file), "--depth", "0"], "--depth 0"),
         "zero tolerance": ([*solve, str(maze_file), "--tolerance", "0"], "positive"),
         "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
         "negative steps": (["train", "maze", "--set", "train.num_steps=-5"], "num_steps=-5"),
@@ -113,7 +157,7 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
     [
         "folder in use", "out is a file", "unknown recipe", "unknown setting", "bad value", "nothing to resume",
         "no checkpoint", "no maze file", "malformed maze", "zero tolerance", "zero breadth", "zero minutes",
-        "negative steps", "even kernel", "no mazes",
+        "negative steps", "even kernel", "no mazes", "walled in", "zero depth",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path, checkpoint, maze_file, capsys) -> None:

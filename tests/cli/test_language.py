@@ -5,10 +5,12 @@ import random
 import shutil
 
 import pytest
+import torch
 
 from attractor.cli import main
 from attractor.cli.language import load_language_model
 from attractor.evaluate import calibrate
+from attractor.train.checkpoint import verify
 
 WORDS = [
     *"abcdefgh",
@@ -68,6 +70,25 @@ def test_four_commands_lead_from_text_to_a_writing_model(run, data, tmp_path, ca
     captured = capsys.readouterr()
     assert captured.out.startswith("the sea")
     assert "tokens in" in captured.err
+
+
+@pytest.mark.parametrize("more", [[], ["--latest"]])
+def test_a_converted_checkpoint_is_judged_and_writes(more: list[str], run, data, tmp_path, capsys) -> None:
+    """Without anything of training in it; this recipe averages no weights, so that the latest are the same."""
+    out = tmp_path / "model"
+    assert main(["convert", str(run), str(out), *more]) == 0
+    assert {"config.json", "model.safetensors", "run.json", "tokenizer.json"} < {p.name for p in out.iterdir()}
+    assert not any(p.name.startswith(("training", "rank-")) for p in out.iterdir())
+    whole, alone = (load_language_model(path)[0].state_dict() for path in (run, out))
+    assert all(torch.equal(whole[name], alone[name]) for name in whole)
+    assert main(["evaluate", str(out), "--data", str(data / "tokens300"), "--limit", "1"]) == 0
+    assert main(["generate", str(out), "--prompt", "the sea", "--max-new-tokens", "2"]) == 0
+    assert main(["calibrate", str(out), "--data", str(data / "tokens300"), "--within", "0.5"]) == 0
+    verify(out)
+    file = out / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert main(["generate", str(out), "--prompt", "the sea"]) == 2
+    assert "model.safetensors: does not match its checksum" in capsys.readouterr().err
 
 
 def test_the_same_seed_writes_the_same_text(run, capsys) -> None:
@@ -138,7 +159,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(family: str, data, tmp
     assert train(data, parts, "--track", "none", family=family) == 0
     shutil.rmtree(parts / "step-00000006")  # only the checkpoint of its middle is left
     assert train(data, parts, "--resume", "--track", "none", family=family) == 0
-    a, b = (json.loads((out / "step-00000006" / "checksums.json").read_text()) for out in (whole, parts))
+    a, b = (json.loads((out / "step-00000006" / "checksums.json").read_text())["files"] for out in (whole, parts))
     tensors = [name for name in a if name.endswith((".safetensors", ".distcp"))]
     assert len(tensors) == 3
     assert all(a[name] == b[name] for name in tensors)
@@ -206,7 +227,12 @@ def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_p
     """With advice; what was written before stays whole."""
     out = tmp_path / "run"
     command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--track", "none"]
-    extreme = ["train.optimizer.lr=1e30", "train.optimizer.muon_lr=1e30", "train.guard.max_skipped=1", "train.num_steps=30"]
+    extreme = [
+        "train.optimizer.lr=1e30",
+        "train.optimizer.muon_lr=1e30",
+        "train.guard.max_skipped=1",
+        "train.num_steps=30",
+    ]
     assert main([*command, "--set", *SMALL, *extreme]) == 2
     assert "2 times in a row" in capsys.readouterr().err
 

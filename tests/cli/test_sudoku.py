@@ -92,7 +92,7 @@ def test_an_animation_that_cannot_be_written_is_refused_first(name: str, run, pu
         ("................", "several solutions"),
         ("123....4........", "no solution"),
         ("123", "3 cells"),
-        ("of six digits", "questions are (1, 6, 6)"),
+        ("of six digits", "has 6 digits, and the model learnt Sudokus of 4"),
         ("nothing.txt", "nothing.txt"),
         ("1...x", "cannot be read"),
         ("1..x......4.2...", "unexpected 'x'"),
@@ -110,10 +110,91 @@ def test_puzzles_that_cannot_be_are_refused_before_anything_runs(given: str, say
     assert "residual" not in printed.out
 
 
+def csv(file, data, *more) -> str:
+    """Puzzles, and more rows, as a csv."""
+    rows = [(q, a) for q, a in zip(data.questions, data.answers, strict=True)] + list(more)
+    lines = ["me," + ",".join("".join(map(str, grid.reshape(-1))) for grid in row) + ",0" for row in rows]
+    file.write_text("source,question,answer,rating\n" + "\n".join(lines) + "\n")
+    return str(file)
+
+
+def test_a_refusal_names_the_line(run, data, puzzle, tmp_path, monkeypatch, capsys) -> None:
+    """Of a text, of a csv with empty lines, of standard input, and of a puzzle that the model does not take."""
+    test = puzzles.read(data, "test")
+    open_grid, foreign = "." * 16, "".join(map(str, sudoku.generate(1, size=6, seed=0).questions.reshape(-1)))
+    file = tmp_path / "puzzles.txt"
+    file.write_text(f"{puzzle}\n\n{open_grid}\n")
+    table = csv(tmp_path / "puzzles.csv", test, (test.questions[0] * 0, test.answers[0]))
+    for given, typed, place in [
+        (str(file), "", f"{file}, line 3: this puzzle has several solutions"),
+        (table, "", f"{table}, line {len(test) + 2}: this puzzle has several solutions"),
+        ("-", f"{puzzle}\n{open_grid}", "standard input, line 2: this puzzle has several solutions"),
+        ("-", f"{puzzle}\n{foreign}", "standard input, line 2: this puzzle has 6 digits"),
+    ]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        assert main(["solve", str(run), given]) == 2
+        printed = capsys.readouterr()
+        assert place in printed.err
+        assert not printed.out
+
+
+def test_a_grid_that_a_mixer_was_not_built_for_is_refused_with_its_line(tmp_path, monkeypatch, capsys) -> None:
+    """Before anything is solved, and with what the model was built for."""
+    out = tmp_path / "run"
+    settings = [s for s in FAST if not s.startswith(("data.size", "data.clues"))]
+    assert main(["train", "sudoku/6x6", "--out", str(out), "--track", "none", "--set", *settings]) == 0
+    small = "".join(map(str, sudoku.generate(1, size=4, seed=0).questions.reshape(-1)))
+    monkeypatch.setattr("sys.stdin", io.StringIO(small))
+    capsys.readouterr()
+    assert main(["solve", str(out), "-"]) == 2
+    printed = capsys.readouterr()
+    assert "standard input, line 1: a grid of 4 × 4 cells: this model's mixer is built for grids of 36" in printed.err
+    assert not printed.out
+
+
+def test_many_puzzles_are_summed_up(run, tmp_path, capsys) -> None:
+    """A csv is no wall of boards: at most ten faults, each with its line, and one line about all."""
+    many = sudoku.generate(14, size=4, clues=6, seed=3)
+    assert main(["solve", str(run), csv(tmp_path / "many.csv", many), "--depth", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 12
+    assert "many.csv, line 2: wrong: " in lines[0]
+    assert lines[-1].startswith("14 puzzles: ")
+    assert "2 evaluations (median)" in lines[-1]
+
+
+def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run, puzzle, tmp_path, monkeypatch) -> None:
+    """It leads to the answer that is printed, of three starts."""
+    seen = {}
+
+    def spy(frames, depths, residuals, **places) -> None:
+        seen.update(frames=frames, depths=depths)
+
+    monkeypatch.setattr("attractor.cli.solve.draw_settling", spy)
+    where = ["--gif", str(tmp_path / "board.gif"), "--tolerance", "1e-12"]
+    model = load_reasoner(run).model
+    question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
+    chosen = []
+    for seed in range(4):
+        assert main(["solve", str(run), puzzle, "--depth", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
+        settings = {"depth": 9, "tolerance": 1e-12, "breadth": 3}
+        kept = model.solve(question, generator=torch.Generator().manual_seed(seed), **settings)
+        for frame in seen["frames"][-2:]:  # the last but one is what follows from the start in as many steps
+            torch.testing.assert_close(frame, kept.logits[0].softmax(dim=-1), atol=1e-4, rtol=1e-4)
+        first = model.start(question, torch.Generator().manual_seed(seed))
+        chosen.append(not torch.equal(first, kept.start))
+    assert any(chosen)  # or nothing was tested
+    assert main(["solve", str(run), puzzle, "--depth", "1100", *where]) == 0
+    assert seen["depths"][-1] == 1100
+
+
 def test_evaluate_prints_depth_by_breadth_and_writes_it(run, data, tmp_path, capsys) -> None:
     """Shares by residual and by majority, residuals and what they know."""
     file = tmp_path / "figures.json"
     arguments = ["--data", str(data), "--depths", "1", "4", "--breadths", "1", "3", "--out", str(file)]
+    for breadths in (["1"], ["1", "3"], [*map(str, range(1, 20))]):  # by default seven depths, and 80 columns
+        assert main(["evaluate", str(run), "--data", str(data), "--limit", "2", "--breadths", *breadths]) == 0
+        assert "…" not in capsys.readouterr().out
     assert main(["evaluate", str(run), *arguments]) == 0
     out = capsys.readouterr().out
     assert "majority" in out
@@ -130,6 +211,12 @@ def test_evaluate_prints_depth_by_breadth_and_writes_it(run, data, tmp_path, cap
         (["--data", "{data}", "--depths", "4", "1"], "rising"),
         (["--data", "{data}", "--breadths", "0"], "rising"),
         (["--data", "{data}", "--depth", "3"], "--depth is for language models"),
+        (["--data", "{data}", "--max-evaluations", "3"], "--max-evaluations is for language models"),
+        (["--data", "{data}", "--tolerance", "0.1"], "--tolerance is for language models"),
+        (["--data", "{data}", "--length", "3"], "--length is for language models"),
+        (["--data", "{data}", "--stride", "3"], "--stride is for language models"),
+        (["--data", "{data}", "--field", "body"], "--field is for language models"),
+        (["--data", "{data}", "--tasks", "core"], "--tasks is for language models"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )
@@ -187,10 +274,20 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
-def test_baselines_train_and_solve(family: str, tmp_path, data) -> None:
-    """By their recipes' names, like the attractor."""
+def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
+    """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the same."""
     cells = "model.update.cells" if family == "-trm" else "model.cells"
     small = [setting.replace("model.update.cells", cells) for setting in FAST]
     out = tmp_path / "run"
     assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--track", "none", "--set", *small]) == 0
     assert main(["evaluate", str(out), "--data", str(data), "--depths", "1", "2"]) == 0
+    capsys.readouterr()
+    puzzle = "".join(map(str, puzzles.read(data, "test").questions[0].reshape(-1)))
+    for command in (
+        ["solve", str(out), puzzle, "--breadth", "2"],
+        ["evaluate", str(out), "--data", str(data), "--breadths", "1", "2"],
+    ):
+        assert main(command) == 2
+        printed = capsys.readouterr()
+        assert "more starts only cost" in printed.err
+        assert not printed.out

@@ -131,6 +131,29 @@ def test_what_cannot_be_solved_is_said(size: int, drawn: dict[int, Puzzles]) -> 
         sudoku.solve(none)
 
 
+DEEP = (  # the digits 1, 5 and 6 have two cells of column 5 between them; and one whose contradiction nobody finds soon
+    ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4.........",
+    "000000010400060020000000000000050407000000360001090000300400200000100000000806000",
+)
+
+
+@pytest.mark.parametrize(("text", "says"), [(DEEP[0], "no solution"), (DEEP[1], "not decided by")])
+def test_refusing_takes_few_guesses(text: str, says: str) -> None:
+    """Of what is nearly decided first; and where they do not do, no verdict is given that was not proven."""
+    with pytest.raises(DataError, match=says):
+        sudoku.check(sudoku.parse(text))
+
+
+@pytest.mark.parametrize("num_clues", [0, 1, 5, 16])
+def test_nearly_empty_grids_have_several_solutions(num_clues: int) -> None:
+    """Counted to two, not to all of them, and said as such."""
+    rng = np.random.default_rng(0)
+    whole = sudoku.generate(1, size=9, seed=0).answers[0]
+    kept = rng.permutation(81).reshape(9, 9) < num_clues
+    with pytest.raises(DataError, match="several solutions"):
+        sudoku.check(np.where(kept, whole, 0).astype(np.uint8))
+
+
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (81,)])
 def test_grids_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     """As one sentence with the shape."""
@@ -314,6 +337,22 @@ def test_equivalent_pairs_are_found_by_number(drawn: dict[int, Puzzles]) -> None
     test = Puzzles(kind="sudoku", questions=questions, answers=answers)
     assert sudoku.equivalent_pairs(test, train).tolist() == [[5, 31], [6, 4]]
     assert sudoku.equivalent_pairs(test, drawn[4]).shape == (0, 2)
+
+
+def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dict[int, Puzzles]) -> None:
+    """A csv may pair one question with several of its solutions; turned, it is still the same question, and another is not."""
+    for one, other in itertools.combinations(np.split(drawn[4].answers, len(drawn[4])), 2):
+        question = np.where(one == other, one, 0).astype(np.uint8)
+        if (sudoku.canonical(question, one) != sudoku.canonical(question, other)).any():
+            break  # no symmetry of the question makes one of these solutions the other
+    else:
+        raise AssertionError("no such pair was drawn")
+    fewer = question.copy()
+    fewer.reshape(-1)[np.flatnonzero(question)[0]] = 0
+    turned = sudoku.augment(np.concatenate([fewer, question]), np.concatenate([other] * 2), np.random.default_rng(0))
+    test = Puzzles(kind="sudoku", questions=turned[0], answers=turned[1])
+    train = Puzzles(kind="sudoku", questions=question, answers=one)
+    assert sudoku.equivalent_pairs(test, train).tolist() == [[1, 0]]
 
 
 def test_equal_invariants_are_no_verdict(drawn: dict[int, Puzzles], monkeypatch: pytest.MonkeyPatch) -> None:

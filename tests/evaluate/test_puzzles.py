@@ -5,8 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
-from attractor.evaluate import DepthPoint, draw_curves, draw_settling, judge, settling
+from attractor.cli import demo
+from attractor.data import mazes
+from attractor.evaluate import DepthPoint, draw_curves, draw_settling, explore, judge, paint_digits, settling
+from attractor.models.reasoning import AttractorReasonerConfig
 
 
 class Countdown:
@@ -71,3 +75,102 @@ def test_settling_follows_one_grid() -> None:
     frames, residuals = settling(Countdown(right=[3], rest=[4]), torch.zeros(1, 1, dtype=torch.long), (1, 2, 3, 4))
     assert [int(f.argmax()) for f in frames] == [0, 0, 1, 1]
     assert residuals[-1] < 1e-6 < residuals[0]
+
+
+def test_settling_ends_at_rest_and_starts_where_it_is_told() -> None:
+    """The frame that is below the tolerance is the last; a state already far on is at rest at once."""
+    question, model = torch.zeros(1, 1, dtype=torch.long), Countdown(right=[3], rest=[4])
+    assert len(settling(model, question, range(1, 9), tolerance=1e-4)[0]) == 4
+    far = torch.tensor([[0, 50]])
+    assert len(settling(model, question, range(1, 9), start=far, tolerance=1e-4)[0]) == 1
+
+
+class Far(torch.Tensor):
+    """A tensor of another device, which refuses to meet tensors of the CPU as a GPU's do. The device is called meta."""
+
+    @staticmethod
+    def __new__(cls, near: torch.Tensor) -> "Far":
+        far = torch.Tensor._make_wrapper_subclass(cls, near.shape, dtype=near.dtype, device="meta")
+        far.near = near
+        return far
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name, first = func.overloadpacket.__name__, args[0]
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if name in ("index", "index_put_"):  # indices of the CPU are welcome everywhere
+            tensors = [first, *args[2:3]]
+        elif name in ("copy_", "_to_copy"):
+            tensors = []
+        kinds = {isinstance(x, Far) for x in tensors if x.ndim}
+        assert len(kinds) < 2, f"{name}: tensors of two devices meet"
+        goes = str(kwargs.pop("device", None) or "meta")
+        found = func(*tree_map(cls._near, args), **tree_map(cls._near, kwargs))
+        if goes == "cpu" or name == "_local_scalar_dense" or not isinstance(first, Far | list | tuple):
+            return found
+        return tree_map(lambda x: Far(x) if isinstance(x, torch.Tensor) else x, found)
+
+    @staticmethod
+    def _near(x):
+        return x.near if isinstance(x, Far) else x
+
+
+class Away(Countdown):
+    """The same model on the other device."""
+
+    def start(self, questions):
+        assert isinstance(questions, Far)
+        return Far(super().start(questions.near))
+
+    def __call__(self, questions, state, *, stop):
+        assert isinstance(questions, Far)
+        assert isinstance(state, Far)
+        output = super().__call__(questions.near, state.near, stop=stop)
+        solution = SimpleNamespace(value=Far(output.solution.value), residual=Far(output.solution.residual))
+        return SimpleNamespace(logits=Far(output.logits), solution=solution)
+
+
+def test_judging_looks_at_another_device_from_the_cpu() -> None:
+    """The figures and frames are those of the CPU, wherever model and questions are, and come as tensors of the CPU."""
+    questions, answers = torch.arange(4)[:, None, None], torch.ones(4, 1, 1)
+    right, rest = [2, 5, 100, 3], [4, 8, 4, 1000]
+    near = judge(Countdown(right, rest), questions, answers, depths=(2, 4, 8), batch_size=3)
+    assert judge(Away(right, rest), Far(questions), answers, depths=(2, 4, 8), batch_size=3) == near
+    assert judge(Away(right, rest), Far(questions), Far(answers), depths=(2, 4, 8), batch_size=3) == near
+    frames, residuals = settling(Away(right, rest), Far(questions[0]), (1, 2, 3, 4))
+    assert not any(isinstance(frame, Far) for frame in frames)
+    assert [int(f.argmax()) for f in frames] == [0, 1, 1, 1]
+    assert residuals[-1] < 1e-6
+    starts = explore(Away(right, rest), Far(questions), depths=(2, 4), breadth=2)
+    assert not isinstance(starts.answers, Far)
+
+
+def test_the_demo_asks_where_the_model_is(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Its questions go to the model's device, for figures and for pictures."""
+    model, seen = AttractorReasonerConfig().build().to("meta"), []
+
+    def spy(model, questions, *rest, **settings):
+        seen.append(questions.device)
+        return ([], []) if questions.ndim == 2 else "judged"
+
+    monkeypatch.setattr(demo, "SIZES", {5: 2})
+    monkeypatch.setattr(demo, "judge", spy)
+    monkeypatch.setattr(demo, "settling", spy)
+    monkeypatch.setattr(demo, "draw_settling", lambda *frames, **places: None)
+    monkeypatch.setattr(demo, "draw_curves", lambda *curves: None)
+    demo.judge_sizes(model, mazes.generate(2, 7, seed=0), demo.Console())
+    demo.write_pictures(model, {}, tmp_path)
+    assert [device.type for device in seen] == ["meta", "meta"]
+
+
+def test_a_given_that_was_answered_otherwise_is_red() -> None:
+    """Black where it was kept; red where another digit or a blank stands in its place; neither where nothing was given."""
+    question = torch.tensor([[1, 2, 3, 4], [0] * 4, [0] * 4, [0] * 4])
+    answer = torch.tensor([[1, 3, 0, 4], [1] * 4, [1] * 4, [1] * 4])
+    picture = paint_digits(question, (2, 2))(torch.nn.functional.one_hot(answer, 5).float(), 40)
+    inner = [picture[4:36, 40 * column + 4 : 40 * column + 36] for column in range(4)]
+    red = [bool(((cell[..., 0] > 200) & (cell[..., 1] < 60)).any()) for cell in inner]
+    black = [bool((cell.max(axis=-1) < 60).any()) for cell in inner]
+    assert red == [False, True, True, False]
+    assert black == [True, False, False, True]

@@ -22,7 +22,8 @@ from attractor.models.reasoning import (
 from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
 from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
-from attractor.nn import CellsConfig, RecursionConfig
+from attractor.nn import CellsConfig, RecursionConfig, compile_blocks
+from attractor.recipes import recipe
 from attractor.train import DeepSupervision, DeepSupervisionConfig
 
 CELLS = CellsConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
@@ -68,6 +69,18 @@ def test_presets_have_the_size_they_are_named_for(config: ReasonerConfig, count:
     with torch.device("meta"):
         assert sum(p.numel() for p in build(config).parameters()) == count
     assert from_dict(type(config), to_dict(config)) == config
+
+
+@pytest.mark.parametrize("task", ["sudoku/extreme", "maze/hard"])
+def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
+    """Attractor and TRM within 2 % of HRM's 27M."""
+    with torch.device("meta"):
+        small, large, *wide = (
+            sum(p.numel() for p in build(recipe(f"{task}{name}").model).parameters())
+            for name in ("", "-hrm", "-27m", "-27m-trm")
+        )
+    assert small < 7e6
+    assert all(abs(count / large - 1) < 0.02 for count in wide)
 
 
 @torch.no_grad()
@@ -229,10 +242,9 @@ def test_networks_compile_whole_and_once(name: str) -> None:
     model, q = build(CONFIGS[name]), questions()
     compiled = copy.deepcopy(model)
     torch._dynamo.reset()
-    for network in {"trm": ["update"], "hrm": ["H_level", "L_level"], "transformer": ["net"]}[name]:
-        compiled.get_submodule(network).compile(backend="eager", fullgraph=True)
+    compile_blocks(compiled, backend="eager")
     assert compiled.state_dict().keys() == model.state_dict().keys()
-    state, graphs = model.start(q), 0
+    state, graphs = model.start(q), counters["stats"]["unique_graphs"]
     for step in range(3):
         plain, fast = model(q, state), compiled(q, state)
         assert torch.allclose(plain.logits, fast.logits, atol=1e-4)
@@ -241,5 +253,5 @@ def test_networks_compile_whole_and_once(name: str) -> None:
         for key in a:
             assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3), key
         found = counters["stats"]["unique_graphs"]
-        assert step == 0 or found == graphs
+        assert found == graphs if step else found > graphs
         state, graphs = plain.solution.value.detach(), found

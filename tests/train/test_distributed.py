@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from attractor.errors import ConfigError
-from attractor.models.language import AttractorConfig, AttractorForCausalLM, LanguageModel, LoopedConfig, LoopedForCausalLM
+from attractor.models.language import (
+    AttractorConfig,
+    AttractorForCausalLM,
+    LanguageModel,
+    LoopedConfig,
+    LoopedForCausalLM,
+)
 from attractor.optim import OptimizerConfig
 from attractor.solve import together
 from attractor.train import NextToken, NextTokenConfig, TrainConfig, World, find_checkpoint, train
@@ -33,7 +39,9 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "neumann": lambda: AttractorForCausalLM(AttractorConfig(**SIZES, **SOLVED, gradient="neumann")),
     "implicit": lambda: AttractorForCausalLM(AttractorConfig(**SIZES, **SOLVED, gradient="implicit")),
     "transformer": lambda: AttractorForCausalLM(AttractorConfig(**SIZES, num_attractor_layers=0)),
-    "looped": lambda: LoopedForCausalLM(LoopedConfig(**SIZES, num_core_layers=1, mean_recurrence=3, tracked_recurrence=2)),
+    "looped": lambda: LoopedForCausalLM(
+        LoopedConfig(**SIZES, num_core_layers=1, mean_recurrence=3, tracked_recurrence=2)
+    ),
 }
 
 
@@ -93,7 +101,9 @@ class Poisoned(NextToken):
         return (loss * torch.nan if self._row == 8 and self.rank == 1 else loss), metrics
 
 
-def run(out: Path, world: World, strategy: str, *, num_steps: int = 6, objective: type = NextToken, **more: Any) -> nn.Module:
+def run(
+    out: Path, world: World, strategy: str, *, num_steps: int = 6, objective: type = NextToken, **more: Any
+) -> nn.Module:
     """Train four rows a step."""
     config = TrainConfig(
         num_steps=num_steps, optimizer=OptimizerConfig(lr=1e-2, muon=r"_proj\.weight$"), warmup=0, ema=0.9,
@@ -129,7 +139,8 @@ def worker(rank: int, size: int, folder: str) -> None:
     for strategy in STRATEGIES:
         out = Path(folder) / strategy
         run(out, world, strategy)
-        run(out / "cut", world, strategy, pause=lambda: rank == 1 and (out / "cut" / "step-00000003").exists())
+        steps = iter(range(9))
+        run(out / "cut", world, strategy, pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "cut", world, strategy, resume=True)
         run(out / "poisoned", world, strategy, objective=Poisoned)
     if size == 2:

@@ -35,7 +35,7 @@ class Interrupt:
 
 def contents(path) -> dict[str, dict[str, int]]:
     """Checksums of all tensors in the newest checkpoint: weights, training state and what is a rank's own."""
-    sums = json.loads((find_checkpoint(path) / "checksums.json").read_text())
+    sums = json.loads((find_checkpoint(path) / "checksums.json").read_text())["files"]
     return {name: value for name, value in sums.items() if name.endswith((".safetensors", ".distcp"))}
 
 

@@ -68,7 +68,7 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
 
 def judge_sizes(model: Reasoner, seen: mazes.Mazes, console: Console) -> dict[str, Judgement]:
     """Judge unseen mazes of every size."""
-    judged = {}
+    judged, device = {}, next(model.parameters()).device
     with Bar(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("judging unseen mazes", total=sum(SIZES.values()))
         for size, num in SIZES.items():
@@ -76,7 +76,7 @@ def judge_sizes(model: Reasoner, seen: mazes.Mazes, console: Console) -> dict[st
             questions, answers = as_tensors(mazes.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
             judged[f"{size}×{size}"] = judge(
                 model,
-                questions,
+                questions.to(device),
                 answers,
                 depths=DEPTHS,
                 tolerance=TOLERANCE,
@@ -90,11 +90,9 @@ def write_pictures(model: Reasoner, judged: dict[str, Judgement], out: Path) -> 
     largest = mazes.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
     mazes.write(out / "maze.txt", list(largest.questions))
     depths = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
-    frames, residuals = settling(model, as_tensors(largest)[0][0], depths)
-    rest = next((i for i, r in enumerate(residuals) if r < TOLERANCE), len(depths) - 1) + 1
-    draw_settling(
-        frames[:rest], depths[:rest], residuals[:rest], strip=out / "settling.png", animation=out / "settling.gif"
-    )
+    question = as_tensors(largest)[0][0].to(next(model.parameters()).device)
+    frames, residuals = settling(model, question, depths, tolerance=TOLERANCE)
+    draw_settling(frames, depths[: len(frames)], residuals, strip=out / "settling.png", animation=out / "settling.gif")
     draw_curves({name: judgement.points for name, judgement in judged.items()}, out / "curves.png")
 
 

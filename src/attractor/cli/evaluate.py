@@ -1,6 +1,6 @@
 """``attractor evaluate``: a model judged on what it has not seen: text, LAMBADA, CORE, lm-evaluation-harness; puzzles."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from attractor.evaluate.text import known_budget, max_length, score_text
 
 Figures = dict[str, Any]
 HARNESS = "harness:"
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # at which puzzles are judged, unless told
 LONGEST = 2048  # tokens of the window over text, unless told
 
 
@@ -42,7 +43,7 @@ def evaluate(
     stride: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
+    depths: tuple[int, ...] = DEPTHS,
     breadths: tuple[int, ...] = (1,),
     seed: int = 0,
     out: Path | None = None,
@@ -69,11 +70,16 @@ def evaluate(
         out: A JSON file to write the figures to.
     """
     _refuse(limit, batch_size, out)
+    asked = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    text_only = {"field": None if field == "text" else field, "length": length, "stride": stride}
+    puzzles_only = {
+        "depths": None if depths == DEPTHS else depths,
+        "breadths": None if breadths == (1,) else breadths,
+        "seed": seed or None,
+    }
     if is_reasoner(checkpoint):
-        language = {"--tasks": tasks != ("text",), "--bundle": bundle, "--depth": depth, "--tolerance": tolerance}
-        for option, given in language.items():
-            if given not in (None, False):
-                raise ConfigError(f"{option} is for language models; a reasoner is judged by --depths and --breadths.")
+        language = {"tasks": None if tasks == ("text",) else tasks, "bundle": bundle, **asked, **text_only}
+        _refuse_given(language, "is for language models; a reasoner is judged by --depths and --breadths.")
         evaluate_reasoner(
             checkpoint,
             data,
@@ -85,9 +91,14 @@ def evaluate(
             out=out,
         )
         return
+    _refuse_given(puzzles_only, "is for reasoners of puzzles; a language model is judged by --tasks.")
+    if "text" not in tasks:
+        _refuse_given({"data": data or None, **text_only}, f"is for the task text, not for {', '.join(tasks)}.")
+    if all(task == "text" or task.startswith(HARNESS) for task in tasks):
+        _refuse_given({"bundle": bundle}, "is for lambada, core and CORE tasks; name one with --tasks.")
     _refuse_tasks(tasks, data, bundle)
     model, tokenizer = load_language_model(checkpoint)
-    budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+    budget = known_budget(model, asked)
     window = min(max_length(model), LONGEST) if length is None else length
     results: dict[str, Figures] = {}
     with Bars() as bars:
@@ -146,6 +157,13 @@ def _refuse(limit: int | None, batch_size: int, out: Path | None) -> None:
             raise ConfigError(f"--{name} {value}: give a whole number from 1 up.")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"{out}: cannot be written; give --out a file in a folder that exists.")
+
+
+def _refuse_given(options: Mapping[str, Any], why: str) -> None:
+    """Refuse an option that was given where it has no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
 def _refuse_tasks(tasks: tuple[str, ...], data: tuple[Path, ...], bundle: Path | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from attractor.data import mazes, puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluate import auroc, exact, explore
+from attractor.models.reasoning import ONE_START
 
 Figures = dict[str, Any]
 
@@ -51,6 +53,8 @@ def evaluate_reasoner(
         if not values or min(values) < 1 or sorted(set(values)) != list(values):
             raise ConfigError(f"--{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
     trained = load_reasoner(checkpoint)
+    if max(breadths) > 1 and not trained.model.random_start:
+        raise ConfigError(f"--breadths {' '.join(map(str, breadths))}: {ONE_START}")
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     data = held_out(trained, paths, limit)
     console = Console()
@@ -109,29 +113,38 @@ def judge_puzzles(
         "residual_auroc": [auroc(-r, e) for r, e in zip(starts.residual[0], first, strict=True)],
     }
     if trained.kind == "maze":
-        last = starts.calmest(max(breadths))[-1].numpy()
-        figures["valid_and_shortest"] = float(mazes.valid_and_shortest(data.questions, last).mean())
+        figures["valid_and_shortest"] = [
+            [float(mazes.valid_and_shortest(data.questions, found.numpy()).mean()) for found in starts.calmest(breadth)]
+            for breadth in breadths
+        ]
     return figures
 
 
 def show(figures: Figures, console: Console) -> None:
-    """Print the table of depth and breadth."""
+    """Print the table: a row a depth, a column a breadth, and a section for every way of choosing or judging an answer."""
     view = Table(
         title=f"{figures['num_puzzles']:,} puzzles right in every cell, %",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for column in ("breadth", "chosen by", *(f"depth {depth}" for depth in figures["depths"])):
+    breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
+    for column in ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC"):
         view.add_column(column, justify="right", no_wrap=True)
-    for row, breadth in enumerate(figures["breadths"]):
-        for how in ("residual", "majority") if breadth > 1 else ("residual",):
-            shares = figures[f"exact_by_{how}"][row]
-            view.add_row(str(breadth), how if breadth > 1 else "", *(f"{100 * share:.1f}" for share in shares))
-    view.add_section()
-    view.add_row("", "median residual", *(f"{r:.0e}" for r in figures["median_residual"]))
-    view.add_row("", "residual's AUROC", *("–" if a != a else f"{a:.3f}" for a in figures["residual_auroc"]))
-    console.print(view)
+    sections = {"residual": figures["exact_by_residual"]}
+    if max(figures["breadths"]) > 1:
+        sections["majority"] = figures["exact_by_majority"]
     if "valid_and_shortest" in figures:
-        share = 100 * figures["valid_and_shortest"]
-        console.print(f"valid and shortest at the largest depth and breadth, whichever path is labelled: {share:.1f} %")
+        sections["residual*"] = figures["valid_and_shortest"]
+    for name, shares in sections.items():
+        for row, depth in enumerate(figures["depths"]):
+            known = figures["median_residual"][row], figures["residual_auroc"][row]
+            more = (f"{known[0]:.0e}", "–" if known[1] != known[1] else f"{known[1]:.3f}") if name == "residual" else ()
+            by_breadth = (f"{100 * of_breadth[row]:.1f}" for of_breadth in shares)
+            view.add_row(name if row == 0 else "", str(depth), *by_breadth, *more)
+        view.add_section()
+    # Whole however narrow the window: a figure that is cut cannot be read.
+    width = Measurement.get(console, console.options.update(width=10_000), view).maximum
+    Console(width=max(console.width, width)).print(view)
+    if "valid_and_shortest" in figures:
+        console.print("* any path that is valid and shortest counts, whichever is labelled")

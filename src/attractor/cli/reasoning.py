@@ -111,8 +111,6 @@ def train_reasoner(
         "recipe": to_dict(recipe),
         "environment": environment(),
     }
-    if recipe.compile:
-        model.compile_update()
     averaged = run_loop(
         model,
         objective,

@@ -3,8 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from attractor.cli.bars import Bars
 from attractor.cli.reasoning import Trained, load_reasoner
 from attractor.data import mazes, sudoku
+from attractor.data.puzzles import Placed
 from attractor.errors import ConfigError, DataError
 from attractor.evaluate import draw_settling, paint, paint_digits, settling
+from attractor.models.reasoning import ReasonerOutput
+from attractor.solve import Steps
 
 Grid = NDArray[np.uint8]
 STYLES = {"#": "grey37", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
-MOMENTS = (
-    *range(1, 17),
-    *range(18, 65, 2),
-    *range(72, 257, 8),
-    *range(288, 1025, 32),
-)  # depths that an animation shows
+FEW = 10  # as many puzzles are drawn; of more, a summary is printed, and as many faults
 
 
 def solve(
@@ -39,73 +40,183 @@ def solve(
     seed: int = 0,
     gif: Path | None = None,
 ) -> None:
-    """Solve puzzles by iterating to rest; print answer, verdict, residual, evaluations and time.
+    """Solve puzzles by iterating to rest; print answer, verdict, residual, evaluations and time; of more than ten, a summary.
 
     Args:
         checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken.
         puzzle: Of Sudokus: one in a line, "." for blanks, or a text or csv file of several. Of mazes: a text file with "#" for
-            walls, spaces, one S and one G; blank lines between several. "-" reads standard input.
+            walls, spaces, one S and one G; blank lines between several; or a csv. "-" reads standard input.
         depth: The most evaluations.
         tolerance: The relative residual at which the answer is at rest.
         breadth: Random starts to try; the answer that rests most is kept.
         seed: Of the random start.
-        gif: A file to draw into how the first puzzle's answer settles.
+        gif: A file to draw into how the first puzzle's answer settles, from the start that was kept.
     """
     if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
+    if depth < 1:
+        raise ConfigError(f"--depth {depth}: give a whole number from 1 up.")
     trained = load_reasoner(checkpoint)
+    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[trained.kind]
-    grids = task.read(puzzle)
-    for grid in grids:
-        task.check(grid)
-    console = Console()
-    for number, grid in enumerate(grids):
+    puzzles = task.read(puzzle)
+    with Bars() as bars:
+        _refuse(trained, task, puzzles, bars.follow("checking"))
+    console, solver = Console(), _Solver(trained, depth, tolerance, breadth, seed)
+    first = solver(puzzles[0].grid)
+    answered = zip(puzzles, chain([first], (solver(placed.grid) for placed in puzzles[1:])), strict=True)
+    if len(puzzles) > FEW:
+        _summarise(answered, len(puzzles), task, console)
+    for placed, solved in answered:
+        console.print(
+            task.draw(placed.grid, solved.answer), soft_wrap=True
+        )  # a grid wider than the window stays a grid
+        rest = "at rest" if solved.at_rest else f"not at rest within depth {depth}"
+        console.print(str(task.verdict(placed.grid, solved.answer)))
+        cost = f"{solved.evaluations} evaluations, {solved.seconds:.2f} s"
+        console.print(f"residual {solved.residual:.1e} ({rest}), {cost}\n")
+    if gif is not None:
+        _animate(solver, puzzles[0].grid, first, gif)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """One puzzle's answer, the state that it was reached from, and what it cost."""
+
+    chances: torch.Tensor  # (H, W, classes)
+    start: torch.Tensor
+    residual: float
+    at_rest: bool
+    evaluations: int
+    seconds: float
+
+    @property
+    def answer(self) -> Grid:
+        return self.chances.argmax(dim=-1).numpy().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """A reasoner and how it is asked; every puzzle is asked alone and with the same seed."""
+
+    trained: Trained
+    depth: int
+    tolerance: float
+    breadth: int
+    seed: int
+
+    def __call__(self, grid: Grid) -> Solved:
         begun = time.perf_counter()
-        generator = torch.Generator().manual_seed(seed)
-        question = torch.from_numpy(grid).long()[None]
-        output = trained.model.solve(question, depth=depth, tolerance=tolerance, breadth=breadth, generator=generator)
-        seconds = time.perf_counter() - begun
-        answer = output.logits[0].argmax(dim=-1).numpy().astype(np.uint8)
-        console.print(task.draw(grid, answer), soft_wrap=True)  # a grid wider than the window stays a grid
-        residual, evaluations = float(output.solution.residual[0]), int(output.solution.evaluations[0])
-        rest = "at rest" if residual < tolerance else f"not at rest within depth {depth}"
-        console.print(str(task.verdict(grid, answer)))
-        console.print(f"residual {residual:.1e} ({rest}), {evaluations} evaluations, {seconds:.2f} s\n")
-        if gif is not None and number == 0:
-            _animate(trained, grid, tolerance, seed, gif)
+        output: ReasonerOutput = self.trained.model.solve(
+            as_question(self.trained, grid)[None],
+            depth=self.depth,
+            tolerance=self.tolerance,
+            breadth=self.breadth,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        residual = float(output.solution.residual[0])
+        assert output.start is not None
+        return Solved(
+            chances=output.logits[0].softmax(dim=-1).cpu(),
+            start=output.start,
+            residual=residual,
+            at_rest=residual < self.tolerance,
+            evaluations=int(output.solution.evaluations[0]),
+            seconds=time.perf_counter() - begun,
+        )
 
 
-def _animate(trained: Trained, grid: Grid, tolerance: float, seed: int, file: Path) -> None:
-    torch.manual_seed(seed)
-    question = torch.from_numpy(grid).long()
-    frames, residuals = settling(trained.model, question, MOMENTS)
-    rest = next((i for i, residual in enumerate(residuals) if residual < tolerance), len(residuals) - 1) + 1
-    painter = paint_digits(question, sudoku.BOXES[len(grid)]) if trained.kind == "sudoku" else paint
-    draw_settling(frames[:rest], MOMENTS[:rest], residuals[:rest], animation=file, paint=painter)
+def as_question(trained: Trained, grid: Grid) -> torch.Tensor:
+    """Return the grid (H, W) as int64, where the model is."""
+    return torch.from_numpy(grid).long().to(next(trained.model.parameters()).device)
+
+
+def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: Callable[[int, int], None]) -> None:
+    """Refuse what is no puzzle, or none for this model, with its place, before anything is solved."""
+    shapes = set()
+    for number, placed in enumerate(puzzles):
+        advance(number, len(puzzles))
+        grid = placed.grid
+        try:
+            if trained.kind == "sudoku" and len(grid) >= trained.model.num_symbols:
+                raise DataError(
+                    f"this puzzle has {len(grid)} digits, and the model learnt Sudokus of {trained.size}; give such puzzles."
+                )
+            if grid.shape not in shapes:  # one evaluation tells whether its networks take such a grid
+                with torch.no_grad():
+                    trained.model(as_question(trained, grid)[None], stop=Steps(1))
+            shapes.add(grid.shape)
+            task.check(grid)
+        except DataError as error:
+            raise DataError(f"{placed.place}: {error}" if placed.place else str(error)) from error
+
+
+def _summarise(answered: Iterable[tuple[Placed, Solved]], num: int, task: "Task", console: Console) -> None:
+    """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and at rest, the cost."""
+    begun, faults, counts, evaluations = time.perf_counter(), [], Counter[str](), []
+    with Bars() as bars:
+        draw = bars.follow("solving")
+        for number, (placed, solved) in enumerate(answered, start=1):
+            draw(number, num)
+            verdict = str(task.verdict(placed.grid, solved.answer))
+            right = verdict.startswith("verified")
+            counts["right"] += right
+            counts["rest"] += solved.at_rest
+            counts["both"] += right and solved.at_rest
+            evaluations.append(solved.evaluations)
+            if not right:
+                faults.append(f"{placed.place}: {verdict}")
+    for fault in faults[:FEW]:
+        console.print(fault, soft_wrap=True, highlight=False)
+    if len(faults) > FEW:
+        console.print(f"… and {len(faults) - FEW:,} more that are wrong")
+    rest = f"{counts['rest']:,} at rest, {counts['both']:,} of these verified"
+    cost = f"{np.median(evaluations):.0f} evaluations (median), {time.perf_counter() - begun:.1f} s"
+    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False)
+
+
+def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
+    """Draw the trajectory of the start that was kept, as far as it was followed; the answer that was printed comes last."""
+    question, moments = as_question(solver.trained, grid), _moments(solver.depth)
+    frames, residuals = settling(
+        solver.trained.model, question, moments, start=solved.start, tolerance=solver.tolerance
+    )
+    # A solve that is cut off answers with the point whose residual it knows, one evaluation before the last.
+    frames[-1], residuals[-1] = solved.chances, solved.residual
+    painter = paint_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else paint
+    draw_settling(frames, moments[: len(frames)], residuals, animation=file, paint=painter)
+
+
+def _moments(depth: int) -> list[int]:
+    """Depths that an animation shows: all of the first, then ever fewer of them, and the last."""
+    moments = [1]
+    while moments[-1] < depth:
+        moments.append(min(depth, moments[-1] + max(1, moments[-1] // 24)))
+    return moments
 
 
 @dataclass(frozen=True)
 class Task:
     """What a kind of puzzles needs: reading from a file, a line or standard input; refusing; drawing; judging."""
 
-    read: Callable[[str], list[Grid]]
+    read: Callable[[str], list[Placed]]
     check: Callable[[Grid], None]
     draw: Callable[[Grid, Grid], Text]
     verdict: Callable[[Grid, Grid], Any]
 
 
-def _read_mazes(text: str) -> list[Grid]:
-    return mazes.parse_all(_standard_input(), source="standard input") if text == "-" else mazes.read(text)
+def _read_mazes(text: str) -> list[Placed]:
+    return mazes.parse_placed(_standard_input(), source="standard input") if text == "-" else mazes.read_placed(text)
 
 
-def _read_sudokus(text: str) -> list[Grid]:
+def _read_sudokus(text: str) -> list[Placed]:
     if text == "-":
-        return sudoku.parse_all(_standard_input(), source="standard input")
+        return sudoku.parse_placed(_standard_input(), source="standard input")
     if "\n" in text or len(text) in (16, 36, 81) or set(text) <= set(".0123456789|-+ "):
-        return [sudoku.parse(text, source="the puzzle")]
-    return sudoku.read(text)
+        return [Placed(sudoku.parse(text, source="the puzzle"), "")]
+    return sudoku.read_placed(text)
 
 
 def _draw_maze(question: Grid, answer: Grid) -> Text:
@@ -116,18 +227,18 @@ def _draw_maze(question: Grid, answer: Grid) -> Text:
 
 
 def _draw_sudoku(question: Grid, answer: Grid) -> Text:
-    """Draw givens in bold and what was found in colour."""
+    """Draw givens in bold, what was found in colour, and what stands in place of a given in red."""
     # A model of larger Sudokus may answer with a digit that this one does not have: that is no answer.
     text = sudoku.render(np.where(answer <= len(answer), answer, 0).astype(np.uint8))
     drawn = Text(text)
     cells = [place for place, character in enumerate(text) if character == "." or character.isdigit()]
-    for place, given in zip(cells, question.reshape(-1), strict=True):
-        drawn.stylize("bold" if given else "cyan", place, place + 1)
+    for place, given, found in zip(cells, question.reshape(-1), answer.reshape(-1), strict=True):
+        drawn.stylize("cyan" if not given else "bold" if found == given else "bold red", place, place + 1)
     return drawn
 
 
 TASKS = {
-    "maze": Task(_read_mazes, lambda grid: None, _draw_maze, mazes.verdict),
+    "maze": Task(_read_mazes, mazes.check, _draw_maze, mazes.verdict),
     "sudoku": Task(_read_sudokus, sudoku.check, _draw_sudoku, sudoku.verdict),
 }
 

@@ -8,7 +8,7 @@ et al. 2025, arXiv:2506.21734). All of it is numpy over whole batches, and a see
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import groupby
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data.puzzles import Puzzles, read_csv
+from attractor.data.puzzles import Placed, Puzzles, Rows, read_csv
 from attractor.errors import ConfigError, DataError
 
 Grid = NDArray[np.uint8]  # (H, W), values of Cell
@@ -387,18 +387,47 @@ def parse(text: str, *, source: str = "<text>", answers: bool = False) -> Grid:
 
 def read(path: str | os.PathLike[str], *, answers: bool = False) -> list[Grid]:
     """All mazes of a text file, of any sizes, separated by blank lines. Raises DataError like ``parse``."""
+    return parse_all(_text(path), source=str(path), answers=answers)
+
+
+def read_placed(path: str | os.PathLike[str]) -> list[Placed]:
+    """All questions of a text file, or of a csv, each with the line where it begins."""
+    if Path(path).suffix == ".csv":
+        return [
+            Placed(question, rows.place(row))
+            for rows, questions, _ in _tables(path, "train")
+            for row, question in enumerate(questions)
+        ]
+    return parse_placed(_text(path), source=str(path))
+
+
+def _text(path: str | os.PathLike[str]) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with an invisible mark
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with an invisible mark
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of mazes.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as plain text.") from error
-    return parse_all(text, source=str(path), answers=answers)
 
 
 def parse_all(text: str, *, source: str = "<text>", answers: bool = False) -> list[Grid]:
     """All mazes of a text, of any sizes, separated by blank lines."""
     return [_parse(lines, source, answers) for lines in _split(text, source)]
+
+
+def parse_placed(text: str, *, source: str = "<text>") -> list[Placed]:
+    """All questions of a text, each with the line where it begins."""
+    return [
+        Placed(_parse(lines, source, answers=False), f"{source}, line {lines[0][0]}") for lines in _split(text, source)
+    ]
+
+
+def check(question: Grid) -> None:
+    """Raise a DataError for a question (H, W) without a path from S to G, or without exactly one of each."""
+    grids = np.pad(question, 1)[None]
+    (start,), goal = _find(grids, Cell.START), _find(grids, Cell.GOAL)
+    if _distances(grids, goal).reshape(-1)[start] == _UNSEEN:
+        raise DataError("this maze has no path from S to G; open a wall.")
 
 
 def write(path: str | os.PathLike[str], grids: Iterable[Grid]) -> None:
@@ -552,7 +581,13 @@ def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
     DataError
         With file and line, for whatever is malformed and for answers that are no shortest path.
     """
-    parts = []
+    parts = [(questions, answers, rows.ratings) for rows, questions, answers in _tables(source, split)]
+    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Puzzles(kind="maze", questions=questions, answers=answers, ratings=ratings)
+
+
+def _tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
+    """Rows of a csv with their questions and answers (N, size, size), checked."""
     squares = [size**2 for size in range(3, 256)]
     for rows in read_csv(source, split, num_cells=squares, codes={c: i for i, c in enumerate(ALPHABET)}):
         size = int(rows.questions.shape[1] ** 0.5)
@@ -566,9 +601,7 @@ def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
             raise rows.fault(
                 row, f"the answer is no shortest path ({_judge(questions[row], answers[row])}); correct it."
             )
-        parts.append((questions, answers, rows.ratings))
-    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Puzzles(kind="maze", questions=questions, answers=answers, ratings=ratings)
+        yield rows, questions, answers
 
 
 def _judge(question: Grid, answer: Grid) -> str:

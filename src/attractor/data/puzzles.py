@@ -86,6 +86,14 @@ class Puzzles:
         return len(self.alphabet)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A question ``grid`` (H, W) and the ``place`` where it was read, such as "file.txt, line 3", for what is to be said of it."""
+
+    grid: NDArray[np.uint8]
+    place: str
+
+
 def write(folder: Path, splits: Mapping[str, Puzzles], *, describe: Mapping[str, Any] | None = None) -> None:
     """Write ``{"train": puzzles, "test": puzzles}``. The folder appears when it is complete.
 
@@ -225,8 +233,11 @@ class Rows:
     answers: NDArray[np.uint8]
     ratings: NDArray[np.int32]
 
+    def place(self, row: int | np.intp) -> str:
+        return f"{self.file}, line {self.lines[int(row)]}"
+
     def fault(self, row: int | np.intp, what: str) -> DataError:
-        return DataError(f"{self.file}, line {self.lines[int(row)]}: {what}")
+        return DataError(f"{self.place(row)}: {what}")
 
 
 def read_csv(

@@ -26,7 +26,9 @@ def paint(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
 
 
 def paint_digits(question: Tensor, box: tuple[int, int]) -> Paint:
-    """Return what draws the board of a Sudoku: givens in black, the likeliest digit of each other cell the darker the surer.
+    """Return what draws the board of a Sudoku: the likeliest digit of each cell, the darker the surer.
+
+    Givens are black where the answer keeps them; what stands in place of a given is red.
 
     ``question`` is (size, size), ``box`` the (height, width) of a box in cells.
     """
@@ -37,14 +39,15 @@ def paint_digits(question: Tensor, box: tuple[int, int]) -> Paint:
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(round(0.6 * scale))
         chance, digits = probabilities[..., 1:].max(dim=-1)
+        answer = probabilities.argmax(dim=-1)
         for row in range(size):
             for column in range(size):
                 given, sure = int(question[row, column]), float(chance[row, column])
                 faint = tuple(round(255 + sure * (dark - 255)) for dark in (0, 90, 160))
                 where = ((column + 0.5) * scale, (row + 0.5) * scale)
-                draw.text(
-                    where, str(given or int(digits[row, column]) + 1), "black" if given else faint, font, anchor="mm"
-                )
+                digit = int(answer[row, column]) if given else int(digits[row, column]) + 1
+                colour = faint if not given else "black" if digit == given else "red"
+                draw.text(where, str(digit or "."), colour, font, anchor="mm")
         for line in range(size + 1):
             for end, start, thick in (
                 ((line * scale, size * scale), (line * scale, 0), line % box[1] == 0),

@@ -68,8 +68,10 @@ def judge(
     """Iterate every grid through increasing ``depths`` and judge it at each.
 
     A grid whose residual is below ``tolerance`` at one of the depths has come to rest: it leaves the batch with the answer it has
-    then, and costs nothing more. ``advance`` is told how many grids are done.
+    then, and costs nothing more. ``advance`` is told how many grids are done. ``questions`` are where the model is; what is known
+    of them is kept on the CPU.
     """
+    answers = answers.cpu()
     shape = (len(depths), len(questions))
     exact, residual = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
     evaluations = torch.full(shape[1:], float(depths[-1]))
@@ -80,9 +82,9 @@ def judge(
             output = model(questions[moving], state, stop=Steps(depth - so_far))
             so_far = depth
             # What is known at this depth holds for all later ones, until a later depth overwrites it.
-            exact[row:, moving] = (output.logits.argmax(dim=-1) == answers[moving]).flatten(1).all(dim=1)
-            residual[row:, moving] = output.solution.residual
-            rest = output.solution.residual < tolerance
+            exact[row:, moving] = (output.logits.argmax(dim=-1).cpu() == answers[moving]).flatten(1).all(dim=1)
+            residual[row:, moving] = output.solution.residual.cpu()
+            rest = residual[row, moving] < tolerance
             evaluations[moving[rest]] = depth
             advance(int(rest.sum()))
             moving, state = moving[~rest], output.solution.value[~rest]
@@ -105,15 +107,22 @@ def judge(
 
 
 @torch.no_grad()
-def settling(model: Reasoner, question: Tensor, depths: Sequence[int]) -> tuple[list[Tensor], list[float]]:
-    """Watch one grid (height, width): class probabilities (height, width, classes) and the residual at each depth."""
-    state, so_far = model.start(question[None]), 0
+def settling(
+    model: Reasoner, question: Tensor, depths: Sequence[int], *, start: Tensor | None = None, tolerance: float = 0.0
+) -> tuple[list[Tensor], list[float]]:
+    """Watch one grid (height, width): class probabilities (height, width, classes) and the residual at each depth.
+
+    From the state ``start`` (1, height, width, state width), or from a fresh one, until the residual is below ``tolerance``.
+    """
+    state, so_far = model.start(question[None]) if start is None else start, 0
     frames, residuals = [], []
     for depth in depths:
         output = model(question[None], state, stop=Steps(depth - so_far))
         state, so_far = output.solution.value, depth
-        frames.append(output.logits[0].softmax(dim=-1))
+        frames.append(output.logits[0].softmax(dim=-1).cpu())
         residuals.append(float(output.solution.residual[0]))
+        if residuals[-1] < tolerance:
+            break
     return frames, residuals
 
 

@@ -78,7 +78,7 @@ def jacobian_penalty(
 
 
 def _linearise(update: Update, y: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # compiled code has no second derivative
         y = y.detach().requires_grad_()
         return update(y) + 0 * y, y  # connected to y even where update ignores it
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError, DataError
+from attractor.nn.block import Block
 
 MIXINGS = ("mixer", "attention", "convolution")
 Angles = tuple[Tensor, Tensor]  # cosine and sine, (N, head_dim)
@@ -110,7 +111,7 @@ class CellLayer(nn.Module):
         return normalise(x + self.mlp(x))
 
 
-class Cells(nn.Module):
+class Cells(Block):
     """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D)."""
 
     def __init__(self, config: CellsConfig) -> None:
@@ -174,7 +175,7 @@ class RecursionConfig:
         return Recursion(self)
 
 
-class Recursion(nn.Module):
+class Recursion(Block):
     """``z ← net(z + y + x)`` ``num_latent`` times, then ``y ← net(y + z)``: one network for both (TRM).
 
     State and result are ``[y, z]``, (B, height, W, 2 D); the embedded question ``x`` is (B, height, W, D).

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
+from attractor.nn.block import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ConvolutionUpdateConfig:
         return ConvolutionUpdate(self)
 
 
-class ConvolutionUpdate(nn.Module):
+class ConvolutionUpdate(Block):
     """``(y, x) ↦ norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
 
     def __init__(self, config: ConvolutionUpdateConfig) -> None:

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from attractor.nn.block import Block
 
 Rotary = tuple[Tensor, Tensor]
 Attend = Callable[
@@ -56,6 +59,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Attention among the tokens that are read, of which nothing is kept; ``mask`` is that of :func:`visible`."""
+
+    mask: Tensor | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, self.mask)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -141,7 +154,7 @@ class Gate(nn.Module):
         return x * self.value()
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Block):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with gates on both branches where ``gate`` says so.
 
     ``gate`` is ``(start, limit)`` of :class:`Gate`, or None.
@@ -167,6 +180,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(width, hidden, activation)
         self.self_attn_gate = Gate(width, *gate) if gate else nn.Identity()
         self.mlp_gate = Gate(width, *gate) if gate else nn.Identity()
+
+    def is_steady(self, x: Tensor, rotary: Rotary, attend: Attend) -> bool:
+        return self.training and isinstance(attend, Masked)
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         x = x + self.self_attn_gate(self.self_attn(self.input_layernorm(x), rotary, attend))

@@ -8,6 +8,7 @@ from attractor.errors import ConfigError
 from attractor.recipes.language import FAMILIES, SIZES, LanguageRecipe, language, retrofit, started_from
 from attractor.recipes.puzzles import FAMILIES as PUZZLE_FAMILIES
 from attractor.recipes.puzzles import (
+    WIDTHS_27M,
     MazeDataConfig,
     PuzzleRecipe,
     SudokuDataConfig,
@@ -37,6 +38,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     },
     **{_named("sudoku/extreme", family): partial(published, "sudoku", family) for family in PUZZLE_FAMILIES},
     **{_named("maze/hard", family): partial(published, "maze", family) for family in PUZZLE_FAMILIES},
+    **{
+        _named(f"{name}-27m", family): partial(published, task, family, width=WIDTHS_27M[task])
+        for name, task in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze"))
+        for family in ("attractor", "trm")
+    },
     **{_named(f"language/{size}", family): partial(language, size, family) for size in SIZES for family in FAMILIES},
     RETROFIT: retrofit,
 }

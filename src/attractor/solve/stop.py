@@ -22,8 +22,9 @@ class Tolerance:
     min_evaluations
         No equation is judged before this many calls.
     check_every
-        The host looks at the residuals only every so many calls. This never changes a value: equations settle
-        on the device, and looking rarely only means that a few calls may be made for nothing.
+        The host looks at the residuals only every so many calls. This never changes a final value: equations settle
+        on the device, and looking rarely only means that a few calls may be made for nothing (with ``fraction``, that
+        the others come nearer).
     fraction
         Below 1, the whole solve ends as soon as this share of all equations is below ``rtol``, verified or not. Meant
         for training, where a slow tail would set the cost. It is the one rule that looks across

@@ -4,7 +4,8 @@ from attractor.train.checkpoint import Checkpoints, amend, find_checkpoint, load
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
 from attractor.train.guard import GuardConfig
-from attractor.train.loop import PRECISIONS, Callback, Objective, Report, TrainConfig, train
+from attractor.train.log import Callback, Report
+from attractor.train.loop import PRECISIONS, Objective, TrainConfig, train
 from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.pause import Pause
 from attractor.train.progress import Progress

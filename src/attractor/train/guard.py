@@ -1,7 +1,7 @@
 """Divergence: how it is seen, and in which words the log tells of it. What is done about it, the loop does.
 
-A step is bad when its loss or gradient is not finite, or leaves what the last good steps were like. A run is drifting when, report after
-report, most equations stay unsolved or the map that is solved does not contract.
+A step is bad when its loss or gradient is not finite, or leaves what the last good steps were like. A run is drifting when, report
+after report, most equations stay unsolved or the map that is solved does not contract.
 """
 
 import statistics
@@ -31,9 +31,9 @@ class GuardConfig:
     Attributes
     ----------
     policy
-        ``"skip"`` leaves bad steps out, tells of drifts, and stops after ``max_skipped`` bad steps in a row. ``"rollback"`` then, and at a
-        drift, goes back to the last checkpoint and on with the data that come next, at ``rollback_rate`` times the learning rate, ``max_rollbacks``
-        times at most. ``"stop"`` stops at the first bad step or drift.
+        ``"skip"`` leaves bad steps out, tells of drifts, and stops after ``max_skipped`` bad steps in a row. ``"rollback"`` then,
+        and at a drift, goes back to the last checkpoint's weights and on with the data that come next, at ``rollback_rate`` times
+        the learning rate, ``max_rollbacks`` times at most. ``"stop"`` stops at the first bad step or drift.
     max_skipped
         Bad steps in a row that are borne.
     loss_spike
@@ -81,7 +81,9 @@ class Guard:
         if len(self._losses) >= LEAST:
             if (times := self._config.loss_spike) is not None:
                 middle = statistics.median(self._losses)
-                spread = 1.4826 * statistics.median(abs(x - middle) for x in self._losses)  # of normal numbers, one deviation
+                spread = 1.4826 * statistics.median(
+                    abs(x - middle) for x in self._losses
+                )  # of normal numbers, one deviation
                 if loss > middle + times * spread + 0.1 * abs(middle):
                     return f"the loss jumps to {loss:.4g} from a median of {middle:.4g}"
             if (times := self._config.gradient_spike) is not None:

@@ -1,28 +1,27 @@
-"""The one loop: steps or a wall-clock budget, a schedule, averaged weights, guards, checkpoints, exact resume; on one process or many.
+"""The one loop, on one process or many: steps or a wall-clock budget, a schedule, averaged weights, guards, checkpoints, resume.
 
 It knows an objective, which yields a loss a step, and a model, whose parameters it moves; nothing else.
 """
 
-import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError, DivergedError
+from attractor.nn import compile_blocks
 from attractor.optim import OptimizerConfig, trapezoid
 from attractor.solve import together
 from attractor.train.checkpoint import Checkpoints, find_checkpoint, save_weights
 from attractor.train.guard import Guard, GuardConfig
+from attractor.train.log import Callback, Log, Report, Silence
 from attractor.train.parallel import STRATEGIES, Unit, clip, gathering
 from attractor.train.state import TrainingState
 from attractor.train.world import World, answering
@@ -46,9 +45,12 @@ class TrainConfig:
         Batches per optimiser step; their gradients are averaged.
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
+    compile
+        Whether the model's blocks are compiled, see :func:`attractor.nn.compile_blocks`; ``None``: on a GPU. It takes a minute or
+        two and changes roundings, so a resumed run keeps it.
     parallel, reduce
-        On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` divides its weights, their averages and the optimiser's state
-        among them. Gradients are added up in ``"fp32"``, or ``"bf16"`` at half the traffic.
+        On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` divides its weights, their averages and the optimiser's
+        state among them. Gradients are added up in ``"fp32"``, or ``"bf16"`` at half the traffic.
     guard
         What is taken for divergence, and what is done then.
     log_every, checkpoint_every
@@ -65,6 +67,7 @@ class TrainConfig:
     ema: float = 0.995
     accumulate: int = 1
     precision: str = "fp32"
+    compile: bool | None = None
     parallel: str = "ddp"
     reduce: str = "fp32"
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -76,11 +79,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(self, 1, "log_every", "accumulate", "keep", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(
+            self, 1, "log_every", "accumulate", "keep", *(["num_steps"] if self.num_steps is not None else [])
+        )
         require_whole(self, 0, "checkpoint_every", "seed")
         for name, known in (("precision", PRECISIONS), ("reduce", PRECISIONS), ("parallel", STRATEGIES)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}")
+                raise ConfigError(
+                    f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}"
+                )
         require_positive(self, *(["seconds"] if self.seconds is not None else []))
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"TrainConfig(decay={self.decay!r}): the share must lie in [0, 1].")
@@ -111,28 +118,6 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """One line of the log.
-
-    ``progress`` in [0, 1]; ``seconds`` since the start of training, over all resumed parts; ``events`` tell of bad steps, drifts
-    and rollbacks since the last report, a sentence each.
-    """
-
-    step: int
-    seconds: float
-    progress: float
-    lr: float
-    metrics: dict[str, float]
-    events: tuple[str, ...] = ()
-
-
-class Callback(Protocol):
-    """Something that watches: called every ``log_every`` steps, and once at the end."""
-
-    def __call__(self, report: Report) -> None: ...
-
-
 def train(
     model: nn.Module,
     objective: Objective,
@@ -149,16 +134,17 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``, so that
-    the checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
+    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``,
+    so that the checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
     ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
-    by steps and the processes are as many as before. Only how long it runs and how often it logs and saves may differ. When ``pause()``
-    says so on any rank, after a step, it writes a checkpoint and leaves; nothing of the schedule changes.
+    by steps and the processes are as many as before. Only how long it runs, how often it logs and saves, and how it is spread over
+    processes may differ. When ``pause()`` says so on any rank, after a step, it writes a checkpoint and leaves; nothing of the
+    schedule changes.
 
     Parameters
     ----------
     units
-        Which modules have their weights gathered together under ``parallel="fsdp"``; what is in none of them, with the model's root.
+        Which modules have their weights gathered as one under ``parallel="fsdp"``; all others have theirs with the model's root.
     world
         The processes that train together, see :func:`attractor.train.joined`; all call this with the same arguments.
 
@@ -172,16 +158,14 @@ def train(
     world = world or World(device=next(model.parameters()).device)
     if config.precision == "bf16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
+    if config.compile or (config.compile is None and world.device.type == "cuda"):
+        compile_blocks(model)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
     state = TrainingState(model, objective, guard, config, units, world)
     if resume:
         state.restore(find_checkpoint(out), describe)
-    world.by_main(lambda: _prepare(out, state.step, resume=resume))
-    checkpoints = Checkpoints(out, describe=describe, save_model=save_model, keep=config.keep, group=world.writers)
-    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
-    full = [(group["lr"], group["weight_decay"]) for group in groups]
-    events: list[str] = []
+    world.by_main(lambda: _prepare(out, resume=resume))
     begun = time.perf_counter() - state.seconds
     model.train()
 
@@ -190,84 +174,60 @@ def train(
         by_time = state.seconds / config.seconds if config.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def tell(what: str) -> None:
-        events.append(what)
-        if world.is_main:
-            with (out / "events.jsonl").open("a") as file:
-                file.write(json.dumps({"step": state.step, "event": what}) + "\n")
-
-    def react(trouble: str) -> None:
-        """Stop, or go back to the last checkpoint, where the policy says so."""
-        if config.guard.policy != "rollback" or state.rollbacks == config.guard.max_rollbacks:
-            checkpoints.wait()
-            raise DivergedError(
-                f"step {state.step}: {trouble}; lower train.optimizer.lr (or muon_lr), or train in fp32. {_last(out)}"
+    with (
+        answering(world, lambda: _left(out)),
+        Log(out, state.step, callbacks) if world.is_main else Silence() as log,
+        Checkpoints(
+            out, describe=describe, save_model=save_model, keep=config.keep, group=world.writers
+        ) as checkpoints,
+    ):
+        while (now := progress()) < 1:
+            factor = state.rate * trapezoid(now, warmup=config.warmup, decay=config.decay)
+            state.schedule(factor, 1 + now * (config.optimizer.final_decay - 1))
+            loss, metrics = _gradients(state.forward, objective, config, world)
+            norm = float(clip(model, config.optimizer.clip))
+            state.seconds = time.perf_counter() - begun
+            is_last = state.step + 1 == config.num_steps or progress() == 1
+            # The one exchange of a step: all ranks judge it alike, leave together, and go by one clock.
+            mean, asked, state.seconds = world.total(
+                [float(loss) / world.size, float(not is_last and pause()), world.is_main * state.seconds]
             )
-        checkpoints.wait()
-        if not any(out.glob("step-*")):
-            raise DivergedError(f"step {state.step}: {trouble}, before there was a checkpoint to go back to.")
-        back = find_checkpoint(out)
-        state.roll_back(back, config.guard.rollback_rate)
-        tell(f"{trouble}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate")
-
-    try:
-        with answering(world, lambda: _last(out)), _open_log(out / "metrics.jsonl", state.step, world) as log:
-            while (now := progress()) < 1:
-                factor = state.rate * trapezoid(now, warmup=config.warmup, decay=config.decay)
-                decay = 1 + now * (config.optimizer.final_decay - 1)
-                for group, (rate, weight_decay) in zip(groups, full, strict=True):
-                    group["lr"], group["weight_decay"] = rate * factor, weight_decay * decay
-                loss, metrics = _gradients(state.forward, objective, config, world)
-                norm = clip(model, config.optimizer.clip)
-                # The one exchange of a step: all ranks decide alike whether it is good, whether to pause, and what time it is.
-                state.seconds = time.perf_counter() - begun
-                last = state.step + 1 == config.num_steps or progress() == 1
-                mean, asked, seconds = world.total(
-                    [float(loss) / world.size, float(not last and pause()), world.is_main * state.seconds]
-                )
-                state.seconds = seconds
-                trouble = guard.judge(mean, float(norm))
-                if trouble is None:
-                    state.num_bad = 0
-                    state.move()
-                else:
-                    state.num_bad, state.skipped = state.num_bad + 1, state.skipped + 1
-                model.zero_grad(set_to_none=True)
-                if trouble is not None:
-                    tell(f"{trouble}; the step is left out")
-                state.step += 1
-                done, drift = progress(), None
-                if state.step % config.log_every == 0 or done >= 1:
-                    values = {k: float(v) for k, v in metrics.items()}
-                    if not state.num_bad:
-                        values |= objective.inspect(state.forward)
-                    values = {"loss": mean, "gradient": float(norm), **dict(zip(values, world.mean([*values.values()]), strict=True))}
-                    values |= {"skipped": float(state.skipped)} if state.skipped else {}
-                    drift = guard.look(values)
-                    if drift is not None:
-                        tell(drift)
-                    lr = config.optimizer.lr * factor
-                    report = Report(
-                        step=state.step, seconds=seconds, progress=done, lr=lr, metrics=values, events=tuple(events)
-                    )
-                    events.clear()
-                    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON knows no infinity
-                    log.write(json.dumps({"step": state.step, "seconds": round(seconds, 3), "lr": lr, **finite}) + "\n")
-                    for callback in callbacks if world.is_main else ():
-                        callback(report)
-                stops = config.guard.policy == "stop" and trouble is not None
-                if stops or state.num_bad > config.guard.max_skipped:
-                    react(f"{trouble}, {state.num_bad} times in a row")
-                elif drift is not None and config.guard.policy != "skip":
-                    react(drift)
-                # Not amid trouble: good checkpoints would make room for one that cannot go on.
-                elif config.checkpoint_every and state.step % config.checkpoint_every == 0 and done < 1 and not state.in_trouble:
-                    state.save(checkpoints)
-                if done < 1 and asked:
-                    break
-            state.save(checkpoints)
-    finally:
-        checkpoints.wait()
+            trouble = guard.judge(mean, norm)
+            if trouble is None:
+                state.move()
+            else:
+                state.leave_out()
+                log.tell(state.step, f"{trouble}; the step is left out")
+            model.zero_grad(set_to_none=True)
+            state.step += 1
+            done, drift = progress(), None
+            if state.step % config.log_every == 0 or done >= 1:
+                figures = {name: float(value) for name, value in metrics.items()}
+                figures |= objective.inspect(state.forward) if trouble is None else {}
+                figures = {
+                    "loss": mean,
+                    "gradient": norm,
+                    **dict(zip(figures, world.mean([*figures.values()]), strict=True)),
+                }
+                figures |= {"skipped": float(state.skipped)} if state.skipped else {}
+                if drift := guard.look(figures):
+                    log.tell(state.step, drift)
+                lr = config.optimizer.lr * factor
+                log.report(Report(step=state.step, seconds=state.seconds, progress=done, lr=lr, metrics=figures))
+            if verdict := _verdict(state, trouble, drift, config.guard):
+                checkpoints.wait()
+                log.tell(state.step, _go_back(state, out, verdict, config.guard))
+            # Not amid trouble: good checkpoints would make room for one that cannot go on.
+            elif (
+                config.checkpoint_every
+                and state.step % config.checkpoint_every == 0
+                and done < 1
+                and not state.in_trouble
+            ):
+                state.save(checkpoints)
+            if done < 1 and asked:
+                break
+        state.save(checkpoints)
     return state.result().eval()
 
 
@@ -275,7 +235,7 @@ def _gradients(
     model: nn.Module, objective: Objective, config: TrainConfig, world: World
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Add up the gradients of one step's batches, and return their mean loss and the last one's metrics."""
-    loss, metrics = torch.zeros((), device=world.device), {}
+    loss, metrics = torch.zeros((), device=world.device), dict[str, Tensor]()
     for index in range(config.accumulate):
         with gathering(model, now=index == config.accumulate - 1):
             mixed = config.precision != "fp32"
@@ -289,34 +249,37 @@ def _gradients(
     return loss, metrics
 
 
-def _prepare(out: Path, step: int, *, resume: bool) -> None:
-    """Make ready the folder: an older run's checkpoints and curves must not pass for this one's."""
+def _verdict(state: TrainingState, trouble: str | None, drift: str | None, guard: GuardConfig) -> str | None:
+    """Return why a run cannot go on as it is; None where it can."""
+    if trouble is not None and (guard.policy == "stop" or state.num_bad > guard.max_skipped):
+        return f"{trouble}, {state.num_bad} times in a row"
+    return drift if guard.policy != "skip" else None
+
+
+def _go_back(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) -> str:
+    """Return to the last checkpoint's weights and say so, or end the run, as the policy has it."""
+    if guard.policy != "rollback":
+        raise DivergedError(
+            f"step {state.step}: {verdict}; lower train.optimizer.lr (or muon_lr), or train in fp32. {_left(out)}"
+        )
+    if not any(out.glob("step-*")):
+        raise DivergedError(f"step {state.step}: {verdict}, before there was a checkpoint to go back to.")
+    if state.rollbacks == guard.max_rollbacks:
+        raise DivergedError(f"step {state.step}: {verdict}, after {state.rollbacks} rollbacks. {_left(out)}")
+    back = find_checkpoint(out)
+    state.roll_back(back, guard.rollback_rate)
+    return f"{verdict}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate"
+
+
+def _prepare(out: Path, *, resume: bool) -> None:
+    """Make the folder ready: an older run's checkpoints and curves must not pass for this one's."""
     out.mkdir(parents=True, exist_ok=True)
-    if resume:
-        return
-    for old in [*out.glob("step-*"), *out.glob("tensorboard")]:
-        shutil.rmtree(old)
-    (out / "events.jsonl").unlink(missing_ok=True)
+    if not resume:
+        for old in [*out.glob("step-*"), *out.glob("tensorboard")]:
+            shutil.rmtree(old)
 
 
-def _last(out: Path) -> str:
+def _left(out: Path) -> str:
     """Say what is left of a run that ends."""
     left = sorted(out.glob("step-*"))
-    return f"The last checkpoint, {left[-1]}, is whole." if left else "There is no checkpoint yet."
-
-
-def _open_log(file: Path, step: int, world: World) -> TextIO:
-    """Open the log for appending line by line, without what was logged after ``step`` and will be logged again."""
-    if not world.is_main:
-        return open(os.devnull, "w")
-    kept = []
-    for line in file.read_text().splitlines(keepends=True) if step and file.exists() else []:
-        try:
-            before = json.loads(line)["step"] <= step
-        except json.JSONDecodeError:  # torn when the machine stopped
-            continue
-        kept += [line] if before else []
-    part = file.with_name(f".{file.name}.part")
-    part.write_text("".join(kept))
-    os.replace(part, file)
-    return file.open("a", buffering=1)
+    return f"The last checkpoint, {left[-1]}, is whole." if left else "There is no checkpoint."

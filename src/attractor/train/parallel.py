@@ -30,7 +30,7 @@ def divide(model: nn.Module, units: Sequence[Unit], world: World, reduce: torch.
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce)
     for modules, stays in units:
-        fully_shard(list(modules), mesh=mesh, reshard_after_forward=not stays, mp_policy=policy)  # type: ignore[call-overload]
+        fully_shard(list(modules), mesh=mesh, reshard_after_forward=not stays, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from attractor.train.loop import Report
+from attractor.train.log import Report
 
 
 class Progress:

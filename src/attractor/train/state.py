@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
+    get_optimizer_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
@@ -62,6 +63,7 @@ class TrainingState:
         elif world.size > 1:
             self.forward = replicate(model, world, reduce)
         self.optimizers = config.optimizer.build(model)
+        self._full = [(group["lr"], group["weight_decay"]) for group in self._groups]
         self.step, self.seconds = 0, 0.0
         self.num_bad, self.skipped, self.rollbacks, self.rate = 0, 0, 0, 1.0
 
@@ -70,12 +72,26 @@ class TrainingState:
         """Whether what would be saved now is nothing to go back to."""
         return self.num_bad > 0 or self._guard.is_drifting
 
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]  # new ones after loading
+
+    def schedule(self, rate: float, decay: float) -> None:
+        """Set all learning rates and weight decays to such shares of the full ones."""
+        for group, (full_rate, full_decay) in zip(self._groups, self._full, strict=True):
+            group["lr"], group["weight_decay"] = full_rate * rate, full_decay * decay
+
     def move(self) -> None:
         """Make the optimisers' step."""
+        self.num_bad = 0
         for optimizer in self.optimizers:
             optimizer.step()
         if self._averaged:
             self._averaged.update_parameters(self.model)
+
+    def leave_out(self) -> None:
+        """Count a bad step instead."""
+        self.num_bad, self.skipped = self.num_bad + 1, self.skipped + 1
 
     def result(self) -> nn.Module:
         """Return the model with averaged weights, or the model."""
@@ -138,7 +154,8 @@ class TrainingState:
     def _shared(self) -> dict[str, Any]:
         """What all ranks have together."""
         model, optimizers = get_state_dict(self.model, self.optimizers)
-        shared: dict[str, Any] = {"model": model, "optimizers": optimizers}
+        # Of the optimisers their moments alone: rates and decays are this run's settings.
+        shared: dict[str, Any] = {"model": model, "optimizers": optimizers["state"]}
         if self._averaged:
             shared |= {"averaged": get_model_state_dict(self._averaged.module), "count": self._averaged.n_averaged}
         return shared
@@ -150,7 +167,7 @@ class TrainingState:
             self.model,
             self.optimizers,
             model_state_dict=shared["model"],
-            optim_state_dict=shared["optimizers"],
+            optim_state_dict={**get_optimizer_state_dict(self.model, self.optimizers), "state": shared["optimizers"]},
         )
         if self._averaged:
             set_model_state_dict(self._averaged.module, shared["averaged"])
@@ -166,9 +183,8 @@ class TrainingState:
     def _weights(self) -> dict[str, Tensor]:
         """Weights for inference, whole, on rank 0."""
         if self._divided:
-            return get_model_state_dict(
-                self.result(), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-            )
+            whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            return cast(dict[str, Tensor], get_model_state_dict(self.result(), options=whole))
         return self.result().state_dict() if self._world.is_main else {}
 
 

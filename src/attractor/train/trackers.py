@@ -8,7 +8,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import ConfigError
-from attractor.train.loop import Callback, Report
+from attractor.train.log import Callback, Report
 
 Log = Callable[[dict[str, float], int], None]
 LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}

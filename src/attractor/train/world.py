@@ -1,7 +1,7 @@
 """The processes that train one model together: who this one is among them, and what they tell each other.
 
-Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``; without it there is one process, for which everything here
-costs nothing.
+Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``; without it there is one process, for which
+everything here costs nothing.
 """
 
 import os
@@ -25,7 +25,8 @@ class World:
     device
         Where this process computes.
     writers
-        A process group of its own for whoever writes checkpoints beside the training, so that the two never mix; None in one process.
+        A process group of its own for whoever writes checkpoints beside the training, so that messages of the two never mix; None
+        in one process.
     """
 
     rank: int = 0

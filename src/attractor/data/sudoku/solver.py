@@ -15,6 +15,7 @@ from attractor.errors import DataError
 States = NDArray[np.uint16]  # (cells, M)
 
 _POOL = 256, 2048  # the fewest and the most states that are worked on together
+MAX_GUESSES = 50_000  # half a second; four notoriously hard puzzles and 300 drawn ones needed 348 at most
 _NUM_BITS = np.array([bin(m).count("1") for m in range(1 << 9)], np.uint8)
 
 
@@ -24,7 +25,10 @@ def solve(question: Grid) -> Grid:
 
 
 def check(question: Grid) -> None:
-    """Raise a DataError for a question that repeats a digit (it says where), or has no or several solutions."""
+    """Raise a DataError for a question that repeats a digit (it says where), or has no or several solutions.
+
+    A question still open after 50,000 guesses, half a second, is refused too: finding out may take hours.
+    """
     _solved(question)
 
 
@@ -40,7 +44,10 @@ def _solved(question: Grid) -> Grid:
         digits, counts = np.unique(question.reshape(-1)[cells], return_counts=True)
         for digit in digits[(counts > 1) & (digits > 0)]:
             raise DataError(f"this puzzle has the digit {digit} twice in {unit_name(index, size)}; correct it.")
-    found = search(candidates(question[None]), limit=2)
+    found = search(candidates(question[None]), limit=2, max_guesses=MAX_GUESSES)
+    if found.cut:
+        more = "a hundred times what hard puzzles with one solution need"
+        raise DataError(f"this puzzle is not decided by {MAX_GUESSES:,} guesses, {more}; correct its clues.")
     if found.counts[0] != 1:
         what = "several solutions; add clues" if found.counts[0] else "no solution; correct its clues"
         raise DataError(f"this puzzle has {what}.")
@@ -56,21 +63,25 @@ def candidates(questions: Grids) -> States:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """``counts`` (N,) of solutions up to the limit, and the ``first`` one found (N, cells), zeros where there is none."""
+    """``counts`` (N,) of solutions up to the limit, and the ``first`` one found (N, cells), zeros where there is none.
+
+    ``cut`` says that one of the counts may be too small, because no more guesses were allowed.
+    """
 
     counts: NDArray[np.int64]
     first: NDArray[np.uint8]
+    cut: bool
 
 
-def search(roots: States, *, limit: int, rng: np.random.Generator | None = None) -> Found:
+def search(roots: States, *, limit: int, rng: np.random.Generator | None = None, max_guesses: float = np.inf) -> Found:
     """Count the solutions of every state (cells, N), each up to ``limit``. With ``rng``, guesses are drawn at random."""
     size, num = int(len(roots) ** 0.5), roots.shape[1]
     counts, first = np.zeros(num, np.int64), np.zeros((num, len(roots)), np.uint8)
     pool_size = min(max(num, _POOL[0]), _POOL[1])
     starts = range(0, num, pool_size)
     stack = [(roots[:, i : i + pool_size], np.arange(i, min(i + pool_size, num))) for i in reversed(starts)]
-    states, owners = roots[:, :0], np.arange(0)
-    while stack or len(owners):
+    states, owners, num_guesses = roots[:, :0], np.arange(0), 0
+    while (stack or len(owners)) and num_guesses <= max_guesses:
         while stack and len(owners) < pool_size:
             more, more_owners = stack.pop()
             states, owners = np.concatenate([states, more], axis=1), np.concatenate([owners, more_owners])
@@ -88,9 +99,12 @@ def search(roots: States, *, limit: int, rng: np.random.Generator | None = None)
         if stuck.any():
             yes, no = _branch(after[:, stuck], rng)
             stack += [(no, owners[stuck]), (yes, owners[stuck])]
+            num_guesses += int(stuck.sum())
         go_on = alive & moved
         states, owners = after[:, go_on], owners[go_on]
-    return Found(counts=np.minimum(counts, limit), first=first)
+    return Found(
+        counts=np.minimum(counts, limit), first=first, cut=num_guesses > max_guesses and bool((counts < limit).any())
+    )
 
 
 def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
@@ -135,19 +149,33 @@ def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
 
 
 def _branch(states: States, rng: np.random.Generator | None) -> tuple[States, States]:
-    """States in which an open cell with the fewest candidates is one of them, and states in which it is not."""
+    """States in which one open cell has one of its candidates, and states in which it has not.
+
+    With ``rng``, any of the cells with the fewest candidates. Else what is most nearly decided: such a cell, or a digit with fewer
+    places yet in a row, column or box. Otherwise three digits for two cells of a column are found out by trying all the rest.
+    """
+    size, column = int(len(states) ** 0.5), np.arange(states.shape[1])
+    bits = np.uint16(1) << np.arange(size, dtype=np.uint16)
     open_cells = _NUM_BITS[states].astype(np.float32)
     open_cells[open_cells < 2] = np.inf
     if rng is not None:
         open_cells += rng.random(open_cells.shape, np.float32)
-    cell, column = open_cells.argmin(axis=0), np.arange(states.shape[1])
+    cell = open_cells.argmin(axis=0)
     mask = states[cell, column]
     bit = mask & -mask.astype(np.int16).view(np.uint16)
     if rng is not None:
-        size = int(len(states) ** 0.5)
-        bits = np.uint16(1) << np.arange(size, dtype=np.uint16)
         weight = np.where(mask[:, None] & bits, rng.random((len(mask), size)), -1.0)
         bit = bits[weight.argmax(axis=1)]
+    elif (wide := np.flatnonzero(_NUM_BITS[mask] > 2)).size:
+        cells = units(size)
+        is_place = (states[cells[:, :, None], wide] & bits[:, None, None, None]) != 0  # (digits, units, cells, M)
+        num_places = is_place.sum(axis=2, dtype=np.uint8).reshape(-1, len(wide))
+        num_places[num_places < 2] = 255
+        digit, unit = np.divmod(num_places.argmin(axis=0), len(cells))
+        fewer = num_places.min(axis=0) < _NUM_BITS[mask[wide]]
+        place = is_place[digit, unit, :, np.arange(len(wide))].argmax(axis=1)
+        cell[wide[fewer]], bit[wide[fewer]] = cells[unit, place][fewer], bits[digit[fewer]]
+        mask = states[cell, column]
     yes, no = states.copy(), states.copy()
     yes[cell, column], no[cell, column] = bit, mask & ~bit
     return yes, no

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from attractor.data.puzzles import Puzzles
 from attractor.data.sudoku.rules import BOXES, Grids, require_grids, solves
+from attractor.data.sudoku.solver import MAX_GUESSES, candidates, search
 from attractor.errors import DataError
 
 _CHUNK = 4096  # puzzles of which invariants are computed at once
@@ -155,7 +156,11 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Seen:
-    """Puzzles that were met, known again in any symmetric copy. Exact: forms are compared wherever invariants agree."""
+    """Puzzles that were met, known again in any symmetric copy. Exact: forms are compared wherever invariants agree.
+
+    Only a question with several solutions has no form of its own, because the form follows from the solution: it is taken for a
+    copy of any other such question with its invariant.
+    """
 
     def __init__(self) -> None:
         self._forms: dict[int, dict[bytes, int]] = {}
@@ -169,7 +174,7 @@ class Seen:
             if key in self._unformed:
                 self._form(key, *self._unformed.pop(key))
             if key in self._forms:
-                form = canonical(questions[i : i + 1], answers[i : i + 1]).tobytes()
+                form = _form(questions[i : i + 1], answers[i : i + 1])
                 found[i] = self._forms[key].get(form, -1)
         return found
 
@@ -189,8 +194,15 @@ class Seen:
         return new
 
     def _form(self, key: int, questions: Grids, answers: Grids, number: int) -> bool:
-        form = canonical(questions, answers).tobytes()
+        form = _form(questions, answers)
         return self._forms.setdefault(key, {}).setdefault(form, number) == number
+
+
+def _form(questions: Grids, answers: Grids) -> bytes:
+    """The form of one puzzle (1, size, size), the same for all that have several solutions."""
+    found = search(candidates(questions), limit=2, max_guesses=MAX_GUESSES)
+    unique = found.counts[0] == 1 and not found.cut
+    return canonical(questions, answers).tobytes() if unique else b"several solutions"
 
 
 def equivalent_pairs(test: Puzzles, train: Puzzles) -> NDArray[np.int64]:

@@ -1,12 +1,13 @@
 """Sudokus as text: drawn with their boxes, read from lines, drawings and csv, and judged in a sentence."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from attractor.data.puzzles import Puzzles, read_csv
-from attractor.data.sudoku.rules import BOXES, Grid, require_grids, solves, unit_name, units
+from attractor.data.puzzles import Placed, Puzzles, Rows, read_csv
+from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solves, unit_name, units
 from attractor.errors import DataError
 
 _LINES = str.maketrans("", "", "|-+ \t\r")  # what draws boxes and means nothing
@@ -41,7 +42,12 @@ def parse(text: str, *, source: str = "<text>") -> Grid:
 
 def parse_all(text: str, *, source: str = "<text>") -> list[Grid]:
     """All grids of a text, of any sizes, one after another."""
-    grids: list[Grid] = []
+    return [placed.grid for placed in parse_placed(text, source=source)]
+
+
+def parse_placed(text: str, *, source: str = "<text>") -> list[Placed]:
+    """All grids of a text, each with the line where it begins."""
+    grids: list[Placed] = []
     rows: list[str] = []  # of the drawing that has begun
     begun = number = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -76,11 +82,20 @@ def parse_all(text: str, *, source: str = "<text>") -> list[Grid]:
 
 def read(path: str | os.PathLike[str]) -> list[Grid]:
     """All questions (size, size) of a text file, or of a csv. Raises DataError like :func:`parse`."""
+    return [placed.grid for placed in read_placed(path)]
+
+
+def read_placed(path: str | os.PathLike[str]) -> list[Placed]:
+    """The same, each with its line."""
     path = Path(path)
     if path.suffix == ".csv":
-        return list(read_table(path).questions)
+        return [
+            Placed(question, rows.place(row))
+            for rows, questions, _ in _tables(path, "train")
+            for row, question in enumerate(questions)
+        ]
     try:
-        return parse_all(path.read_text(encoding="utf-8-sig"), source=str(path))
+        return parse_placed(path.read_text(encoding="utf-8-sig"), source=str(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of Sudokus.") from error
     except UnicodeDecodeError as error:
@@ -100,7 +115,13 @@ def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
     DataError
         With file and line, for whatever is malformed and for answers that do not solve their question.
     """
-    parts = []
+    parts = [(questions, answers, rows.ratings) for rows, questions, answers in _tables(source, split)]
+    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Puzzles(kind="sudoku", questions=questions, answers=answers, ratings=ratings)
+
+
+def _tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
+    """Rows of a csv with their questions and answers (N, size, size), checked."""
     for rows in read_csv(source, split, num_cells=[size**2 for size in BOXES], codes=_CODES):
         size = int(rows.questions.shape[1] ** 0.5)
         questions, answers = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
@@ -109,9 +130,7 @@ def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
                 raise rows.fault(row, f"the {name} has a digit above {size}; correct it.")
         for row in np.flatnonzero(~solves(questions, answers)):
             raise rows.fault(row, f"the answer is {verdict(questions[row], answers[row])}; correct it.")
-        parts.append((questions, answers, rows.ratings))
-    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Puzzles(kind="sudoku", questions=questions, answers=answers, ratings=ratings)
+        yield rows, questions, answers
 
 
 def verdict(question: Grid, answer: Grid) -> str:
@@ -131,9 +150,9 @@ def verdict(question: Grid, answer: Grid) -> str:
     return "verified: solved"
 
 
-def _grid(cells: str, source: str, line: int) -> Grid:
+def _grid(cells: str, source: str, line: int) -> Placed:
     size = int(len(cells) ** 0.5)
     grid = np.array([_CODES[cell] for cell in cells], np.uint8).reshape(size, size)
     if grid.max() > size:
         raise DataError(f"{source}, line {line}: has the digit {grid.max()} in a puzzle of size {size}; correct it.")
-    return grid
+    return Placed(grid, f"{source}, line {line}")

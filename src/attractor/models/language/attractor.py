@@ -60,6 +60,9 @@ class AttractorConfig(LanguageModelConfig):
         ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
     training_fraction
         In training without padding, a solve ends when this share of tokens is below tolerance or has given up.
+    check_every
+        In training, the host looks every so many evaluations whether a solve has ended. It waits for a GPU then: looking rarely
+        costs evaluations and saves waits, and never looking before ``max_evaluations`` saves them all.
     """
 
     model_type = "attractor"
@@ -72,6 +75,7 @@ class AttractorConfig(LanguageModelConfig):
     window: int = 5
     gradient: str = "one-step"
     training_fraction: float = 0.95
+    check_every: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         require_whole(self, 0, "num_attractor_layers")
@@ -86,7 +90,7 @@ class AttractorConfig(LanguageModelConfig):
         }.items():
             if getattr(self, name) not in valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(str(getattr(self, name)), valid)}")
-        require_whole(self, 1, "window")
+        require_whole(self, 1, "window", "check_every")
         if not 0 < self.training_fraction <= 1:
             raise ConfigError(f"training_fraction={self.training_fraction}: the share must lie in (0, 1].")
         if not 0 < self.gate_start <= self.gate_limit:
@@ -224,7 +228,7 @@ class AttractorForCausalLM(LanguageModel):
         """Return the mean gate, and the spectral radius of the update at the equilibrium of ``input_ids`` (B, T)."""
         if not self.config.num_attractor_layers:
             return {}
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # another shape than training's
             output = self(input_ids)
             context = self._context(output.hidden, None, None)
         if output.solution is None:
@@ -242,6 +246,7 @@ class AttractorForCausalLM(LanguageModel):
             rtol=config.tolerance,
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
+            check_every=config.check_every if self.training else 1,
             fraction=config.training_fraction if partly else 1.0,
         )
 

@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from attractor.errors import ConfigError
-from attractor.nn.transformer import Attend, Rotary, attention
+from attractor.nn.transformer import Attend, Masked, Rotary, attention
 
 
 class Reader(Protocol):
@@ -56,13 +56,10 @@ class Context:
 
     def attend(self, slot: int) -> Attend:
         """Return the attention of the layer whose keys and values lie in ``slot``."""
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if self.cache is not None:
-                k, v = self.cache.update(k, v, slot + self.offset)
-            return attention(q, k, v, self.mask)
-
-        return attend
+        cache = self.cache
+        if cache is None:
+            return Masked(self.mask)
+        return lambda q, k, v: attention(q, *cache.update(k, v, slot + self.offset), self.mask)
 
     def later(self, slots: int) -> "Context":
         """Return this context with every slot moved by so many."""

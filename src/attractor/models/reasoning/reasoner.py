@@ -17,8 +17,9 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, OneStep, Phantom
-from attractor.nn import Cells, ConvolutionUpdate, Recursion
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
+
+ONE_START = "this model starts every puzzle from one and the same state, so that more starts only cost; leave it at 1."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,14 @@ class ReasonerOutput:
         How it was found; its ``value`` is the state.
     halt
         (B,), the logit of the answer being right in every cell, from models that have a head for it.
+    start
+        The states (B, height, W, state width) from which a solve came here: of several starts, each puzzle's that was kept.
     """
 
     logits: Tensor
     solution: Solution
     halt: Tensor | None = None
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +169,6 @@ class Reasoner(nn.Module, ABC):
         logits, halt = self.read(solution.value)
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
 
-    def compile_update(self) -> None:
-        """Compile the networks that one evaluation runs through, in place. Names and weights stay; copies run eagerly."""
-        for module in self.children():
-            if isinstance(module, Recursion | Cells | ConvolutionUpdate):
-                module.compile(dynamic=False)
-
     @torch.no_grad()
     def solve(
         self,
@@ -198,8 +196,10 @@ class Reasoner(nn.Module, ABC):
         stop = Steps(depth) if tolerance is None else Tolerance(rtol=tolerance, max_evaluations=depth, patience=None)
         if breadth < 1:
             raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
-        tries = (self(questions, self.start(questions, generator), stop=stop) for _ in range(breadth))
-        return reduce(_calmer, tries)
+        if breadth > 1 and not self.random_start:
+            raise ConfigError(f"breadth={breadth}: {ONE_START}")
+        starts = (self.start(questions, generator) for _ in range(breadth))
+        return reduce(_calmer, (replace(self(questions, start, stop=stop), start=start) for start in starts))
 
 
 class _Refinement(PartialUpdate):
@@ -236,4 +236,5 @@ def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
         outcome=outcome,
     )
     halt = None if a.halt is None or b.halt is None else pick(a.halt, b.halt)
-    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt)
+    start = None if a.start is None or b.start is None else pick(a.start, b.start)
+    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt, start=start)

@@ -16,6 +16,7 @@ from attractor.train.checkpoint.ranks import agree, rank_and_world
 
 FORMAT = "attractor-1"
 CHECKSUMS = "checksums.json"
+DAMAGED = "; the checkpoint is damaged."
 TRAINING = ("training/*", "training.json", "rank-*.safetensors")  # files that inference never reads
 Checksums = dict[str, dict[str, int]]  # by file name, relative to the folder: "size" in bytes and "crc32"
 
@@ -60,9 +61,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); the checkpoint is damaged.") from error
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}){DAMAGED}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: holds no JSON object; the checkpoint is damaged.")
+        raise CheckpointError(f"{file}: holds no JSON object{DAMAGED}")
     return data
 
 
@@ -92,7 +93,7 @@ def verify(checkpoint: Path, group: dist.ProcessGroup | None = None) -> None:
             expected = read_checksums(checkpoint)
             verify_files(checkpoint, expected, sorted(expected.keys() | set(files(checkpoint)))[rank::world])
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {_way_on(checkpoint)}") from error
+            raise CheckpointError(f"{str(error).removesuffix(DAMAGED)}; {_way_on(checkpoint)}") from error
 
     agree(group, mine)
 
@@ -117,13 +118,15 @@ def verify_files(checkpoint: Path, expected: Checksums, names: Iterable[str]) ->
     for name in names:
         file = checkpoint / name
         if name not in expected:
-            raise CheckpointError(f"{file}: does not belong to this checkpoint")
+            raise CheckpointError(f"{file}: does not belong to this checkpoint{DAMAGED}")
         if not file.is_file():
-            raise CheckpointError(f"{file}: is missing")
+            raise CheckpointError(f"{file}: is missing{DAMAGED}")
         if file.stat().st_size != expected[name]["size"]:
-            raise CheckpointError(f"{file}: has {file.stat().st_size:,} bytes and not {expected[name]['size']:,}")
+            raise CheckpointError(
+                f"{file}: has {file.stat().st_size:,} bytes and not {expected[name]['size']:,}{DAMAGED}"
+            )
         if _crc32(file) != expected[name]["crc32"]:
-            raise CheckpointError(f"{file}: does not match its checksum")
+            raise CheckpointError(f"{file}: does not match its checksum{DAMAGED}")
 
 
 def files(folder: Path) -> list[str]:
@@ -146,11 +149,11 @@ def checksums(folder: Path, names: Iterable[str]) -> Checksums:
 def write_checksums(folder: Path, found: Checksums) -> None:
     """Write ``checksums.json`` beside its place, and rename it into it."""
     part = folder / f".{CHECKSUMS}.part"
-    part.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    part.write_text(json.dumps({"crc32": _crc32_of(found), "files": dict(sorted(found.items()))}, indent=1))
     with part.open("rb+") as stream:
         os.fsync(stream.fileno())
     os.replace(part, folder / CHECKSUMS)
-    for each in {folder, *((folder / name).parent for name in found)}:
+    for each in {folder, *(p for p in folder.rglob("*") if p.is_dir())}:
         sync_folder(each)
 
 
@@ -168,11 +171,16 @@ def read_checksums(checkpoint: Path) -> Checksums:
     """Return what the checkpoint says of its files."""
     file = checkpoint / CHECKSUMS
     if not file.is_file():
-        raise CheckpointError(f"{file}: is missing")
-    found: Checksums = read_json(file)
-    if not all(isinstance(v, dict) and v.keys() == {"size", "crc32"} for v in found.values()):
-        raise CheckpointError(f"{file}: is damaged")
+        raise CheckpointError(f"{file}: is missing{DAMAGED}")
+    data = read_json(file)
+    found: Checksums = data.get("files", {})
+    if data.get("crc32") != _crc32_of(found):
+        raise CheckpointError(f"{file}: does not match its own checksum{DAMAGED}")
     return found
+
+
+def _crc32_of(found: Checksums) -> int:
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
 
 
 def _crc32(file: Path) -> int:

@@ -45,6 +45,8 @@ def reason(error: BaseException) -> str:
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(root):
             return FULL
         root = root.__cause__ or root.__context__
+    if "by peer" in str(error):  # gloo: connection closed, or reset
+        return "another rank has ended"
     if isinstance(error, AttractorError):
         return str(error)
     return (str(error).splitlines() or [""])[0] or type(error).__name__

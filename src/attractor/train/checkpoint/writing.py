@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from attractor.errors import CheckpointError
-from attractor.train.checkpoint import folder as sealed
+from attractor.train.checkpoint import folder
 from attractor.train.checkpoint.folder import FORMAT, Checksums, checkpoints_in
 from attractor.train.checkpoint.ranks import FULL, agree, rank_and_world, reason
 
@@ -28,6 +28,8 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 class Checkpoints:
     """Writes the checkpoints of a run, and keeps the newest.
+
+    Leaving it as a context, for whatever reason, waits for the last one.
 
     Parameters
     ----------
@@ -119,6 +121,17 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self.stager.close()
+            if self.thread is not None:
+                self.thread.shutdown()
+
     def _write(self, step: int, parts: tuple[Any, ...] | Exception) -> None:
         final = self.out / f"step-{step:08d}"
         part = self.out / f".part-{final.name}"
@@ -133,7 +146,7 @@ class Checkpoints:
                 no_dist=self.group is None,
             )
             agree(self.group, lambda: self._write_rest(part, own, scalars, weights))
-            found = agree(self.group, lambda: self._checksums(part))  # once nobody has a file half written there
+            found = agree(self.group, lambda: self._checksums(part))
             agree(self.group, lambda: self._place(part, final, found))
         except (Exception, CheckpointException) as error:
             if self.rank == 0:
@@ -160,16 +173,16 @@ class Checkpoints:
 
     def _checksums(self, part: Path) -> Checksums:
         """Return the checksums of all that this rank has written."""
-        return sealed.checksums(part, [name for name in sealed.files(part) if _writer_of(name) == self.rank])
+        return folder.checksums(part, [name for name in folder.files(part) if _writer_of(name) == self.rank])
 
     def _place(self, part: Path, final: Path, found: list[Checksums]) -> None:
         if self.rank > 0:
             return
-        sealed.write_checksums(part, {name: value for each in found for name, value in each.items()})
+        folder.write_checksums(part, {name: value for each in found for name, value in each.items()})
         if final.exists():  # written again by a resumed run: the old one goes only once the new one is in its place
             final.rename(final.with_name(f"{final.name}-old"))
         part.rename(final)
-        sealed.sync_folder(self.out)
+        folder.sync_folder(self.out)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -185,7 +198,7 @@ class Checkpoints:
 
     def _failure(self, final: Path, why: str) -> str:
         found = checkpoints_in(self.out)
-        before = f"{found[-1].name}, the one before it, is whole" if found else "there is none before it"
+        before = f"the newest in place, {found[-1].name}, is whole" if found else "there is none before it"
         return f"{final}: could not be written ({why}); {before}{'; make room and resume' if why == FULL else ''}."
 
 
@@ -206,9 +219,9 @@ def _writer_of(name: str) -> int:
     return int(name[5:10]) if name.startswith("rank-") else 0
 
 
-def save_weights(weights: dict[str, Tensor], folder: Path) -> None:
-    """Write ``folder/model.safetensors``, which :func:`load_model` reads."""
-    save_tensors(weights, folder / "model.safetensors")
+def save_weights(weights: dict[str, Tensor], into: Path) -> None:
+    """Write ``model.safetensors``, which :func:`load_model` reads."""
+    save_tensors(weights, into / "model.safetensors")
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
