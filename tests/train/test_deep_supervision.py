@@ -37,12 +37,17 @@ class Model(nn.Module):
         return Output(logits, solution, halt)
 
 
-def objective(**settings) -> DeepSupervision:
+def objective(peak_flops: float | None = None, **settings) -> DeepSupervision:
     grids = np.random.default_rng(0).integers(0, 2, (20, 2, 2)).astype(np.uint8)
     config = DeepSupervisionConfig(**{"batch_size": 12, "max_segments": 4, **settings})
     torch.manual_seed(0)
     return DeepSupervision(
-        grids, grids, config, start=lambda q: torch.zeros(*q.shape, 1), augment=lambda q, a, rng: (q, a)
+        grids,
+        grids,
+        config,
+        start=lambda q: torch.zeros(*q.shape, 1),
+        augment=lambda q, a, rng: (q, a),
+        peak_flops=peak_flops,
     )
 
 
@@ -155,3 +160,21 @@ def test_states_that_are_not_finite_are_left_behind() -> None:
     assert model.seen[3][2:5].tolist() == [0, 0, 0]
     assert bool(torch.stack(model.seen).isfinite().all())
     assert model.seen[3][5:].min() > 0
+
+
+def test_the_log_says_how_fast_and_what_share_of_the_peak() -> None:
+    """Segments of all puzzles a second since the last call, and MFU as their operations by the device's."""
+
+    class Known(Model):
+        def flops_per_puzzle(self, num_cells: int, *, training: bool) -> float:
+            return 5.0 * num_cells if training else 0.0
+
+    model, supervision = Known(right=False), objective(peak_flops=1e6)
+    assert supervision.inspect(model)["segments/s"] == 0
+    for _ in range(3):
+        supervision.step(model)
+    figures = supervision.inspect(model)
+    assert figures["segments/s"] > 0
+    assert figures["mfu"] == pytest.approx(figures["segments/s"] * 5 * 4 / 1e6)
+    assert supervision.inspect(model)["segments/s"] == 0
+    assert "mfu" not in objective().inspect(model)

@@ -9,6 +9,7 @@ import tyro
 
 from attractor.cli.calibrate import calibrate
 from attractor.cli.convert import convert
+from attractor.cli.cost import cost
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "solve": solve,
     "data": data,
     "retrofit": retrofit,
+    "cost": cost,
     "train": train,
     "evaluate": evaluate,
     "calibrate": calibrate,

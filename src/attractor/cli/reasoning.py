@@ -18,7 +18,16 @@ from attractor.data.puzzles import Puzzles
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fitted
-from attractor.train import Callback, DeepSupervision, World, find_checkpoint, load_model, read_run
+from attractor.train import (
+    PRECISIONS,
+    Callback,
+    DeepSupervision,
+    World,
+    find_checkpoint,
+    load_model,
+    peak_flops,
+    read_run,
+)
 from attractor.train import train as run_loop
 
 KIND = "reasoner"
@@ -88,6 +97,7 @@ def train_reasoner(
         augment=AUGMENT[recipe.kind],
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
+        peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]),
         world=world,
     )
     describe = {

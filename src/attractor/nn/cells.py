@@ -150,6 +150,18 @@ class Cells(Block):
             places = torch.arange(len(places), device=like.device)[:, None]
         return _angles(places.float(), config.width // config.num_heads, config.theta)
 
+    def flops(self, num_cells: int) -> float:
+        """Return the floating-point operations of one call on a grid of ``num_cells``."""
+        config = self.config
+        width, mlp = config.width, 3 * num_cells * config.width * config.hidden
+        if config.mixing == "mixer":
+            mix = 3 * width * num_cells * config.cell_hidden
+        elif config.mixing == "attention":
+            mix = 4 * num_cells * width**2 + 2 * num_cells**2 * width
+        else:
+            mix = 9 * num_cells * width**2
+        return 2.0 * config.num_layers * (mix + mlp)
+
     def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
         x, across = x + injection, self.config.mixing == "mixer"
         x = x.transpose(0, 1).contiguous() if across else x
@@ -190,6 +202,10 @@ class Recursion(Block):
         super().__init__()
         self.num_latent = config.num_latent
         self.net = Cells(config.cells)
+
+    def flops(self, num_cells: int) -> float:
+        """Return the floating-point operations of one call on a grid of ``num_cells``."""
+        return (self.num_latent + 1) * self.net.flops(num_cells)
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]

@@ -44,6 +44,10 @@ class ConvolutionUpdate(Block):
         self.outer = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
+    def flops(self, num_cells: int) -> float:
+        """Return the floating-point operations of one call on a grid of ``num_cells``, its border reckoned like its inside."""
+        return 4.0 * num_cells * self.inner.weight.numel()
+
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         # A contiguous (B, height, W, D) seen as (B, D, height, W) is "channels last": both views are free.
         h = (y + x).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@ replaced by a fresh question with a fresh state; the others carry theirs on, det
 age, near the answer and far from it, and learns to rest at the right one (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,10 +105,13 @@ class DeepSupervision:
         ``max_segments`` segments.
     augment
         ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
+    peak_flops
+        Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
     world
         The processes among which the questions are divided. Each draws its own.
 
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``.
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``;
+    for MFU it also has ``flops_per_puzzle(num_cells, training)``.
     """
 
     def __init__(
@@ -120,13 +124,15 @@ class DeepSupervision:
         augment: Augment,
         device: torch.device | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
+        peak_flops: float | None = None,
         world: World | None = None,
     ) -> None:
         self._world = world or World()
         self._begin, self._num = self._world.share(config.batch_size)
         self._all = questions, answers
         self._config, self._start, self._augment, self._device = config, start, augment, device
-        self._held_out = held_out
+        self._held_out, self._peak_flops = held_out, peak_flops
+        self._since = 0, time.perf_counter()  # segments since the last look at the clock
         self._carry: dict[str, Tensor] | None = None
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,6 +144,7 @@ class DeepSupervision:
         solved = (output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1)
         metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
         segments = carry["segments"] + 1
+        self._since = self._since[0] + config.batch_size, self._since[1]
         leaving = segments >= config.max_segments
         if config.leave_solved:
             leaving |= solved & (self._chance(solved) < config.leave_solved)
@@ -193,9 +200,19 @@ class DeepSupervision:
         return {name: value.index_put((where,), fresh[name]) for name, value in carry.items()}
 
     def inspect(self, model: nn.Module) -> dict[str, float]:
-        if self._held_out is None:
-            return {}
-        questions, answers = self._held_out
+        """Return segments/s since the last call, each of one puzzle, MFU, and the share of held-out puzzles that is solved."""
+        done, begun = self._since
+        rate = done / (time.perf_counter() - begun)
+        figures = {"segments/s": rate}
+        if self._peak_flops is not None:
+            work = bare(model).flops_per_puzzle(self._all[0][0].size, training=True)
+            figures["mfu"] = rate * work / (self._world.size * self._peak_flops)
+        if self._held_out is not None:
+            figures["held_out"] = self._exact(model, *self._held_out)
+        self._since = 0, time.perf_counter()
+        return figures
+
+    def _exact(self, model: nn.Module, questions: Tensor, answers: Tensor) -> float:
         model = bare(model).eval()
         devices = [questions.device] if questions.is_cuda else []
         with torch.random.fork_rng(devices), torch.no_grad():  # looking must not change the run
@@ -204,7 +221,7 @@ class DeepSupervision:
                 output: Any = model(questions, state)
                 state = output.solution.value
         model.train()
-        return {"held_out": float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())}
+        return float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self._carry or {})

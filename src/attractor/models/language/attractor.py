@@ -220,7 +220,7 @@ class AttractorForCausalLM(LanguageModel):
             uses = evaluations + 3 * gradient.steps
         elif isinstance(gradient, Implicit):
             uses = float("nan")  # the adjoint solve decides
-        else:  # one tracked call, and one product with its Jacobian a term
+        else:  # one tracked call, and a product with its Jacobian a term, for attention half of its cost
             uses = evaluations + 3 + (gradient.terms if isinstance(gradient, Neumann) else 0)
         return [backbone, (config.num_attractor_layers, uses)]
 

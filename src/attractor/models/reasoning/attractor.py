@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attractor.config import suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
 from attractor.nn import ConvolutionUpdateConfig, RecursionConfig
 from attractor.solve import Anderson, Picard, Solver, Tolerance
 
@@ -122,6 +122,11 @@ class AttractorReasoner(Reasoner):
         answer = state[..., : self.config.update.width]
         halt = self.halt(answer.flatten(1, -2).mean(dim=1))[:, 0] if self.config.halting else None
         return self.head(answer), halt
+
+    def work(self, num_cells: int) -> Work:
+        evaluation = self.update.flops(num_cells)
+        reading = 2.0 * (num_cells * self.head.weight.numel() + self.config.halting * self.config.update.width)
+        return Work(evaluation=evaluation, differentiated=evaluation, reading=reading)
 
     def _open(self, questions: Tensor) -> Tensor | float:
         """1 where a cell has a state, 0 at obstacles; (B, height, W, 1)."""

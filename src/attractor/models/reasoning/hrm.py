@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attractor.config import require_whole
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
 from attractor.nn import Cells, CellsConfig
 from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
 
@@ -83,6 +83,11 @@ class HRM(Reasoner):
     def read(self, state: Tensor) -> tuple[Tensor, Tensor]:
         answer = state[..., : self.config.cells.width]
         return self.lm_head(answer), self.q_head(answer)
+
+    def work(self, num_cells: int) -> Work:
+        low, high = self.L_level.flops(num_cells), self.H_level.flops(num_cells)
+        reading = 2.0 * (num_cells * self.lm_head.weight.numel() + self.q_head.weight.numel())
+        return Work(evaluation=self.config.num_latent * low + high, differentiated=low + high, reading=reading)
 
 
 def hrm_27m() -> HRMConfig:

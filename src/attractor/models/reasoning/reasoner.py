@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
-from attractor.gradient import Gradient, Phantom
+from attractor.gradient import Gradient, OneStep, Phantom
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
 ONE_START = "this model starts every puzzle from one and the same state, so that more starts only cost; leave it at 1."
@@ -69,6 +69,25 @@ class ReasonerOutput:
     start: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Floating-point operations for one puzzle, two per multiply-add; matrix products and convolutions only.
+
+    Attributes
+    ----------
+    evaluation
+        Of one evaluation of the update.
+    differentiated
+        Of the part of it that gradients flow through where it is tracked.
+    reading
+        Of reading the answer, and of judging it.
+    """
+
+    evaluation: float
+    differentiated: float
+    reading: float
+
+
 class Reasoner(nn.Module, ABC):
     """Questions are integer grids (B, height, W). ``random_start`` says whether two trajectories of one question can differ."""
 
@@ -93,6 +112,29 @@ class Reasoner(nn.Module, ABC):
     @abstractmethod
     def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the answer's logits (B, height, W, classes), and the halting logit (B,) where there is a head for it."""
+
+    @abstractmethod
+    def work(self, num_cells: int) -> Work:
+        """Return what a grid of ``num_cells`` costs."""
+
+    def flops_per_puzzle(self, num_cells: int, evaluations: float | None = None, *, training: bool = False) -> float:
+        """Return the floating-point operations for one puzzle of ``num_cells``: so many evaluations, and a reading.
+
+        ``evaluations`` are a segment's if not given. When ``training``, the last ``tracked`` of them cost three times as much as a
+        forward pass, which is once forward and twice on the way back; other gradients than the phantom one add such an evaluation.
+        NaN where an adjoint solve decides. Recomputation and the penalty on the Jacobian are not counted.
+        """
+        work, evaluations = self.work(num_cells), self.segment if evaluations is None else evaluations
+        if not training:
+            return evaluations * work.evaluation + work.reading
+        back = 2 * work.differentiated
+        if isinstance(self.gradient, Phantom):
+            back *= min(self.gradient.steps, evaluations)
+        elif isinstance(self.gradient, OneStep):
+            back += work.evaluation
+        else:
+            back = float("nan")
+        return evaluations * work.evaluation + back + 3 * work.reading
 
     def forward(
         self, questions: Tensor, state: Tensor | None = None, *, stop: StopRule | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
 from attractor.nn import Cells, CellsConfig
 from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden
 
@@ -54,6 +54,12 @@ class TransformerReasoner(Reasoner):
 
     def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.lm_head(state), self.q_head(state) if self.config.halting else None
+
+    def work(self, num_cells: int) -> Work:
+        evaluation = self.net.flops(num_cells)
+        judging = self.q_head.weight.numel() if self.config.halting else 0
+        reading = 2.0 * (num_cells * self.lm_head.weight.numel() + judging)
+        return Work(evaluation=evaluation, differentiated=evaluation, reading=reading)
 
 
 def transformer_27m() -> TransformerConfig:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
 from attractor.nn import CellsConfig, RecursionConfig
 from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
 
@@ -53,6 +53,11 @@ class TRM(Reasoner):
     def read(self, state: Tensor) -> tuple[Tensor, Tensor]:
         answer = state[..., : self.config.update.width]
         return self.lm_head(answer), self.q_head(answer)
+
+    def work(self, num_cells: int) -> Work:
+        evaluation = self.update.flops(num_cells)
+        reading = 2.0 * (num_cells * self.lm_head.weight.numel() + self.q_head.weight.numel())
+        return Work(evaluation=evaluation, differentiated=evaluation, reading=reading)
 
 
 def trm_5m() -> TRMConfig:

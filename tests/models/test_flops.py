@@ -1,0 +1,132 @@
+"""Every model's own figure of what it costs is what torch counts, to the last operation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from attractor import Steps
+from attractor.models.language import (
+    AttractorConfig,
+    AttractorForCausalLM,
+    LanguageModel,
+    LoopedConfig,
+    LoopedForCausalLM,
+)
+from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
+from attractor.nn import CellsConfig, ConvolutionUpdateConfig, RecursionConfig
+
+LENGTH = 24
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LENGTH,
+}
+LANGUAGE = {
+    "plain": {"num_attractor_layers": 0},
+    "deq": {"num_attractor_layers": 4, "start": "zero"},
+    "relu2": {"num_attractor_layers": 2, "hidden_act": "relu2", "qk_norm": False},
+    **{name: {"num_attractor_layers": 2, "gradient": name} for name in ("one-step", "neumann", "phantom", "unrolled")},
+}
+
+
+def counted(run) -> float:
+    """Operations of what ``run`` does; with an attention that the counter knows, which computes what is masked too."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def expected(model: LanguageModel, evaluations: int, training: bool) -> float:
+    """The model's own figure, and what it leaves out by its own account."""
+    config, passes = model.config, sum(n * uses for n, uses in model.layer_uses(evaluations, training=training))
+    per_pair = 4.0 * config.num_attention_heads * config.head_width  # of one token looking at one other
+    left_out = per_pair * passes * (LENGTH - 1) / 2  # the masked half
+    if training and getattr(config, "gradient", "") == "neumann":  # a product with attention's Jacobian is two passes
+        left_out += per_pair * config.num_attractor_layers * LENGTH
+    return LENGTH * (model.flops_per_token(LENGTH, evaluations, training=training) + left_out)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("evaluations", [3, 6])
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_language_models(name: str, evaluations: int, training: bool) -> None:
+    """Forward and, with every gradient that does not itself solve something, in training, attention's masked half apart."""
+    torch.manual_seed(0)
+    model = AttractorForCausalLM(AttractorConfig(**SIZES, **LANGUAGE[name])).train(training)
+    budget = {} if name == "plain" else {"tolerance": 1e-12, "max_evaluations": evaluations}
+    for p in model.parameters():  # new layers are the identity, and rest at once
+        torch.nn.init.normal_(p, std=0.15)
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            logits = model(torch.arange(LENGTH)[None], **budget).logits
+        if training:
+            logits.sum().backward()
+
+    rounding = (
+        3e-4 if name == "unrolled" else 1e-9
+    )  # Anderson's small systems are differentiated there, and not reckoned
+    assert counted(run) == pytest.approx(expected(model, evaluations, training), rel=rounding)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("iterations", [2, 6])
+def test_the_looped_model(iterations: int, training: bool, monkeypatch) -> None:
+    """With fewer iterations than gradients flow through, and with more; the masked half apart."""
+    monkeypatch.setattr(torch, "poisson", lambda rate: rate)
+    model = LoopedForCausalLM(LoopedConfig(**SIZES, mean_recurrence=iterations)).train(training)
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            logits = model(torch.arange(LENGTH)[None]).logits
+        if training:
+            logits.sum().backward()
+
+    assert counted(run) == pytest.approx(expected(model, iterations, training), rel=1e-9)
+
+
+CELLS = CellsConfig(width=16, hidden=32, cell_hidden=24, num_cells=20, num_heads=2)
+UPDATES = {
+    "loop": ConvolutionUpdateConfig(width=8, kernel=3),
+    "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
+    **{
+        mixing: RecursionConfig(cells=replace(CELLS, mixing=mixing), num_latent=2)
+        for mixing in ("mixer", "attention", "convolution")
+    },
+}
+REASONERS: dict[str, ReasonerConfig] = {
+    **{name: AttractorReasonerConfig(update=update, halting=True) for name, update in UPDATES.items()},
+    "no-head": AttractorReasonerConfig(update=UPDATES["mixer"], solver="anderson"),
+    "one-step": AttractorReasonerConfig(update=UPDATES["mixer"], gradient="one-step"),
+    "trm": TRMConfig(update=UPDATES["attention"]),
+    "hrm": HRMConfig(cells=replace(CELLS, mixing="attention"), num_latent=3),
+    "transformer": TransformerConfig(cells=replace(CELLS, mixing="attention")),
+    "judging-transformer": TransformerConfig(cells=replace(CELLS, mixing="mixer"), halting=True),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("segment", "tracked"), [(2, 1), (5, 3)])
+@pytest.mark.parametrize("name", REASONERS)
+def test_reasoners(name: str, segment: int, tracked: int, training: bool) -> None:
+    """So many evaluations and a reading, and a training segment of which so many carry gradients; three puzzles cost thrice one."""
+    if "transformer" in name:
+        tracked = 1  # its evaluations read nothing of one another
+    model = replace(REASONERS[name], segment=segment, tracked=tracked).build().train(training)
+    questions = torch.zeros(3, 4, 5, dtype=torch.long)
+
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            output = model(questions, stop=None if training else Steps(segment))
+            loss = output.logits.sum() + (0 if output.halt is None else output.halt.sum())
+        if training:
+            loss.backward()
+
+    assert counted(run) == pytest.approx(3 * model.flops_per_puzzle(20, segment, training=training), rel=1e-9)
