@@ -37,7 +37,12 @@ def divide(model: nn.Module, units: Sequence[Unit], world: World, reduce: torch.
 def replicate(model: nn.Module, world: World, reduce: torch.dtype) -> DistributedDataParallel:
     """Return ``model`` with gradients averaged over the ranks in ``reduce`` (DDP)."""
     replicated = DistributedDataParallel(
-        model, device_ids=[world.device] if world.device.type == "cuda" else None, gradient_as_bucket_view=True
+        model,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Looking for unused parameters costs little and keeps buckets as they are. Otherwise they are laid out anew after a run's
+        # first step, sums are made in another order than in the first step after a resume, and that would not be bitwise.
+        find_unused_parameters=True,
     )
     if reduce == torch.bfloat16:
         replicated.register_comm_hook(None, bf16_compress_hook)
