@@ -25,8 +25,9 @@ from attractor.train.world import World
 if TYPE_CHECKING:
     from attractor.train.loop import Objective, TrainConfig
 
-# What a resumed run may change of its settings: how long, how often, and how it is spread over processes.
-FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "keep", "parallel")
+# What a resumed run may change of its settings: how long, how often, what it does when it diverges, and how it is spread over
+# processes.
+FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "keep", "guard", "parallel", "reduce")
 
 
 class TrainingState:
@@ -101,11 +102,13 @@ class TrainingState:
         """Write a checkpoint, in the background."""
         checkpoints.save(
             self.step,
-            state=self._shared(),
+            # Of what all ranks have alike, one copy is enough.
+            state=self._shared() if self._divided or self._world.is_main else {},
             own=self._own(),
             scalars={
                 "step": self.step,
                 "seconds": self.seconds,
+                "num_bad": self.num_bad,
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
                 "rate": self.rate,
@@ -130,8 +133,8 @@ class TrainingState:
         scalars = load_scalars(checkpoint)
         try:
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
-            self.skipped, self.rollbacks = int(scalars["skipped"]), int(scalars["rollbacks"])
-            self.rate = float(scalars["rate"])
+            self.num_bad, self.skipped = int(scalars["num_bad"]), int(scalars["skipped"])
+            self.rollbacks, self.rate = int(scalars["rollbacks"]), float(scalars["rate"])
             self._load(checkpoint)
             ranks = load_own(checkpoint)
             mine = ranks[self._world.rank] if len(ranks) == self._world.size else ranks[0]
@@ -196,8 +199,10 @@ def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
+        if name in FREE or path == "environment.":
+            continue
         if isinstance(value, dict):
             flat |= _fixed(value, f"{path}{name}.")
-        elif name not in FREE and path != "environment.":
+        else:
             flat[path + name] = value
     return flat
