@@ -61,7 +61,7 @@ def train(
     if resume:
         find_checkpoint(out)
     drawn = tracker(track, out, recipe, to_dict(config))
-    with joined() as world, Pause(seconds=pause_after) as pause:
+    with Pause(seconds=pause_after) as pause, joined() as world:
         world.by_main(lambda: claim(out, resume=resume, overwrite=overwrite))
         with Progress(recipe) if world.is_main else nullcontext() as progress:
             callbacks = [c for c in (progress, drawn) if c is not None]

@@ -106,6 +106,7 @@ class TrainingState:
             scalars={
                 "step": self.step,
                 "seconds": self.seconds,
+                "num_bad": self.num_bad,
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
                 "rate": self.rate,
@@ -130,8 +131,8 @@ class TrainingState:
         scalars = load_scalars(checkpoint)
         try:
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
-            self.skipped, self.rollbacks = int(scalars["skipped"]), int(scalars["rollbacks"])
-            self.rate = float(scalars["rate"])
+            self.num_bad, self.skipped = int(scalars["num_bad"]), int(scalars["skipped"])
+            self.rollbacks, self.rate = int(scalars["rollbacks"]), float(scalars["rate"])
             self._load(checkpoint)
             ranks = load_own(checkpoint)
             mine = ranks[self._world.rank] if len(ranks) == self._world.size else ranks[0]
