@@ -43,6 +43,7 @@ OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
 DEPTHS = (1, 2, 4, 8, 12, 16, 32)
 NUM_TEST, NUM_WATCHED = 500, 100
+WATCHED = ("step", "seconds", "loss", "exact", "held_out", "gradient", "residual")
 TEST_SEED = 1_000_000
 
 
@@ -120,7 +121,7 @@ def run(
                 "flops_per_evaluation": flops(model, size),
                 "recipe": to_dict(recipe),
                 **figures,
-                "curve": [{k: row.get(k) for k in ("step", "seconds", "loss", "exact", "held_out")} for row in log],
+                "curve": [{k: row.get(k) for k in WATCHED} for row in log],
             }
             write_json(OUT / f"{name}-{side}-{seed}.json", finite(result))
             print(name, side, seed, steps, figures["exact_by_residual"], flush=True)

@@ -39,6 +39,7 @@ from attractor.solve import (
     StopRule,
     Tolerance,
     Update,
+    together,
 )
 
 __version__ = "0.1.0"
@@ -77,4 +78,5 @@ __all__ = [
     "fixed_point",
     "jacobian_penalty",
     "spectral_radius",
+    "together",
 ]

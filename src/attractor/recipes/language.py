@@ -9,7 +9,8 @@ The dial is the size's name. It fixes width, layers and how they are divided bet
 * training tokens: 80 per weight, the paper's ratio from 140M to 770M, and a billion for its ablations at 60M;
 * Muon at 8e-3 on the matrices inside layers, the attractor's at half of it; AdamW on the rest at a rate that falls with the square
   root of the width, as the size of a logit's change under it grows with the width;
-* weight decay 0.2 on Muon's matrices, falling to 0 with the run; no warm-up; the rate falls over the last half.
+* weight decay 0.2 on Muon's matrices, falling to 0 with the run; no warm-up; the rate falls over the last half;
+* steps whose loss lies eight deviations above the last hundred, or whose gradient is twenty times theirs, are left out.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from attractor.config import require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LanguageModelConfig, LoopedConfig
 from attractor.optim import OptimizerConfig
-from attractor.train import NextTokenConfig, TrainConfig
+from attractor.train import GuardConfig, NextTokenConfig, TrainConfig
 
 VOCAB_SIZE = 32768
 BATCH_TOKENS = 524_288
@@ -172,6 +173,7 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
             ema=0.0,
             accumulate=BATCH_TOKENS // (16 * dial.length),
             precision="bf16",
+            guard=GuardConfig(loss_spike=8, gradient_spike=20),
             log_every=10,
             checkpoint_every=500,
         ),
