@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -29,7 +29,7 @@ TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=2, tracked=1),
     data=MazeDataConfig(num_mazes=20, size=7),
     supervision=DeepSupervisionConfig(batch_size=4, max_segments=3),
-    train=TrainConfig(num_steps=4 * KILLS, log_every=1, checkpoint_every=1),
+    train=TrainConfig(num_steps=3 * KILLS, log_every=1, checkpoint_every=1),
 )
 
 
@@ -61,7 +61,7 @@ def tensors(out: Path) -> dict[str, Any]:
 def test_a_run_that_is_killed_twenty_times_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
     """At random moments, in the midst of writing too; what is found after each is whole."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "attractor.cli.reasoning"])
+    processes.set_forkserver_preload(["attractor.cli"])
 
     def begin(name: str) -> tuple[Any, Connection]:
         hear, told = processes.Pipe(duplex=False)
@@ -73,9 +73,9 @@ def test_a_run_that_is_killed_twenty_times_is_bitwise_the_uninterrupted_one(tmp_
     draw, while_writing, ages = random.Random(0), 0, []
     for _ in range(KILLS):
         process, hear = begin("killed")
-        for _ in range(draw.randint(1, 3)):
+        for _ in range(draw.randint(1, 2)):
             step = hear.recv()
-        time.sleep(draw.uniform(0, 0.08))
+        time.sleep(draw.uniform(0, 0.06))
         process.kill()
         process.join()
         ages.append(step)
@@ -90,4 +90,98 @@ def test_a_run_that_is_killed_twenty_times_is_bitwise_the_uninterrupted_one(tmp_
         assert process.exitcode == 0
     assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
     lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 4 * KILLS + 1))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 3 * KILLS + 1))
+
+
+def command(out: Path, *more: str, num_steps: int = 4, settings: tuple[str, ...] = ()) -> list[str]:
+    changed = ["model.update.width=8", "model.segment=2", "model.tracked=1", "train.seconds=null", "data.num_mazes=20"]
+    changed += ["data.size=7", f"train.num_steps={num_steps}", "train.log_every=1", "train.checkpoint_every=2"]
+    return ["train", "maze", "--out", str(out), *more, "--set", *changed, *settings]
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one sentence that a command says instead of working."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("attractor: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_stops_the_command_that_resumes(tmp_path, capsys) -> None:
+    """Which file, which checkpoint is left, and nothing is written."""
+    out = tmp_path / "run"
+    assert main(command(out)) == 0
+    checkpoint = find_checkpoint(out)
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    assert len(files) == 7
+    for file in files:
+        whole, log = file.read_bytes(), (out / "metrics.jsonl").stat().st_mtime_ns
+        flip(file)
+        sentence = refused(command(out, "--resume", num_steps=6), capsys)
+        assert str(file) in sentence
+        assert (out / "metrics.jsonl").stat().st_mtime_ns == log
+        file.write_bytes(whole)
+    assert main(command(out, "--resume", num_steps=6)) == 0
+
+
+def test_a_flipped_bit_in_any_file_of_the_data_stops_the_command_that_trains(tmp_path, capsys) -> None:
+    """Which file; before anything is made of it."""
+    (tmp_path / "text.txt").write_text("the sea was calm and a small boat went out past old walls. " * 300)
+    text = ["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "tokens"), "--vocab-size", "260"]
+    assert main([*text, "--val-share", "0"]) == 0
+    boards = ["data", "sudoku", "--out", str(tmp_path / "boards"), "--size", "4", "--clues", "6"]
+    assert main([*boards, "--num-train", "20", "--num-test", "5"]) == 0
+    for folder, name in (("tokens", "language/tiny"), ("boards", "sudoku/6x6")):
+        for file in [p for p in (tmp_path / folder).rglob("*") if p.is_file() and "test" not in p.name]:
+            whole = file.read_bytes()
+            flip(file)
+            sentence = refused(["train", name, "--data", str(tmp_path / folder), "--out", str(tmp_path / "run")], capsys)
+            assert str(tmp_path / folder) in sentence
+            if file.suffix in (".bin", ".npy"):
+                assert str(file) in sentence
+            assert not (tmp_path / "run").exists()
+            file.write_bytes(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 20_000, 200_000])
+@pytest.mark.parametrize("track", ["none", "tensorboard"])
+def test_a_disk_that_fills_up_ends_a_run_in_a_sentence(left: int, track: str, small_disk, capsys) -> None:
+    """Be it the log, the curves or a checkpoint that finds no room; with room again, the run goes on from what is whole."""
+    out, ballast = small_disk / "run", small_disk / "ballast"
+    arguments = ["--track", track]
+    assert main(command(out, *arguments)) == 0
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    ballast.write_bytes(bytes(free - left))
+    long = {"num_steps": 2000, "settings": ("train.keep=100",)}
+    sentence = refused(command(out, *arguments, "--resume", **long), capsys)
+    assert "make room and resume" in sentence
+    verify(find_checkpoint(out))
+    assert not list(out.glob(".part-*"))
+    ballast.unlink()
+    before = int(find_checkpoint(out).name.removeprefix("step-"))
+    assert main(command(out, *arguments, "--resume", num_steps=before + 2)) == 0
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, before + 3))

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
         )
     except AttractorError as error:
-        with Pause():  # to processes that are left torchrun sends SIGTERM; what is wrong is said first
+        with Pause():  # against torchrun's SIGTERM, as in leaving the other processes
             if speaks(error):
                 print(f"attractor: {error}", file=sys.stderr, flush=True)
         return 2

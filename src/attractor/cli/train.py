@@ -61,7 +61,7 @@ def train(
     if resume:
         find_checkpoint(out)
     drawn = tracker(track, out, recipe, to_dict(config))
-    with Pause(seconds=pause_after) as pause, joined() as world:
+    with joined() as world, Pause(seconds=pause_after) as pause:
         world.by_main(lambda: claim(out, resume=resume, overwrite=overwrite))
         with Progress(recipe) if world.is_main else nullcontext() as progress:
             callbacks = [c for c in (progress, drawn) if c is not None]
@@ -72,10 +72,11 @@ def train(
                 )
             else:
                 train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause, world=world)
+        [asked] = world.total([float(pause.taken)])  # of any rank, for all
         if world.is_main:
             paused = (
                 f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
-                if pause.taken
+                if asked
                 else ""
             )
             Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)

@@ -35,6 +35,15 @@ class Callback(Protocol):
     def __call__(self, report: Report) -> None: ...
 
 
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Turn what goes wrong in writing a run's files, as when the disk is full, into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror or error}); make room and resume.") from error
+
+
 class Log:
     """Writes both files and calls the callbacks. Lines after ``step``, where a resumed run goes on, are dropped: they recur."""
 
@@ -83,16 +92,8 @@ class Silence:
     ) -> None: ...
 
 
-@contextmanager
-def _writing(file: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written ({error.strerror or error}); make room and resume.") from error
-
-
 def _write(file: TextIO, line: dict[str, Any]) -> None:
-    with _writing(file.name):
+    with writing(file.name):
         file.write(json.dumps(line) + "\n")
 
 
@@ -106,7 +107,7 @@ def _opened(file: Path, step: int) -> TextIO:
             continue
         kept += [line] if before else []
     part = file.with_name(f".{file.name}.part")
-    with _writing(file):
+    with writing(file):
         part.write_text("".join(kept))
         os.replace(part, file)
         return file.open("a", buffering=1)

@@ -277,10 +277,12 @@ def _go_back(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) 
 
 def _prepare(out: Path, *, resume: bool) -> None:
     """Make the folder ready: an older run's checkpoints and curves must not pass for this one's."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for old in [*out.glob("step-*"), *out.glob("tensorboard")]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for old in [] if resume else [*out.glob("step-*"), *out.glob("tensorboard")]:
             shutil.rmtree(old)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def _left(out: Path) -> str:

@@ -5,6 +5,7 @@ process, for which everything here costs nothing.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from attractor.errors import AttractorError, ConfigError, LostRankError
+from attractor.train.pause import Pause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ def joined() -> Iterator[World]:
     try:
         yield World(rank=rank, size=size, device=device, writers=dist.new_group(backend="gloo"))
     finally:
-        dist.destroy_process_group()
+        with Pause():  # to processes that are left torchrun sends SIGTERM, and they have something to say
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -116,8 +119,9 @@ def answering(world: World, whole: Callable[[], str]) -> Iterator[None]:
         silent = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if world.size == 1 or isinstance(error, AttractorError) or not silent:
             raise
+        why = re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]  # not where in gloo, nor its advice
         raise LostRankError(
-            f"rank {world.rank} of {world.size}: another process no longer answers ({str(error).splitlines()[0]}); "
+            f"rank {world.rank} of {world.size}: another process no longer answers ({why}); "
             f"look at its own output for the cause. {whole()}"
         ) from error
 
