@@ -197,7 +197,7 @@ def train(
                 state.move()
             else:
                 state.leave_out()
-                log.tell(state.step, f"{trouble}; the step is left out")
+                log.tell(state.step + 1, f"{trouble}; the step is left out")
             model.zero_grad(set_to_none=True)
             state.step += 1
             done, drift = progress(), None
