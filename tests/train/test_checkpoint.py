@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from attractor.errors import CheckpointError
+from attractor.errors import CheckpointError, LostRankError
 from attractor.train.checkpoint import (
     Checkpoints,
     amend,
@@ -421,7 +421,7 @@ def dies(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     if rank == 0:
         writer.save_model = lambda *_: os._exit(0)
     run.save(writer, 2, rank)
-    with pytest.raises(CheckpointError, match=r"another rank has ended.*step-00000001, is whole"):
+    with pytest.raises(LostRankError, match=r"another rank has ended.*step-00000001, is whole"):
         writer.wait()
     (folder / "dies.done").touch()
     os._exit(0)

@@ -131,7 +131,11 @@ def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a folder to write to, whose files move to ``out`` in the end; after an error nothing is left of either."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     claim(out, overwrite=overwrite)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=out))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out.") from error
     try:
         yield part
         for file in sorted(part.iterdir()):

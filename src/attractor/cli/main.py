@@ -20,7 +20,8 @@ from attractor.cli.inspect import inspect
 from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
 from attractor.cli.train import train
-from attractor.errors import AttractorError, LostRankError
+from attractor.errors import AttractorError
+from attractor.train import Pause, speaks
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -49,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
         )
     except AttractorError as error:
-        # Of processes started together all stop, and one says why; who has lost another says so for itself.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, LostRankError):
-            print(f"attractor: {error}", file=sys.stderr)
+        with Pause():  # against torchrun's SIGTERM, as in leaving the other processes
+            if speaks(error):
+                print(f"attractor: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("attractor: interrupted; what was written so far is whole.", file=sys.stderr)

@@ -32,18 +32,15 @@ from attractor.train import train as run_loop
 
 
 def claim(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something already, unless told what to do with it. Nothing in it is touched."""
+    """Refuse an output folder that holds something already, unless told what to do with it. Nothing is touched, nor made."""
     if resume and overwrite:
         raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; give a folder with --out.")
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise ConfigError(f"{out}: this folder is in use; choose another with --out, or say --overwrite.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out.") from error
-    if not os.access(out, os.W_OK):
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")
 
 
@@ -91,6 +88,8 @@ def train_language(
     With ``start``, weights and special tokens are its own; ``recipe.model`` is then its configuration, solved as one likes.
     """
     shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
+    if fingerprint(tokenizer) != shards.tokenizer:
+        raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
     if start is None:
         own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "vocab_size": shards.vocab_size}
         recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})

@@ -72,10 +72,11 @@ def train(
                 )
             else:
                 train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause, world=world)
+        [asked] = world.total([float(pause.taken)])  # of any rank, for all
         if world.is_main:
             paused = (
                 f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
-                if pause.taken
+                if asked
                 else ""
             )
             Console().print(f"checkpoint: {find_checkpoint(out)}{paused}", soft_wrap=True)

@@ -10,7 +10,7 @@ from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.pause import Pause
 from attractor.train.progress import Progress
 from attractor.train.trackers import tracker
-from attractor.train.world import World, joined
+from attractor.train.world import World, joined, speaks
 
 __all__ = [
     "PRECISIONS",
@@ -34,6 +34,7 @@ __all__ = [
     "peak_flops",
     "read_run",
     "seal",
+    "speaks",
     "tracker",
     "train",
     "verify_weights",

@@ -3,11 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
+
+from attractor.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,15 @@ class Callback(Protocol):
     def __call__(self, report: Report) -> None: ...
 
 
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Turn what goes wrong in writing a run's files, as when the disk is full, into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror or error}); make room and resume.") from error
+
+
 class Log:
     """Writes both files and calls the callbacks. Lines after ``step``, where a resumed run goes on, are dropped: they recur."""
 
@@ -43,13 +55,13 @@ class Log:
     def tell(self, step: int, what: str) -> None:
         """Write that something happened in a step."""
         self._told.append(what)
-        self._events.write(json.dumps({"step": step, "event": what}) + "\n")
+        _write(self._events, {"step": step, "event": what})
 
     def report(self, report: Report) -> None:
         """Write figures, and show them with what has been told since the last ones."""
         finite = {k: v if math.isfinite(v) else None for k, v in report.metrics.items()}  # JSON knows no infinity
         line = {"step": report.step, "seconds": round(report.seconds, 3), "lr": report.lr, **finite}
-        self._metrics.write(json.dumps(line) + "\n")
+        _write(self._metrics, line)
         for callback in self._callbacks:
             callback(replace(report, events=tuple(self._told)))
         self._told.clear()
@@ -60,8 +72,9 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._events.close()
+        for file in (self._metrics, self._events):
+            with suppress(OSError):  # every line is in its file, or its writing has failed already
+                file.close()
 
 
 class Silence:
@@ -79,6 +92,11 @@ class Silence:
     ) -> None: ...
 
 
+def _write(file: TextIO, line: dict[str, Any]) -> None:
+    with writing(file.name):
+        file.write(json.dumps(line) + "\n")
+
+
 def _opened(file: Path, step: int) -> TextIO:
     """Open a log for appending line by line, without what was written after ``step``."""
     kept = []
@@ -89,6 +107,7 @@ def _opened(file: Path, step: int) -> TextIO:
             continue
         kept += [line] if before else []
     part = file.with_name(f".{file.name}.part")
-    part.write_text("".join(kept))
-    os.replace(part, file)
-    return file.open("a", buffering=1)
+    with writing(file):
+        part.write_text("".join(kept))
+        os.replace(part, file)
+        return file.open("a", buffering=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attractor.config import require_positive, require_whole, suggestion
-from attractor.errors import ConfigError, DivergedError
+from attractor.errors import CheckpointError, ConfigError, DivergedError
 from attractor.nn import compile_blocks
 from attractor.optim import OptimizerConfig, trapezoid
 from attractor.solve import together
@@ -197,7 +197,7 @@ def train(
                 state.move()
             else:
                 state.leave_out()
-                log.tell(state.step, f"{trouble}; the step is left out")
+                log.tell(state.step + 1, f"{trouble}; the step is left out")
             model.zero_grad(set_to_none=True)
             state.step += 1
             done, drift = progress(), None
@@ -216,7 +216,11 @@ def train(
                 log.report(Report(step=state.step, seconds=state.seconds, progress=done, lr=lr, metrics=figures))
             if verdict := _verdict(state, trouble, drift, config.guard):
                 checkpoints.wait()
-                log.tell(state.step, _go_back(state, out, verdict, config.guard))
+                try:
+                    log.tell(state.step, _go_back(state, out, verdict, config.guard))
+                except DivergedError as error:
+                    log.tell(state.step, str(error))
+                    raise
             # Not amid trouble: good checkpoints would make room for one that cannot go on.
             elif (
                 config.checkpoint_every
@@ -273,13 +277,17 @@ def _go_back(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) 
 
 def _prepare(out: Path, *, resume: bool) -> None:
     """Make the folder ready: an older run's checkpoints and curves must not pass for this one's."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for old in [*out.glob("step-*"), *out.glob("tensorboard")]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for old in [] if resume else [*out.glob("step-*"), *out.glob("tensorboard")]:
             shutil.rmtree(old)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def _left(out: Path) -> str:
     """Say what is left of a run that ends."""
-    left = sorted(out.glob("step-*"))
-    return f"The last checkpoint, {left[-1]}, is whole." if left else "There is no checkpoint."
+    try:
+        return f"The last checkpoint, {find_checkpoint(out)}, is whole."
+    except CheckpointError:
+        return "There is no checkpoint."

@@ -8,7 +8,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import ConfigError
-from attractor.train.log import Callback, Report
+from attractor.train.log import Callback, Report, writing
 
 Log = Callable[[dict[str, float], int], None]
 LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -48,12 +48,14 @@ def tracker(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> Call
 def _tensorboard(out: Path) -> Log:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
 
-    writer: Any = SummaryWriter(str(out / "tensorboard"))
+    with writing(out / "tensorboard"):
+        writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
+        with writing(out / "tensorboard"):
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
 
     return log
 

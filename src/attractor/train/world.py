@@ -1,19 +1,22 @@
 """The processes that train one model together: who this one is among them, and what they tell each other.
 
-Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE``; without it there is one process, for which
-everything here costs nothing.
+Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` and keeps a store for them; without it there is one
+process, for which everything here costs nothing.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from attractor.errors import AttractorError, ConfigError, LostRankError
+from attractor.train.pause import Pause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,8 @@ def joined() -> Iterator[World]:
     try:
         yield World(rank=rank, size=size, device=device, writers=dist.new_group(backend="gloo"))
     finally:
-        dist.destroy_process_group()
+        with Pause():  # to processes that are left torchrun sends SIGTERM, and they have something to say
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -115,7 +119,26 @@ def answering(world: World, whole: Callable[[], str]) -> Iterator[None]:
         silent = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if world.size == 1 or isinstance(error, AttractorError) or not silent:
             raise
+        why = (
+            re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]
+        )  # not where in gloo, nor its advice
         raise LostRankError(
-            f"rank {world.rank} of {world.size}: another process no longer answers ({str(error).splitlines()[0]}); "
+            f"rank {world.rank} of {world.size}: another process no longer answers ({why}); "
             f"look at its own output for the cause. {whole()}"
         ) from error
+
+
+def speaks(error: AttractorError) -> bool:
+    """Tell whether it is for this process to say why all of them end: the first that asks torchrun's store.
+
+    That another one is gone is asked apart, since whoever finds so may be quicker than the other, which knows why.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    lost, start = isinstance(error, LostRankError), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
+        return store.add(f"attractor/{'lost' if lost else 'failed'}/{start}", 1) == 1
+    except (RuntimeError, KeyError):  # whoever kept it is gone
+        return lost or os.environ.get("RANK") == "0"

@@ -11,6 +11,7 @@ from attractor.errors import AttractorError, CheckpointError
 
 T = TypeVar("T")
 FULL = "the disk is full"
+LOST = "another rank has ended"
 
 
 def rank_and_world(group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -46,7 +47,7 @@ def reason(error: BaseException) -> str:
             return FULL
         root = root.__cause__ or root.__context__
     if "by peer" in str(error):  # gloo: connection closed, or reset
-        return "another rank has ended"
+        return LOST
     if isinstance(error, AttractorError):
         return str(error)
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from attractor.errors import CheckpointError
+from attractor.errors import CheckpointError, LostRankError
 from attractor.train.checkpoint import folder
 from attractor.train.checkpoint.folder import FORMAT, Checksums, checkpoints_in
-from attractor.train.checkpoint.ranks import FULL, agree, rank_and_world, reason
+from attractor.train.checkpoint.ranks import FULL, LOST, agree, rank_and_world, reason
 
 # One process without torch.distributed is what we mean. For good, since a thread that catches warnings catches those of all.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -101,6 +101,8 @@ class Checkpoints:
         ------
         CheckpointError
             If the checkpoint before this one could not be written; or this one, where not ``asynchronous``.
+        LostRankError
+            If that was because another rank is gone.
         """
         self.wait()
         parts = (state, own, dict(scalars), weights)
@@ -124,9 +126,12 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
+        except LostRankError:
+            if kind is None:  # else training, which knows more, has found the same
+                raise
         finally:
             self.stager.close()
             if self.thread is not None:
@@ -151,7 +156,8 @@ class Checkpoints:
         except (Exception, CheckpointException) as error:
             if self.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)
-            raise CheckpointError(self._failure(final, reason(error))) from error
+            kind = LostRankError if (why := reason(error)) == LOST else CheckpointError
+            raise kind(self._failure(final, why)) from error
 
     def _begin(self, part: Path, parts: tuple[Any, ...] | Exception) -> None:
         if isinstance(parts, Exception):
