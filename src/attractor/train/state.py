@@ -65,7 +65,7 @@ class TrainingState:
             self.forward = replicate(model, world, reduce)
         self.optimizers = config.optimizer.build(model)
         self._full = [(group["lr"], group["weight_decay"]) for group in self._groups]
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._saved = 0, 0.0, -1
         self.num_bad, self.skipped, self.rollbacks, self.rate = 0, 0, 0, 1.0
 
     @property
@@ -99,7 +99,10 @@ class TrainingState:
         return self._averaged.module if self._averaged else self.model
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint, in the background."""
+        """Write a checkpoint, in the background, unless this step has one."""
+        if self._saved == self.step:
+            return
+        self._saved = self.step
         checkpoints.save(
             self.step,
             # Of what all ranks have alike, one copy is enough.
@@ -133,6 +136,7 @@ class TrainingState:
         scalars = load_scalars(checkpoint)
         try:
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+            self._saved = self.step
             self.num_bad, self.skipped = int(scalars["num_bad"]), int(scalars["skipped"])
             self.rollbacks, self.rate = int(scalars["rollbacks"]), float(scalars["rate"])
             self._load(checkpoint)
