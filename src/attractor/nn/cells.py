@@ -6,9 +6,7 @@ names of layers are those of TRM's published code.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError, DataError
 from attractor.nn.block import Block
+from attractor.nn.linear import Product
 
 MIXINGS = ("mixer", "attention", "convolution")
 Angles = tuple[Tensor, Tensor]  # cosine and sine, (N, head_dim)
@@ -242,23 +241,6 @@ def linear(num_in: int, num_out: int, kind: type[nn.Linear] = nn.Linear) -> nn.L
     module = kind(num_in, num_out, bias=False)
     truncated_normal_(module.weight, num_in**-0.5)
     return module
-
-
-class Product(nn.Linear):
-    """``x @ weight.T`` of x (A, B, in), in float32 on AMD's processors at twice PyTorch's speed.
-
-    PyTorch has MKL make products and oneDNN convolutions, and there MKL leaves half of every AVX-512 vector unused. So the product
-    is written as the convolution that it also is. Sums are in another order.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not MKL_IS_SLOW or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        return F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None, None])[:, :, 0].transpose(1, 2)
-
-
-_PROCESSOR: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
-MKL_IS_SLOW = str(_PROCESSOR.get("cpu_name", "")).startswith("AMD") and bool(_PROCESSOR.get("avx512_f"))
 
 
 class CellEmbedding(nn.Embedding):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attractor.nn.block import Block
+from attractor.nn.linear import SteadyProduct
 
 Rotary = tuple[Tensor, Tensor]
 Attend = Callable[
@@ -79,7 +80,7 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class Closing(nn.Linear):
+class Closing(SteadyProduct):
     """The projection that ends a branch. A model that starts these at zero starts as the identity."""
 
 
@@ -92,9 +93,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.q_proj = SteadyProduct(width, num_heads * head_dim, bias=False)
+        self.k_proj = SteadyProduct(width, num_kv_heads * head_dim, bias=False)
+        self.v_proj = SteadyProduct(width, num_kv_heads * head_dim, bias=False)
         self.o_proj = Closing(num_heads * head_dim, width, bias=False)
         if qk_norm:
             self.q_norm = RMSNorm(head_dim, eps)
@@ -123,8 +124,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = activation == "silu"
         if self.gated:
-            self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
+            self.gate_proj = SteadyProduct(width, hidden, bias=False)
+        self.up_proj = SteadyProduct(width, hidden, bias=False)
         self.down_proj = Closing(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
