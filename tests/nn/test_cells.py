@@ -7,7 +7,7 @@ import torch
 
 from attractor.errors import ConfigError, DataError
 from attractor.nn import Cells, CellsConfig, RecursionConfig
-from attractor.nn import cells as module
+from attractor.nn import linear as products
 from attractor.nn.cells import (
     CellEmbedding,
     HaltingHead,
@@ -153,15 +153,17 @@ def test_settings_that_cannot_work_are_refused() -> None:
         CellsConfig(mixing="mixr")
 
 
-@pytest.mark.parametrize("num_rows", [1, 20])
-def test_a_product_written_as_a_convolution_is_that_product(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_rows", "length"), [(1, 3), (20, 3), (2, 32)])
+def test_a_product_written_as_a_convolution_is_that_product(
+    num_rows: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values, gradients, and the gradient of a gradient, of one row and of as many as it takes for another library's code."""
 
     def everything(slow: bool) -> list[torch.Tensor]:
-        monkeypatch.setattr(module, "MKL_IS_SLOW", slow)
+        monkeypatch.setattr(products, "MKL_IS_SLOW", slow)
         torch.manual_seed(0)
-        layer = linear(16, 8, module.Product)
-        x = inputs(num_rows, 3, 16).requires_grad_()
+        layer = linear(16, 8, products.Product)
+        x = inputs(num_rows, length, 16).requires_grad_()
         y = layer(x)
         assert y.is_contiguous()
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)

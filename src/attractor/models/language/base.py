@@ -404,7 +404,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
 
 
 class TokenLoss(Block):
-    """Added up, the cross-entropy in nats of ``labels`` (N,), without −100s, given ``x`` (N, D) and the head's ``weight`` (V, D)."""
+    """Summed cross-entropy, in nats, of ``labels`` (N,) without −100s, given ``x`` (N, D) and the head's ``weight`` (V, D)."""
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(x, weight).float(), labels, reduction="sum")
@@ -428,7 +428,7 @@ def next_token_loss(
     """
     if labels.shape != hidden.shape[:2]:
         raise DataError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(hidden.shape[:2])} tokens.")
-    x, y = hidden.flatten(0, 1), F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+    x, y = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     pieces = list(zip(x.split(chunk), y.split(chunk), strict=True))
     again = len(pieces) > 1 and torch.is_grad_enabled()
     sums = [
