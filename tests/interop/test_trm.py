@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from attractor.errors import CheckpointError
 from attractor.interop.trm import import_trm
-from attractor.nn import cells
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "trm_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
@@ -35,11 +34,8 @@ def refused(folder: Path) -> str:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_the_authors(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_those_of_the_authors(kind: str, tmp_path: Path) -> None:
     """Answers and halting after each of three segments, the state carried over."""
-    monkeypatch.setattr(
-        cells, "MKL_IS_SLOW", False
-    )  # sums in their order: random weights make 1e-3 of another's rounding
     model, expected = import_trm(copy(kind, tmp_path)), load_file(FIXTURE / f"{kind}.expected.safetensors")
     questions, state = expected["inputs"].view(3, 4, 4), None
     for segment in (1, 2, 3):

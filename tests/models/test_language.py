@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.base import next_token_loss
+from attractor.models.language.base import TokenLoss, next_token_loss
 from attractor.recipes import SIZES, language
 
 SMALL = {
@@ -245,7 +245,7 @@ def test_the_loss_in_chunks_is_the_loss() -> None:
     labels = torch.randint(30, (2, 9))
     labels[0, 3:6] = -100
     whole = torch.nn.functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    chunked = next_token_loss(hidden, weight, labels, chunk=4)
+    chunked = next_token_loss(hidden, weight, labels, TokenLoss(), chunk=4)
     assert torch.allclose(whole, chunked, atol=1e-6)
     for a, b in zip(
         torch.autograd.grad(whole, (hidden, weight)), torch.autograd.grad(chunked, (hidden, weight)), strict=True

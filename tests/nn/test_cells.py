@@ -7,13 +7,11 @@ import torch
 
 from attractor.errors import ConfigError, DataError
 from attractor.nn import Cells, CellsConfig, RecursionConfig
-from attractor.nn import cells as module
 from attractor.nn.cells import (
     CellEmbedding,
     HaltingHead,
     _angles,
     _rotate,
-    linear,
     normalise,
     swiglu_hidden,
     truncated_normal_,
@@ -151,21 +149,3 @@ def test_settings_that_cannot_work_are_refused() -> None:
         CellsConfig(width=16, mixing="attention", num_heads=3)
     with pytest.raises(ConfigError, match="did you mean 'mixer'"):
         CellsConfig(mixing="mixr")
-
-
-@pytest.mark.parametrize("num_rows", [1, 20])
-def test_a_product_written_as_a_convolution_is_that_product(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values, gradients, and the gradient of a gradient, of one row and of as many as it takes for another library's code."""
-
-    def everything(slow: bool) -> list[torch.Tensor]:
-        monkeypatch.setattr(module, "MKL_IS_SLOW", slow)
-        torch.manual_seed(0)
-        layer = linear(16, 8, module.Product)
-        x = inputs(num_rows, 3, 16).requires_grad_()
-        y = layer(x)
-        assert y.is_contiguous()
-        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return [y, first, *torch.autograd.grad(first.square().sum(), (x, layer.weight))]
-
-    for plain, convolved in zip(everything(slow=False), everything(slow=True), strict=True):
-        assert torch.allclose(plain, convolved, rtol=1e-4, atol=1e-4)

@@ -6,9 +6,7 @@ names of layers are those of TRM's published code.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +62,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = linear(width, 2 * hidden, Product)
-        self.down_proj = linear(hidden, width, Product)
+        self.gate_up_proj = linear(width, 2 * hidden)
+        self.down_proj = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -86,8 +84,8 @@ class CellAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = linear(width, 3 * width, Product)
-        self.o_proj = linear(width, width, Product)
+        self.qkv_proj = linear(width, 3 * width)
+        self.o_proj = linear(width, width)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -237,28 +235,11 @@ def truncated_normal_(weight: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(num_in: int, num_out: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+def linear(num_in: int, num_out: int) -> nn.Linear:
     """No bias, and weights that keep the size of what they are given."""
-    module = kind(num_in, num_out, bias=False)
+    module = nn.Linear(num_in, num_out, bias=False)
     truncated_normal_(module.weight, num_in**-0.5)
     return module
-
-
-class Product(nn.Linear):
-    """``x @ weight.T`` of x (A, B, in), in float32 on AMD's processors at twice PyTorch's speed.
-
-    PyTorch has MKL make products and oneDNN convolutions, and there MKL leaves half of every AVX-512 vector unused. So the product
-    is written as the convolution that it also is. Sums are in another order.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not MKL_IS_SLOW or not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        return F.conv2d(x.transpose(1, 2)[:, :, None], self.weight[:, :, None, None])[:, :, 0].transpose(1, 2)
-
-
-_PROCESSOR: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
-MKL_IS_SLOW = str(_PROCESSOR.get("cpu_name", "")).startswith("AMD") and bool(_PROCESSOR.get("avx512_f"))
 
 
 class CellEmbedding(nn.Embedding):

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.models.language.context import Context, Reader, prepare_cache
+from attractor.nn.block import Block
 from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotary, visible
 from attractor.solve import Solution, Steps, StopRule, Tolerance, require_resolvable
 
@@ -159,6 +160,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Decoder(config, layers)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_loss = TokenLoss()
 
     @abstractmethod
     def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
@@ -272,7 +274,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         context = self._context(x, attention_mask, position_ids, cache, self.num_slots(stop), self._kind(stop))
         proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
-        loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels)
+        loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels, self.token_loss)
         keep = logits_to_keep if logits_to_keep is not None else (0 if labels is None else None)
         logits = None if keep is None else self.lm_head(normed[:, -keep:])
         return LanguageModelOutput(
@@ -401,7 +403,16 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             module.reset_parameters()
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int = 2048) -> Tensor:
+class TokenLoss(Block):
+    """Summed cross-entropy, in nats, of ``labels`` (N,) without −100s, given ``x`` (N, D) and the head's ``weight`` (V, D)."""
+
+    def forward(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(x, weight).float(), labels, reduction="sum")
+
+
+def next_token_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_loss: TokenLoss, *, chunk: int = 2048
+) -> Tensor:
     """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``, without −100s.
 
     Logits exist for ``chunk`` tokens at a time and are made again on the way back.
@@ -418,11 +429,10 @@ def next_token_loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: in
     if labels.shape != hidden.shape[:2]:
         raise DataError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(hidden.shape[:2])} tokens.")
     x, y = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-
-    def part(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight).float(), y, reduction="sum")
-
     pieces = list(zip(x.split(chunk), y.split(chunk), strict=True))
     again = len(pieces) > 1 and torch.is_grad_enabled()
-    sums = [checkpoint(part, *piece, use_reentrant=False) if again else part(*piece) for piece in pieces]
+    sums = [
+        checkpoint(token_loss, a, weight, b, use_reentrant=False) if again else token_loss(a, weight, b)
+        for a, b in pieces
+    ]
     return torch.stack(sums).sum() / (y != -100).sum().clamp_min(1)

@@ -1,0 +1,135 @@
+"""What compiling the layers of a language model gives in training: the recipe ``language/tiny``, eager and compiled.
+
+    python -m benchmarks.compiled [--batch 8] [--evaluations 6] [--repeats 20] [--threads 1] [--device cpu]
+
+A step is forward, the solve, backward, clipping and the recipe's optimiser. Both sides have the same weights and tokens and make
+the same number of evaluations, whatever the residuals. They take turns in one process, in fp32 and in bf16, so that what
+disturbs the machine disturbs both; medians and ratios, of wall-clock and of processor time, are printed and written to
+``results/scale/compiled.json``. After warming up nothing may be compiled again.
+"""
+
+import copy
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
+
+from attractor.cli.runs import environment, write_json
+from attractor.config import change
+from attractor.nn import compile_blocks
+from attractor.recipes import LanguageRecipe, language
+from attractor.train import PRECISIONS
+
+OUT = Path("results/scale/compiled.json")
+WARM_UP = 2  # the first compiles, the second shows that nothing is left to compile
+
+
+class Side:
+    """A model in training."""
+
+    def __init__(self, model: Any, recipe: LanguageRecipe, precision: str) -> None:
+        self.model, self.precision = model, precision
+        self.optimizers, self.clip = recipe.optimizer.build(model), recipe.train.optimizer.clip
+        self.seconds: list[dict[str, float]] = []  # of each step
+
+    def step(self, tokens: Tensor) -> float:
+        """Make one training step, note its seconds and return the loss."""
+        begun = clocks(tokens.device)
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(tokens.device.type, dtype, enabled=self.precision != "fp32"):
+            loss = self.model(tokens, labels=tokens).loss
+        loss.backward()
+        tracked = clocks(tokens.device)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
+        done = clocks(tokens.device)
+        self.seconds.append(
+            {clock: done[clock] - begun[clock] for clock in done}
+            | {f"{clock}, without the optimiser": tracked[clock] - begun[clock] for clock in done}
+        )
+        return loss.item()
+
+
+def clocks(device: torch.device) -> dict[str, float]:
+    """Return what the clocks show once the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return {"wall": time.perf_counter(), "processor": time.process_time()}
+
+
+def measure(recipe: LanguageRecipe, precision: str, tokens: Tensor, repeats: int) -> dict[str, Any]:
+    """Return milliseconds of a step of both sides, and how many times the eager one's rate the compiled one's is."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(recipe.model).to(tokens.device).train()
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled)
+    sides = {"eager": Side(model, recipe, precision), "compiled": Side(compiled, recipe, precision)}
+    known = counters["stats"]["unique_graphs"]
+    warm_up = time.perf_counter()
+    sides["compiled"].step(tokens)
+    warm_up = time.perf_counter() - warm_up
+    graphs = counters["stats"]["unique_graphs"] - known
+    sides["eager"].step(tokens)
+    for side in sides.values():
+        for _ in range(WARM_UP - 1):
+            side.step(tokens)
+        side.seconds.clear()
+    losses = [{name: side.step(tokens) for name, side in sides.items()} for _ in range(repeats)]
+    assert counters["stats"]["unique_graphs"] == known + graphs, "compiled again after warming up"
+    row: dict[str, Any] = {"graphs": graphs, "warm_up_seconds": warm_up, "last_losses": losses[-1]}
+    for what in sides["eager"].seconds[0]:
+        eager, fast = ([seconds[what] for seconds in side.seconds] for side in sides.values())
+        medians = statistics.median(eager), statistics.median(fast)
+        row[what] = {
+            "eager_ms": 1e3 * medians[0],
+            "compiled_ms": 1e3 * medians[1],
+            "rate": medians[0] / medians[1],
+            "median_of_pairs": statistics.median(a / b for a, b in zip(eager, fast, strict=True)),
+        }
+    return row
+
+
+def main(batch: int = 8, evaluations: int = 6, repeats: int = 20, threads: int = 1, device: str = "cpu") -> None:
+    """Measure, print and write.
+
+    Args:
+        batch: Rows of 256 tokens of a step.
+        evaluations: Of every solve.
+        repeats: Steps of each side.
+        threads: Of the processor.
+        device: cpu or cuda.
+    """
+    torch.set_num_threads(threads)
+    fixed = {"vocab_size": 4096, "min_evaluations": evaluations, "max_evaluations": evaluations}
+    recipe = change(language("tiny"), {"model": fixed})
+    torch.manual_seed(0)
+    tokens = torch.randint(recipe.model.vocab_size, (batch, recipe.text.length), device=device)
+    rows = {precision: measure(recipe, precision, tokens, repeats) for precision in PRECISIONS}
+    view = Table(title=f"a training step of language/tiny, {evaluations} evaluations", title_justify="left")
+    for column in ("precision", "time", "eager, ms", "compiled, ms", "rate", "median of pairs"):
+        view.add_column(column, justify="right")
+    for precision, row in rows.items():
+        for what, found in row.items():
+            if isinstance(found, dict) and "rate" in found:
+                figures = (f"{found[name]:.0f}" for name in ("eager_ms", "compiled_ms"))
+                view.add_row(precision, what, *figures, f"{found['rate']:.2f}", f"{found['median_of_pairs']:.2f}")
+    Console(width=120).print(view)
+    settings = f"--batch {batch} --evaluations {evaluations} --repeats {repeats} --threads {threads} --device {device}"
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        OUT, {"command": f"python -m benchmarks.compiled {settings}", "environment": environment(), "rows": rows}
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
