@@ -1,4 +1,4 @@
-"""Processes that train together: one is lost, one is asked to leave, all are given something bad. Under torchrun, and as it starts them."""
+"""Processes that train together: one is lost, one is asked to leave, all are given something bad."""
 
 import json
 import multiprocessing

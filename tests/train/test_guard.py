@@ -228,7 +228,8 @@ def rolls_back(out: Path, world: World, strategy: str) -> None:
 def proven(out: Path) -> None:
     """Look at what :func:`rolls_back` has written."""
     said = events(out)
-    back = "the loss is nan, 2 times in a row; back to the weights of step-0000000{}, on with new data at {} times the learning rate"
+    back = "the loss is nan, 2 times in a row; back to the weights of step-0000000{}, "
+    back += "on with new data at {} times the learning rate"
     assert said[:3] == [(6, LEFT_OUT), (7, LEFT_OUT), (7, back.format(4, 0.5))]
     assert said[3:6] == [(10, LEFT_OUT), (11, LEFT_OUT), (11, back.format(8, 0.25))]
     assert [step for step, _ in said[6:]] == [13, 14, 14]
