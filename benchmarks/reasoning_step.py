@@ -17,6 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,12 @@ def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[
     }
 
 
-def host_waits(side: Side, questions: Tensor, answers: Tensor) -> int:
-    """Count how often the host waits for the GPU within a step."""
+def host_waits(work: Callable[[], Any]) -> int:
+    """Count how often the host waits for the GPU within ``work``."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        side.step(questions, answers)
+        work()
     torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(w.message) for w in caught)
 
@@ -185,7 +186,7 @@ def main(
         rows[name] = {"graphs": side.graphs, "warm_up_seconds": sum(seconds for seconds, _ in warm_up)}
         if questions.is_cuda:
             torch.cuda.reset_peak_memory_stats()
-            rows[name]["host_waits"] = host_waits(side, questions, answers)
+            rows[name]["host_waits"] = host_waits(partial(side.step, questions, answers))
             rows[name]["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
     for _ in range(repeats):
         for side in sides.values():

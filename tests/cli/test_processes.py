@@ -1,4 +1,4 @@
-"""Processes that train together: one is lost, one is asked to leave, all are given something bad."""
+"""Processes that train together under torchrun: one is lost, one is asked to leave, all are given something bad."""
 
 import json
 import multiprocessing

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from attractor.cli.reasoning import train_reasoner
 from attractor.errors import ConfigError
 from attractor.models.language import (
     AttractorConfig,
@@ -20,9 +22,21 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
+from attractor.models.reasoning import AttractorReasonerConfig, TransformerConfig, TRMConfig
+from attractor.nn import CellsConfig, RecursionConfig
 from attractor.optim import OptimizerConfig
+from attractor.recipes import sudoku
+from attractor.recipes.puzzles import ReasonerModelConfig
 from attractor.solve import together
-from attractor.train import NextToken, NextTokenConfig, TrainConfig, World, find_checkpoint, train
+from attractor.train import (
+    DeepSupervisionConfig,
+    NextToken,
+    NextTokenConfig,
+    TrainConfig,
+    World,
+    find_checkpoint,
+    train,
+)
 from attractor.train.checkpoint import load_own
 from attractor.train.parallel import STRATEGIES, clip, divide, gathering, replicate
 
@@ -42,6 +56,15 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "looped": lambda: LoopedForCausalLM(
         LoopedConfig(**SIZES, num_core_layers=1, mean_recurrence=3, tracked_recurrence=2)
     ),
+}
+
+
+CELLS = CellsConfig(width=16, hidden=24, cell_hidden=16, num_cells=36)
+RECURSION = RecursionConfig(cells=CELLS, num_latent=1)
+REASONERS: dict[str, ReasonerModelConfig] = {
+    "attractor": AttractorReasonerConfig(update=RECURSION, segment=2, tracked=1, random_start=False, noise=0),
+    "trm": TRMConfig(update=RECURSION, segment=2),
+    "reads-once": TransformerConfig(cells=CELLS),
 }
 
 
@@ -92,7 +115,7 @@ def gradients(name: str, world: World, strategy: str) -> tuple[float, int, dict[
 
 
 class Poisoned(NextToken):
-    """At its second step the loss of one rank is not a number."""
+    """At its second step the loss of one rank is not a number, and all its gradients with it."""
 
     rank = 0
 
@@ -102,7 +125,14 @@ class Poisoned(NextToken):
 
 
 def run(
-    out: Path, world: World, strategy: str, *, num_steps: int = 6, objective: type = NextToken, **more: Any
+    out: Path,
+    world: World,
+    strategy: str,
+    *,
+    num_steps: int = 6,
+    objective: type = NextToken,
+    gradient: str = "one-step",
+    **more: Any,
 ) -> nn.Module:
     """Train four rows a step."""
     config = TrainConfig(
@@ -111,8 +141,21 @@ def run(
     )  # fmt: skip
     rows = objective(Drawn(), NextTokenConfig(batch_size=4, length=12), world=world)
     rows.rank = world.rank
-    model = build("one-step")
+    model = build(gradient)
     return train(model, rows, config, out=out, describe={}, units=model.weight_units(), world=world, **more)
+
+
+def puzzles(out: Path, world: World, strategy: str, model: ReasonerModelConfig) -> None:
+    """Train a reasoner for three steps."""
+    recipe = sudoku(6)
+    recipe = replace(
+        recipe,
+        model=model,
+        data=replace(recipe.data, num_puzzles=8),
+        supervision=DeepSupervisionConfig(batch_size=8, max_segments=2),
+        train=TrainConfig(num_steps=3, log_every=1, parallel=strategy, reduce="bf16"),
+    )
+    train_reasoner(recipe, out, world=world)
 
 
 def unequal_stops(world: World) -> None:
@@ -142,7 +185,9 @@ def worker(rank: int, size: int, folder: str) -> None:
         steps = iter(range(9))
         run(out / "cut", world, strategy, pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "cut", world, strategy, resume=True)
-        run(out / "poisoned", world, strategy, objective=Poisoned)
+        run(out / "poisoned", world, strategy, objective=Poisoned, gradient="implicit")
+        for name, model in REASONERS.items():
+            puzzles(out / name, world, strategy, model)
     if size == 2:
         with pytest.raises(ConfigError, match="cannot be divided"):
             NextToken(Drawn(), NextTokenConfig(batch_size=5, length=12), world=world)
@@ -200,6 +245,14 @@ def test_one_process_goes_on_where_many_stopped(ranks, strategy: str, tmp_path) 
     run(tmp_path, one, strategy, num_steps=8)
     run(ranks / strategy, one, strategy, num_steps=8, resume=True)
     assert losses(ranks / strategy) == pytest.approx(losses(tmp_path), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", REASONERS)
+def test_reasoners_train_alike_however_they_are_spread(ranks, name: str) -> None:
+    """Replicated or divided, with gradients added up in bf16: the same losses, but for rounding."""
+    one, other = (losses(ranks / strategy / name) for strategy in STRATEGIES)
+    assert len(one) == 3
+    assert one == pytest.approx(other, rel=1e-2)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

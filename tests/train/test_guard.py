@@ -189,7 +189,7 @@ def test_skip_leaves_bad_steps_out_and_ends_after_too_many(tmp_path) -> None:
     assert events(tmp_path / "borne") == [(step, LEFT_OUT) for step in (3, 6, 7)]
     assert load_scalars(find_checkpoint(tmp_path / "borne"))["skipped"] == 3
     with pytest.raises(
-        DivergedError, match=r"^step 7: the loss is nan, 2 times in a row; lower .*step-00000004, is whole"
+        DivergedError, match=r"^step 7: the loss is nan, 2 times in a row; begin anew .*step-00000004, is whole"
     ):
         run(tmp_path / "ended", Scripted(ONE, bad=(3, 6, 7)), GuardConfig(max_skipped=1))
     assert [step for step, _ in events(tmp_path / "ended")] == [3, 6, 7, 7]
@@ -228,8 +228,10 @@ def rolls_back(out: Path, world: World, strategy: str) -> None:
 def proven(out: Path) -> None:
     """Look at what :func:`rolls_back` has written."""
     said = events(out)
-    back = "the loss is nan, 2 times in a row; back to the weights of step-0000000{}, "
-    back += "on with new data at {} times the learning rate"
+    back = (
+        "the loss is nan, 2 times in a row; "
+        "back to the weights of step-0000000{}, on with new data at {} times the learning rate"
+    )
     assert said[:3] == [(6, LEFT_OUT), (7, LEFT_OUT), (7, back.format(4, 0.5))]
     assert said[3:6] == [(10, LEFT_OUT), (11, LEFT_OUT), (11, back.format(8, 0.25))]
     assert [step for step, _ in said[6:]] == [13, 14, 14]

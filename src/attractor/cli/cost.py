@@ -172,8 +172,8 @@ def _remarks(found: Reckoning, real: Measured | str) -> list[str]:
     else:
         lines += [f"The clock ends the run, after {_time(found.recipe.train.seconds)} of training."]
     if found.memory.peak > LARGE:
-        setting = "text.batch_size" if found.unit == "token" else "supervision.batch_size"
-        lines += [f"More than an H100 has: lower {setting} and raise train.accumulate, or add devices."]
+        smaller = "text.batch_size and raise train.accumulate" if found.unit == "token" else "supervision.batch_size"
+        lines += [f"More than an H100 has: lower {smaller}, or add devices."]
     if isinstance(real, str):
         return [*lines, real[0].upper() + real[1:]]
     ratio = real.estimate / real.peak

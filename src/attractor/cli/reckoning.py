@@ -1,22 +1,20 @@
 """What a recipe costs, reckoned from its settings and, on a scale that fits, measured by real steps."""
 
 import statistics
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch import nn
 
+from attractor.cli.trial import Trial, build, with_batch
 from attractor.config import change
 from attractor.errors import ConfigError
 from attractor.evaluate.cost import Memory, Run, memory
 from attractor.models.language import LanguageModel, LoopedConfig
 from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fitted
-from attractor.train import PRECISIONS, DeepSupervision, NextToken, Objective, World, peak_flops
-from attractor.train.device import free_memory, peak_memory
+from attractor.train import PRECISIONS, World, peak_flops
+from attractor.train.device import free_memory
 
 LONGEST = 60.0  # seconds that measuring may take
 SLOW = 0.1  # the share of its peak that a device is expected to reach at least
@@ -149,13 +147,6 @@ def _evaluations(recipe: LanguageRecipe, wanted: int) -> int:
     return min(max(wanted, config.min_evaluations), config.max_evaluations)
 
 
-def build(recipe: Recipe) -> Any:
-    """Return a new model of a recipe."""
-    if isinstance(recipe, LanguageRecipe):
-        return AutoModelForCausalLM.from_config(recipe.model)
-    return recipe.model.build()
-
-
 def parameters(model: nn.Module) -> dict[str, int]:
     """Return how the weights divide: those that are looked up, those of layers, and the rest."""
     lookup = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -176,9 +167,8 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 def measure(reckoning: Reckoning) -> Measured | str:
     """Make a few real steps on this machine, of a batch as large as fits; or say in a sentence why not."""
-    world = World()
-    device, train = world.device, reckoning.recipe.train
-    best = peak_flops(device, PRECISIONS[train.precision])
+    device = World().device
+    best = peak_flops(device, PRECISIONS[reckoning.recipe.train.precision])
     free, alone = free_memory(device), replace(reckoning.run, accumulate=1, strategy="none", world_size=1)
     batch = reckoning.run.batch_size
     while True:
@@ -195,82 +185,16 @@ def measure(reckoning: Reckoning) -> Measured | str:
                 )
             return f"not measured: even with a batch of 1 it would take about {seconds / 60:.0f} minutes here."
         batch //= 2
-    return _measure(reckoning, run, estimate, best, world)
+    return _measure(reckoning, run, estimate, best)
 
 
-def _measure(reckoning: Reckoning, run: Run, estimate: float, best: float, world: World) -> Measured:
-    recipe, device = reckoning.recipe, world.device
-    model = build(recipe).to(device).train()
-    for p in model.parameters():  # new layers of a language model are the identity, and solved at once
-        if p.ndim == 2 and not p.any():
-            nn.init.normal_(p, std=0.02)
-    objective = _objective(reckoning, model, run.batch_size, world)
-    optimizers = run.optimizer.build(model)
-    dtype, calls = PRECISIONS[recipe.train.precision], []
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=run.half):
-            loss, metrics = objective.step(model)
-        calls.append(float(metrics.get("calls", reckoning.evaluations)))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad()
-
-    step()
-    kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _kept(model, optimizers)}
-    average = sum(p.nbytes for p in model.state_dict(keep_vars=True).values()) if run.averaged else 0
-    peak = sum(kept.values()) + average + peak_memory(step, device)
-    work, seconds = [], []
-    for _ in range(STEPS - 2):
-        _wait(device)
-        begun = time.perf_counter()
-        step()
-        _wait(device)
-        seconds.append(time.perf_counter() - begun)
-        work.append(reckoning.training(calls[-1]))
+def _measure(reckoning: Reckoning, run: Run, estimate: float, best: float) -> Measured:
+    trial = Trial(with_batch(reckoning.recipe, run.batch_size, accumulate=1))
+    trial.step()
+    peak = trial.peak()
+    seconds = [trial.timed()[0] for _ in range(STEPS - 2)]
+    work = [reckoning.training(calls) for calls in trial.calls[2:]]
     units = run.batch_size * (reckoning.size if reckoning.unit == "token" else 1)
     rate = units / statistics.median(seconds)
     share = units * sum(work) / sum(seconds) / best
     return Measured(batch_size=run.batch_size, peak=peak, estimate=estimate, rate=rate, mfu=share)
-
-
-def _objective(reckoning: Reckoning, model: Any, batch: int, world: World) -> Objective:
-    recipe = reckoning.recipe
-    if isinstance(recipe, LanguageRecipe):
-        return NextToken(_Noise(recipe), replace(recipe.text, batch_size=batch), world=world)
-    rng, side = np.random.default_rng(0), recipe.data.size
-    grids = [
-        rng.integers(0, most, (batch, side, side)).astype(np.uint8)
-        for most in (recipe.model.num_symbols, recipe.model.num_classes)
-    ]
-    return DeepSupervision(
-        grids[0],
-        grids[1],
-        replace(recipe.supervision, batch_size=batch),
-        start=model.start,
-        augment=lambda questions, answers, rng: (questions, answers),
-        device=world.device,
-        world=world,
-    )
-
-
-class _Noise:
-    """Rows of random tokens."""
-
-    def __init__(self, recipe: LanguageRecipe) -> None:
-        self._vocab, self._length = recipe.model.vocab_size, recipe.text.length
-
-    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        return torch.randint(self._vocab, (num, self._length)), torch.arange(self._length).expand(num, -1)
-
-
-def _kept(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
-    states = [s for o in optimizers for state in o.state.values() for s in state.values() if isinstance(s, Tensor)]
-    return [*model.parameters(), *model.buffers(), *states]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, solve
+from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, is_together, solve
 
 
 class Gradient(ABC):
@@ -74,10 +74,13 @@ class Implicit(Gradient):
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
-            if not v.isfinite().all():
+            finite = bool(v.isfinite().all())
+            if not finite and not is_together():
                 return v  # an overflowed loss goes on to whoever scales or skips it
             dims = min(v.ndim, max(v.ndim - 1, 1))
             solution = solve(lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=dims)
+            if not finite:  # solved all the same, as others wait for this rank
+                return v
             if isinstance(self.stop, Tolerance) and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return solution.value

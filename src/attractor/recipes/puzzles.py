@@ -63,6 +63,11 @@ class PuzzleRecipe:
     train: TrainConfig
 
     def __post_init__(self) -> None:
+        if self.train.accumulate > 1:
+            raise ConfigError(
+                "train.accumulate: puzzles are carried on from batch to batch, so that adding up batches would be no larger batch; "
+                "raise supervision.batch_size instead, on more devices if need be."
+            )
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.leave_halted and not halting:
             raise ConfigError("supervision.leave_halted needs a halting head; set model.halting=true, or leave it out.")

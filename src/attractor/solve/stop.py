@@ -26,8 +26,8 @@ class Tolerance:
         on the device, and looking rarely only means that a few calls may be made for nothing (with ``fraction``, that
         the others come nearer).
     fraction
-        Below 1, the whole solve ends as soon as this share of all equations is below ``rtol``, verified or not. Meant
-        for training, where a slow tail would set the cost. It is the one rule that looks across
+        Below 1, the whole solve ends as soon as this share of all equations is below ``rtol``, verified or not, or has given up.
+        Meant for training, where a slow tail would set the cost. It is the one rule that looks across
         equations and rows: with it, an answer may depend on its neighbours.
     patience
         An equation stagnates when, in this many calls, neither it nor anything it may depend on has lowered its

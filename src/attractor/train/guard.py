@@ -8,6 +8,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -96,11 +97,14 @@ class Guard:
 
     def look(self, figures: Mapping[str, float]) -> str | None:
         """Return how a run drifts, at the report that makes it a drift and every ``patience`` reports from then on."""
+        found = None
         for name, (least, words) in DRIFTS.items():
-            self._drifting[name] = self._drifting[name] + 1 if figures.get(name, 0.0) >= least else 0
+            if isnan(value := figures.get(name, nan)):
+                continue  # nothing was measured
+            self._drifting[name] = self._drifting[name] + 1 if value >= least else 0
             if self._drifting[name] and self._drifting[name] % self._config.patience == 0:
-                return f"{words}, {self._drifting[name]} reports in a row"
-        return None
+                found = found or f"{words}, {self._drifting[name]} reports in a row"
+        return found
 
     @property
     def is_drifting(self) -> bool:

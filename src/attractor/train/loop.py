@@ -184,15 +184,15 @@ def train(
         while (now := progress()) < 1:
             factor = state.rate * trapezoid(now, warmup=config.warmup, decay=config.decay)
             state.schedule(factor, 1 + now * (config.optimizer.final_decay - 1))
-            loss, metrics = _gradients(state.forward, objective, config, world)
-            norm = float(clip(model, config.optimizer.clip))
+            total, metrics = _gradients(state.forward, objective, config, world)
+            loss, norm = torch.stack([total, clip(model, config.optimizer.clip)]).tolist()  # waits for the device, once
             state.seconds = time.perf_counter() - begun
             is_last = state.step + 1 == config.num_steps or progress() == 1
             # The one exchange of a step: all ranks judge it alike, leave together, and go by one clock.
-            mean, asked, state.seconds = world.total(
-                [float(loss) / world.size, float(not is_last and pause()), world.is_main * state.seconds]
+            loss, norm, asked, state.seconds = world.total(
+                [loss / world.size, norm / world.size, float(not is_last and pause()), world.is_main * state.seconds]
             )
-            trouble = guard.judge(mean, norm)
+            trouble = guard.judge(loss, norm)
             if trouble is None:
                 state.move()
             else:
@@ -205,22 +205,26 @@ def train(
                 figures = {name: float(value) for name, value in metrics.items()}
                 figures |= objective.inspect(state.forward) if trouble is None else {}
                 figures = {
-                    "loss": mean,
+                    "loss": loss,
                     "gradient": norm,
                     **dict(zip(figures, world.mean([*figures.values()]), strict=True)),
                 }
                 figures |= {"skipped": float(state.skipped)} if state.skipped else {}
-                if drift := guard.look(figures):
+                if (drift := guard.look(figures)) and config.guard.policy == "skip":
                     log.tell(state.step, drift)
                 lr = config.optimizer.lr * factor
                 log.report(Report(step=state.step, seconds=state.seconds, progress=done, lr=lr, metrics=figures))
             if verdict := _verdict(state, trouble, drift, config.guard):
                 checkpoints.wait()
-                try:
-                    log.tell(state.step, _go_back(state, out, verdict, config.guard))
-                except DivergedError as error:
-                    log.tell(state.step, str(error))
-                    raise
+                if end := _end(state, out, verdict, config.guard):
+                    log.tell(state.step, end)
+                    raise DivergedError(f"step {state.step}: {end}")
+                back = find_checkpoint(out)
+                state.roll_back(back, config.guard.rollback_rate)
+                log.tell(
+                    state.step,
+                    f"{verdict}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate",
+                )
             # Not amid trouble: good checkpoints would make room for one that cannot go on.
             elif (
                 config.checkpoint_every
@@ -260,19 +264,16 @@ def _verdict(state: TrainingState, trouble: str | None, drift: str | None, guard
     return drift if guard.policy != "skip" else None
 
 
-def _go_back(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) -> str:
-    """Return to the last checkpoint's weights and say so, or end the run, as the policy has it."""
+def _end(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) -> str | None:
+    """Return why a run ends that cannot go on as it is; None where it goes back to a checkpoint instead."""
     if guard.policy != "rollback":
-        raise DivergedError(
-            f"step {state.step}: {verdict}; lower train.optimizer.lr (or muon_lr), or train in fp32. {_left(out)}"
+        return (
+            f"{verdict}; begin anew with a lower train.optimizer.lr (or muon_lr) or in fp32, or resume with "
+            f"train.guard.policy=rollback. {_left(out)}"
         )
-    if not any(out.glob("step-*")):
-        raise DivergedError(f"step {state.step}: {verdict}, before there was a checkpoint to go back to.")
     if state.rollbacks == guard.max_rollbacks:
-        raise DivergedError(f"step {state.step}: {verdict}, after {state.rollbacks} rollbacks. {_left(out)}")
-    back = find_checkpoint(out)
-    state.roll_back(back, guard.rollback_rate)
-    return f"{verdict}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate"
+        return f"{verdict}, after {state.rollbacks} rollbacks. {_left(out)}"
+    return None if any(out.glob("step-*")) else f"{verdict}, before there was a checkpoint to go back to."
 
 
 def _prepare(out: Path, *, resume: bool) -> None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -44,9 +44,17 @@ def replicate(model: nn.Module, world: World, reduce: torch.dtype) -> Distribute
         # first step, sums are made in another order than in the first step after a resume, and that would not be bitwise.
         find_unused_parameters=True,
     )
-    if reduce == torch.bfloat16:
-        replicated.register_comm_hook(None, bf16_compress_hook)
+    if reduce != torch.float32:
+        replicated.register_comm_hook(reduce, _mean_in)
     return replicated
+
+
+def _mean_in(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients over the ranks in another precision. PyTorch's own hook for this asks for NCCL."""
+    narrow = (bucket.buffer() / dist.get_world_size()).to(dtype)
+    work = dist.all_reduce(narrow, async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
 def bare(model: nn.Module) -> Any:

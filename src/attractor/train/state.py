@@ -25,8 +25,9 @@ from attractor.train.world import World
 if TYPE_CHECKING:
     from attractor.train.loop import Objective, TrainConfig
 
-# What a resumed run may change of its settings: how long, how often, and how it is spread over processes.
-FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "keep", "parallel")
+# What a resumed run may change of its settings: how long, how often, what it does when it diverges, and how it is spread over
+# processes.
+FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "keep", "guard", "parallel", "reduce")
 
 
 class TrainingState:
@@ -64,7 +65,7 @@ class TrainingState:
             self.forward = replicate(model, world, reduce)
         self.optimizers = config.optimizer.build(model)
         self._full = [(group["lr"], group["weight_decay"]) for group in self._groups]
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._saved = 0, 0.0, -1
         self.num_bad, self.skipped, self.rollbacks, self.rate = 0, 0, 0, 1.0
 
     @property
@@ -98,10 +99,14 @@ class TrainingState:
         return self._averaged.module if self._averaged else self.model
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint, in the background."""
+        """Write a checkpoint, in the background, unless this step has one."""
+        if self._saved == self.step:
+            return
+        self._saved = self.step
         checkpoints.save(
             self.step,
-            state=self._shared(),
+            # Of what all ranks have alike, one copy is enough.
+            state=self._shared() if self._divided or self._world.is_main else {},
             own=self._own(),
             scalars={
                 "step": self.step,
@@ -131,6 +136,7 @@ class TrainingState:
         scalars = load_scalars(checkpoint)
         try:
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
+            self._saved = self.step
             self.num_bad, self.skipped = int(scalars["num_bad"]), int(scalars["skipped"])
             self.rollbacks, self.rate = int(scalars["rollbacks"]), float(scalars["rate"])
             self._load(checkpoint)
@@ -197,8 +203,10 @@ def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
+        if name in FREE or path == "environment.":
+            continue
         if isinstance(value, dict):
             flat |= _fixed(value, f"{path}{name}.")
-        elif name not in FREE and path != "environment.":
+        else:
             flat[path + name] = value
     return flat

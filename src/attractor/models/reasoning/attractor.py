@@ -99,13 +99,14 @@ class AttractorReasoner(Reasoner):
             nn.init.constant_(self.halt.bias, -5.0)  # at first it takes nothing for solved
 
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        weight = self.head.weight
-        shape = (*questions.shape, self.config.update.state_width)
-        if not self.config.random_start:
-            return weight.new_zeros(shape)
+        shape, dtype = (*questions.shape, self.config.update.state_width), self.head.weight.dtype
+        if (
+            not self.config.random_start
+        ):  # as the questions are, not as the weights: those may be divided among processes
+            return questions.new_zeros(shape, dtype=dtype)
         # A generator is of the CPU: a seed then means the same on every device.
-        device = weight.device if generator is None else generator.device
-        state = torch.randn(shape, generator=generator, dtype=weight.dtype, device=device).to(weight.device)
+        device = questions.device if generator is None else generator.device
+        state = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(questions.device)
         return state * self._open(questions)
 
     def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:

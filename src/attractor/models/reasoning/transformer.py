@@ -45,7 +45,8 @@ class TransformerReasoner(Reasoner):
             self.q_head = HaltingHead(width)
 
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.lm_head.weight.new_zeros(*questions.shape, self.config.cells.width)
+        # As the questions are, not as the weights: those may be divided among processes.
+        return questions.new_zeros(*questions.shape, self.config.cells.width, dtype=self.lm_head.weight.dtype)
 
     def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         grid, x = questions.shape[1:], self.embedding(questions).flatten(1, 2)
