@@ -86,8 +86,8 @@ class Run:
 
 def measure(run: Run, checkpoints: Checkpoints, steps: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each round."""
-    run.steps(WARM_UP)
     run.state.save(checkpoints)  # the first makes the buffers that the others copy into
+    run.steps(WARM_UP)
     checkpoints.wait()
     found: dict[str, list[float]] = {name: [] for name in ("plain", "reading", "stop", "beside", "rest", "writing")}
     for which in range(rounds):

@@ -225,8 +225,8 @@ def mistakes(folder: Path) -> dict[str, tuple[Callable[[], object], list[str], s
         "another recipe": (
             nothing, command(run, "--resume", settings=("model.noise=0.3",)), "recipe.model.noise differs from this run's"
         ),
-        "a damaged shard of a rank": (
-            lambda: changed(step / "training/__1_0.distcp"), resume, "training/__1_0.distcp: does not match its checksum"
+        "a damaged shard": (
+            lambda: changed(step / "training/__0_0.distcp"), resume, "training/__0_0.distcp: does not match its checksum"
         ),
         "mixed checkpoints": (
             lambda: shutil.copyfile(other / "rank-00001.safetensors", step / "rank-00001.safetensors"),

@@ -52,8 +52,9 @@ def life(out: Path, told: Connection, until: int | None, checkpoint_every: int) 
         told.send(report.step)
 
     recipe = replace(TINY, train=replace(TINY.train, checkpoint_every=checkpoint_every))
+    before = None if until is None else until - 1  # it is asked in a step, before that is told
     resume = any(out.glob("step-*"))
-    reasoning.train_reasoner(recipe, out, resume=resume, callbacks=[tell], pause=lambda: steps[-1:] == [until])
+    reasoning.train_reasoner(recipe, out, resume=resume, callbacks=[tell], pause=lambda: steps[-1:] == [before])
 
 
 def tensors(out: Path) -> dict[str, Any]:
