@@ -87,7 +87,9 @@ def train_language(
 
     With ``start``, weights and special tokens are its own; ``recipe.model`` is then its configuration, solved as one likes.
     """
+    world = world or World()
     shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
+    world.by_main(shards.verify)  # all of it: seconds for gigabytes, before a run of hours
     if fingerprint(tokenizer) != shards.tokenizer:
         raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
     if start is None:
@@ -99,7 +101,6 @@ def train_language(
             "prepare the text with --tokenizer and the folder given to --init."
         )
     torch.manual_seed(recipe.train.seed)
-    world = world or World()
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(world.device)
     if start is not None:
         _load(model, start.model)
