@@ -1,0 +1,123 @@
+"""Whether wider reasoners train stably: the attractor beside TRM, the same recursion unrolled, at equal steps, batches and rates.
+
+    python -m benchmarks.scaling run --width 128 --num-steps 600     # both sides, seed 0
+    python -m benchmarks.scaling run --width 1216 --num-steps 60     # 27M weights
+    python -m benchmarks.scaling show                                # the table and the curves of all that has run
+
+6 × 6 Sudokus of ten clues, 1,000 of them with augmentation, width 128 as in ``sudoku/6x6``. The MLP's hidden width is three times
+the width, the learning rate falls as one over the width. A side degrades where its loss stops falling or its gradients grow. The
+curves are those of training: of a batch's puzzles, of every age, the loss, the share right in every cell, the gradient's norm
+before it is clipped, the residual. Every finished run is written to ``results/scaling`` at once.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attractor.cli.reasoning import train_reasoner
+from attractor.cli.runs import environment, finite, write_json
+from attractor.config import override, to_dict
+from attractor.recipes import sudoku
+from attractor.train import Progress
+
+OUT = Path("results/scaling")
+SIDES = ("attractor", "trm")
+WATCHED = ("step", "seconds", "loss", "exact", "gradient", "residual")
+LAST = 5  # reports at the end of a run that its figures are means of
+
+
+def run(
+    width: int = 128,
+    num_steps: int = 600,
+    batch: int = 16,
+    sides: tuple[Literal["attractor", "trm"], ...] = SIDES,
+    seeds: tuple[int, ...] = (0,),
+    threads: int = 1,
+) -> None:
+    """Train sides with seeds.
+
+    Args:
+        width: Channels of a cell.
+        num_steps: Optimiser steps.
+        batch: Puzzles of a step.
+        sides: What to train.
+        seeds: Of weights, batches and starts; the puzzles are the same for all.
+        threads: Of torch.
+    """
+    torch.set_num_threads(threads)
+    OUT.mkdir(parents=True, exist_ok=True)
+    cells = [f"model.update.cells.width={width}", f"model.update.cells.hidden={3 * width}"]
+    rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
+    for seed in seeds:
+        for side in sides:
+            recipe = override(sudoku(6, side), [*cells, rate, f"supervision.batch_size={batch}"])
+            length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
+            recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
+            with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {width} {seed}") as progress:
+                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+                log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            result = {
+                "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "
+                f"--sides {side} --seeds {seed} --threads {threads}",
+                "environment": environment(),
+                "side": side,
+                "seed": seed,
+                "width": width,
+                "steps": num_steps,
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "recipe": to_dict(recipe),
+                "curve": [{name: row.get(name) for name in WATCHED} for row in log],
+            }
+            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", finite(result))
+
+
+def show() -> None:
+    """Print where every run ended, and draw how losses and gradients went."""
+    runs = [json.loads(file.read_text()) for file in sorted(OUT.glob("*-*-*-*.json"))]
+    runs.sort(key=lambda run: (run["width"], run["side"], run["seed"]))
+    view = Table(
+        title=f"the last {LAST} reports of training, mean; gradients also at their largest", title_justify="left"
+    )
+    for column in ("weights", "side", "seed", "steps", "loss", "exact, %", "gradient", "largest", "residual"):
+        view.add_column(column, justify="right")
+    widths = sorted({run["width"] for run in runs})
+    figure, axes = plt.subplots(2, len(widths), figsize=(3.2 * len(widths) + 1, 5), squeeze=False, sharex="col")
+    for run in runs:
+        curve, column = run["curve"], widths.index(run["width"])
+        loss, exact, gradient, residual = (_last(curve, name) for name in ("loss", "exact", "gradient", "residual"))
+        largest = max(row["gradient"] for row in curve if row["gradient"] is not None)
+        view.add_row(
+            f"{run['num_parameters']:,}", run["side"], str(run["seed"]), str(run["steps"]), f"{loss:.3f}",
+            f"{100 * exact:.1f}", f"{gradient:.3f}", f"{largest:.3f}", f"{residual:.3f}",
+        )  # fmt: skip
+        for row, name in enumerate(("loss", "gradient")):
+            points = [(r["step"], r[name]) for r in curve if r[name] is not None]
+            axes[row][column].plot(*zip(*points, strict=True), f"C{SIDES.index(run['side'])}", label=run["side"])
+            axes[row][column].set(yscale="log")
+            axes[row][column].grid(alpha=0.3)
+        axes[0][column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights")
+        axes[1][column].set(xlabel="optimiser steps")
+    axes[0][0].set(ylabel="loss")
+    axes[1][0].set(ylabel="gradient's norm")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(OUT / "scaling.png", dpi=130)
+    Console(width=120).print(view)
+
+
+def _last(curve: Sequence[dict[str, float]], name: str) -> float:
+    values = [row[name] for row in curve[-LAST:] if row[name] is not None]
+    return sum(values) / len(values) if values else float("nan")
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show}, prog="python -m benchmarks.scaling")
