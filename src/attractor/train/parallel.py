@@ -4,6 +4,7 @@ Either way gradients are the mean over the processes, whose parts of a batch are
 process with the whole batch would make.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,7 @@ def divide(model: nn.Module, units: Sequence[Unit], world: World, reduce: torch.
 
 def replicate(model: nn.Module, world: World, reduce: torch.dtype) -> DistributedDataParallel:
     """Return ``model`` with gradients averaged over the ranks in ``reduce`` (DDP)."""
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)  # on purpose, see below
     replicated = DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
