@@ -1,11 +1,12 @@
 """The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
 
 from attractor.train.checkpoint import Checkpoints, amend, find_checkpoint, load_model, read_run, seal, verify_weights
+from attractor.train.config import PRECISIONS, Objective, TrainConfig
 from attractor.train.deep_supervision import DeepSupervision, DeepSupervisionConfig
 from attractor.train.device import peak_flops
 from attractor.train.guard import GuardConfig
 from attractor.train.log import Callback, Report
-from attractor.train.loop import PRECISIONS, Objective, TrainConfig, train
+from attractor.train.loop import train
 from attractor.train.next_token import NextToken, NextTokenConfig
 from attractor.train.pause import Pause
 from attractor.train.progress import Progress

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
 
 from attractor.errors import CheckpointError
 from attractor.train.checkpoint import Checkpoints, load, load_own, load_scalars, read_run
+from attractor.train.config import PRECISIONS, Objective, TrainConfig
 from attractor.train.guard import Guard
 from attractor.train.parallel import Unit, averaged, divide, replicate
 from attractor.train.world import World
-
-if TYPE_CHECKING:
-    from attractor.train.loop import Objective, TrainConfig
 
 # What a resumed run may change of its settings: how long, how often, what it does when it diverges, and how it is spread over
 # processes.
@@ -46,15 +44,15 @@ class TrainingState:
     def __init__(
         self,
         model: nn.Module,
-        objective: "Objective",
+        objective: Objective,
         guard: Guard,
-        config: "TrainConfig",
+        config: TrainConfig,
         units: Sequence[Unit],
         world: World,
     ) -> None:
         self.model, self._objective, self._guard, self._world = model, objective, guard, world
         self._averaged = averaged(model, config.ema) if config.ema else None
-        reduce = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.reduce]
+        reduce = PRECISIONS[config.reduce]
         self.forward = model
         self._divided = world.size > 1 and config.parallel == "fsdp"
         if self._divided:
