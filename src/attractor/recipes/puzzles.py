@@ -124,9 +124,7 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
     cells = CellsConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
     return PuzzleRecipe(
         model=_model(family, cells, size + 1, size + 1, segment=2, num_latent=3),
-        data=SudokuDataConfig(
-            size=size, clues={6: 10}.get(size, 32), num_puzzles={6: 1000}.get(size, 10_000), seed=seed
-        ),
+        data=SudokuDataConfig(size=size, clues={6: 10}.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
         supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
             seconds=60.0 * MINUTES[size],
