@@ -112,11 +112,10 @@ def same(one: dict, two: dict) -> bool:
 # One process
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_everything_comes_back(asynchronous: bool, tmp_path) -> None:
+def test_everything_comes_back(tmp_path) -> None:
     """Training state, a rank's own tensors, numbers, weights for inference and what the run is."""
     run = Run()
-    writer = checkpoints(tmp_path, asynchronous=asynchronous)
+    writer = checkpoints(tmp_path)
     run.save(writer, 5)
     writer.wait()
     checkpoint, other = find_checkpoint(tmp_path), Run(seed=1)

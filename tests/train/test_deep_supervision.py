@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attractor.errors import ConfigError
-from attractor.train import DeepSupervision, DeepSupervisionConfig
+from attractor.train import DeepSupervision, DeepSupervisionConfig, World
 from attractor.train.deep_supervision import stablemax_cross_entropy
 
 
@@ -37,7 +37,7 @@ class Model(nn.Module):
         return Output(logits, solution, halt)
 
 
-def objective(peak_flops: float | None = None, **settings) -> DeepSupervision:
+def objective(peak_flops: float | None = None, world: World | None = None, **settings) -> DeepSupervision:
     grids = np.random.default_rng(0).integers(0, 2, (20, 2, 2)).astype(np.uint8)
     config = DeepSupervisionConfig(**{"batch_size": 12, "max_segments": 4, **settings})
     torch.manual_seed(0)
@@ -48,6 +48,7 @@ def objective(peak_flops: float | None = None, **settings) -> DeepSupervision:
         start=lambda q: torch.zeros(*q.shape, 1),
         augment=lambda q, a, rng: (q, a),
         peak_flops=peak_flops,
+        world=world,
     )
 
 
@@ -178,3 +179,23 @@ def test_the_log_says_how_fast_and_what_share_of_the_peak() -> None:
     assert figures["mfu"] == pytest.approx(figures["segments/s"] * 5 * 4 / 1e6)
     assert supervision.inspect(model)["segments/s"] == 0
     assert "mfu" not in objective().inspect(model)
+
+
+def test_ranks_draw_apart_and_their_questions_are_divided_anew() -> None:
+    """Two ranks have halves of a batch, not the same; one process goes on with both, and three with a third each."""
+    ranks = [objective(world=World(rank=rank, size=2)) for rank in range(2)]
+    for rank in ranks:
+        torch.manual_seed(0)  # as all begin a run
+        rank.step(Model(right=False))
+    states = [rank.state_dict() for rank in ranks]
+    assert [len(state["questions"]) for state in states] == [6, 6]
+    assert not torch.equal(states[0]["questions"], states[1]["questions"])
+    whole = torch.cat([state["questions"] for state in states])
+    for size in (1, 3):
+        parts = []
+        for rank in range(size):
+            part = objective(world=World(rank=rank, size=size))
+            part.load_state_dict(states)
+            parts.append(part.state_dict()["questions"])
+        assert torch.equal(torch.cat(parts), whole)
+        assert {len(part) for part in parts} == {12 // size}

@@ -111,3 +111,22 @@ def test_a_contraction_penalty_calms_the_map(tmp_path) -> None:
         line = json.loads((tmp_path / str(weight) / "metrics.jsonl").read_text().splitlines()[-1])
         assert ("growth" in line) == (weight > 0)
     assert factors[1] < 0.7 * factors[0]
+
+
+def test_what_ends_above_tolerance_is_counted(tmp_path) -> None:
+    """All of it where no evaluations were left, nothing where there were enough."""
+    shares = []
+    for most in (2, 64):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        config = AttractorConfig(
+            **sizes, num_hidden_layers=2, tolerance=1e-5, max_evaluations=most, gate_start=0.5, training_fraction=1.0
+        )
+        model = AttractorForCausalLM(config).train()
+        for parameter in model.parameters():  # at first every layer is the identity, and solved at once
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.3)
+        _, metrics = NextToken(Drawn(), NextTokenConfig(batch_size=4, length=16)).step(model)
+        shares.append(float(metrics["unsolved"]))
+    assert shares[0] > 0.9
+    assert shares[1] == 0

@@ -110,7 +110,7 @@ def reckon(recipe: Recipe, *, evaluations: int, world_size: int = 1, strategy: s
         recipe = fitted(recipe, num_cells=side**2, num_symbols=symbols, num_classes=classes)
         batch, size, unit, optimizer = recipe.supervision.batch_size, side**2, "puzzle", recipe.train.optimizer
         evaluations = recipe.model.segment
-        units = batch * recipe.train.accumulate
+        units = batch
     with torch.device("meta"):
         model = build(recipe)
     run = Run(

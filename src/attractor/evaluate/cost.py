@@ -17,6 +17,7 @@ from attractor.errors import ConfigError
 from attractor.gradient import Implicit, Phantom, Unrolled
 from attractor.models.language import AttractorConfig, LanguageModel, LoopedConfig
 from attractor.models.language.attractor import GRADIENTS
+from attractor.models.language.base import CHUNK
 from attractor.models.reasoning import Reasoner
 from attractor.nn import Cells, ConvolutionUpdate, Recursion
 from attractor.optim import OptimizerConfig
@@ -24,7 +25,6 @@ from attractor.solve import Anderson
 
 WIDE = 4  # bytes of a float32, in which weights, states and residuals are kept
 STRATEGIES = ("none", "ddp", "fsdp")
-CHUNK = 2048  # tokens whose logits exist at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,17 +151,14 @@ def _language(model: LanguageModel, run: Run) -> tuple[float, float, float, floa
     width, hidden = config.hidden_size, config.intermediate_size
     heads, kv_heads = (n * config.head_width for n in (config.num_attention_heads, config.num_kv_heads))
     per_mlp = (4 if config.hidden_act == "silu" else 2) * narrow * hidden
-    inputs = (
-        5 if config.hidden_act == "silu" else 4
-    )  # of products, each cast for itself; in float32 shared by two or three
+    # Of products, each cast for itself; in float32 shared by two or three.
+    inputs = 5 if config.hidden_act == "silu" else 4
     layer = 16 * width + (2 * inputs if run.half else 8) * width + per_mlp
-    layer += (8 * config.qk_norm + 2 * narrow) * (
-        heads + kv_heads
-    )  # normed, then what attention sees; values; the output
+    # Normed, then what attention sees; values; the output.
+    layer += (8 * config.qk_norm + 2 * narrow) * (heads + kv_heads)
     gates = 2 * narrow * width
-    ends = (
-        28 * width + 8 * config.head_width
-    )  # embedding, proposal, solution, last norm and a copy for the loss; rotary angles
+    # Embedding, proposal, solution, last norm and a copy for the loss; rotary angles.
+    ends = 28 * width + 8 * config.head_width
     chunk = min(CHUNK, tokens)
     logits = chunk * config.vocab_size * 3 * WIDE + 2 * narrow * width * chunk
     logits += config.vocab_size * width * (WIDE + (2 if run.half else 0)) * (run.accumulate == 1)

@@ -82,9 +82,8 @@ class Guard:
         if len(self._losses) >= LEAST:
             if (times := self._config.loss_spike) is not None:
                 middle = statistics.median(self._losses)
-                spread = 1.4826 * statistics.median(
-                    abs(x - middle) for x in self._losses
-                )  # of normal numbers, one deviation
+                # Of normal numbers, one deviation.
+                spread = 1.4826 * statistics.median(abs(x - middle) for x in self._losses)
                 if loss > middle + times * spread + 0.1 * abs(middle):
                     return f"the loss jumps to {loss:.4g} from a median of {middle:.4g}"
             if (times := self._config.gradient_spike) is not None:

@@ -28,9 +28,8 @@ Unit = tuple[Sequence[nn.Module], bool]
 
 def divide(model: nn.Module, units: Sequence[Unit], world: World, reduce: torch.dtype) -> None:
     """Divide the weights of ``model`` among the ranks, in place (FSDP2). Gradients are added up in ``reduce``."""
-    warnings.filterwarnings(
-        "ignore", "FSDP2-wrapped module", UserWarning
-    )  # views are returned, and nothing is changed in place
+    # Some of our models return views; nothing of ours changes one in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce)
     for modules, stays in units:

@@ -145,9 +145,9 @@ class TrainingState:
                 torch.cuda.set_rng_state(mine["random_cuda"])
             self._guard.load_state_dict(_under("guard.", mine))
             self._objective.load_state_dict([_under("objective.", rank) for rank in ranks])
+        except CheckpointError:
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
 
     def roll_back(self, checkpoint: Path, rate: float) -> None:

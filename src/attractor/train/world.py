@@ -119,9 +119,8 @@ def answering(world: World, whole: Callable[[], str]) -> Iterator[None]:
         silent = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if world.size == 1 or isinstance(error, AttractorError) or not silent:
             raise
-        why = (
-            re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]
-        )  # not where in gloo, nor its advice
+        # Not where in gloo, nor its advice.
+        why = re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]
         raise LostRankError(
             f"rank {world.rank} of {world.size}: another process no longer answers ({why}); "
             f"look at its own output for the cause. {whole()}"

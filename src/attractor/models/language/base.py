@@ -23,6 +23,7 @@ from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotar
 from attractor.solve import Solution, Steps, StopRule, Tolerance, require_resolvable
 
 BUDGET = ("depth", "tolerance", "max_evaluations")
+CHUNK = 2048  # tokens whose logits exist at once
 
 
 class LanguageModelConfig(PreTrainedConfig):
@@ -411,7 +412,7 @@ class TokenLoss(Block):
 
 
 def next_token_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_loss: TokenLoss, *, chunk: int = 2048
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_loss: TokenLoss, *, chunk: int = CHUNK
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``, without −100s.
 

@@ -41,8 +41,6 @@ class Checkpoints:
         Writes given weights into a folder, from which a model for inference can be loaded; called on rank 0, in a thread.
     keep
         How many checkpoints stay.
-    asynchronous
-        Whether training goes on while a checkpoint is being written.
     group
         All ranks, over gloo, and used for nothing else: a thread's messages must not mix with those of training. ``None`` in
         one process.
@@ -55,12 +53,11 @@ class Checkpoints:
         describe: dict[str, Any],
         save_model: Callable[[dict[str, Tensor], Path], None],
         keep: int = 2,
-        asynchronous: bool = True,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self.out, self.describe, self.save_model, self.keep, self.group = out, describe, save_model, keep, group
         self.rank, self.world = rank_and_world(group)
-        self.thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
         fast = torch.cuda.is_available()
         self.stager = DefaultStager(
             StagingOptions(
@@ -100,18 +97,14 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            If the checkpoint before this one could not be written; or this one, where not ``asynchronous``.
+            If the checkpoint before this one could not be written.
         LostRankError
             If that was because another rank is gone.
         """
         self.wait()
-        parts = (state, own, dict(scalars), weights)
-        if self.thread is None:
-            self._write(step, parts)
-            return
         copy: Any
         try:
-            copy = self.stager.stage({"parts": parts})
+            copy = self.stager.stage({"parts": (state, own, dict(scalars), weights)})
             copy = copy["parts"]
         except Exception as error:  # out of memory, say: the other ranks must hear of it, where they wait for this one
             copy = error
@@ -134,8 +127,7 @@ class Checkpoints:
                 raise
         finally:
             self.stager.close()
-            if self.thread is not None:
-                self.thread.shutdown()
+            self.thread.shutdown()
 
     def _write(self, step: int, parts: tuple[Any, ...] | Exception) -> None:
         final = self.out / f"step-{step:08d}"
