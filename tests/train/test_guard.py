@@ -82,6 +82,16 @@ def test_a_drift_is_so_many_reports_in_a_row_and_told_again() -> None:
     assert guard.look({}) is None
 
 
+def test_a_report_without_a_figure_breaks_no_drift() -> None:
+    """As that of a bad step, whose model is not looked into."""
+    guard = Guard(GuardConfig(patience=2))
+    assert [guard.look(figures) is None for figures in ({"unsolved": 0.9}, {}, {"unsolved": 0.9})] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_drift_under_way_matters_where_it_is_acted_on() -> None:
     """With the policy skip it is only told."""
     for policy, expected in (("skip", False), ("rollback", True), ("stop", True)):

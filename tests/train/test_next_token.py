@@ -130,3 +130,20 @@ def test_what_ends_above_tolerance_is_counted(tmp_path) -> None:
         shares.append(float(metrics["unsolved"]))
     assert shares[0] > 0.9
     assert shares[1] == 0
+
+
+def test_a_pause_where_a_checkpoint_was_just_made_writes_none(tmp_path) -> None:
+    """Nor does resuming a run that is at its end."""
+    written: list[Path] = []
+    model = AttractorForCausalLM(
+        AttractorConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)
+    )
+    config = TrainConfig(num_steps=4, checkpoint_every=2, ema=0)
+    for resume, asks in ((False, [False, True]), (True, [False] * 4), (True, [False] * 4)):
+        answers = iter(asks)
+        objective = NextToken(Drawn(), NextTokenConfig(batch_size=2, length=16))
+        train(
+            model, objective, config, out=tmp_path, describe={}, resume=resume, pause=lambda a=answers: next(a),
+            save_model=lambda weights, folder: written.append(folder),
+        )  # fmt: skip
+    assert [folder.name for folder in written] == [".part-step-00000002", ".part-step-00000004"]
