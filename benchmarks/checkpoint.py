@@ -25,15 +25,17 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from attractor.cli.runs import environment, write_json
 from attractor.config import change
 from attractor.data.text import PackedRows, Shards
+from attractor.experiment.environment import environment
+from attractor.files import write_json
+from attractor.objectives import NextToken
 from attractor.recipes import LanguageRecipe, language
-from attractor.train import Checkpoints, NextToken, World
-from attractor.train.checkpoint import save_weights
-from attractor.train.guard import Guard
-from attractor.train.parallel import clip
-from attractor.train.state import TrainingState
+from attractor.training import Checkpoints, DistributedContext
+from attractor.training.checkpoint import save_weights
+from attractor.training.guard import Guard
+from attractor.training.parallel import clip
+from attractor.training.state import TrainingState
 
 OUT = Path("results/scale/checkpoint.json")
 WARM_UP = 3
@@ -58,13 +60,13 @@ class Run:
 
     def __init__(self, recipe: LanguageRecipe, data: Path, device: torch.device) -> None:
         self.rows = Timed(PackedRows(Shards(data), recipe.text.length))
-        self.world = World(device=device)
+        self.distributed = DistributedContext(device=device)
         self.config = replace(recipe.train, optimizer=recipe.optimizer)
         torch.manual_seed(0)
         self.model: Any = AutoModelForCausalLM.from_config(recipe.model).to(device).train()
-        self.objective = NextToken(self.rows, recipe.text, world=self.world)
+        self.objective = NextToken(self.rows, recipe.text)
         guard = Guard(self.config.guard)
-        self.state = TrainingState(self.model, self.objective, guard, self.config, (), self.world)
+        self.state = TrainingState(self.model, self.objective, guard, self.config, (), self.distributed)
 
     def steps(self, num: int) -> float:
         """Make so many steps and return their seconds."""
@@ -79,8 +81,8 @@ class Run:
         return self.clock() - begun
 
     def clock(self) -> float:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)
+        if self.distributed.device.type == "cuda":
+            torch.cuda.synchronize(self.distributed.device)
         return time.perf_counter()
 
 
@@ -128,10 +130,10 @@ def main(data: Path, batch: int = 8, steps: int = 10, rounds: int = 6, threads: 
     run = Run(recipe, data, torch.device(device))
     with (
         tempfile.TemporaryDirectory() as out,
-        Checkpoints(Path(out), describe={"kind": "benchmark"}, save_model=save_weights) as checkpoints,
+        Checkpoints(Path(out), metadata={"kind": "benchmark"}, save_model=save_weights) as checkpoints,
     ):
         found = measure(run, checkpoints, steps, rounds)
-        size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file()) / checkpoints.keep
+        size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file()) / checkpoints.max_checkpoints
     plain, reading, stop, writing = (statistics.median(found[n]) for n in ("plain", "reading", "stop", "writing"))
     costs = [
         (a + b + c - d) / d * steps

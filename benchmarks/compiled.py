@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
-from attractor.cli.runs import environment, write_json
 from attractor.config import change
+from attractor.experiment.environment import environment
+from attractor.files import write_json
 from attractor.nn import compile_blocks
 from attractor.recipes import LanguageRecipe, language
-from attractor.train import PRECISIONS
+from attractor.training import PRECISIONS
 
 OUT = Path("results/scale/compiled.json")
 WARM_UP = 2  # the first compiles, the second shows that nothing is left to compile

@@ -30,11 +30,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from attractor import Anderson, Solution, Tolerance, fixed_point
-from attractor.cli.evaluate import documents
-from attractor.cli.language import load_language_model
-from attractor.cli.runs import environment, write_json
-from attractor.evaluate import encode
-from attractor.interop.export import folded
+from attractor.data.text import read_held_out
+from attractor.evaluation import encode
+from attractor.experiment.environment import environment
+from attractor.experiment.loading import load_language_model
+from attractor.files import write_json
+from attractor.interop.stock_export import folded
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 OUT = Path("results/decode")
@@ -77,7 +78,7 @@ def main(
     assert isinstance(model, AttractorForCausalLM), "give an attractor's checkpoint"
     model.config.max_position_embeddings = max(2048, model.config.max_position_embeddings)
     _write_with_cache(model)
-    texts = [encode(tokenizer, text[:12_000]) for text in islice(documents((data,), "text"), 12)]
+    texts = [encode(tokenizer, text[:12_000]) for text in islice(read_held_out((data,), "text"), 12)]
     long = torch.cat(texts)[None, :1024]
     rows = torch.cat([text[: len(text) // 256 * 256] for text in texts]).view(-1, 256)[:num_rows]
     plain, few = without_solver(model), max(3, repeats // 5)

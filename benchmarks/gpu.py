@@ -21,14 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from torch._dynamo.utils import counters
 
-from attractor.cli.reckoning import Reckoning, reckon
-from attractor.cli.runs import environment, finite, write_json
-from attractor.cli.trial import Trial
 from attractor.config import override
+from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
+from attractor.experiment.cost.step_benchmark import StepBenchmark
+from attractor.experiment.environment import environment
+from attractor.files import finite, write_json
 from attractor.recipes import Recipe
 from attractor.recipes import recipe as find_recipe
 from attractor.recipes.puzzles import FAMILIES
-from attractor.train import PRECISIONS, peak_flops
+from attractor.training import PRECISIONS
 from benchmarks.memory import EVALUATIONS
 from benchmarks.reasoning_step import host_waits
 
@@ -47,10 +49,10 @@ class Side:
     """A recipe in training, and what is known of it."""
 
     def __init__(self, recipe: Recipe, *, compiled: bool) -> None:
-        self.found: Reckoning = reckon(recipe, evaluations=8)
+        self.found: CostEstimate = estimate_cost(recipe, evaluations=8)
         fitted = self.found.recipe if self.found.unit == "puzzle" else recipe  # that one would fix the evaluations
         known = _graphs()
-        self.trial, self.compiled = Trial(fitted, compiled=compiled), compiled
+        self.trial, self.compiled = StepBenchmark(fitted, compiled=compiled), compiled
         warm_up = [self.trial.timed()[0] for _ in range(WARM_UP)]
         self.row: dict[str, Any] = {"graphs": _graphs() - known, "warm_up_seconds": sum(warm_up), "new_graphs": 0}
         self.seconds: list[tuple[float, float]] = []  # of the clock and of the processor
@@ -114,11 +116,11 @@ def memory(size: str = LANGUAGE, set: Set = ROWS, evaluations: tuple[int, ...] =
         forced = ("model.tolerance=1e-6", f"model.min_evaluations={n}", f"model.max_evaluations={n}")
         # More batches of a step take no more memory than two, of which the second finds the first one's gradients.
         config = override(find_recipe(size), (*set, *forced, "train.accumulate=2"))
-        trial = Trial(config, compiled=ON_GPU)
+        trial = StepBenchmark(config, compiled=ON_GPU)
         trial.step()
         peak = trial.peak()
         assert trial.calls == [n] * len(trial.calls), trial.calls
-        estimate = reckon(config, evaluations=n).memory.peak
+        estimate = estimate_cost(config, evaluations=n).memory.peak
         rows[str(n)] = {"evaluations": n, "peak_gb": peak / 1e9, "estimated_gb": estimate / 1e9}
         del trial
     growth = rows[str(evaluations[-1])]["peak_gb"] / rows[str(evaluations[0])]["peak_gb"]

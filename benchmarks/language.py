@@ -37,13 +37,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.evaluate import documents
-from attractor.cli.language import load_language_model
-from attractor.cli.runs import environment, train_language, write_json
 from attractor.config import change, to_dict
-from attractor.evaluate import lambada, score_text
+from attractor.data.text import read_held_out
+from attractor.evaluation import lambada, score_text
+from attractor.experiment.environment import environment
+from attractor.experiment.language import train_language
+from attractor.experiment.loading import load_language_model
+from attractor.files import write_json
+from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, language
-from attractor.train import Progress, find_checkpoint
+from attractor.training import find_checkpoint
 
 OUT = Path("results/language")
 SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
@@ -72,11 +75,11 @@ def recipe(side: str, seed: int, num_steps: int) -> LanguageRecipe:
 def one(side: str, seed: int, data: Path, bundle: Path, num_steps: int, console: Console) -> None:
     """Train and judge one side with one seed and write ``results/language/SIDE-SEED.json``."""
     wanted = recipe(side, seed, num_steps)
-    with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {seed}", console) as progress:
+    with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {seed}", console) as progress:
         train_language(wanted, data, Path(folder), callbacks=[progress])
         log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         model, tokenizer = load_language_model(find_checkpoint(Path(folder)))
-    texts = [text[:CHARACTERS] for text in documents((data,), "text")]
+    texts = [text[:CHARACTERS] for text in read_held_out((data,), "text")]
     curve = []
     solves = side in ("attractor", "looped")
     for depth in DEPTHS if solves else (None,):
@@ -110,7 +113,8 @@ def one(side: str, seed: int, data: Path, bundle: Path, num_steps: int, console:
         "lambada_log_likelihood": words.log_likelihood,
         "lambada_accuracy": words.accuracy,
         "log": [
-            {k: line.get(k) for k in ("step", "loss", "evaluations", "calls", "residual", "moved")} for line in log
+            {k: line.get(k) for k in ("step", "loss", "evaluations", "calls", "residual", "proposal_distance")}
+            for line in log
         ],
     }
     write_json(OUT / f"{side}-{seed}.json", result)
@@ -239,7 +243,7 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
             )
             if side == "attractor":
                 right.plot(steps, [line["residual"] for line in log], alpha=0.7, color="C0")
-                right.plot(steps, [line["moved"] for line in log], alpha=0.7, color="C2")
+                right.plot(steps, [line["proposal_distance"] for line in log], alpha=0.7, color="C2")
     left.set(xlabel="depth (evaluations)", title="bits per byte, held out")
     left.legend()
     middle.set(xlabel="training step", title="evaluations in training")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import attractor.solve.loop as loop
 from attractor import Tolerance, fixed_point
-from benchmarks.solvers import BATCH, TIME, WIDTH, Block
+from benchmarks.solvers import BATCH, TIME, WIDTH, CompiledBlock
 
 MARGINS = (1.0, 0.5, 0.25, 0.1)
 CASES = ((0.5, 1e-3), (0.75, 1e-5), (0.9, 1e-4))
@@ -29,10 +29,10 @@ def main() -> None:
     rows = []
     for gate, tolerance in CASES:
         torch.manual_seed(1)
-        block, c = Block(gate), torch.randn(BATCH, TIME, WIDTH)
+        block, c = CompiledBlock(gate), torch.randn(BATCH, TIME, WIDTH)
         cells = []
         for margin in MARGINS:
-            loop.SETTLE = margin
+            loop.FREEZE_MARGIN = margin
             solution = fixed_point(lambda y, b=block, c=c: b(y, c), c, stop=Tolerance(rtol=tolerance), causal=True)
             assert solution.outcome.converged
             mean = solution.evaluations.float().mean().item()

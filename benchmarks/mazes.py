@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from attractor.cli.demo import judge_sizes, write_pictures
-from attractor.cli.reasoning import train_reasoner, training_mazes
-from attractor.cli.runs import environment, write_json
 from attractor.config import to_dict
+from attractor.experiment.environment import environment
+from attractor.experiment.puzzles import train_reasoner, training_mazes
+from attractor.files import write_json
+from attractor.progress import TrainingProgress
 from attractor.recipes import MazeDataConfig, maze, maze_control
-from attractor.train import Progress, find_checkpoint
+from attractor.training import find_checkpoint
 
 OUT = Path("results/mazes")
 SHOWN = (16, 32, 64, 128, 256)
@@ -37,7 +39,7 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
     assert isinstance(recipe.data, MazeDataConfig)
     if side == "control":
         recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
-    with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {seed}", console) as progress:
+    with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {seed}", console) as progress:
         model = train_reasoner(recipe, Path(folder), callbacks=[progress])
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)

@@ -20,7 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.runs import environment, write_json
+from attractor.experiment.environment import environment
+from attractor.files import write_json
 from benchmarks.language import SIDES
 
 OUT = Path("results/language/memory.json")

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.cli.runs import environment, write_json
+from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.environment import environment
+from attractor.files import write_json
 from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig
-from attractor.nn import CellsConfig, RecursionConfig
-from attractor.train.device import peak_flops
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 
 OUT = Path("results/reasoning")
 WARM_UP = 3  # the first start, the carried state, and once more to see that nothing is compiled for it
@@ -43,8 +44,8 @@ Segment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # questions and sta
 class Side:
     """A model in training and how one of its segments is made."""
 
-    def __init__(self, model: nn.Module, segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
-        self.model, self.segment, self.state, self.dtype = model, segment, state, dtype
+    def __init__(self, model: nn.Module, evaluations_per_segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
+        self.model, self.evaluations_per_segment, self.state, self.dtype = model, evaluations_per_segment, state, dtype
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         self.seconds: list[tuple[float, float]] = []  # of the clock and of the processor
         self.graphs = 0
@@ -52,7 +53,7 @@ class Side:
     def step(self, questions: Tensor, answers: Tensor) -> None:
         """Make one training step."""
         with torch.autocast(questions.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits, state = self.segment(questions, self.state)
+            logits, state = self.evaluations_per_segment(questions, self.state)
             loss = F.cross_entropy(logits.flatten(0, -2), answers.flatten())
         self.optimizer.zero_grad()
         loss.backward()
@@ -93,11 +94,11 @@ def straight_loop(model: TRM) -> Segment:
             x = F.rms_norm(x + mlp(layer.mlp, x), x.shape[-1:], eps=1e-5)
         return x
 
-    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluations_per_segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x = model.embedding(questions).flatten(1, 2)
         y, z = state.flatten(1, 2).chunk(2, dim=-1)
         with torch.no_grad():
-            for _ in range(config.segment - 1):
+            for _ in range(config.evaluations_per_segment - 1):
                 for _ in range(config.update.num_latent):
                     z = net(z, y + x)
                 y = net(y, z)
@@ -106,25 +107,29 @@ def straight_loop(model: TRM) -> Segment:
         y = net(y, z)
         return model.lm_head(y), torch.cat([y, z], dim=-1).view(state.shape)
 
-    return segment
+    return evaluations_per_segment
 
 
 def through_reasoner(model: nn.Module) -> Segment:
     """Return the segment of any of our reasoners."""
 
-    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluations_per_segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         output: Any = model(questions, state)
         return output.logits, output.solution.value
 
-    return segment
+    return evaluations_per_segment
 
 
 def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[str, Side]:
     """Return all sides, those of a model with equal weights."""
-    cells = CellsConfig(width=width, hidden=3 * width, num_cells=size**2)
-    update, symbols = RecursionConfig(cells=cells), {"num_symbols": size + 1, "num_classes": size + 1}
-    trm = TRMConfig(**symbols, update=update, segment=2).build().to(questions.device)
-    attractor = AttractorReasonerConfig(**symbols, update=update, segment=2, tracked=1).build().to(questions.device)
+    cells = GridNetworkConfig(width=width, hidden=3 * width, num_cells=size**2)
+    update, symbols = TRMUpdateConfig(cells=cells), {"num_symbols": size + 1, "num_classes": size + 1}
+    trm = TRMConfig(**symbols, update=update, evaluations_per_segment=2).build().to(questions.device)
+    attractor = (
+        AttractorReasonerConfig(**symbols, update=update, evaluations_per_segment=2, backprop_steps=1)
+        .build()
+        .to(questions.device)
+    )
 
     def side(model: Any, compiled: Callable[[Any], nn.Module] | None = None, loop: Any = through_reasoner) -> Side:
         model = copy.deepcopy(model)

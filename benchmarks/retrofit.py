@@ -25,16 +25,17 @@ import tyro
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from attractor.cli.evaluate import documents
-from attractor.cli.language import quiet
-from attractor.cli.runs import Start, environment, train_language, write_json
 from attractor.config import change, to_dict
-from attractor.data.text import PackedRows, Shards, load_tokenizer
-from attractor.evaluate import score_text
+from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_out
+from attractor.evaluation import score_text
+from attractor.experiment.environment import environment
+from attractor.experiment.language import Start, train_language
+from attractor.experiment.loading import quiet
+from attractor.files import write_json
 from attractor.gradient import spectral_radius
 from attractor.models.language import AttractorForCausalLM, LanguageModel
+from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, language, retrofit, started_from
-from attractor.train import Progress
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
@@ -66,7 +67,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
             },
         },
     )
-    with tempfile.TemporaryDirectory() as run, Progress("plain", console) as progress:
+    with tempfile.TemporaryDirectory() as run, TrainingProgress("plain", console) as progress:
         model = train_language(recipe, data, Path(run), callbacks=[progress])
     own = model.config
     names = (
@@ -105,10 +106,10 @@ def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> A
     return model
 
 
-def judge(model: LanguageModel, data: Path) -> dict[str, Any]:
+def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
     """Return bits per byte at depths 0 and 1 and solved, the share of tokens at rest, and the spectral radius there."""
     tokenizer = load_tokenizer(data)
-    texts = [text[:CHARACTERS] for text in documents((data,), "text")]
+    texts = [text[:CHARACTERS] for text in read_held_out((data,), "text")]
 
     def score(**budget: float) -> Any:
         return score_text(model, tokenizer, texts, length=LENGTH, batch_size=32, **budget)
@@ -147,11 +148,11 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
         started_from(retrofit(), model.config),
         {
             "model": {"max_evaluations": 16},
-            "text": {"contraction": penalty},
+            "text": {"contraction_penalty": penalty},
             "train": {"num_steps": num_steps, "accumulate": 1, "checkpoint_every": 0, "optimizer": {"lr": 5e-4}},
         },
     )
-    with tempfile.TemporaryDirectory() as run, Progress(side, console) as progress:
+    with tempfile.TemporaryDirectory() as run, TrainingProgress(side, console) as progress:
         start = Start(model, load_tokenizer(data))
         trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start)
         log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
@@ -162,7 +163,7 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
         "penalty": penalty,
         "recipe": to_dict(recipe),
         "seconds": log[-1]["seconds"],
-        **judge(trained, data),
+        **evaluate_depths(trained, data),
         "log": [
             {name: line.get(name) for name in ("step", "loss", "spectral_radius", "growth", "evaluations", "residual")}
             for line in log
@@ -187,7 +188,7 @@ def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 5
         recipe = pretrain(data, backbone, pretraining, console)
         before = {}
         for name, k, branches in (("1", 1, 1.0), ("2", 2, 1.0), ("3", 3, 1.0), ("3, doubled", 3, 2.0)):
-            before[name] = judge(build(backbone, k, branches).eval(), data)
+            before[name] = evaluate_depths(build(backbone, k, branches).eval(), data)
             console.print(f"attractor layers {name}, untrained: {before[name]}")
         file = OUT / "retrofit.json"
         after = json.loads(file.read_text())["trained"] if file.exists() else {}

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from attractor.cli.cost import EXPECTED_MFU, days
-from attractor.cli.reckoning import parameters, reckon
 from attractor.config import override
+from attractor.experiment.cost.device import PEAK_FLOPS
+from attractor.experiment.cost.estimate import estimate_cost, parameters
 from attractor.recipes import recipe
-from attractor.train.device import PEAK_FLOPS
 
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 RECIPES = [f"language/{size}{family}" for size in ("140m", "370m", "770m") for family in ("", "-transformer")]
@@ -28,7 +28,7 @@ def tables() -> str:
     """Return both tables as Markdown."""
     lines = ["| recipe | weights | embedding | forward | training | whole run |", "|---|---|---|---|---|---|"]
     for name in RECIPES:
-        found = reckon(recipe(name), evaluations=EVALUATIONS)
+        found = estimate_cost(recipe(name), evaluations=EVALUATIONS)
         parts = parameters(found.model)
         each = (found.forward(found.evaluations), found.flops)
         total = f"{(found.total or 0) / 1e18:.1f}"
@@ -42,7 +42,7 @@ def tables() -> str:
         for n in GPUS:
             config = override(recipe(name), settings(n))
             for how in ("ddp", "fsdp") if n > 1 else ("none",):
-                found = reckon(config, evaluations=EVALUATIONS, world_size=n, strategy=how)
+                found = estimate_cost(config, evaluations=EVALUATIONS, world_size=n, strategy=how)
                 memory.append(f"{found.memory.peak / 1e9:.1f}")
             spans.append(f"{days(found, PEAK_FLOPS['H100'], EXPECTED_MFU):.2f}")
         lines.append(f"| `{name}` | {' | '.join([*memory, *spans])} |")

@@ -23,11 +23,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.reasoning import train_reasoner
-from attractor.cli.runs import environment, finite, write_json
 from attractor.config import override, to_dict
+from attractor.experiment.environment import environment
+from attractor.experiment.puzzles import train_reasoner
+from attractor.files import finite, write_json
+from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku
-from attractor.train import Progress
 
 OUT = Path("results/scaling")
 SIDES = ("attractor", "trm")
@@ -62,7 +63,7 @@ def run(
             recipe = override(sudoku(6, side), [*cells, rate, f"supervision.batch_size={batch}"])
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
-            with tempfile.TemporaryDirectory() as folder, Progress(f"{side} {width} {seed}") as progress:
+            with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
                 model = train_reasoner(recipe, Path(folder), callbacks=[progress])
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {

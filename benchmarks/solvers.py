@@ -36,7 +36,7 @@ REPETITIONS = 15
 OUT = Path("results/solvers/solvers.json")
 
 
-class Block(nn.Module):
+class CompiledBlock(nn.Module):
     """A pre-norm causal transformer layer, and the attractor map ``y ↦ c + F(h) − h`` with ``h = (y + c)/2`` around it."""
 
     def __init__(self, gate: float) -> None:
@@ -61,8 +61,8 @@ class Block(nn.Module):
 class Watched:
     """The update, with its own time and the largest residual of any token seen at each call."""
 
-    def __init__(self, block: Block, c: Tensor, *, judge: bool) -> None:
-        self.block, self.c, self.judge = block, c, judge
+    def __init__(self, block: CompiledBlock, c: Tensor, *, evaluate_depths: bool) -> None:
+        self.block, self.c, self.judge = block, c, evaluate_depths
         self.seconds, self.worst = 0.0, []
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ SOLVERS: dict[str, Solve] = {
 def count(gate: float, tolerance: float, seed: int) -> dict[str, int]:
     """Evaluations until every token is below tolerance. Ours: all calls made, verification included."""
     torch.manual_seed(seed)
-    block, c = Block(gate), torch.randn(BATCH, TIME, WIDTH)
+    block, c = CompiledBlock(gate), torch.randn(BATCH, TIME, WIDTH)
     counts = {}
     for name, solve in SOLVERS.items():
-        update = Watched(block, c, judge=True)
+        update = Watched(block, c, evaluate_depths=True)
         solve(update, tolerance if name == "attractor" else 0.0, 100 if name == "attractor" else 40)
         below = [i for i, worst in enumerate(update.worst, start=1) if worst < tolerance]
         counts[name] = len(update.worst) if name == "attractor" else (below[0] if below else -1)
@@ -116,11 +116,11 @@ def count(gate: float, tolerance: float, seed: int) -> dict[str, int]:
 def overhead() -> dict[str, list[float]]:
     """Milliseconds per evaluation outside the block, one figure per repetition, solvers in turn; 16 evaluations each."""
     torch.manual_seed(0)
-    block, c = Block(0.75), torch.randn(BATCH, TIME, WIDTH)
+    block, c = CompiledBlock(0.75), torch.randn(BATCH, TIME, WIDTH)
     figures: dict[str, list[float]] = {name: [] for name in [*SOLVERS, "block"]}
     for repetition in range(REPETITIONS + 1):
         for name, solve in SOLVERS.items():
-            update = Watched(block, c, judge=False)
+            update = Watched(block, c, evaluate_depths=False)
             begun = time.perf_counter()
             solve(update, 1e-12, 16)
             spent = time.perf_counter() - begun

@@ -28,16 +28,18 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.cli.evaluate_puzzles import judge_puzzles
-from attractor.cli.reasoning import Trained, train_reasoner, training_puzzles
-from attractor.cli.runs import environment, finite, write_json
+from attractor.cli.evaluate_puzzles import evaluate_puzzles
 from attractor.config import override, to_dict
 from attractor.data import puzzles, sudoku
 from attractor.data.puzzles import Puzzles
+from attractor.experiment.environment import environment
+from attractor.experiment.puzzles import LoadedReasoner, train_reasoner, training_puzzles
+from attractor.files import finite, write_json
 from attractor.models.reasoning import Reasoner
+from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
 from attractor.solve import Steps
-from attractor.train import Progress, find_checkpoint
+from attractor.training import find_checkpoint
 
 OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
@@ -90,14 +92,14 @@ def run(
                 test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
                 known = _both(learnt, test)
                 watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
-            with tempfile.TemporaryDirectory() as folder, Progress(f"{name} {side} {seed}") as progress:
+            with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
                 begun = time.process_time()
                 model = train_reasoner(recipe, Path(folder), data=data, held_out=watched, callbacks=[progress])
                 spent = time.process_time() - begun
                 steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-            figures = judge_puzzles(
-                Trained(model, "sudoku", size),
+            figures = evaluate_puzzles(
+                LoadedReasoner(model, "sudoku", size),
                 test,
                 depths=DEPTHS,
                 breadths=(1, 4) if model.random_start else (1,),

@@ -13,12 +13,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from attractor.cli.evaluate import documents
-from attractor.cli.language import load_language_model
-from attractor.cli.runs import environment, write_json
-from attractor.data.text import PackedRows, Shards, load_tokenizer
-from attractor.evaluate import score_text
-from attractor.train import find_checkpoint, read_run
+from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_out
+from attractor.evaluation import score_text
+from attractor.experiment.environment import environment
+from attractor.experiment.loading import load_language_model
+from attractor.files import write_json
+from attractor.training import find_checkpoint, read_run
 from benchmarks.ngram import ByteNgram
 
 OUT = Path("results/language/tiny.json")
@@ -41,7 +41,7 @@ def main(run: Path, /, data: Path, order: int = 5) -> None:
     tokens = np.concatenate([rows.batch(row, 1)[0].numpy()[0] for row in range(seen)])
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
-    held_out = list(documents((data,)))
+    held_out = list(read_held_out((data,)))
     model, own = load_language_model(checkpoint)
     score = score_text(model, own, held_out, length=rows.length, batch_size=32)
     once = score_text(model, own, held_out, length=rows.length, batch_size=32, depth=1)

@@ -48,7 +48,7 @@ def test_overriding_changes_one_field_and_nothing_else() -> None:
         ("model=3", "is a group"),
         ("train.seed.x=3", "single value"),
         ("train.seed", "write path=value"),
-        ("model.tracked=99", "tracked=99"),
+        ("model.backprop_steps=99", "tracked=99"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_advice(assignment: str, says: str) -> None:

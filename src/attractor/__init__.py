@@ -24,10 +24,9 @@ from attractor.gradient import (
     jacobian_penalty,
     spectral_radius,
 )
-from attractor.interop.auto_classes import register_models
 from attractor.solve import (
     Anderson,
-    Best,
+    BestSoFar,
     Broyden,
     Outcome,
     PartialUpdate,
@@ -39,17 +38,15 @@ from attractor.solve import (
     StopRule,
     Tolerance,
     Update,
-    together,
+    synchronized,
 )
 
 __version__ = "0.1.0"
 
-register_models()  # AutoModelForCausalLM and pipelines find our language models
-
 __all__ = [
     "Anderson",
     "AttractorError",
-    "Best",
+    "BestSoFar",
     "Broyden",
     "CheckpointError",
     "ConfigError",
@@ -78,5 +75,5 @@ __all__ = [
     "fixed_point",
     "jacobian_penalty",
     "spectral_radius",
-    "together",
+    "synchronized",
 ]

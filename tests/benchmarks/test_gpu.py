@@ -17,7 +17,9 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "ON_GPU", False)
     monkeypatch.setattr(gpu, "OUT", tmp_path)
     monkeypatch.setattr(gpu, "peak_flops", lambda device, dtype: 1e12)
-    monkeypatch.setattr("attractor.cli.trial.compile_blocks", partial(compile_blocks, backend="eager"))
+    monkeypatch.setattr(
+        "attractor.experiment.cost.step_benchmark.compile_blocks", partial(compile_blocks, backend="eager")
+    )
     return tmp_path
 
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from attractor.cli import main
-from attractor.cli.reasoning import load_reasoner, train_reasoner
-from attractor.data import mazes
+from attractor.data import maze
+from attractor.experiment.puzzles import load_reasoner, train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
-from attractor.recipes import MazeDataConfig, maze
-from attractor.train import TrainConfig
+from attractor.recipes import MazeDataConfig
+from attractor.recipes import maze as maze_recipe
+from attractor.training import TrainConfig
 
 TINY = replace(
-    maze(),
-    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=2, tracked=1),
+    maze_recipe(),
+    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
     data=MazeDataConfig(num_mazes=20, size=7),
     train=TrainConfig(num_steps=2),
 )
@@ -35,7 +36,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def maze_file(tmp_path):
     file = tmp_path / "maze.txt"
-    mazes.write(file, list(mazes.generate(2, 9, seed=0).questions))
+    maze.write(file, list(maze.generate(2, 9, seed=0).questions))
     return file
 
 
@@ -69,9 +70,9 @@ def test_convert_leaves_what_inference_needs(more: list[str], checkpoint, maze_f
 
 def test_mazes_come_from_a_csv_and_are_judged_by_label_and_by_length(checkpoint, tmp_path, capsys) -> None:
     """Solved from it, and evaluated both as labelled and as valid and shortest, by depth and breadth."""
-    drawn, file = mazes.generate_walls(3, 9, seed=0), tmp_path / "mazes.csv"
+    drawn, file = maze.generate_walls(3, 9, seed=0), tmp_path / "mazes.csv"
     lines = [
-        "me," + ",".join(mazes.render(g[i]).replace("\n", "") for g in (drawn.questions, drawn.answers)) + ",0"
+        "me," + ",".join(maze.render(g[i]).replace("\n", "") for g in (drawn.questions, drawn.answers)) + ",0"
         for i in range(3)
     ]
     file.write_text("source,question,answer,rating\n" + "\n".join(lines) + "\n")
@@ -103,7 +104,7 @@ def test_overwriting_forgets_the_older_run(tmp_path) -> None:
 
 def test_several_mazes_come_from_standard_input(checkpoint, maze_file, capsys, monkeypatch) -> None:
     """And wide ones are not folded."""
-    wide = mazes.render(mazes.generate(1, 91, seed=0).questions[0])
+    wide = maze.render(maze.generate(1, 91, seed=0).questions[0])
     monkeypatch.setattr("sys.stdin", io.StringIO(maze_file.read_text() + "\n" + wide))
     assert main(["solve", str(checkpoint), "-", "--depth", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -37,7 +37,7 @@ def test_a_large_recipe_is_reckoned_on_any_machine(capsys) -> None:
 
 def test_a_smaller_batch_is_measured_where_the_recipe_s_is_too_much(monkeypatch, capsys) -> None:
     """And that is said."""
-    monkeypatch.setattr("attractor.cli.reckoning.free_memory", lambda device: 40_000_000)
+    monkeypatch.setattr("attractor.experiment.cost.estimate.free_memory", lambda device: 40_000_000)
     assert main(["cost", "sudoku/6x6"]) == 0
     assert "smaller than the recipe's" in capsys.readouterr().out
 

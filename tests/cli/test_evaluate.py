@@ -9,9 +9,9 @@ import tyro
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from attractor.cli.evaluate import evaluate
-from attractor.cli.language import load_language_model
 from attractor.data.text import prepare, train_tokenizer
 from attractor.errors import AttractorError, CheckpointError, ConfigError, DataError
+from attractor.experiment.loading import load_language_model
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 SIZES = {

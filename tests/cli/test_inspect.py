@@ -11,8 +11,8 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from attractor.cli import main
-from attractor.cli.runs import environment
 from attractor.data.text import train_tokenizer
+from attractor.experiment.environment import environment
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
 
 SIZES = {

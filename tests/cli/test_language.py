@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from attractor.cli import main
-from attractor.cli.language import load_language_model
-from attractor.evaluate import calibrate
-from attractor.train.checkpoint import verify
+from attractor.evaluation import calibrate
+from attractor.experiment.loading import load_language_model
+from attractor.training.checkpoint import verify
 
 WORDS = [
     *"abcdefgh",
@@ -62,8 +62,8 @@ def run(data, tmp_path_factory):
 def test_four_commands_lead_from_text_to_a_writing_model(run, data, tmp_path, capsys) -> None:
     """Each reads what the one before wrote."""
     figures = tmp_path / "figures.json"
-    judge = ["evaluate", str(run), "--data", str(data / "tokens300"), "--out", str(figures), "--depth", "1"]
-    assert main(judge) == 0
+    evaluate_depths = ["evaluate", str(run), "--data", str(data / "tokens300"), "--out", str(figures), "--depth", "1"]
+    assert main(evaluate_depths) == 0
     assert json.loads(figures.read_text())["results"]["text"]["bits_per_byte"] > 0
     capsys.readouterr()
     assert main(["generate", str(run), "--prompt", "the sea", "--max-new-tokens", "5"]) == 0
@@ -142,7 +142,7 @@ def test_the_log_has_the_figures_of_a_solve(run) -> None:
     """And the run's settings, environment and commit lie beside the weights."""
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     for name in (
-        "loss", "tokens", "tokens/s", "mfu", "evaluations", "residual", "moved", "gate", "spectral_radius", "gradient",
+        "loss", "tokens", "tokens/s", "mfu", "evaluations", "residual", "proposal_distance", "gate", "spectral_radius", "gradient",
     ):  # fmt: skip
         assert name in line, name
     described = json.loads((run / "step-00000006" / "run.json").read_text())

@@ -17,18 +17,18 @@ import torch
 import torch.distributed as dist
 
 from attractor.cli import main
-from attractor.cli.reasoning import train_reasoner
 from attractor.config import override
+from attractor.experiment.puzzles import train_reasoner
 from attractor.recipes import recipe
-from attractor.train import find_checkpoint, joined
-from attractor.train.checkpoint import verify
+from attractor.training import find_checkpoint, init_distributed
+from attractor.training.checkpoint import verify
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform != "linux", reason="needs torch.distributed and /proc"
 )
 
 SETTINGS = [
-    "model.update.width=8", "model.segment=2", "model.tracked=1", "data.num_mazes=20", "data.size=7", "train.warmup=0",
+    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_mazes=20", "data.size=7", "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip
 
@@ -112,8 +112,8 @@ def train_until(step: int, out: Path) -> None:
     """Train as the command does, and pause after a step."""
     asked = iter(range(1, step + 1))
     config: Any = override(recipe("maze"), [*SETTINGS, "train.num_steps=100000"])
-    with joined() as world:
-        train_reasoner(config, out, world=world, pause=lambda: next(asked) == step)
+    with init_distributed() as distributed:
+        train_reasoner(config, out, distributed=distributed, should_pause=lambda: next(asked) == step)
 
 
 def steps(out: Path) -> list[int]:

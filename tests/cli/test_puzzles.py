@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attractor.cli import main
-from attractor.data import mazes, puzzles, sudoku
+from attractor.data import maze, puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 
 
@@ -28,7 +28,7 @@ def tables(folder: Path, kind: str) -> tuple[Path, Path]:
         drawn = sudoku.generate(24, size=6, seed=0)
         copies = sudoku.augment(drawn.questions[:2], drawn.answers[:2], rng)
     else:
-        walls = mazes.generate_walls(24, 8, seed=0)
+        walls = maze.generate_walls(24, 8, seed=0)
         drawn = Puzzles(kind="maze", questions=walls.questions, answers=walls.answers)
         # Turned by hand: symmetry 0 of 8 would leave them as they are.
         copies = tuple(
@@ -124,11 +124,11 @@ def test_mazes_are_drawn(kind: str, size: int, tmp_path: Path) -> None:
     assert main(["data", "mazes", "--out", str(out), *asked]) == 0
     train, test = (puzzles.read(out, split) for split in ("train", "test"))
     assert (train.questions.shape, len(test)) == ((30, size, size), 20)
-    steps = (train.answers == mazes.Cell.PATH).sum(axis=(1, 2)) + 1
+    steps = (train.answers == maze.Cell.PATH).sum(axis=(1, 2)) + 1
     assert steps.min() >= 8
     assert steps.max() <= 14
-    assert not np.isin(mazes.fingerprints(test.questions), mazes.fingerprints(train.questions)).any()
-    assert mazes.valid_and_shortest(test.questions, test.answers).all()
+    assert not np.isin(maze.fingerprints(test.questions), maze.fingerprints(train.questions)).any()
+    assert maze.valid_and_shortest(test.questions, test.answers).all()
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

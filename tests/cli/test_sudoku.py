@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from attractor.cli import main
-from attractor.cli.reasoning import load_reasoner
 from attractor.data import puzzles, sudoku
+from attractor.experiment.puzzles import load_reasoner
 
 FAST = [
     "data.size=4",
@@ -229,10 +229,29 @@ def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
     """In two parts as in one: carry, data and random numbers go on where they were."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = ["--data", str(data), "--track", "none", "--set", *FAST[3:-2], "train.precision=fp32"]
-    assert main(["train", "sudoku/6x6", "--out", str(whole), *settings, "train.num_steps=6", "train.decay=1e-9"]) == 0
-    assert main(["train", "sudoku/6x6", "--out", str(cut), *settings, "train.num_steps=3", "train.decay=1e-9"]) == 0
     assert (
-        main(["train", "sudoku/6x6", "--out", str(cut), "--resume", *settings, "train.num_steps=6", "train.decay=1e-9"])
+        main(
+            ["train", "sudoku/6x6", "--out", str(whole), *settings, "train.num_steps=6", "train.cooldown_fraction=1e-9"]
+        )
+        == 0
+    )
+    assert (
+        main(["train", "sudoku/6x6", "--out", str(cut), *settings, "train.num_steps=3", "train.cooldown_fraction=1e-9"])
+        == 0
+    )
+    assert (
+        main(
+            [
+                "train",
+                "sudoku/6x6",
+                "--out",
+                str(cut),
+                "--resume",
+                *settings,
+                "train.num_steps=6",
+                "train.cooldown_fraction=1e-9",
+            ]
+        )
         == 0
     )
     a, b = (load_reasoner(out).model.state_dict() for out in (whole, cut))

@@ -10,8 +10,8 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
-from attractor.data import mazes, puzzles, sudoku
-from attractor.data.mazes import ALPHABET, Cell, Grid, Mazes
+from attractor.data import maze, puzzles, sudoku
+from attractor.data.maze import ALPHABET, Cell, Grid, Mazes
 from attractor.data.puzzles import Puzzles
 from attractor.errors import ConfigError, DataError
 
@@ -25,7 +25,7 @@ def rated() -> Puzzles:
 
 
 def some_mazes(num: int = 4) -> Puzzles:
-    drawn = mazes.generate_walls(num, 8, seed=0, min_path=4)
+    drawn = maze.generate_walls(num, 8, seed=0, min_path=4)
     return Puzzles(kind="maze", questions=drawn.questions, answers=drawn.answers)
 
 
@@ -50,7 +50,7 @@ def test_a_folder_gives_back_what_was_written(make: Callable[[], Puzzles], tmp_p
     """Memory-mapped, every split with its ratings, and an index that says what a model has to know."""
     data = make()
     out = tmp_path / "deep" / "out"
-    puzzles.write(out, {"train": data[:3], "test": data[3:]}, describe={"seed": 0})
+    puzzles.write(out, {"train": data[:3], "test": data[3:]}, metadata={"seed": 0})
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     for split, part in (("train", data[:3]), ("test", data[3:])):
         back = puzzles.read(out, split)
@@ -171,7 +171,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 # The csv
 
 
-@pytest.mark.parametrize(("make", "read"), [(rated, sudoku.read_table), (some_mazes, mazes.read_table)])
+@pytest.mark.parametrize(("make", "read"), [(rated, sudoku.read_table), (some_mazes, maze.read_table)])
 def test_a_csv_is_read_in_others_format(
     make: Callable[[], Puzzles], read: Callable[..., Puzzles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,13 +253,13 @@ def test_a_csv_of_mazes_must_hold_shortest_paths(tmp_path: Path) -> None:
             part[0][part[0] == change[0]] = change[1]
         table(file, Puzzles(kind="maze", questions=grids[0], answers=grids[1]))
         with pytest.raises(DataError, match=says):
-            mazes.read_table(file)
+            maze.read_table(file)
     table(file, Puzzles(kind="maze", questions=data.answers, answers=data.answers))
     with pytest.raises(DataError, match="line 2: the question marks a path"):
-        mazes.read_table(file)
+        maze.read_table(file)
     file.write_text("source,question,answer,rating\nme," + "#" * 10 + "," + "#" * 10 + ",1\n")
     with pytest.raises(DataError, match="line 2: the question has 10 characters; give a square number"):
-        mazes.read_table(file)
+        maze.read_table(file)
 
 
 # Mazes with long paths, and how answers to them are scored
@@ -282,11 +282,11 @@ def steps_by_scipy(grid: Grid) -> int:
 @pytest.mark.parametrize(
     ("generate", "size", "bounds"),
     [
-        (mazes.generate_walls, 30, (111, None)),
-        (mazes.generate_walls, 12, (20, 25)),
-        (mazes.generate_walls, 7, (1, 3)),
-        (mazes.generate, 31, (100, 140)),
-        (mazes.generate, 9, (12, None)),
+        (maze.generate_walls, 30, (111, None)),
+        (maze.generate_walls, 12, (20, 25)),
+        (maze.generate_walls, 7, (1, 3)),
+        (maze.generate, 31, (100, 140)),
+        (maze.generate, 9, (12, None)),
     ],
 )
 def test_paths_keep_their_bounds(generate: Callable[..., Mazes], size: int, bounds: tuple[int, int | None]) -> None:
@@ -297,14 +297,14 @@ def test_paths_keep_their_bounds(generate: Callable[..., Mazes], size: int, boun
         steps = steps_by_scipy(question)
         assert bounds[0] <= steps <= (bounds[1] or size**2)
         assert (answer == Cell.PATH).sum() == steps - 1
-        np.testing.assert_array_equal(mazes.parse(mazes.render(question)), question)
+        np.testing.assert_array_equal(maze.parse(maze.render(question)), question)
     fewer = generate(2, size, seed=3, min_path=bounds[0], max_path=bounds[1])
     np.testing.assert_array_equal(fewer.questions, drawn.questions[:2])
 
 
 def test_random_walls_have_loops_and_their_share_of_floor() -> None:
     """Of all inner cells; and neither S nor G is always the dead end."""
-    drawn = mazes.generate_walls(300, 20, seed=0, floor=0.7)
+    drawn = maze.generate_walls(300, 20, seed=0, floor=0.7)
     floor = drawn.questions != Cell.WALL
     assert abs(floor[:, 1:-1, 1:-1].mean() - 0.7) < 0.02
     neighbours = floor[:, :-2, 1:-1] * 1 + floor[:, 2:, 1:-1] + floor[:, 1:-1, :-2] + floor[:, 1:-1, 2:]
@@ -315,27 +315,27 @@ def test_random_walls_have_loops_and_their_share_of_floor() -> None:
 
 def test_excluded_walls_are_not_drawn_again() -> None:
     """Up to rotation and reflection, with even sizes too."""
-    seen = mazes.generate_walls(300, 5, seed=0)
-    fresh = mazes.generate_walls(50, 5, seed=1, exclude=seen[::2])
-    keys = mazes.fingerprints(fresh.questions)
-    assert not np.isin(keys, mazes.fingerprints(seen[::2].questions)).any()
-    assert np.isin(keys, mazes.fingerprints(seen[1::2].questions)).any()
+    seen = maze.generate_walls(300, 5, seed=0)
+    fresh = maze.generate_walls(50, 5, seed=1, exclude=seen[::2])
+    keys = maze.fingerprints(fresh.questions)
+    assert not np.isin(keys, maze.fingerprints(seen[::2].questions)).any()
+    assert np.isin(keys, maze.fingerprints(seen[1::2].questions)).any()
     assert len(np.unique(keys)) == 50
     turned = Mazes(questions=np.rot90(seen.questions, axes=(1, 2)), answers=seen.answers)
-    again = mazes.generate_walls(20, 5, seed=0, exclude=turned)
-    assert not np.isin(mazes.fingerprints(again.questions), mazes.fingerprints(seen.questions)).any()
+    again = maze.generate_walls(20, 5, seed=0, exclude=turned)
+    assert not np.isin(maze.fingerprints(again.questions), maze.fingerprints(seen.questions)).any()
 
 
 @pytest.mark.parametrize(
     ("generate", "arguments", "says"),
     [
-        (mazes.generate_walls, {"size": 4}, "size=4"),
-        (mazes.generate_walls, {"floor": 0.0}, "floor=0.0"),
-        (mazes.generate_walls, {"min_path": 0}, "min_path=0"),
-        (mazes.generate_walls, {"min_path": 9, "max_path": 8}, "max_path=8"),
-        (mazes.generate_walls, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
-        (mazes.generate, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
-        (mazes.generate_walls, {"num_mazes": -1}, "num_mazes=-1"),
+        (maze.generate_walls, {"size": 4}, "size=4"),
+        (maze.generate_walls, {"floor": 0.0}, "floor=0.0"),
+        (maze.generate_walls, {"min_path": 0}, "min_path=0"),
+        (maze.generate_walls, {"min_path": 9, "max_path": 8}, "max_path=8"),
+        (maze.generate_walls, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
+        (maze.generate, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
+        (maze.generate_walls, {"num_mazes": -1}, "num_mazes=-1"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(
@@ -348,18 +348,18 @@ def test_bounds_that_cannot_be_are_refused(
 
 def test_scores_of_batches_agree_with_single_verdicts() -> None:
     """Right answers, other shortest paths, detours, loose marks, missing marks and changed walls."""
-    drawn = mazes.generate_walls(200, 8, seed=4, floor=0.8, min_path=3)
+    drawn = maze.generate_walls(200, 8, seed=4, floor=0.8, min_path=3)
     rng = np.random.default_rng(0)
     predictions = drawn.answers.copy()
     turned = np.ascontiguousarray(np.rot90(drawn.questions, 2, axes=(1, 2)))
-    others = np.rot90(mazes.shortest_paths(turned), 2, axes=(1, 2))  # ties are broken the other way
+    others = np.rot90(maze.shortest_paths(turned), 2, axes=(1, 2))  # ties are broken the other way
     predictions[50:120] = others[50:120]
     for grid in predictions[100:]:
         places = np.argwhere(grid != rng.integers(2))
         grid[tuple(places[rng.integers(len(places))])] = rng.integers(5)
-    exact = mazes.exact(drawn.answers, predictions)
-    right = mazes.valid_and_shortest(drawn.questions, predictions)
-    singles = [mazes.verdict(q, p).is_shortest for q, p in zip(drawn.questions, predictions, strict=True)]
+    exact = maze.exact(drawn.answers, predictions)
+    right = maze.valid_and_shortest(drawn.questions, predictions)
+    singles = [maze.verdict(q, p).is_shortest for q, p in zip(drawn.questions, predictions, strict=True)]
     assert right.tolist() == singles
     assert exact[:50].all()
     assert right[:100].all()
@@ -375,17 +375,17 @@ def test_a_walk_with_a_detour_is_not_shortest() -> None:
     detour[2, 1:4] = Cell.PATH
     direct[1, 2] = Cell.PATH
     batch = np.stack([question, detour, direct])
-    assert mazes.valid_and_shortest(np.stack([question] * 3), batch).tolist() == [False, False, True]
+    assert maze.valid_and_shortest(np.stack([question] * 3), batch).tolist() == [False, False, True]
     beside = question.copy()
     beside[1, 2:4] = Cell.GOAL, Cell.FLOOR
-    assert mazes.valid_and_shortest(beside[None], beside[None]).tolist() == [True]
+    assert maze.valid_and_shortest(beside[None], beside[None]).tolist() == [True]
     with pytest.raises(DataError, match="shapes"):
-        mazes.valid_and_shortest(batch, batch[:2])
+        maze.valid_and_shortest(batch, batch[:2])
 
 
 def test_the_walls_of_a_seed_never_change() -> None:
     """Seed 0 draws this maze: whoever changes it makes every recorded run impossible to repeat."""
-    assert mazes.render(mazes.generate_walls(1, 8, seed=0, min_path=10).answers[0]) == GOLDEN
+    assert maze.render(maze.generate_walls(1, 8, seed=0, min_path=10).answers[0]) == GOLDEN
 
 
 GOLDEN = """\

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from attractor.data.text import (
     END_OF_TEXT,
     PackedRows,
-    Reading,
+    ReadStats,
     Shards,
     fingerprint,
     list_splits,
@@ -156,9 +156,9 @@ def test_every_packing_of_jsonl_and_txt_is_read_alike(packing: str, tmp_path) ->
     packed.write_bytes(PACKERS[packing](lines.read_bytes()))
     whole = tmp_path / f"c.txt{packing}"
     whole.write_bytes(PACKERS[packing](b"\xef\xbb\xbf" + DOCUMENTS[1].encode()))
-    reading = Reading()
+    reading = ReadStats()
     assert list(read_documents([packed, str(whole)], reading=reading)) == [*DOCUMENTS, DOCUMENTS[1]]
-    assert (reading.num_documents, reading.num_empty, reading.num_mended) == (61, 0, 0)
+    assert (reading.num_documents, reading.num_empty, reading.num_repaired) == (61, 0, 0)
     assert reading.num_read == total_bytes([packed, whole]) == packed.stat().st_size + whole.stat().st_size
 
 
@@ -181,7 +181,7 @@ def test_folders_are_read_sorted_and_hidden_files_left_alone(tmp_path) -> None:
     for name in ("b/2.txt", "a.md", "c.txt", "image.png", ".git/x.md", ".hidden.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / "empty.txt").write_text(" \n")
-    reading = Reading()
+    reading = ReadStats()
     assert list(read_documents([tmp_path], reading=reading)) == ["a.md", "b/2.txt", "c.txt"]
     assert reading.num_empty == 1
 
@@ -232,10 +232,10 @@ def test_bytes_that_are_no_utf8_are_replaced_and_counted(tmp_path) -> None:
     (tmp_path / "b.jsonl").write_bytes(
         b'{"text": "th\xe9 \\ud800"}\n\n{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude42"}\n{"text": ""}\n'
     )
-    reading = Reading()
+    reading = ReadStats()
     texts = list(read_documents([tmp_path], reading=reading))
     assert texts == ["th\ufffd \ufffd!", "th\ufffd \ufffd", "a\ufffdb", "🙂"]
-    assert (reading.num_documents, reading.num_mended, reading.num_empty) == (4, 3, 1)
+    assert (reading.num_documents, reading.num_repaired, reading.num_empty) == (4, 3, 1)
 
 
 GARBLED = {
@@ -318,7 +318,7 @@ def test_splits_may_come_mixed_and_readings_are_noted(tokenizer, tmp_path) -> No
         seen[0] += num_bytes
         seen[1] += num_tokens
 
-    readings = {"train": Reading(num_empty=5, num_mended=7)}
+    readings = {"train": ReadStats(num_empty=5, num_repaired=7)}
     prepare(tmp_path / "a", pairs, tokenizer, readings=readings, advance=advance)
     splits = {name: [t for split, t in pairs if split == name] for name in ("train", "val")}
     prepare(tmp_path / "b", splits, tokenizer)
@@ -366,9 +366,9 @@ def test_settings_of_a_tokenizer_do_not_cut_documents(prepared, tokenizer, tmp_p
 
 def test_tokenizers_that_cannot_serve_are_refused(tokenizer, tmp_path) -> None:
     """Without an end-of-text token documents could not be told apart."""
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    unwrap_model = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(DataError, match="no end-of-text token"):
-        prepare(tmp_path / "out", {"train": DOCUMENTS}, bare)
+        prepare(tmp_path / "out", {"train": DOCUMENTS}, unwrap_model)
     with pytest.raises(ConfigError, match="shard_tokens=0"):
         prepare(tmp_path / "out", {"train": DOCUMENTS}, tokenizer, shard_tokens=0)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from attractor.errors import ConfigError
-from attractor.interop.export import HeldOut, export, to_stock
+from attractor.interop.stock_export import HeldOut, export, to_stock
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
 
 SIZES = {

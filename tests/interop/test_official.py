@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from attractor.errors import CheckpointError
-from attractor.interop.official import FIXED, IGNORED, import_official
+from attractor.interop.official_checkpoint import FIXED, IGNORED, import_official
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attractor.errors import CheckpointError
-from attractor.interop.trm import import_trm
+from attractor.interop.trm_checkpoint import import_trm
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "trm_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")

@@ -10,7 +10,7 @@ from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfi
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.testing import UpdateConformance
 
-SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), segment=6, tracked=2)
+SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=6, backprop_steps=2)
 
 
 def reasoner(**changes) -> AttractorReasoner:
@@ -48,20 +48,20 @@ def test_a_segment_counts_the_same_with_and_without_gradients() -> None:
     start = model.start(q)
     tracked = model(q, start).solution.value
     with torch.no_grad():
-        plain = model(q, start, stop=Steps(SMALL.segment)).solution.value
+        plain = model(q, start, stop=Steps(SMALL.evaluations_per_segment)).solution.value
     assert torch.allclose(tracked, plain, atol=1e-6)
     assert tracked.requires_grad
 
 
 def test_only_tracked_evaluations_carry_gradients() -> None:
     """With one tracked evaluation, the gradient is that of one damped step from where the others ended."""
-    model, q = reasoner(tracked=1), questions()
+    model, q = reasoner(backprop_steps=1), questions()
     start = model.start(q)
     model(q, start).logits.square().sum().backward()
     found = model.head.weight.grad.clone(), model.update.inner.weight.grad.clone()
     model.zero_grad()
     with torch.no_grad():
-        before = model(q, start, stop=Steps(SMALL.segment - 1)).solution.value
+        before = model(q, start, stop=Steps(SMALL.evaluations_per_segment - 1)).solution.value
     after = torch.lerp(before, model.update(before, model.embedding(q)), SMALL.damping)
     model.head(after).square().sum().backward()
     assert torch.allclose(found[0], model.head.weight.grad, rtol=1e-4, atol=1e-6)
@@ -141,7 +141,7 @@ class Shrinking(AttractorReasoner):
 
     asked: list[int]
 
-    def bind(self, questions):
+    def make_update(self, questions):
         rate = (0.05 + 0.3 * questions[:, :1, :1, None]).to(torch.float32)
 
         def update(y):
@@ -185,7 +185,9 @@ def test_the_implicit_gradient_is_the_unrolled_one_at_rest() -> None:
     found = {}
     for gradient, segment, tracked in (("implicit", 200, 1), ("one-step", 200, 1), ("phantom", 200, 60)):
         model, q = (
-            reasoner(gradient=gradient, noise=0.0, segment=segment, tracked=tracked, random_start=False),
+            reasoner(
+                gradient=gradient, noise=0.0, evaluations_per_segment=segment, backprop_steps=tracked, random_start=False
+            ),
             questions(1, 5),
         )
         with torch.no_grad():
@@ -212,7 +214,7 @@ def test_the_jacobian_penalty_makes_the_update_contract() -> None:
     optimizer = torch.optim.Adam(model.update.parameters(), lr=1e-2)
     sizes = []
     for step in range(20):
-        penalty = jacobian_penalty(model.bind(q), state, generator=torch.Generator().manual_seed(step))
+        penalty = jacobian_penalty(model.make_update(q), state, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         penalty.backward()
         optimizer.step()

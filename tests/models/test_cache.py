@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.speculative import verify
+from attractor.models.language.inference.speculative import verify
 
 SMALL = {
     "vocab_size": 97,
@@ -191,10 +191,10 @@ def test_rows_of_different_effort_leave_the_batch_when_done() -> None:
     model = build()
     ids, mask = left_padded()
     with torch.no_grad():
-        together = model(ids, attention_mask=mask, tolerance=1e-6).logits
+        synchronized = model(ids, attention_mask=mask, tolerance=1e-6).logits
         for row, num in enumerate((0, 3, 7)):
             alone = model(ids[row : row + 1, num:], tolerance=1e-6).logits
-            assert (together[row, num:] - alone[0]).abs().max() < 1e-5
+            assert (synchronized[row, num:] - alone[0]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("max_evaluations", [7, 9])  # after nine, one token's last step is undone
@@ -205,7 +205,7 @@ def test_what_is_kept_belongs_to_the_returned_values(max_evaluations: int) -> No
     model, ids, cache = make(), tokens(), DynamicCache()
     with torch.no_grad():
         output = model(ids, cache=cache, **budget)
-        assert (output.solution.outcome.status != Status.FINAL).any()
+        assert (output.solution.outcome.status != Status.CONVERGED).any()
         layer, at = model.model.layers[3], (output.hidden + output.proposal) / 2
         context = model._context(at, None, None)
         kept = cache.layers[3].keys.clone()

@@ -16,9 +16,10 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.nn import Block, compile_blocks
+from attractor.nn import CompiledBlock, compile_blocks
+from attractor.objectives import NextToken, NextTokenConfig
 from attractor.solve import Status
-from attractor.train import NextToken, NextTokenConfig, TrainConfig, train
+from attractor.training import TrainConfig, train
 
 SIZES = {
     "vocab_size": 61,
@@ -148,7 +149,7 @@ def test_a_backward_pass_can_be_used_again_whatever_ran_before() -> None:
 def test_second_derivatives_are_taken_of_what_is_written() -> None:
     """Which compiled code has not."""
 
-    class Square(Block):
+    class Square(CompiledBlock):
         def forward(self, y: Tensor) -> Tensor:
             return y.square()
 
@@ -168,12 +169,12 @@ class _Rows:
 @pytest.mark.parametrize(("setting", "num"), [(True, 4), (False, 0), (None, 0)])
 def test_the_setting_decides_and_the_log_compiles_nothing(setting, num: int, tmp_path, monkeypatch) -> None:
     """Without it, only on a GPU. What is inspected on the way has another shape and takes no graph; nor does what comes out."""
-    monkeypatch.setattr("attractor.train.loop.compile_blocks", partial(compile_blocks, backend="eager"))
+    monkeypatch.setattr("attractor.training.loop.compile_blocks", partial(compile_blocks, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
-    objective = NextToken(_Rows(), NextTokenConfig(batch_size=2, length=16, contraction=0.1), peak_flops=1e9)
-    config = TrainConfig(num_steps=3, log_every=1, ema=0.5, compile=setting)
-    trained = train(build(), objective, config, out=tmp_path, describe={})
+    objective = NextToken(_Rows(), NextTokenConfig(batch_size=2, length=16, contraction_penalty=0.1), peak_flops=1e9)
+    config = TrainConfig(num_steps=3, log_every=1, ema_decay=0.5, compile=setting)
+    trained = train(build(), objective, config, out=tmp_path, metadata={})
     trained(tokens(3))
     assert graphs() == num
 
@@ -183,12 +184,12 @@ def test_looking_rarely_changes_no_final_token() -> None:
     tokens that were final by then."""
     for share in (1.0, 0.6):
         often, rarely = (
-            build(tolerance=1e-4, training_fraction=share, check_every=every)(tokens(), labels=tokens())
+            build(tolerance=1e-4, training_min_converged_fraction=share, check_every=every)(tokens(), labels=tokens())
             for every in (1, 64)
         )
         a, b = often.solution, rarely.solution
         assert a.outcome.calls < b.outcome.calls == 64
-        final = a.outcome.status == Status.FINAL
+        final = a.outcome.status == Status.CONVERGED
         assert final.any()
         assert torch.equal(a.value[final], b.value[final])
         if share == 1:

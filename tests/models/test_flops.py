@@ -16,7 +16,7 @@ from attractor.models.language import (
     LoopedForCausalLM,
 )
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
-from attractor.nn import CellsConfig, ConvolutionUpdateConfig, RecursionConfig
+from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, TRMUpdateConfig
 
 LENGTH = 24
 SIZES = {
@@ -92,12 +92,12 @@ def test_the_looped_model(iterations: int, training: bool, monkeypatch) -> None:
     assert counted(run) == pytest.approx(expected(model, iterations, training), rel=1e-9)
 
 
-CELLS = CellsConfig(width=16, hidden=32, cell_hidden=24, num_cells=20, num_heads=2)
+CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=24, num_cells=20, num_heads=2)
 UPDATES = {
     "loop": ConvolutionUpdateConfig(width=8, kernel=3),
     "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
     **{
-        mixing: RecursionConfig(cells=replace(CELLS, mixing=mixing), num_latent=2)
+        mixing: TRMUpdateConfig(cells=replace(CELLS, mixing=mixing), num_latent=2)
         for mixing in ("mixer", "attention", "convolution")
     },
 }
@@ -113,20 +113,24 @@ REASONERS: dict[str, ReasonerConfig] = {
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(("segment", "tracked"), [(2, 1), (5, 3)])
+@pytest.mark.parametrize(("evaluations_per_segment", "backprop_steps"), [(2, 1), (5, 3)])
 @pytest.mark.parametrize("name", REASONERS)
-def test_reasoners(name: str, segment: int, tracked: int, training: bool) -> None:
+def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int, training: bool) -> None:
     """So many evaluations and a reading, and a training segment of which so many carry gradients; three puzzles cost thrice one."""
     if "transformer" in name:
-        tracked = 1  # its evaluations read nothing of one another
-    model = replace(REASONERS[name], segment=segment, tracked=tracked).build().train(training)
+        backprop_steps = 1  # its evaluations read nothing of one another
+    model = (
+        replace(REASONERS[name], evaluations_per_segment=evaluations_per_segment, backprop_steps=backprop_steps)
+        .build()
+        .train(training)
+    )
     questions = torch.zeros(3, 4, 5, dtype=torch.long)
 
     def run() -> None:
         with torch.set_grad_enabled(training):
-            output = model(questions, stop=None if training else Steps(segment))
+            output = model(questions, stop=None if training else Steps(evaluations_per_segment))
             loss = output.logits.sum() + (0 if output.halt is None else output.halt.sum())
         if training:
             loss.backward()
 
-    assert counted(run) == pytest.approx(3 * model.flops_per_puzzle(20, segment, training=training), rel=1e-9)
+    assert counted(run) == pytest.approx(3 * model.flops_per_puzzle(20, evaluations_per_segment, training=training), rel=1e-9)

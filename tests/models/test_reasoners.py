@@ -22,13 +22,13 @@ from attractor.models.reasoning import (
 from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
 from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
-from attractor.nn import CellsConfig, RecursionConfig, compile_blocks
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
+from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.recipes import recipe
-from attractor.train import DeepSupervision, DeepSupervisionConfig
 
-CELLS = CellsConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
+CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
 SYMBOLS = {"num_symbols": 5, "num_classes": 5}
-RECURSION = RecursionConfig(cells=CELLS, num_latent=2)
+RECURSION = TRMUpdateConfig(cells=CELLS, num_latent=2)
 CONFIGS: dict[str, ReasonerConfig] = {
     "trm": TRMConfig(**SYMBOLS, update=RECURSION),
     "hrm": HRMConfig(**SYMBOLS, cells=CELLS, num_latent=3),
@@ -88,7 +88,7 @@ def test_trm_is_an_attractor_reasoner_without_damping_and_noise() -> None:
     """The same weights from the same start give the same answers over three segments."""
     trm = build(CONFIGS["trm"]).eval()
     config = AttractorReasonerConfig(
-        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, segment=3, tracked=1
+        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, evaluations_per_segment=3, backprop_steps=1
     )
     ours = build(config).eval()
     ours.embedding.weight.copy_(4 * trm.embedding.weight)
@@ -169,7 +169,7 @@ def test_a_segment_is_the_same_with_and_without_gradients(name: str) -> None:
     with torch.enable_grad():
         tracked = model(q)
     assert torch.allclose(plain.logits, tracked.logits, atol=1e-6)
-    assert torch.equal(plain.logits, model(q, model.start(q), stop=Steps(model.segment)).logits)
+    assert torch.equal(plain.logits, model(q, model.start(q), stop=Steps(model.evaluations_per_segment)).logits)
     assert torch.equal(copy.deepcopy(model)(q).logits, plain.logits)
     assert plain.halt.shape == (3,)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attractor.errors import ConfigError, DataError
-from attractor.nn import Cells, CellsConfig, RecursionConfig
-from attractor.nn.cells import (
+from attractor.nn import GridNetwork, GridNetworkConfig, TRMUpdateConfig
+from attractor.nn.grid import (
     CellEmbedding,
     HaltingHead,
     _angles,
@@ -21,9 +21,9 @@ GRID = torch.Size((3, 4))
 SMALL = {"width": 16, "hidden": 32, "cell_hidden": 8, "num_cells": 12, "num_heads": 2}
 
 
-def cells(mixing: str, **changes) -> Cells:
+def cells(mixing: str, **changes) -> GridNetwork:
     torch.manual_seed(0)
-    return Cells(CellsConfig(**(SMALL | {"mixing": mixing} | changes)))
+    return GridNetwork(GridNetworkConfig(**(SMALL | {"mixing": mixing} | changes)))
 
 
 def inputs(*shape: int) -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_a_mixer_refuses_grids_of_another_size() -> None:
 @pytest.mark.parametrize("mixing", ["mixer", "attention", "convolution"])
 def test_states_stay_on_a_sphere(mixing: str) -> None:
     """Every layer ends in a norm, so a hundred updates leave the size of a state as it was."""
-    update = RecursionConfig(cells=CellsConfig(**SMALL, mixing=mixing), num_latent=2).build()
+    update = TRMUpdateConfig(cells=GridNetworkConfig(**SMALL, mixing=mixing), num_latent=2).build()
     state, x = inputs(2, 3, 4, 32), inputs(2, 3, 4, 16)
     for _ in range(100):
         state = update(state, x)
@@ -146,6 +146,6 @@ def test_hidden_widths_are_those_of_hrm_and_trm(width: int, hidden: int) -> None
 def test_settings_that_cannot_work_are_refused() -> None:
     """Heads that do not divide the width into whole rotations, and kinds of mixing that do not exist."""
     with pytest.raises(ConfigError, match="a multiple of 12"):
-        CellsConfig(width=16, mixing="attention", num_heads=3)
+        GridNetworkConfig(width=16, mixing="attention", num_heads=3)
     with pytest.raises(ConfigError, match="did you mean 'mixer'"):
-        CellsConfig(mixing="mixr")
+        GridNetworkConfig(mixing="mixr")

@@ -40,11 +40,17 @@ def test_weight_decay_spares_norms_and_biases() -> None:
 
 def test_the_trapezoid_rises_stays_and_falls() -> None:
     """Without warm-up it starts at its full height."""
-    assert [trapezoid(p, warmup=0.5, decay=0.25) for p in (0, 0.25, 0.5, 0.75, 1)] == [0, 0.5, 1, 1, 0]
-    assert trapezoid(0, warmup=0, decay=0.5) == 1
+    assert [trapezoid(p, warmup_fraction=0.5, cooldown_fraction=0.25) for p in (0, 0.25, 0.5, 0.75, 1)] == [
+        0,
+        0.5,
+        1,
+        1,
+        0,
+    ]
+    assert trapezoid(0, warmup_fraction=0, cooldown_fraction=0.5) == 1
 
 
-@pytest.mark.parametrize("changes", [{"muon": "["}, {"muon_momentum": 1.0}, {"lr": 0.0}, {"final_decay": -1.0}])
+@pytest.mark.parametrize("changes", [{"muon_pattern": "["}, {"muon_momentum": 1.0}, {"lr": 0.0}, {"final_weight_decay": -1.0}])
 def test_settings_that_cannot_work_are_refused(changes: dict) -> None:
     """By name."""
     with pytest.raises(ConfigError, match=next(iter(changes))):

@@ -2,7 +2,7 @@
 
 import torch
 
-from attractor import Anderson, Best, Broyden, Picard
+from attractor import Anderson, BestSoFar, Broyden, Picard
 from attractor.testing import SolverConformance, UpdateConformance, causal_attention
 
 
@@ -42,7 +42,7 @@ class TestBroydenOfLittleMemory(SolverConformance):
 
 class TestBestAnderson(SolverConformance):
     def make_solver(self):
-        return Best(Anderson())
+        return BestSoFar(Anderson())
 
 
 class TestAttentionBlock(UpdateConformance):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attractor import (
     Anderson,
-    Best,
+    BestSoFar,
     Broyden,
     ConfigError,
     DataError,
@@ -87,7 +87,7 @@ def test_best_returns_the_calmest_point_it_saw() -> None:
     spiral = lambda y: 1.05 * update(y)  # noqa: E731
     stop = Tolerance(rtol=1e-9, max_evaluations=30, patience=None)
     last = fixed_point(spiral, ZOO["rotation"].y0, solver=Picard(), stop=stop, trace=True)
-    best = fixed_point(spiral, ZOO["rotation"].y0, solver=Best(Picard()), stop=stop)
+    best = fixed_point(spiral, ZOO["rotation"].y0, solver=BestSoFar(Picard()), stop=stop)
     seen = torch.stack([residual(spiral, y) for y in last.trace]).amin(dim=0)
     assert torch.allclose(best.residual, seen)
     assert torch.allclose(residual(spiral, best.value), seen)
@@ -107,7 +107,7 @@ class Wild(Solver):
     def step(self, state, y, f, g, residual, fresh):
         return y + self.proposal, None
 
-    def answer(self, state, y, residual):
+    def finalize(self, state, y, residual):
         return y, residual
 
 
@@ -167,7 +167,7 @@ def test_divergence_is_contained_and_named() -> None:
     """A row that overflows is reported; its value stays finite and its neighbours are solved as if alone."""
     scale = torch.tensor([[0.5], [1e30]])
     found = fixed_point(lambda y: scale * y + 1, torch.ones(2, 1), solver=Picard())
-    assert found.outcome.status.tolist() == [Status.FINAL, Status.DIVERGED]
+    assert found.outcome.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
     assert "1 diverged" in str(found.outcome)
     assert found.value.isfinite().all()
     assert found.value[0].item() == pytest.approx(2, rel=1e-3)
@@ -221,9 +221,9 @@ def test_the_best_point_replaces_nothing_that_final_equations_rest_on() -> None:
 
     stop = Tolerance(rtol=1e-5, max_evaluations=300)
     found = fixed_point(
-        update, torch.full((1, 2, 1), 2.0, dtype=torch.float64), solver=Best(Picard()), stop=stop, causal=True
+        update, torch.full((1, 2, 1), 2.0, dtype=torch.float64), solver=BestSoFar(Picard()), stop=stop, causal=True
     )
-    final = found.outcome.status == Status.FINAL
+    final = found.outcome.status == Status.CONVERGED
     assert final.tolist() == [[False, True]]
     assert (residual(update, found.value)[final] < 1e-5).all()
 
@@ -264,7 +264,10 @@ def test_fraction_stops_before_the_slow_tail() -> None:
     """With fraction, the solve ends when that share is below tolerance and says what is open."""
     rate = torch.tensor([0.1, 0.1, 0.1, 0.999])[:, None]
     found = fixed_point(
-        lambda y: rate * y + 1, torch.zeros(4, 1), solver=Picard(), stop=Tolerance(rtol=1e-4, fraction=0.75)
+        lambda y: rate * y + 1,
+        torch.zeros(4, 1),
+        solver=Picard(),
+        stop=Tolerance(rtol=1e-4, min_converged_fraction=0.75),
     )
     assert found.outcome.calls < 10
     assert found.outcome.num_open == 1
@@ -292,7 +295,7 @@ def test_settled_tokens_are_verified_where_a_later_change_upstream_moves_them(so
     leading=st.lists(st.integers(1, 4), min_size=0, max_size=3),
     trailing=st.lists(st.integers(1, 4), min_size=0, max_size=2),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-    solver=st.sampled_from([*SOLVERS, Best(Anderson()), Anderson(window=2, mixing=0.5)]),
+    solver=st.sampled_from([*SOLVERS, BestSoFar(Anderson()), Anderson(window=2, mixing=0.5)]),
     causal=st.booleans(),
     seed=st.integers(0, 2**31),
 )
@@ -353,8 +356,8 @@ def test_throw_raises_the_outcome() -> None:
         (lambda: fixed_point(lambda y: y.mul_(0.5), torch.ones(2, 3)), "in place"),
         (lambda: Tolerance(rtol=0), "positive"),
         (lambda: Tolerance(max_evaluations=0), "from 1 up"),
-        (lambda: Tolerance(fraction=0), "fraction"),
-        (lambda: Tolerance(fraction=2), "share"),
+        (lambda: Tolerance(min_converged_fraction=0), "fraction"),
+        (lambda: Tolerance(min_converged_fraction=2), "share"),
         (lambda: Tolerance(max_evaluations=3.5), "whole number"),
         (lambda: Tolerance(min_evaluations=9, max_evaluations=8), "must not exceed"),
         (lambda: Steps(2.0), "whole number"),

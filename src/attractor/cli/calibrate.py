@@ -9,14 +9,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.bars import Bars
-from attractor.cli.evaluate import LONGEST, documents
-from attractor.cli.language import load_language_model
+from attractor.cli.evaluate import LONGEST
+from attractor.data.text import read_held_out
 from attractor.errors import ConfigError
-from attractor.evaluate.calibrate import Calibration
-from attractor.evaluate.calibrate import calibrate as choose
-from attractor.evaluate.text import max_length
-from attractor.train import amend, find_checkpoint
+from attractor.evaluation.calibrate import Calibration
+from attractor.evaluation.calibrate import calibrate as choose
+from attractor.evaluation.text import max_length
+from attractor.experiment.loading import load_language_model
+from attractor.progress import TaskProgress
+from attractor.training import find_checkpoint, update_checksums
 
 
 def calibrate(
@@ -46,8 +47,8 @@ def calibrate(
     folder = checkpoint if (checkpoint / "config.json").is_file() else find_checkpoint(checkpoint)
     model: Any
     model, tokenizer = load_language_model(folder)
-    texts = [text[:characters] for text in islice(documents(data, field), limit)]
-    with Bars() as bars:
+    texts = [text[:characters] for text in islice(read_held_out(data, field), limit)]
+    with TaskProgress() as bars:
         found = choose(
             model,
             tokenizer,
@@ -63,7 +64,7 @@ def calibrate(
     part = folder / ".generation_config.json.part"
     model.generation_config.save_pretrained(folder, config_file_name=part.name)
     os.replace(part, folder / "generation_config.json")
-    amend(folder, "generation_config.json")
+    update_checksums(folder, "generation_config.json")
     console.print(f"{folder}: generation keeps to {_name(found.chosen.budget)}", soft_wrap=True)
 
 

@@ -8,13 +8,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.reckoning import Measured, Reckoning, measure, parameters, reckon
-from attractor.cli.runs import environment, finite, write_json
 from attractor.config import override
 from attractor.errors import ConfigError
+from attractor.experiment.cost.device import PEAK_FLOPS
+from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost, measure_cost, parameters
+from attractor.experiment.environment import environment
+from attractor.files import finite, write_json
 from attractor.recipes import RETROFIT
 from attractor.recipes import recipe as find_recipe
-from attractor.train.device import PEAK_FLOPS
 
 EXPECTED_MFU = 0.4
 DAY = 86_400
@@ -51,11 +52,11 @@ def cost(
     if strategy is not None and world_size == 1:
         raise ConfigError(f"--strategy {strategy}: one process shares with nobody; say --world-size too.")
     shared = "none" if world_size == 1 else strategy or settings.train.parallel
-    found = reckon(settings, evaluations=evaluations, world_size=world_size, strategy=shared)
+    found = estimate_cost(settings, evaluations=evaluations, world_size=world_size, strategy=shared)
     console = Console()
     for view in (_weights(found), _operations(found), _memory(found)):
         console.print(view)
-    real = measure(found) if measured else "not measured: told not to."
+    real = measure_cost(found) if measured else "not measured: told not to."
     console.print(_speed(found, real))
     for line in _remarks(found, real):
         console.print(line, highlight=False, soft_wrap=True)
@@ -63,7 +64,7 @@ def cost(
         write_json(json, {"recipe": recipe, "set": set, "environment": environment(), **figures(found, real)})
 
 
-def figures(found: Reckoning, real: Measured | str) -> dict[str, Any]:
+def figures(found: CostEstimate, real: MeasuredCost | str) -> dict[str, Any]:
     """Return everything that is printed as plain data."""
     plain: dict[str, Any] = finite(
         {
@@ -81,13 +82,13 @@ def figures(found: Reckoning, real: Measured | str) -> dict[str, Any]:
             "total_flops": found.total,
             "memory": {**asdict(found.memory), "peak": found.memory.peak},
             "days": {name: days(found, flops) for name, flops in PEAK_FLOPS.items()},
-            "measured": asdict(real) if isinstance(real, Measured) else real,
+            "measured": asdict(real) if isinstance(real, MeasuredCost) else real,
         }
     )
     return plain
 
 
-def days(found: Reckoning, peak: float, mfu: float = EXPECTED_MFU) -> float | None:
+def days(found: CostEstimate, peak: float, mfu: float = EXPECTED_MFU) -> float | None:
     """Return the days of the whole run on devices of that peak."""
     return None if found.total is None else found.total / (peak * mfu * found.run.world_size) / DAY
 
@@ -99,7 +100,7 @@ def _table(title: str, *columns: str) -> Table:
     return view
 
 
-def _weights(found: Reckoning) -> Table:
+def _weights(found: CostEstimate) -> Table:
     view = _table("weights", "part", "number")
     parts = parameters(found.model)
     for part, number in parts.items():
@@ -108,7 +109,7 @@ def _weights(found: Reckoning) -> Table:
     return view
 
 
-def _operations(found: Reckoning) -> Table:
+def _operations(found: CostEstimate) -> Table:
     view = _table(f"operations per {found.unit}", "evaluations", "answering", "training")
     for n in sorted({1, 4, found.evaluations, 2 * found.evaluations, 4 * found.evaluations}):
         own = n == found.evaluations
@@ -119,12 +120,12 @@ def _operations(found: Reckoning) -> Table:
     return view
 
 
-def _repeated(found: Reckoning) -> range:
+def _repeated(found: CostEstimate) -> range:
     repeated: range = getattr(found.model, "repeated", range(1))  # of a reasoner, everything
     return repeated
 
 
-def _memory(found: Reckoning) -> Table:
+def _memory(found: CostEstimate) -> Table:
     m, run = found.memory, found.run
     where = f", each of {run.world_size} devices ({run.strategy})" if run.world_size > 1 else ""
     view = _table(f"memory at a batch of {run.batch_size}{where}", "part", "MB")
@@ -147,10 +148,10 @@ def _memory(found: Reckoning) -> Table:
     return view
 
 
-def _speed(found: Reckoning, real: Measured | str) -> Table:
+def _speed(found: CostEstimate, real: MeasuredCost | str) -> Table:
     unit = "token" if found.unit == "token" else "segment"
     view = _table("time", "device", f"{unit}s/s", "MFU", "whole run")
-    if isinstance(real, Measured):
+    if isinstance(real, MeasuredCost):
         here = None if found.steps is None else found.units * found.steps / real.rate
         view.add_row("here, measured", f"{real.rate:,.0f}", f"{real.mfu:.1%}", _time(here))
     for name in ("H200", "H100", "A100"):
@@ -161,7 +162,7 @@ def _speed(found: Reckoning, real: Measured | str) -> Table:
     return view
 
 
-def _remarks(found: Reckoning, real: Measured | str) -> list[str]:
+def _remarks(found: CostEstimate, real: MeasuredCost | str) -> list[str]:
     lines = []
     if found.unit == "token":
         lines += [f"* expected of a solve; a row has {found.size:,} tokens. A step has {found.units:,} tokens."]

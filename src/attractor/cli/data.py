@@ -15,7 +15,7 @@ from rich.table import Table
 
 from attractor.cli.puzzles import is_puzzles, mazes, sudoku, verify_puzzles
 from attractor.data.text import (
-    Reading,
+    ReadStats,
     Shards,
     list_splits,
     load_tokenizer,
@@ -58,7 +58,7 @@ def prepare(
     share = 0.0 if val else val_share
     console = Console()
     begun = time.perf_counter()
-    readings = {"train": Reading()} | ({"val": Reading()} if val else {})
+    readings = {"train": ReadStats()} | ({"val": ReadStats()} if val else {})
     total = total_bytes([*sources, *val])
     with _Progress(console) as progress:
         if tokenizer:

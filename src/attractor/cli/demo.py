@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.cli.reasoning import as_tensors, train_reasoner, training_mazes
-from attractor.cli.runs import claim, write_json
-from attractor.data import mazes
+from attractor.data import maze
 from attractor.errors import ConfigError
-from attractor.evaluate import Judgement, draw_curves, draw_settling, judge, settling
+from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
+from attractor.experiment.puzzles import as_tensors, train_reasoner, training_mazes
+from attractor.files import check_output_dir, write_json
 from attractor.models.reasoning import Reasoner
-from attractor.recipes import MazeDataConfig, maze
-from attractor.train import Progress
+from attractor.plots import plot_accuracy, plot_trajectory
+from attractor.progress import TrainingProgress
+from attractor.recipes import MazeDataConfig
+from attractor.recipes import maze as maze_recipe
 
 SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # size of unseen mazes, and how many
 DEPTHS = (4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
@@ -38,13 +40,13 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     """
     if not minutes > 0:
         raise ConfigError(f"--minutes {minutes:g}: give a positive number.")
-    claim(out, overwrite=overwrite)
+    check_output_dir(out, overwrite=overwrite)
     console = Console()
-    recipe = maze(minutes=minutes, seed=seed)
+    recipe = maze_recipe(minutes=minutes, seed=seed)
     assert isinstance(recipe.data, MazeDataConfig)
     size = recipe.data.size
     console.print(f"Learning {recipe.data.num_mazes} mazes of {size}×{size} for {minutes:g} minutes …")
-    with Progress("training", console) as progress:
+    with TrainingProgress("training", console) as progress:
         model = train_reasoner(recipe, out, callbacks=[progress])
 
     torch.manual_seed(seed)
@@ -66,15 +68,15 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     )
 
 
-def judge_sizes(model: Reasoner, seen: mazes.Mazes, console: Console) -> dict[str, Judgement]:
+def judge_sizes(model: Reasoner, seen: maze.Mazes, console: Console) -> dict[str, DepthEvaluation]:
     """Judge unseen mazes of every size."""
     judged, device = {}, next(model.parameters()).device
     with Bar(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("judging unseen mazes", total=sum(SIZES.values()))
         for size, num in SIZES.items():
             exclude = seen if size == seen.questions.shape[1] else None
-            questions, answers = as_tensors(mazes.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
-            judged[f"{size}×{size}"] = judge(
+            questions, answers = as_tensors(maze.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
+            judged[f"{size}×{size}"] = evaluate_depths(
                 model,
                 questions.to(device),
                 answers,
@@ -85,18 +87,20 @@ def judge_sizes(model: Reasoner, seen: mazes.Mazes, console: Console) -> dict[st
     return judged
 
 
-def write_pictures(model: Reasoner, judged: dict[str, Judgement], out: Path) -> None:
+def write_pictures(model: Reasoner, judged: dict[str, DepthEvaluation], out: Path) -> None:
     """Write the largest maze settling, the curves, and that maze as text."""
-    largest = mazes.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
-    mazes.write(out / "maze.txt", list(largest.questions))
+    largest = maze.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
+    maze.write(out / "maze.txt", list(largest.questions))
     depths = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
     question = as_tensors(largest)[0][0].to(next(model.parameters()).device)
-    frames, residuals = settling(model, question, depths, tolerance=TOLERANCE)
-    draw_settling(frames, depths[: len(frames)], residuals, strip=out / "settling.png", animation=out / "settling.gif")
-    draw_curves({name: judgement.points for name, judgement in judged.items()}, out / "curves.png")
+    frames, residuals = trajectory(model, question, depths, tolerance=TOLERANCE)
+    plot_trajectory(
+        frames, depths[: len(frames)], residuals, strip=out / "settling.png", animation=out / "settling.gif"
+    )
+    plot_accuracy({name: judgement.points for name, judgement in judged.items()}, out / "curves.png")
 
 
-def table(judged: dict[str, Judgement]) -> Table:
+def table(judged: dict[str, DepthEvaluation]) -> Table:
     """Exact accuracy in per cent by size and depth and in the end, the share that came to rest, and how much of that is right."""
     view = Table(
         title="unseen mazes solved exactly, %; at rest, %; of those right",
@@ -110,7 +114,12 @@ def table(judged: dict[str, Judgement]) -> Table:
         view.add_column(column, justify="right", no_wrap=True)
     for name, judgement in judged.items():
         by_depth = [f"{100 * p.exact:.1f}" for p in judgement.points if p.depth in SHOWN]
-        right = f"{100 * judgement.exact_of_settled:.1f}" if judgement.settled else "–"
-        end = [f"{100 * judgement.exact:.1f}", f"{100 * judgement.settled:.1f}", right, f"{judgement.evaluations:.0f}"]
+        right = f"{100 * judgement.accuracy_given_converged:.1f}" if judgement.converged else "–"
+        end = [
+            f"{100 * judgement.exact:.1f}",
+            f"{100 * judgement.converged:.1f}",
+            right,
+            f"{judgement.evaluations:.0f}",
+        ]
         view.add_row(name, *by_depth, *end)
     return view

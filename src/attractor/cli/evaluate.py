@@ -1,27 +1,26 @@
 """``attractor evaluate``: a model judged on what it has not seen: text, LAMBADA, CORE, lm-evaluation-harness; puzzles."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.bars import Bars
 from attractor.cli.evaluate_puzzles import evaluate_reasoner
-from attractor.cli.language import load_language_model
-from attractor.cli.reasoning import is_reasoner
-from attractor.cli.runs import finite, write_json
 from attractor.config import suggestion
-from attractor.data.text import Shards, load_tokenizer, read_documents
+from attractor.data.text import read_held_out
 from attractor.errors import ConfigError, DataError
-from attractor.evaluate.harness import harness, require_tasks
-from attractor.evaluate.tasks import core, evaluate_task, find_task, lambada, read_tasks
-from attractor.evaluate.text import known_budget, max_length, score_text
+from attractor.evaluation.core import core, evaluate_task, find_task, lambada, read_tasks
+from attractor.evaluation.harness import harness, require_tasks
+from attractor.evaluation.text import known_budget, max_length, score_text
+from attractor.experiment.loading import load_language_model
+from attractor.experiment.puzzles import is_reasoner
+from attractor.files import finite, write_json
+from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
 HARNESS = "harness:"
@@ -101,13 +100,13 @@ def evaluate(
     budget = known_budget(model, asked)
     window = min(max_length(model), LONGEST) if length is None else length
     results: dict[str, Figures] = {}
-    with Bars() as bars:
+    with TaskProgress() as bars:
         for task in tasks:
             if task == "text":
                 score = score_text(
                     model,
                     tokenizer,
-                    islice(documents(data, field), limit),
+                    islice(read_held_out(data, field), limit),
                     length=window,
                     stride=stride,
                     batch_size=batch_size,
@@ -131,7 +130,7 @@ def evaluate(
 
 
 def _task_figures(
-    task: str, model: Any, tokenizer: Any, bundle: Path | None, bars: "Bars", settings: dict[str, Any]
+    task: str, model: Any, tokenizer: Any, bundle: Path | None, bars: TaskProgress, settings: dict[str, Any]
 ) -> dict[str, Figures]:
     if task.startswith(HARNESS):
         found = harness(model, tokenizer, [task.removeprefix(HARNESS)], **settings)
@@ -186,25 +185,6 @@ def _refuse_tasks(tasks: tuple[str, ...], data: tuple[Path, ...], bundle: Path |
         for task in named:
             if task not in ("lambada", "core", *labels):
                 raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', 'lambada', 'core', *labels])}")
-
-
-def documents(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]:
-    """Yield held-out documents: all of files and folders, the split val of prepared folders."""
-    for path in paths:
-        if (path / "index.json").is_file():
-            yield from _prepared(path)
-        else:
-            yield from read_documents([path], field=field)
-
-
-def _prepared(folder: Path) -> Iterator[str]:
-    """Yield the held-out documents of a prepared folder, as text: the model judged may have another tokenizer."""
-    shards, tokenizer = Shards(folder, "val"), load_tokenizer(folder / "tokenizer")
-    tokens = shards.read(0, shards.num_tokens)
-    for document in np.split(tokens, np.flatnonzero(tokens == shards.end_of_text)):
-        text = tokenizer.decode(document[document != shards.end_of_text], clean_up_tokenization_spaces=False)
-        if text:
-            yield str(text)
 
 
 def _table(results: dict[str, Figures]) -> Table:

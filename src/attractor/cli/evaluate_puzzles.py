@@ -11,25 +11,25 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
-from attractor.cli.bars import Bars
-from attractor.cli.reasoning import Trained, as_tensors, load_reasoner
-from attractor.cli.runs import finite, write_json
-from attractor.data import mazes, puzzles, sudoku
+from attractor.data import maze, puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 from attractor.errors import ConfigError, DataError
-from attractor.evaluate import auroc, exact, explore
+from attractor.evaluation import auroc, exact, run_restarts
+from attractor.experiment.puzzles import LoadedReasoner, as_tensors, load_reasoner
+from attractor.files import finite, write_json
 from attractor.models.reasoning import ONE_START
+from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
 
 
-def held_out(trained: Trained, paths: Sequence[Path], limit: int | None) -> Puzzles:
+def held_out(trained: LoadedReasoner, paths: Sequence[Path], limit: int | None) -> Puzzles:
     """Read what a reasoner is judged on: the split test of a prepared folder, or a csv."""
     if len(paths) != 1:
         raise ConfigError("a reasoner is judged on one set of puzzles; give a prepared folder, or a csv, with --data.")
     (path,) = paths
     if path.suffix == ".csv":
-        found = sudoku.read_table(path) if trained.kind == "sudoku" else mazes.read_table(path)
+        found = sudoku.read_table(path) if trained.kind == "sudoku" else maze.read_table(path)
     else:
         found = puzzles.read(path, "test")
     if found.kind != trained.kind:
@@ -58,7 +58,7 @@ def evaluate_reasoner(
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     data = held_out(trained, paths, limit)
     console = Console()
-    with Bars() as bars:
+    with TaskProgress() as bars:
         total = max(breadths) * len(data)
         done = 0
         draw = bars.follow("puzzles")
@@ -68,7 +68,7 @@ def evaluate_reasoner(
             done += num
             draw(done, total)
 
-        figures = judge_puzzles(
+        figures = evaluate_puzzles(
             trained, data, depths=depths, breadths=breadths, batch_size=batch_size, seed=seed, advance=advance
         )
     show(figures, console)
@@ -76,8 +76,8 @@ def evaluate_reasoner(
         write_json(out, {"checkpoint": str(checkpoint), "seed": seed, "results": finite(figures)})
 
 
-def judge_puzzles(
-    trained: Trained,
+def evaluate_puzzles(
+    trained: LoadedReasoner,
     data: Puzzles,
     *,
     depths: Sequence[int],
@@ -90,7 +90,7 @@ def judge_puzzles(
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(trained.model.parameters()).device
-    starts = explore(
+    starts = run_restarts(
         trained.model,
         questions.to(device),
         depths=depths,
@@ -107,14 +107,17 @@ def judge_puzzles(
         "num_puzzles": len(data),
         "depths": list(depths),
         "breadths": list(breadths),
-        "exact_by_residual": [right(starts.calmest(breadth)) for breadth in breadths],
+        "exact_by_residual": [right(starts.lowest_residual(breadth)) for breadth in breadths],
         "exact_by_majority": [right(starts.majority(breadth)) for breadth in breadths],
         "median_residual": [float(r) for r in starts.residual[0].median(dim=1).values],
         "residual_auroc": [auroc(-r, e) for r, e in zip(starts.residual[0], first, strict=True)],
     }
     if trained.kind == "maze":
         figures["valid_and_shortest"] = [
-            [float(mazes.valid_and_shortest(data.questions, found.numpy()).mean()) for found in starts.calmest(breadth)]
+            [
+                float(maze.valid_and_shortest(data.questions, found.numpy()).mean())
+                for found in starts.lowest_residual(breadth)
+            ]
             for breadth in breadths
         ]
     return figures

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from attractor.cli.evaluate import LONGEST, documents
-from attractor.cli.language import load_language_model, quiet
+from attractor.cli.evaluate import LONGEST
+from attractor.data.text import read_held_out
 from attractor.errors import DataError
-from attractor.evaluate import max_length, score_text
-from attractor.interop.export import HeldOut, require_exportable
-from attractor.interop.export import export as write
+from attractor.evaluation import max_length, score_text
+from attractor.experiment.loading import load_language_model, quiet
+from attractor.interop.stock_export import HeldOut, require_exportable
+from attractor.interop.stock_export import export as write
 from attractor.interop.weights import require_free
 
 
@@ -47,8 +48,8 @@ def export(
 def _measure(model: Any, tokenizer: Any, data: tuple[Path, ...], depth: int) -> HeldOut:
     """Score the model at that depth, whose logits the exported network has, and where it solves something at its equilibrium."""
     length, solves = min(max_length(model), LONGEST), bool(model.config.num_attractor_layers)
-    exported = score_text(model, tokenizer, documents(data), length=length, depth=depth if solves else None)
-    equilibrium = score_text(model, tokenizer, documents(data), length=length).bits_per_byte if solves else None
+    exported = score_text(model, tokenizer, read_held_out(data), length=length, depth=depth if solves else None)
+    equilibrium = score_text(model, tokenizer, read_held_out(data), length=length).bits_per_byte if solves else None
     return HeldOut(
         num_documents=exported.num_documents,
         num_bytes=exported.num_bytes,

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from transformers import TextStreamer
 
-from attractor.cli.language import load_language_model
 from attractor.errors import ConfigError
-from attractor.evaluate import encode, known_budget, max_length
+from attractor.evaluation import encode, known_budget, max_length
+from attractor.experiment.loading import load_language_model
 from attractor.models.language import AttractorForCausalLM
 
 

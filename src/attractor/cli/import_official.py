@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from attractor.cli.language import quiet
 from attractor.data.text import load_tokenizer
-from attractor.interop.official import import_official as read_official
+from attractor.experiment.loading import quiet
+from attractor.interop.official_checkpoint import import_official as read_official
 from attractor.interop.weights import new_folder, require_free
 
 

@@ -14,12 +14,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from attractor.cli.bars import Bars
-from attractor.cli.evaluate import LONGEST, documents
-from attractor.cli.language import load_language_model
-from attractor.cli.runs import claim, environment, finite, write_json
+from attractor.cli.evaluate import LONGEST
+from attractor.data.text import read_held_out
 from attractor.errors import CheckpointError, ConfigError, DataError
-from attractor.evaluate.internalisation import (
+from attractor.evaluation.internalisation import (
     Internalisation,
     TokenFigures,
     default_budget,
@@ -28,8 +26,12 @@ from attractor.evaluate.internalisation import (
     pieces,
     trajectories,
 )
-from attractor.evaluate.report import write_report
-from attractor.evaluate.text import encode, max_length
+from attractor.evaluation.text import encode, max_length
+from attractor.experiment.environment import environment
+from attractor.experiment.loading import load_language_model
+from attractor.files import check_output_dir, finite, write_json
+from attractor.plots.report import write_report
+from attractor.progress import TaskProgress
 
 CHARACTERS = 8000  # of each document
 SHOWN, NUM_SHOWN = 250, 3  # tokens of coloured text from each of so many documents
@@ -71,7 +73,7 @@ def inspect(
             raise CheckpointError(f"{checkpoint}: {error}") from error
         loaded: Any = model
         texts = _passages(data, field, num_documents, seed)
-        with Bars() as bars:
+        with TaskProgress() as bars:
             found = measure_internalisation(
                 loaded,
                 tokenizer,
@@ -120,7 +122,7 @@ def _refuse(
 
 def _passages(data: tuple[Path, ...], field: str, num: int, seed: int) -> list[str]:
     """Return a passage of each of the first documents, taken in turn from every path."""
-    turns = zip_longest(*(documents((path,), field) for path in data))
+    turns = zip_longest(*(read_held_out((path,), field) for path in data))
     first = islice((text for turn in turns for text in turn if text is not None), num)
     rng = random.Random(seed)
     return [passage(text, CHARACTERS, rng) for text in first]
@@ -130,7 +132,7 @@ def _passages(data: tuple[Path, ...], field: str, num: int, seed: int) -> list[s
 def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a folder to write to, whose files move to ``out`` in the end; after an error nothing is left of either."""
     made = [path for path in (out, *out.parents) if not path.exists()]
-    claim(out, overwrite=overwrite)
+    check_output_dir(out, overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".part-", dir=out))

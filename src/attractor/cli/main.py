@@ -8,12 +8,12 @@ from typing import Any
 import tyro
 
 from attractor.cli.calibrate import calibrate
-from attractor.cli.convert import convert
 from attractor.cli.cost import cost
 from attractor.cli.data import data
 from attractor.cli.demo import demo
 from attractor.cli.evaluate import evaluate
 from attractor.cli.export import export
+from attractor.cli.export_inference import convert
 from attractor.cli.generate import generate
 from attractor.cli.import_official import import_official
 from attractor.cli.inspect import inspect
@@ -21,7 +21,7 @@ from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 from attractor.errors import AttractorError
-from attractor.train import Pause, speaks
+from attractor.training import Preemption, should_report_error
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
         )
     except AttractorError as error:
-        with Pause():  # against torchrun's SIGTERM, as in leaving the other processes
-            if speaks(error):
+        with Preemption():  # against torchrun's SIGTERM, as in leaving the other processes
+            if should_report_error(error):
                 print(f"attractor: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

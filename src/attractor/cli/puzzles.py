@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-import attractor.data.mazes as maze_room
+import attractor.data.maze as maze_room
 import attractor.data.sudoku as sudoku_room
-from attractor.data.mazes import Mazes, fingerprints
+from attractor.data.maze import Mazes, fingerprints
 from attractor.data.puzzles import Puzzles, read, read_index, require_new, write
 from attractor.errors import ConfigError, DataError
 
@@ -209,7 +209,7 @@ def _drawn(
 
 
 def _finish(out: Path, splits: dict[str, Puzzles], made: dict[str, Any], console: Console) -> None:
-    write(out, splits, describe=made)
+    write(out, splits, metadata=made)
     console.print(_table(splits))
     console.print(
         f"In {out}/: index.json, and questions and answers of each split as .npy.", soft_wrap=True, highlight=False

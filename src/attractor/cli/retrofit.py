@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from attractor.cli.language import quiet
 from attractor.data.text import load_tokenizer
+from attractor.experiment.loading import quiet
+from attractor.interop.backbone import from_backbone
 from attractor.interop.weights import new_folder, require_free
-from attractor.models.language.retrofit import from_backbone
 
 
 def retrofit(

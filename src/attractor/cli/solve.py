@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from attractor.cli.bars import Bars
-from attractor.cli.reasoning import Trained, load_reasoner
-from attractor.data import mazes, sudoku
-from attractor.data.puzzles import Placed
+from attractor.data import maze, sudoku
+from attractor.data.puzzles import LocatedGrid
 from attractor.errors import ConfigError, DataError
-from attractor.evaluate import draw_settling, paint, paint_digits, settling
+from attractor.evaluation import trajectory
+from attractor.experiment.puzzles import LoadedReasoner, load_reasoner
 from attractor.models.reasoning import ReasonerOutput
+from attractor.plots import plot_trajectory, render_digits, render_grid
+from attractor.progress import TaskProgress
 from attractor.solve import Steps
 
 Grid = NDArray[np.uint8]
@@ -62,7 +63,7 @@ def solve(
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[trained.kind]
     puzzles = task.read(puzzle)
-    with Bars() as bars:
+    with TaskProgress() as bars:
         _refuse(trained, task, puzzles, bars.follow("checking"))
     console, solver = Console(), _Solver(trained, depth, tolerance, breadth, seed)
     first = solver(puzzles[0].grid)
@@ -101,7 +102,7 @@ class Solved:
 class _Solver:
     """A reasoner and how it is asked; every puzzle is asked alone and with the same seed."""
 
-    trained: Trained
+    trained: LoadedReasoner
     depth: int
     tolerance: float
     breadth: int
@@ -128,12 +129,14 @@ class _Solver:
         )
 
 
-def as_question(trained: Trained, grid: Grid) -> torch.Tensor:
+def as_question(trained: LoadedReasoner, grid: Grid) -> torch.Tensor:
     """Return the grid (H, W) as int64, where the model is."""
     return torch.from_numpy(grid).long().to(next(trained.model.parameters()).device)
 
 
-def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: Callable[[int, int], None]) -> None:
+def _refuse(
+    trained: LoadedReasoner, task: "Task", puzzles: Sequence[LocatedGrid], advance: Callable[[int, int], None]
+) -> None:
     """Refuse what is no puzzle, or none for this model, with its place, before anything is solved."""
     shapes = set()
     for number, placed in enumerate(puzzles):
@@ -153,10 +156,10 @@ def _refuse(trained: Trained, task: "Task", puzzles: Sequence[Placed], advance: 
             raise DataError(f"{placed.place}: {error}" if placed.place else str(error)) from error
 
 
-def _summarise(answered: Iterable[tuple[Placed, Solved]], num: int, task: "Task", console: Console) -> None:
+def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "Task", console: Console) -> None:
     """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and at rest, the cost."""
     begun, faults, counts, evaluations = time.perf_counter(), [], Counter[str](), []
-    with Bars() as bars:
+    with TaskProgress() as bars:
         draw = bars.follow("solving")
         for number, (placed, solved) in enumerate(answered, start=1):
             draw(number, num)
@@ -180,13 +183,13 @@ def _summarise(answered: Iterable[tuple[Placed, Solved]], num: int, task: "Task"
 def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
     """Draw the trajectory of the start that was kept, as far as it was followed; the answer that was printed comes last."""
     question, moments = as_question(solver.trained, grid), _moments(solver.depth)
-    frames, residuals = settling(
+    frames, residuals = trajectory(
         solver.trained.model, question, moments, start=solved.start, tolerance=solver.tolerance
     )
     # A solve that is cut off answers with the point whose residual it knows, one evaluation before the last.
     frames[-1], residuals[-1] = solved.chances, solved.residual
-    painter = paint_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else paint
-    draw_settling(frames, moments[: len(frames)], residuals, animation=file, paint=painter)
+    painter = render_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else render_grid
+    plot_trajectory(frames, moments[: len(frames)], residuals, animation=file, render_grid=painter)
 
 
 def _moments(depth: int) -> list[int]:
@@ -201,26 +204,26 @@ def _moments(depth: int) -> list[int]:
 class Task:
     """What a kind of puzzles needs: reading from a file, a line or standard input; refusing; drawing; judging."""
 
-    read: Callable[[str], list[Placed]]
+    read: Callable[[str], list[LocatedGrid]]
     check: Callable[[Grid], None]
     draw: Callable[[Grid, Grid], Text]
     verdict: Callable[[Grid, Grid], Any]
 
 
-def _read_mazes(text: str) -> list[Placed]:
-    return mazes.parse_placed(_standard_input(), source="standard input") if text == "-" else mazes.read_placed(text)
+def _read_mazes(text: str) -> list[LocatedGrid]:
+    return maze.parse_located(_standard_input(), source="standard input") if text == "-" else maze.read_located(text)
 
 
-def _read_sudokus(text: str) -> list[Placed]:
+def _read_sudokus(text: str) -> list[LocatedGrid]:
     if text == "-":
-        return sudoku.parse_placed(_standard_input(), source="standard input")
+        return sudoku.parse_located(_standard_input(), source="standard input")
     if "\n" in text or len(text) in (16, 36, 81) or set(text) <= set(".0123456789|-+ "):
-        return [Placed(sudoku.parse(text, source="the puzzle"), "")]
-    return sudoku.read_placed(text)
+        return [LocatedGrid(sudoku.parse(text, source="the puzzle"), "")]
+    return sudoku.read_located(text)
 
 
 def _draw_maze(question: Grid, answer: Grid) -> Text:
-    drawn = Text(mazes.render(answer).rstrip("\n"))
+    drawn = Text(maze.render(answer).rstrip("\n"))
     for symbol, style in STYLES.items():
         drawn.highlight_words([symbol], style)
     return drawn
@@ -238,7 +241,7 @@ def _draw_sudoku(question: Grid, answer: Grid) -> Text:
 
 
 TASKS = {
-    "maze": Task(_read_mazes, mazes.check, _draw_maze, mazes.verdict),
+    "maze": Task(_read_mazes, maze.check, _draw_maze, maze.verdict),
     "sudoku": Task(_read_sudokus, sudoku.check, _draw_sudoku, sudoku.verdict),
 }
 

@@ -7,13 +7,15 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from attractor.cli.reasoning import train_reasoner
-from attractor.cli.runs import claim, load_start, train_language
 from attractor.config import override, to_dict
 from attractor.errors import ConfigError
+from attractor.experiment.language import load_start, train_language
+from attractor.experiment.puzzles import train_reasoner
+from attractor.files import check_output_dir
+from attractor.progress import TrainingProgress
 from attractor.recipes import RETROFIT, LanguageRecipe, PuzzleRecipe, started_from
 from attractor.recipes import recipe as find_recipe
-from attractor.train import Pause, Progress, find_checkpoint, joined, tracker
+from attractor.training import Preemption, find_checkpoint, init_distributed, make_logger
 
 
 def train(
@@ -60,20 +62,35 @@ def train(
         raise ConfigError(f"{recipe} needs text: give --data FOLDER, made with attractor data prepare.")
     if resume:
         find_checkpoint(out)
-    drawn = tracker(track, out, recipe, to_dict(config))
-    with joined() as world, Pause(seconds=pause_after) as pause:
-        world.by_main(lambda: claim(out, resume=resume, overwrite=overwrite))
-        with Progress(recipe) if world.is_main else nullcontext() as progress:
+    drawn = make_logger(track, out, recipe, to_dict(config))
+    with init_distributed() as distributed, Preemption(seconds=pause_after) as should_pause:
+        distributed.on_main_process(lambda: check_output_dir(out, resume=resume, overwrite=overwrite))
+        with TrainingProgress(recipe) if distributed.is_main else nullcontext() as progress:
             callbacks = [c for c in (progress, drawn) if c is not None]
             if isinstance(config, LanguageRecipe):
                 assert data is not None
                 train_language(
-                    config, data, out, callbacks=callbacks, resume=resume, pause=pause, start=start, world=world
+                    config,
+                    data,
+                    out,
+                    callbacks=callbacks,
+                    resume=resume,
+                    should_pause=should_pause,
+                    start=start,
+                    distributed=distributed,
                 )
             else:
-                train_reasoner(config, out, data=data, callbacks=callbacks, resume=resume, pause=pause, world=world)
-        [asked] = world.total([float(pause.taken)])  # of any rank, for all
-        if world.is_main:
+                train_reasoner(
+                    config,
+                    out,
+                    data=data,
+                    callbacks=callbacks,
+                    resume=resume,
+                    should_pause=should_pause,
+                    distributed=distributed,
+                )
+        [asked] = distributed.total([float(should_pause.taken)])  # of any rank, for all
+        if distributed.is_main:
             paused = (
                 f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
                 if asked

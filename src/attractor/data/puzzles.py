@@ -36,7 +36,7 @@ class Puzzles:
     Attributes
     ----------
     kind
-        "sudoku" (0 for a blank, else a digit) or "maze" (values of :class:`attractor.data.mazes.Cell`).
+        "sudoku" (0 for a blank, else a digit) or "maze" (values of :class:`attractor.data.maze.Cell`).
     questions, answers
         (N, H, W) uint8.
     ratings
@@ -87,14 +87,14 @@ class Puzzles:
 
 
 @dataclass(frozen=True)
-class Placed:
+class LocatedGrid:
     """A question ``grid`` (H, W) and the ``place`` where it was read, such as "file.txt, line 3", for what is to be said of it."""
 
     grid: NDArray[np.uint8]
     place: str
 
 
-def write(folder: Path, splits: Mapping[str, Puzzles], *, describe: Mapping[str, Any] | None = None) -> None:
+def write(folder: Path, splits: Mapping[str, Puzzles], *, metadata: Mapping[str, Any] | None = None) -> None:
     """Write ``{"train": puzzles, "test": puzzles}``. The folder appears when it is complete.
 
     Parameters
@@ -131,7 +131,7 @@ def write(folder: Path, splits: Mapping[str, Puzzles], *, describe: Mapping[str,
             "alphabet": one.alphabet,
             "num_symbols": one.num_symbols,
             "num_classes": one.num_classes,
-            "made": dict(describe or {}),
+            "made": dict(metadata or {}),
             "splits": {name: _write_split(part, name, puzzles) for name, puzzles in splits.items()},
         }
         (part / "index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, is_together, solve
+from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, is_synchronized, solve
 
 
 class Gradient(ABC):
@@ -75,7 +75,7 @@ class Implicit(Gradient):
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
             finite = bool(v.isfinite().all())
-            if not finite and not is_together():
+            if not finite and not is_synchronized():
                 return v  # an overflowed loss goes on to whoever scales or skips it
             dims = min(v.ndim, max(v.ndim - 1, 1))
             solution = solve(lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=dims)

@@ -1,1 +1,1 @@
-"""Exchange with others: the paper authors' checkpoints in, stock ``transformers`` folders out, our models for Auto classes."""
+"""Other formats in and out: the authors' checkpoints, pretrained backbones, stock ``transformers`` folders."""

@@ -1,16 +1,17 @@
 """Building blocks of update networks: single device, no solvers, no training."""
 
-from attractor.nn.block import Block, compile_blocks
-from attractor.nn.cells import Cells, CellsConfig, Recursion, RecursionConfig
+from attractor.nn.compiled import CompiledBlock, compile_blocks, unwrap_model
 from attractor.nn.convolution import ConvolutionUpdate, ConvolutionUpdateConfig
+from attractor.nn.grid import GridNetwork, GridNetworkConfig, TRMUpdate, TRMUpdateConfig
 
 __all__ = [
-    "Block",
-    "Cells",
-    "CellsConfig",
+    "CompiledBlock",
     "ConvolutionUpdate",
     "ConvolutionUpdateConfig",
-    "Recursion",
-    "RecursionConfig",
+    "GridNetwork",
+    "GridNetworkConfig",
+    "TRMUpdate",
+    "TRMUpdateConfig",
     "compile_blocks",
+    "unwrap_model",
 ]

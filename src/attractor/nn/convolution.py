@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.nn.block import Block
+from attractor.nn.compiled import CompiledBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ConvolutionUpdateConfig:
         return ConvolutionUpdate(self)
 
 
-class ConvolutionUpdate(Block):
+class ConvolutionUpdate(CompiledBlock):
     """``(y, x) ↦ norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
 
     def __init__(self, config: ConvolutionUpdateConfig) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attractor.nn.block import Block
+from attractor.nn.compiled import CompiledBlock
 
 Rotary = tuple[Tensor, Tensor]
 Attend = Callable[
@@ -23,7 +23,7 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     return angle.cos(), angle.sin()
 
 
-def visible(
+def make_attention_mask(
     length: int, size: int, past: int | Tensor, padding: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor | None:
     """Return who may look at whom, (B or 1, 1, T, S) bool; None where every token sees all up to itself and S ends with the last.
@@ -79,7 +79,7 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class Closing(nn.Linear):
+class ZeroInitLinear(nn.Linear):
     """The projection that ends a branch. A model that starts these at zero starts as the identity."""
 
 
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.o_proj = Closing(num_heads * head_dim, width, bias=False)
+        self.o_proj = ZeroInitLinear(num_heads * head_dim, width, bias=False)
         if qk_norm:
             self.q_norm = RMSNorm(head_dim, eps)
             self.k_norm = RMSNorm(head_dim, eps)
@@ -125,7 +125,7 @@ class MLP(nn.Module):
         if self.gated:
             self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = Closing(hidden, width, bias=False)
+        self.down_proj = ZeroInitLinear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -133,7 +133,7 @@ class MLP(nn.Module):
         return self.down_proj(F.relu(self.up_proj(x)).square())
 
 
-class Gate(nn.Module):
+class LayerScale(nn.Module):
     """LayerScale kept in ``(0, limit)``: a learnt factor ``limit · sigmoid(raw)`` for every channel."""
 
     def __init__(self, width: int, start: float, limit: float) -> None:
@@ -154,7 +154,7 @@ class Gate(nn.Module):
         return x * self.value()
 
 
-class DecoderLayer(Block):
+class DecoderLayer(CompiledBlock):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with gates on both branches where ``gate`` says so.
 
     ``gate`` is ``(start, limit)`` of :class:`Gate`, or None.
@@ -178,8 +178,8 @@ class DecoderLayer(Block):
         self.self_attn = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = MLP(width, hidden, activation)
-        self.self_attn_gate = Gate(width, *gate) if gate else nn.Identity()
-        self.mlp_gate = Gate(width, *gate) if gate else nn.Identity()
+        self.self_attn_gate = LayerScale(width, *gate) if gate else nn.Identity()
+        self.mlp_gate = LayerScale(width, *gate) if gate else nn.Identity()
 
     def is_steady(self, x: Tensor, rotary: Rotary, attend: Attend) -> bool:
         return self.training and isinstance(attend, Masked)

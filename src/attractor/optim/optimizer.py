@@ -36,23 +36,23 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip: float = 1.0
-    muon: str = ""
+    muon_pattern: str = ""
     muon_lr: float = 8e-3
     muon_momentum: float = 0.95
-    muon_decay: float = 0.1
-    final_decay: float = 1.0
-    slow: str = ""
+    muon_weight_decay: float = 0.1
+    final_weight_decay: float = 1.0
+    slow_pattern: str = ""
     slow_factor: float = 0.5
 
     def __post_init__(self) -> None:
         require_positive(self, "lr", "clip", "eps", "muon_lr", "slow_factor")
-        if min(self.weight_decay, self.muon_decay, self.final_decay) < 0 or not (
+        if min(self.weight_decay, self.muon_weight_decay, self.final_weight_decay) < 0 or not (
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
         ):
             raise ConfigError(f"{self}: weight decays cannot be negative, and both betas must lie in [0, 1).")
         if not 0 <= self.muon_momentum < 1:
             raise ConfigError(f"OptimizerConfig(muon_momentum={self.muon_momentum}): must lie in [0, 1).")
-        for name in ("muon", "slow"):
+        for name in ("muon_pattern", "slow_pattern"):
             try:
                 re.compile(getattr(self, name))
             except re.error as error:
@@ -65,14 +65,16 @@ class OptimizerConfig:
         groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
-                muon = bool(self.muon) and p.ndim == 2 and re.search(self.muon, name) is not None
-                slow = bool(self.slow) and re.search(self.slow, name) is not None
+                muon = bool(self.muon_pattern) and p.ndim == 2 and re.search(self.muon_pattern, name) is not None
+                slow = bool(self.slow_pattern) and re.search(self.slow_pattern, name) is not None
                 groups.setdefault((muon, slow, p.ndim >= 2), []).append(p)
         adamw, muons = [], []
         for (muon, slow, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0]):
             factor = self.slow_factor if slow else 1.0
             if muon:
-                muons.append({"params": parameters, "lr": self.muon_lr * factor, "weight_decay": self.muon_decay})
+                muons.append(
+                    {"params": parameters, "lr": self.muon_lr * factor, "weight_decay": self.muon_weight_decay}
+                )
             else:  # norms, gates and biases do not decay
                 decay = self.weight_decay if is_matrix else 0.0
                 adamw.append({"params": parameters, "lr": self.lr * factor, "weight_decay": decay})

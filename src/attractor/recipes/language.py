@@ -19,8 +19,9 @@ from typing import Any
 from attractor.config import require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LanguageModelConfig, LoopedConfig
+from attractor.objectives import NextTokenConfig
 from attractor.optim import OptimizerConfig
-from attractor.train import GuardConfig, NextTokenConfig, TrainConfig
+from attractor.training import GuardConfig, TrainConfig
 
 VOCAB_SIZE = 32768
 BATCH_TOKENS = 524_288
@@ -46,7 +47,7 @@ class LanguageRecipe:
         if first in (0, last):  # nothing, or everything
             return self.train.optimizer
         layers = "|".join(str(i) for i in range(last - first, last))
-        return replace(self.train.optimizer, slow=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
+        return replace(self.train.optimizer, slow_pattern=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
 
     def __post_init__(self) -> None:
         require_positive(self, "attractor_rate")
@@ -163,14 +164,14 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
                 beta1=0.8,
                 beta2=0.95,
                 eps=1e-10,
-                muon=IN_LAYERS,
+                muon_pattern=IN_LAYERS,
                 muon_lr=8e-3,
-                muon_decay=0.2,
-                final_decay=0.0,
+                muon_weight_decay=0.2,
+                final_weight_decay=0.0,
             ),
-            warmup=0.0,
-            decay=0.5,
-            ema=0.0,
+            warmup_fraction=0.0,
+            cooldown_fraction=0.5,
+            ema_decay=0.0,
             accumulate=BATCH_TOKENS // (16 * dial.length),
             precision="bf16",
             guard=GuardConfig(loss_spike=8, gradient_spike=20),
@@ -192,12 +193,12 @@ def retrofit() -> LanguageRecipe:
     return LanguageRecipe(
         model=AttractorConfig(),
         attractor_rate=1.0,
-        text=NextTokenConfig(batch_size=8, length=1024, contraction=0.3),
+        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3),
         train=TrainConfig(
             num_steps=1000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0),
-            warmup=0.05,
-            ema=0.0,
+            warmup_fraction=0.05,
+            ema_decay=0.0,
             accumulate=4,
             precision="bf16",
             log_every=10,

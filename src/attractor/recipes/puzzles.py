@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attractor.config import require_whole, suggestion
-from attractor.data.mazes import Cell
+from attractor.data.maze import Cell
 from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, TransformerConfig, TRMConfig
-from attractor.nn import CellsConfig, RecursionConfig
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
-from attractor.train import DeepSupervisionConfig, TrainConfig
+from attractor.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,13 @@ class MazeDataConfig:
 
     num_mazes: int = 1000
     size: int = 11
-    corner_share: float = 0.9
-    winding_share: float = 0.0
+    corner_fraction: float = 0.9
+    dfs_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "num_mazes")
-        for name in ("corner_share", "winding_share"):
+        for name in ("corner_fraction", "dfs_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): the share must lie in [0, 1].")
 
@@ -84,7 +85,7 @@ def fitted(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classe
     model = recipe.model
     if isinstance(model, HRMConfig | TransformerConfig):
         changes["cells"] = replace(model.cells, num_cells=num_cells)
-    elif isinstance(model.update, RecursionConfig):
+    elif isinstance(model.update, TRMUpdateConfig):
         changes["update"] = replace(model.update, cells=replace(model.update.cells, num_cells=num_cells))
     return replace(recipe, model=replace(model, **changes))
 
@@ -92,7 +93,9 @@ def fitted(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classe
 def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
     """The demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
     return PuzzleRecipe(
-        model=AttractorReasonerConfig(obstacles=(int(Cell.WALL),), damping=0.7, noise=0.1, segment=8, tracked=7),
+        model=AttractorReasonerConfig(
+            obstacles=(int(Cell.WALL),), damping=0.7, noise=0.1, evaluations_per_segment=8, backprop_steps=7
+        ),
         data=MazeDataConfig(seed=seed),
         supervision=DeepSupervisionConfig(batch_size=64, max_segments=16),
         train=TrainConfig(seconds=60 * minutes, seed=seed),
@@ -121,9 +124,9 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
     """
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
-    cells = CellsConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
+    cells = GridNetworkConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
     return PuzzleRecipe(
-        model=_model(family, cells, size + 1, size + 1, segment=2, num_latent=3),
+        model=_model(family, cells, size + 1, size + 1, evaluations_per_segment=2, num_latent=3),
         data=SudokuDataConfig(size=size, clues={6: 10}.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
         supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
@@ -151,7 +154,7 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
     count rows and columns, the baselines' cells in reading order.
     """
     mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
-    cells = CellsConfig(
+    cells = GridNetworkConfig(
         width=width,
         hidden=3 * width,
         cell_hidden=256,
@@ -162,16 +165,22 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
     num_symbols, num_classes = (10, 10) if task == "sudoku" else (len(Cell) - 1, len(Cell))
     return PuzzleRecipe(
         model=_model(
-            family, cells, num_symbols, num_classes, segment=3, num_latent=6 if task == "sudoku" else 4, halting=True
+            family,
+            cells,
+            num_symbols,
+            num_classes,
+            evaluations_per_segment=3,
+            num_latent=6 if task == "sudoku" else 4,
+            halting=True,
         ),
         data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
         supervision=_supervision(family, batch_size=768, max_segments=16, leave_halted=True, cross_entropy="stablemax"),
         train=TrainConfig(
             num_steps=65_000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
-            warmup=2000 / 65_000,
-            decay=0.0,
-            ema=0.999,
+            warmup_fraction=2000 / 65_000,
+            cooldown_fraction=0.0,
+            ema_decay=0.999,
             precision="bf16",
             log_every=50,
             seed=seed,
@@ -184,23 +193,25 @@ FAMILIES = ("attractor", "trm", "hrm", "transformer")
 
 def _model(
     family: str,
-    cells: CellsConfig,
+    cells: GridNetworkConfig,
     num_symbols: int,
     num_classes: int,
     *,
-    segment: int,
+    evaluations_per_segment: int,
     num_latent: int,
     halting: bool = False,
 ) -> ReasonerModelConfig:
     counts: Any = {"num_symbols": num_symbols, "num_classes": num_classes}
-    recursion = RecursionConfig(cells=cells, num_latent=num_latent)
+    recursion = TRMUpdateConfig(cells=cells, num_latent=num_latent)
     if family == "attractor":
-        return AttractorReasonerConfig(update=recursion, segment=segment, tracked=1, halting=halting, **counts)
+        return AttractorReasonerConfig(
+            update=recursion, evaluations_per_segment=evaluations_per_segment, backprop_steps=1, halting=halting, **counts
+        )
     if family == "trm":
-        return TRMConfig(update=recursion, segment=segment, **counts)
+        return TRMConfig(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
     wide = cells.width >= 512
     if family == "hrm":
-        return HRMConfig(cells=replace(cells, num_layers=4 if wide else 2), segment=2, **counts)
+        return HRMConfig(cells=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
     if family == "transformer":
         return TransformerConfig(cells=replace(cells, num_layers=8), halting=halting, **counts)
     raise ConfigError(f"there is no family {family!r}; {suggestion(family, FAMILIES)}")

@@ -2,13 +2,13 @@
 
 from attractor.solve.loop import PartialUpdate, Update, solve
 from attractor.solve.solution import Outcome, Solution, Status
-from attractor.solve.solvers import Anderson, Best, Broyden, Picard, Solver
+from attractor.solve.solvers import Anderson, BestSoFar, Broyden, Picard, Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance, require_resolvable
-from attractor.solve.together import is_together, together
+from attractor.solve.sync import is_synchronized, synchronized
 
 __all__ = [
     "Anderson",
-    "Best",
+    "BestSoFar",
     "Broyden",
     "Outcome",
     "PartialUpdate",
@@ -20,8 +20,8 @@ __all__ = [
     "StopRule",
     "Tolerance",
     "Update",
-    "is_together",
+    "is_synchronized",
     "require_resolvable",
     "solve",
-    "together",
+    "synchronized",
 ]

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
-from attractor.solve.batch import Plain, choose, fill, is_empty, namespace, plain, tensor
+from attractor.solve.array_ops import Plain, choose, fill, is_empty, namespace, plain, tensor
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solvers import Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance
-from attractor.solve.together import is_together, share
+from attractor.solve.sync import is_synchronized, share
 
 Update = Callable[[Tensor], Tensor]
 
@@ -52,8 +52,10 @@ class PartialUpdate(ABC):
 
 # An equation that froze right at the tolerance would seldom pass its verification, because its neighbours still move a
 # little. Measured on causal transformer blocks, the margin saves up to half of all calls, and evaluations per token as well.
-SETTLE = 0.25
-ACTIVE, SETTLED, FINAL, STAGNATED, DIVERGED = map(int, Status)  # arrays compare with a plain number five times as fast
+FREEZE_MARGIN = 0.25
+ACTIVE, FROZEN, CONVERGED, STAGNATED, DIVERGED = map(
+    int, Status
+)  # arrays compare with a plain number five times as fast
 PROGRESS = 0.9  # an equation makes progress when its best residual falls below this share of the one before
 
 
@@ -123,9 +125,9 @@ def solve(
     residual = kept.residual
     y = kept.y if judging else y
     if judging and not is_empty(ledger.is_open):
-        answer, lowest = solver.answer(state, kept.y, residual)
+        answer, lowest = solver.finalize(state, kept.y, residual)
         # Moving what a final equation depends on would make that untrue. In time, what is still active has none after it.
-        free = ledger.active if causal else ~layout.anything_beside(ledger.status == FINAL)
+        free = ledger.active if causal else ~layout.anything_beside(ledger.status == CONVERGED)
         movable = ledger.is_open & free
         y, residual = choose(movable, answer, kept.y), choose(movable, lowest, residual)
     return Solution(
@@ -285,13 +287,13 @@ class _Ledger:
     @property
     def is_open(self) -> Plain:
         """Equations that ended above tolerance as far as is known."""
-        return (self.status != FINAL) & (self.status != SETTLED)
+        return (self.status != CONVERGED) & (self.status != FROZEN)
 
     @property
     def due(self) -> Plain:
         """What the next evaluation looks at: equations that move, and settled ones where all that they may depend on stands."""
-        standing = self.status >= SETTLED
-        verifying = (self.status == SETTLED) & self.layout.everything_before(standing)
+        standing = self.status >= FROZEN
+        verifying = (self.status == FROZEN) & self.layout.everything_before(standing)
         return ~standing | verifying
 
     def mark(self, which: Plain, status: int) -> None:
@@ -300,7 +302,7 @@ class _Ledger:
     def judge(self, call: int, residual: Plain, due: Plain) -> None:
         """Take in the residuals of those that were due: count, settle, wake, make final, give up."""
         assert isinstance(self.stop, Tolerance)
-        closed, settled = self.status >= FINAL, self.status == SETTLED
+        closed, settled = self.status >= CONVERGED, self.status == FROZEN
         looked_at = due & ~closed
         self.evaluations = self.evaluations + looked_at
         below = looked_at & (residual < self.stop.rtol) & (call >= self.stop.min_evaluations)
@@ -309,9 +311,9 @@ class _Ledger:
         final = below & self.layout.everything_before(closed | below)
         woken = settled & looked_at & ~below
         self.mark(woken, ACTIVE)
-        self.mark(below & (settled | (residual < SETTLE * self.stop.rtol)), SETTLED)
-        self.mark(final, FINAL)
-        self._below = below | (self.status >= SETTLED)
+        self.mark(below & (settled | (residual < FREEZE_MARGIN * self.stop.rtol)), FROZEN)
+        self.mark(final, CONVERGED)
+        self._below = below | (self.status >= FROZEN)
         self._best = fill(self._best, woken, torch.inf)
         if self.stop.patience is not None:
             self._give_up(call, residual)
@@ -324,7 +326,7 @@ class _Ledger:
         self._lately = xp.where(self.active, xp.fmin(self._lately, residual), self._lately)
         if call % self.stop.patience or call < self.stop.min_evaluations:
             return
-        idle = (self.status >= FINAL) | ~(self._lately < PROGRESS * self._best)
+        idle = (self.status >= CONVERGED) | ~(self._lately < PROGRESS * self._best)
         self.mark(self.active & self.layout.everything_before(idle), STAGNATED)
         self._best = xp.fmin(self._best, self._lately)
         self._lately = xp.full_like(self._best, torch.inf)
@@ -334,12 +336,12 @@ class _Ledger:
         assert isinstance(self.stop, Tolerance)
         if call % self.stop.check_every:
             return False
-        done = self._below if self.stop.fraction < 1 else self.status >= FINAL
-        return share(float(done.sum()), len(done)) >= self.stop.fraction
+        done = self._below if self.stop.min_converged_fraction < 1 else self.status >= CONVERGED
+        return share(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
 
 
 def _refuse_nonfinite(y: Tensor, layout: _Layout) -> None:
-    if y.is_cpu and not is_together() and not namespace(plain(y)).isfinite(plain(y)).all():
+    if y.is_cpu and not is_synchronized() and not namespace(plain(y)).isfinite(plain(y)).all():
         raise DataError(
             f"fixed_point: y0 of shape {tuple(layout.shape)} holds NaN or infinite values; start from finite ones."
         )

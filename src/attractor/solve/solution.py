@@ -10,8 +10,8 @@ class Status(IntEnum):
     """Where one equation stands. From ``FINAL`` on it is closed: nothing moves it any more."""
 
     ACTIVE = 0
-    SETTLED = 1
-    FINAL = 2
+    FROZEN = 1
+    CONVERGED = 2
     STAGNATED = 3
     DIVERGED = 4
 
@@ -45,7 +45,7 @@ class Outcome:
     @property
     def num_open(self) -> int:
         """Number of equations that are not final (looks at the device)."""
-        return self.status.numel() - self.count(Status.FINAL)
+        return self.status.numel() - self.count(Status.CONVERGED)
 
     @property
     def converged(self) -> bool:
@@ -66,7 +66,7 @@ class Outcome:
                 f"{num} stagnated above the tolerance (the floor of the update's precision? try a larger rtol, "
                 "an update in float32, or more patience)"
             )
-        if num := self.count(Status.SETTLED):
+        if num := self.count(Status.FROZEN):
             parts.append(f"{num} settled but were not verified")
         if num := self.count(Status.ACTIVE):
             advice = "try more evaluations or another solver" if self.calls >= self.limit else "stopped by fraction"

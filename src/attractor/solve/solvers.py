@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
-from attractor.solve.batch import Plain, choose, fill, namespace, plain, tensor
+from attractor.solve.array_ops import Plain, choose, fill, namespace, plain, tensor
 
 
 class Solver(ABC):
@@ -58,7 +58,7 @@ class Solver(ABC):
         """
 
     @abstractmethod
-    def answer(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def finalize(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(y, residual)`` for equations that ended without settling, given the last accepted ones."""
 
 
@@ -83,7 +83,7 @@ class Picard(Solver):
     ) -> tuple[Tensor, None]:
         return _damped(y, f, g, self.damping), None
 
-    def answer(self, state: None, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def finalize(self, state: None, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual
 
 
@@ -168,7 +168,7 @@ class Anderson(Solver):
         total = alpha.sum(dim=1, keepdim=True)
         return choose(~xp.isfinite(plain(total))[:, 0], tensor(newest).double(), alpha / total)
 
-    def answer(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def finalize(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual
 
 
@@ -217,7 +217,7 @@ class Broyden(Solver):
                 us, vs = (), ()
         return y - _low_rank(g, us, vs, scratch), _BroydenState(y, g, us, vs, scratch)
 
-    def answer(self, state: _BroydenState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def finalize(self, state: _BroydenState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual
 
 
@@ -230,7 +230,7 @@ def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch
 
 
 @dataclass(frozen=True)
-class Best(Solver):
+class BestSoFar(Solver):
     """Wrap a solver: an equation that never settles returns its best iterate, not its last.
 
     In a causal solve that holds for equations that are still active at the end: one that gave up earlier stays where it was, as
@@ -257,7 +257,7 @@ class Best(Solver):
         better = residual < lowest
         return y_next, (inner, torch.where(better[:, None], y, best), torch.where(better, residual, lowest))
 
-    def answer(self, state: tuple[Any, Tensor, Tensor], y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def finalize(self, state: tuple[Any, Tensor, Tensor], y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         _, best, lowest = state
         better = lowest < residual
         return torch.where(better[:, None], best, y), torch.where(better, lowest, residual)

@@ -40,16 +40,16 @@ class Tolerance:
     max_evaluations: int = 64
     min_evaluations: int = 1
     check_every: int = 1
-    fraction: float = 1.0
+    min_converged_fraction: float = 1.0
     patience: int | None = 16
 
     def __post_init__(self) -> None:
-        require_positive(self, "rtol", "fraction")
+        require_positive(self, "rtol", "min_converged_fraction")
         require_whole(self, 1, "max_evaluations", "min_evaluations", "check_every")
         if self.patience is not None:
             require_whole(self, 1, "patience")
-        if self.fraction > 1:
-            raise ConfigError(f"Tolerance(fraction={self.fraction!r}): the share must lie in (0, 1].")
+        if self.min_converged_fraction > 1:
+            raise ConfigError(f"Tolerance(min_converged_fraction={self.min_converged_fraction!r}): the share must lie in (0, 1].")
         if self.min_evaluations > self.max_evaluations:
             raise ConfigError(
                 f"Tolerance(min_evaluations={self.min_evaluations}, max_evaluations={self.max_evaluations}): "

@@ -4,7 +4,7 @@ from attractor.data.sudoku.draw import generate
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, solves
 from attractor.data.sudoku.solver import check, count_solutions, solve
 from attractor.data.sudoku.symmetry import augment, canonical, equivalent_pairs
-from attractor.data.sudoku.text import parse, parse_all, parse_placed, read, read_placed, read_table, render, verdict
+from attractor.data.sudoku.text import parse, parse_all, parse_located, read, read_located, read_table, render, verdict
 
 __all__ = [
     "BOXES",
@@ -18,9 +18,9 @@ __all__ = [
     "generate",
     "parse",
     "parse_all",
-    "parse_placed",
+    "parse_located",
     "read",
-    "read_placed",
+    "read_located",
     "read_table",
     "render",
     "solve",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attractor.data.puzzles import Placed, Puzzles, Rows, read_csv
+from attractor.data.puzzles import LocatedGrid, Puzzles, Rows, read_csv
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solves, unit_name, units
 from attractor.errors import DataError
 
@@ -42,12 +42,12 @@ def parse(text: str, *, source: str = "<text>") -> Grid:
 
 def parse_all(text: str, *, source: str = "<text>") -> list[Grid]:
     """All grids of a text, of any sizes, one after another."""
-    return [placed.grid for placed in parse_placed(text, source=source)]
+    return [placed.grid for placed in parse_located(text, source=source)]
 
 
-def parse_placed(text: str, *, source: str = "<text>") -> list[Placed]:
+def parse_located(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     """All grids of a text, each with the line where it begins."""
-    grids: list[Placed] = []
+    grids: list[LocatedGrid] = []
     rows: list[str] = []  # of the drawing that has begun
     begun = number = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -82,20 +82,20 @@ def parse_placed(text: str, *, source: str = "<text>") -> list[Placed]:
 
 def read(path: str | os.PathLike[str]) -> list[Grid]:
     """All questions (size, size) of a text file, or of a csv. Raises DataError like :func:`parse`."""
-    return [placed.grid for placed in read_placed(path)]
+    return [placed.grid for placed in read_located(path)]
 
 
-def read_placed(path: str | os.PathLike[str]) -> list[Placed]:
+def read_located(path: str | os.PathLike[str]) -> list[LocatedGrid]:
     """The same, each with its line."""
     path = Path(path)
     if path.suffix == ".csv":
         return [
-            Placed(question, rows.place(row))
+            LocatedGrid(question, rows.place(row))
             for rows, questions, _ in _tables(path, "train")
             for row, question in enumerate(questions)
         ]
     try:
-        return parse_placed(path.read_text(encoding="utf-8-sig"), source=str(path))
+        return parse_located(path.read_text(encoding="utf-8-sig"), source=str(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of Sudokus.") from error
     except UnicodeDecodeError as error:
@@ -150,9 +150,9 @@ def verdict(question: Grid, answer: Grid) -> str:
     return "verified: solved"
 
 
-def _grid(cells: str, source: str, line: int) -> Placed:
+def _grid(cells: str, source: str, line: int) -> LocatedGrid:
     size = int(len(cells) ** 0.5)
     grid = np.array([_CODES[cell] for cell in cells], np.uint8).reshape(size, size)
     if grid.max() > size:
         raise DataError(f"{source}, line {line}: has the digit {grid.max()} in a puzzle of size {size}; correct it.")
-    return Placed(grid, f"{source}, line {line}")
+    return LocatedGrid(grid, f"{source}, line {line}")

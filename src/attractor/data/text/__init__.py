@@ -1,6 +1,7 @@
 """Text to training rows: documents, a byte-level BPE tokenizer, memory-mapped shards, packed rows."""
 
-from attractor.data.text.documents import Reading, read_documents, total_bytes
+from attractor.data.text.documents import ReadStats, read_documents, total_bytes
+from attractor.data.text.held_out import read_held_out
 from attractor.data.text.rows import PackedRows
 from attractor.data.text.shards import Shards, list_splits, prepare, require_new
 from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
@@ -8,13 +9,14 @@ from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokeniz
 __all__ = [
     "END_OF_TEXT",
     "PackedRows",
-    "Reading",
+    "ReadStats",
     "Shards",
     "fingerprint",
     "list_splits",
     "load_tokenizer",
     "prepare",
     "read_documents",
+    "read_held_out",
     "require_new",
     "total_bytes",
     "train_tokenizer",

@@ -22,17 +22,17 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # half a surrogate pair has no UTF-
 
 
 @dataclass
-class Reading:
+class ReadStats:
     """What has been read so far."""
 
     num_documents: int = 0
     num_empty: int = 0  # left out
-    num_mended: int = 0  # documents in which something that is no UTF-8 text was replaced by U+FFFD
+    num_repaired: int = 0  # documents in which something that is no UTF-8 text was replaced by U+FFFD
     num_read: int = 0  # bytes of the files that lie behind, compressed as they are; hub datasets count nothing
 
 
 def read_documents(
-    sources: Sequence[str | Path], *, field: str = "text", reading: Reading | None = None
+    sources: Sequence[str | Path], *, field: str = "text", reading: ReadStats | None = None
 ) -> Iterator[str]:
     """Yield the documents of files, folders and hub datasets, in order.
 
@@ -52,7 +52,7 @@ def read_documents(
     DataError
         For sources that do not exist, are empty, binary or malformed.
     """
-    reading = reading if reading is not None else Reading()
+    reading = reading if reading is not None else ReadStats()
     for source, files in [(s, _files(s)) for s in sources]:  # all are looked up before the first is read
         before = reading.num_documents
         for text in _source(source, files, field, reading):
@@ -60,7 +60,7 @@ def read_documents(
                 reading.num_empty += 1
                 continue
             mended = _mend(text)
-            reading.num_mended += mended is not text
+            reading.num_repaired += mended is not text
             reading.num_documents += 1
             yield mended
         if reading.num_documents == before:
@@ -97,7 +97,7 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def _source(source: str | Path, files: list[Path] | None, field: str, reading: Reading) -> Iterator[str]:
+def _source(source: str | Path, files: list[Path] | None, field: str, reading: ReadStats) -> Iterator[str]:
     where = str(source)
     try:
         if files is None:
@@ -114,7 +114,7 @@ def _source(source: str | Path, files: list[Path] | None, field: str, reading: R
         raise DataError(f"{where}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
-def _file(path: Path, field: str, reading: Reading) -> Iterator[str]:
+def _file(path: Path, field: str, reading: ReadStats) -> Iterator[str]:
     before = reading.num_read
     with path.open("rb") as raw:
         if _kind(path) == ".parquet":

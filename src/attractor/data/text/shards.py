@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from attractor.config import from_dict, suggestion
-from attractor.data.text.documents import Reading
+from attractor.data.text.documents import ReadStats
 from attractor.data.text.tokenizer import encoder, fingerprint
 from attractor.errors import AttractorError, ConfigError, DataError
 
@@ -52,7 +52,7 @@ class Split:
     num_documents: int
     num_bytes: int
     num_empty: int
-    num_mended: int
+    num_repaired: int
     shards: tuple[Shard, ...]
 
 
@@ -61,7 +61,7 @@ def prepare(
     documents: Mapping[str, Iterable[str]] | Iterable[tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    readings: Mapping[str, Reading] | None = None,
+    readings: Mapping[str, ReadStats] | None = None,
     shard_tokens: int = 100_000_000,
     advance: Callable[[int, int], None] = lambda num_bytes, num_tokens: None,
 ) -> None:
@@ -99,7 +99,7 @@ def prepare(
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
     readings = dict(readings or {})
     if isinstance(documents, Mapping):
-        readings = dict.fromkeys(documents, Reading()) | readings
+        readings = dict.fromkeys(documents, ReadStats()) | readings
         pairs: Iterable[tuple[str, str]] = ((split, text) for split, texts in documents.items() for text in texts)
     else:
         pairs = documents
@@ -127,7 +127,7 @@ def prepare(
                 "end_of_text": end_of_text,
                 "tokenizer": fingerprint(tokenizer),
                 "splits": {
-                    split: asdict(writer.finish(readings.get(split, Reading()))) for split, writer in writers.items()
+                    split: asdict(writer.finish(readings.get(split, ReadStats()))) for split, writer in writers.items()
                 },
             }
             (part / "index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -213,7 +213,7 @@ class _Writer:
         self._num_documents += begins
         self._num_bytes += num_bytes
 
-    def finish(self, reading: Reading) -> Split:
+    def finish(self, reading: ReadStats) -> Split:
         if not self._num_documents:
             raise DataError(f"split {self._split!r} holds no text.")
         self._end_shard()
@@ -222,7 +222,7 @@ class _Writer:
             num_documents=self._num_documents,
             num_bytes=self._num_bytes,
             num_empty=reading.num_empty,
-            num_mended=reading.num_mended,
+            num_repaired=reading.num_repaired,
             shards=tuple(self._shards),
         )
 

@@ -25,12 +25,12 @@ from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
-from attractor.models.language.active import TokenUpdate
 from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
-from attractor.models.language.context import Context, Reader, require_plain
-from attractor.models.language.speculative import speculate
-from attractor.nn.transformer import Gate
-from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_together
+from attractor.models.language.inference.context import AttentionContext, Reader, require_plain
+from attractor.models.language.inference.sparse_update import TokenUpdate
+from attractor.models.language.inference.speculative import speculate
+from attractor.nn.transformer import LayerScale
+from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_synchronized
 
 GRADIENTS: dict[str, Gradient] = {
     "one-step": OneStep(),
@@ -74,7 +74,7 @@ class AttractorConfig(LanguageModelConfig):
     gate_limit: float = 1.0
     window: int = 5
     gradient: str = "one-step"
-    training_fraction: float = 0.95
+    training_min_converged_fraction: float = 0.95
     check_every: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -91,8 +91,10 @@ class AttractorConfig(LanguageModelConfig):
             if getattr(self, name) not in valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(str(getattr(self, name)), valid)}")
         require_whole(self, 1, "window", "check_every")
-        if not 0 < self.training_fraction <= 1:
-            raise ConfigError(f"training_fraction={self.training_fraction}: the share must lie in (0, 1].")
+        if not 0 < self.training_min_converged_fraction <= 1:
+            raise ConfigError(
+                f"training_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
+            )
         if not 0 < self.gate_start <= self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
         super().__post_init__(**kwargs)
@@ -132,7 +134,9 @@ class AttractorForCausalLM(LanguageModel):
             )
         return super().generate(*args, streamer=streamer, **kwargs)
 
-    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+    def refine(
+        self, x: Tensor, context: AttentionContext, stop: StopRule | None
+    ) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
         if context.cache is not None and config.num_attractor_layers and not isinstance(stop, Steps):
             if torch.is_grad_enabled() or self.training:
@@ -145,12 +149,12 @@ class AttractorForCausalLM(LanguageModel):
             if stop not in (None, Steps(1)):
                 raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")
             return proposal, proposal, None
-        if self.training and proposal.is_cpu and not is_together() and not proposal.isfinite().all():
+        if self.training and proposal.is_cpu and not is_synchronized() and not proposal.isfinite().all():
             return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
         solution = self.solve(proposal, context, stop or self._trained_stop(context.is_real is not None))
         return proposal, solution.value, solution
 
-    def solve(self, proposal: Tensor, context: Context, stop: StopRule) -> Solution:
+    def solve(self, proposal: Tensor, context: AttentionContext, stop: StopRule) -> Solution:
         """Refine ``proposal`` (B, T, D). Without gradients, tokens that rest are not computed again."""
         config = self.config
         if stop == Steps(1) and config.start == "proposal":
@@ -170,7 +174,7 @@ class AttractorForCausalLM(LanguageModel):
             update.finish(solution.value)
         return solution
 
-    def _evaluated_once(self, proposal: Tensor, context: Context) -> Solution:
+    def _evaluated_once(self, proposal: Tensor, context: AttentionContext) -> Solution:
         """One evaluation of any solver that begins with the plain step, without a solver: the plain Transformer costs no more."""
         value = self._once(proposal, proposal, context)
         residual = (value - proposal).detach().float().norm(dim=-1) / proposal.detach().float().norm(dim=-1)
@@ -182,13 +186,13 @@ class AttractorForCausalLM(LanguageModel):
             outcome=Outcome(status=status, calls=1, limit=1, judged=False),
         )
 
-    def update(self, proposal: Tensor, context: Context) -> Callable[[Tensor], Tensor]:
+    def update(self, proposal: Tensor, context: AttentionContext) -> Callable[[Tensor], Tensor]:
         """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes.
 
         With a cache, every call keeps its keys and values in slots of its own.
         """
         calls = itertools.count()
-        return lambda y: self._once(y, proposal, context.later(next(calls) * self.config.num_attractor_layers))
+        return lambda y: self._once(y, proposal, context.shift_slots(next(calls) * self.config.num_attractor_layers))
 
     def _once(self, y: Tensor, proposal: Tensor, reader: Reader) -> Tensor:
         first, last = self.num_backbone_layers, self.config.num_hidden_layers
@@ -200,12 +204,12 @@ class AttractorForCausalLM(LanguageModel):
         # Padding rests at once, so that no real token ever waits for it.
         return out if reader.is_real is None else torch.where(reader.is_real, out, y)
 
-    def num_slots(self, stop: StopRule | None) -> int:
+    def num_cache_layers(self, stop: StopRule | None) -> int:
         evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
 
     @property
-    def repeated(self) -> range:
+    def recurrent_layers(self) -> range:
         return range(self.num_backbone_layers, self.config.num_hidden_layers)
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
@@ -224,7 +228,7 @@ class AttractorForCausalLM(LanguageModel):
             uses = evaluations + 3 + (gradient.terms if isinstance(gradient, Neumann) else 0)
         return [backbone, (config.num_attractor_layers, uses)]
 
-    def inspect(self, input_ids: Tensor) -> dict[str, float]:
+    def diagnostics(self, input_ids: Tensor) -> dict[str, float]:
         """Return the mean gate, and the spectral radius of the update at the equilibrium of ``input_ids`` (B, T)."""
         if not self.config.num_attractor_layers:
             return {}
@@ -236,7 +240,7 @@ class AttractorForCausalLM(LanguageModel):
         generator = torch.Generator(output.hidden.device).manual_seed(0)  # the run's own must not depend on its log
         update = self.update(output.proposal, context)
         radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
-        gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, Gate)])
+        gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, LayerScale)])
         return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
 
     def _trained_stop(self, is_padded: bool) -> Tolerance:
@@ -247,13 +251,13 @@ class AttractorForCausalLM(LanguageModel):
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
             check_every=config.check_every if self.training else 1,
-            fraction=config.training_fraction if partly else 1.0,
+            min_converged_fraction=config.training_min_converged_fraction if partly else 1.0,
         )
 
     @classmethod
     def from_backbone(cls, path_or_id: str | Path, **settings: Any) -> "AttractorForCausalLM":
         """Return the attractor model of a pretrained Qwen3 or Llama; see ``retrofit.py``."""
-        from attractor.models.language.retrofit import from_backbone
+        from attractor.interop.backbone import from_backbone
 
         return from_backbone(path_or_id, **settings)
 

@@ -17,9 +17,10 @@ from transformers.utils import ModelOutput
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError, DataError
-from attractor.models.language.context import Context, Reader, prepare_cache
-from attractor.nn.block import Block
-from attractor.nn.transformer import Closing, DecoderLayer, Gate, RMSNorm, rotary, visible
+from attractor.models.budget import stop_rule
+from attractor.models.language.inference.context import AttentionContext, Reader, prepare_cache
+from attractor.nn.compiled import CompiledBlock
+from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask, rotary
 from attractor.solve import Solution, Steps, StopRule, Tolerance, require_resolvable
 
 BUDGET = ("depth", "tolerance", "max_evaluations")
@@ -164,16 +165,18 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         self.token_loss = TokenLoss()
 
     @abstractmethod
-    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+    def refine(
+        self, x: Tensor, context: AttentionContext, stop: StopRule | None
+    ) -> tuple[Tensor, Tensor, Solution | None]:
         """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as it was trained."""
 
     @abstractmethod
-    def num_slots(self, stop: StopRule | None) -> int:
+    def num_cache_layers(self, stop: StopRule | None) -> int:
         """Return how many pairs of keys and values a cache keeps for every token."""
 
     @property
     @abstractmethod
-    def repeated(self) -> range:
+    def recurrent_layers(self) -> range:
         """Which layers a solve evaluates again and again."""
 
     @abstractmethod
@@ -198,17 +201,17 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         head = config.vocab_size * config.hidden_size * (3 if training else 1)
         return 2.0 * (passes * (matrices + attention) + head)
 
-    def weight_units(self) -> list[tuple[list[nn.Module], bool]]:
+    def fsdp_units(self) -> list[tuple[list[nn.Module], bool]]:
         """Return which layers' weights are gathered as one where they are divided among processes, and whether they then stay.
 
         Those that are evaluated again and again do, until gradients have passed.
         """
         layers = list(self.model.layers)
-        once = [([layer], False) for i, layer in enumerate(layers) if i not in self.repeated]
-        again = [layers[i] for i in self.repeated]
+        once = [([layer], False) for i, layer in enumerate(layers) if i not in self.recurrent_layers]
+        again = [layers[i] for i in self.recurrent_layers]
         return [*once, (again, True)] if again else once
 
-    def inspect(self, input_ids: Tensor) -> dict[str, float]:
+    def diagnostics(self, input_ids: Tensor) -> dict[str, float]:
         """Return figures about the model's inside on a batch, for the log."""
         return {}
 
@@ -272,7 +275,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
         stop = self._stop(depth, tolerance, max_evaluations)
-        context = self._context(x, attention_mask, position_ids, cache, self.num_slots(stop), self._kind(stop))
+        context = self._context(x, attention_mask, position_ids, cache, self.num_cache_layers(stop), self._kind(stop))
         proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
         loss = None if labels is None else next_token_loss(normed, self.lm_head.weight, labels, self.token_loss)
@@ -327,16 +330,16 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         cache: Cache | None = None,
-        num_slots: int = 0,
+        num_cache_layers: int = 0,
         kind: str = "",
-    ) -> Context:
+    ) -> AttentionContext:
         batch, length, _ = x.shape
         config, documents = self.config, positions
         past: int | Tensor = 0
         size = length
         if cache is not None:
             shape = (batch, config.num_kv_heads, config.head_width)
-            past = prepare_cache(cache, num_slots, shape, x, kind, length)
+            past = prepare_cache(cache, num_cache_layers, shape, x, kind, length)
             size, _ = cache.get_mask_sizes(length, 0)
         self._require_room(past, length)
         if positions is not None and positions.shape[-1] != length:
@@ -358,9 +361,9 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
             documents = None
         elif cache is not None:
             raise ConfigError("packed documents are read without a cache: their position_ids do not go on by one.")
-        return Context(
+        return AttentionContext(
             rotary=rotary(positions, config.head_width, config.rope_theta),
-            mask=visible(length, size, past, attention_mask, documents),
+            mask=make_attention_mask(length, size, past, attention_mask, documents),
             is_real=None if attention_mask is None else (attention_mask[:, -length:] != 0)[..., None],
             cache=cache,
             past=past,
@@ -379,32 +382,27 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         return "a fixed depth" if isinstance(stop, Steps) else "the equilibrium"
 
     def _stop(self, depth: int | None, tolerance: float | None, max_evaluations: int | None) -> StopRule | None:
-        if depth is not None:
-            if tolerance is not None or max_evaluations is not None:
-                raise ConfigError("give depth, or tolerance and max_evaluations, not both.")
-            return Steps(depth)
-        if tolerance is None and max_evaluations is None:
-            return None
-        most = self.config.max_evaluations if max_evaluations is None else max_evaluations
-        return Tolerance(
-            rtol=self.config.tolerance if tolerance is None else tolerance,
-            max_evaluations=most,
-            min_evaluations=min(self.config.min_evaluations, most),
+        config = self.config
+        default = Tolerance(
+            rtol=config.tolerance,
+            max_evaluations=config.max_evaluations,
+            min_evaluations=min(config.min_evaluations, config.max_evaluations),
         )
+        return stop_rule(depth, tolerance, max_evaluations, default=default)
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, Closing):  # every layer starts as the identity, every update at its fixed point
+        if isinstance(module, ZeroInitLinear):  # every layer starts as the identity, every update at its fixed point
             nn.init.zeros_(module.weight)
         elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Gate):
+        elif isinstance(module, LayerScale):
             module.reset_parameters()
 
 
-class TokenLoss(Block):
+class TokenLoss(CompiledBlock):
     """Summed cross-entropy, in nats, of ``labels`` (N,) without −100s, given ``x`` (N, D) and the head's ``weight`` (V, D)."""
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom, Unrolled
 from attractor.models.language.base import LanguageModel, LanguageModelConfig
-from attractor.models.language.context import Context
+from attractor.models.language.inference.context import AttentionContext
 from attractor.solve import Picard, Solution, Steps, StopRule
 
 
@@ -79,7 +79,9 @@ class LoopedForCausalLM(LanguageModel):
         self.injection = Injection(config.hidden_size)
         self.post_init()
 
-    def refine(self, x: Tensor, context: Context, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
+    def refine(
+        self, x: Tensor, context: AttentionContext, stop: StopRule | None
+    ) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
         if context.cache is not None and (self.training or not isinstance(stop, Steps | None)):
             raise ConfigError(
@@ -99,7 +101,7 @@ class LoopedForCausalLM(LanguageModel):
         calls = itertools.count()
 
         def update(state: Tensor) -> Tensor:
-            reader = context.later(next(calls) * config.num_core_layers)
+            reader = context.shift_slots(next(calls) * config.num_core_layers)
             out = self.model.run(self.injection(state, e), reader, core, coda)
             return out if context.is_real is None else torch.where(context.is_real, out, state)
 
@@ -116,15 +118,15 @@ class LoopedForCausalLM(LanguageModel):
             evaluations=solution.evaluations + tracked,
             outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
-        reader = context.later((next(calls) - 1) * config.num_core_layers)
+        reader = context.shift_slots((next(calls) - 1) * config.num_core_layers)
         return e, self.model.run(solution.value, reader, coda, config.num_hidden_layers), solution
 
-    def num_slots(self, stop: StopRule | None) -> int:
+    def num_cache_layers(self, stop: StopRule | None) -> int:
         iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence
         return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
 
     @property
-    def repeated(self) -> range:
+    def recurrent_layers(self) -> range:
         coda = self.config.num_hidden_layers - self.config.num_coda_layers
         return range(coda - self.config.num_core_layers, coda)
 

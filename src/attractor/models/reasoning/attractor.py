@@ -17,7 +17,7 @@ from attractor.config import suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
-from attractor.nn import ConvolutionUpdateConfig, RecursionConfig
+from attractor.nn import ConvolutionUpdateConfig, TRMUpdateConfig
 from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 
@@ -48,15 +48,15 @@ class AttractorReasonerConfig(ReasonerConfig):
     num_symbols: int = 4
     num_classes: int = 5
     obstacles: tuple[int, ...] = ()
-    update: ConvolutionUpdateConfig | RecursionConfig = field(default_factory=ConvolutionUpdateConfig)
+    update: ConvolutionUpdateConfig | TRMUpdateConfig = field(default_factory=ConvolutionUpdateConfig)
     halting: bool = False
     damping: float = 0.95
     solver: str = "picard"
     gradient: str = "phantom"
     noise: float = 0.01
     random_start: bool = True
-    segment: int = 8
-    tracked: int = 4
+    evaluations_per_segment: int = 8
+    backprop_steps: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +77,7 @@ SOLVERS: dict[str, Callable[[AttractorReasonerConfig], Solver]] = {
     "anderson": lambda config: Anderson(mixing=config.damping),
 }
 GRADIENTS: dict[str, Callable[[AttractorReasonerConfig], Gradient]] = {
-    "phantom": lambda config: Phantom(steps=config.tracked, damping=config.damping),
+    "phantom": lambda config: Phantom(steps=config.backprop_steps, damping=config.damping),
     "one-step": lambda config: OneStep(),
     "implicit": lambda config: Implicit(stop=Tolerance(rtol=1e-3, max_evaluations=32)),
 }
@@ -109,7 +109,7 @@ class AttractorReasoner(Reasoner):
         state = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(questions.device)
         return state * self._open(questions)
 
-    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         x, is_open = self.embedding(questions), self._open(questions)
         noise = self.config.noise if self.training else 0.0
 

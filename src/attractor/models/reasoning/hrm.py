@@ -16,8 +16,8 @@ from torch import Tensor
 
 from attractor.config import require_whole
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
-from attractor.nn import Cells, CellsConfig
-from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
+from attractor.nn import GridNetwork, GridNetworkConfig
+from attractor.nn.grid import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class HRMConfig(ReasonerConfig):
         Updates of the low network before one of the high, ``L_cycles``. Only the last carries gradients.
     """
 
-    cells: CellsConfig = field(
-        default_factory=lambda: CellsConfig(num_layers=4, mixing="attention", grid_positions=False)
+    cells: GridNetworkConfig = field(
+        default_factory=lambda: GridNetworkConfig(num_layers=4, mixing="attention", grid_positions=False)
     )
     num_latent: int = 2
 
@@ -55,7 +55,7 @@ class HRM(Reasoner):
         super().__init__(config)
         self.config, width = config, config.cells.width
         self.embedding = CellEmbedding(config.num_symbols, width)
-        self.H_level, self.L_level = Cells(config.cells), Cells(config.cells)
+        self.H_level, self.L_level = GridNetwork(config.cells), GridNetwork(config.cells)
         self.lm_head = linear(width, config.num_classes)
         self.q_head = HaltingHead(width)
         for name in ("H_init", "L_init"):  # drawn once, never learnt
@@ -64,7 +64,7 @@ class HRM(Reasoner):
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.cat([self.H_init, self.L_init]).expand(*questions.shape, -1)
 
-    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         grid, x = questions.shape[1:], self.embedding(questions).flatten(1, 2)
         angles = self.L_level.angles(grid, x)
 
@@ -92,7 +92,7 @@ class HRM(Reasoner):
 
 def hrm_27m() -> HRMConfig:
     """Return the published model."""
-    cells = CellsConfig(
+    cells = GridNetworkConfig(
         width=512, num_layers=4, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
     )
     return HRMConfig(cells=cells)
@@ -100,5 +100,5 @@ def hrm_27m() -> HRMConfig:
 
 def hrm_tiny(size: int = 9) -> HRMConfig:
     """Return one of width 128 with two layers a network for Sudokus of ``size`` × ``size``, for processors."""
-    cells = CellsConfig(mixing="attention", grid_positions=False)
+    cells = GridNetworkConfig(mixing="attention", grid_positions=False)
     return HRMConfig(num_symbols=size + 1, num_classes=size + 1, cells=cells)

@@ -38,13 +38,15 @@ class ReasonerConfig:
 
     num_symbols: int = 10
     num_classes: int = 10
-    segment: int = 2
-    tracked: int = 1
+    evaluations_per_segment: int = 2
+    backprop_steps: int = 1
 
     def __post_init__(self) -> None:
-        require_whole(self, 1, "num_symbols", "num_classes", "segment", "tracked")
-        if self.tracked > self.segment:
-            raise ConfigError(f"tracked={self.tracked}: must lie between 1 and segment={self.segment}.")
+        require_whole(self, 1, "num_symbols", "num_classes", "evaluations_per_segment", "backprop_steps")
+        if self.backprop_steps > self.evaluations_per_segment:
+            raise ConfigError(
+                f"backprop_steps={self.backprop_steps}: must lie between 1 and evaluations_per_segment={self.evaluations_per_segment}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +99,16 @@ class Reasoner(nn.Module, ABC):
         self, config: ReasonerConfig, *, solver: Solver | None = None, gradient: Gradient | None = None
     ) -> None:
         super().__init__()
-        self.num_symbols, self.segment = config.num_symbols, config.segment
+        self.num_symbols, self.evaluations_per_segment = config.num_symbols, config.evaluations_per_segment
         self.solver = solver or Picard()
-        self.gradient = gradient or Phantom(steps=config.tracked)
+        self.gradient = gradient or Phantom(steps=config.backprop_steps)
 
     @abstractmethod
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the state that a trajectory starts from, (B, height, W, state width)."""
 
     @abstractmethod
-    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         """Return one evaluation, ``state ↦ state``, for these questions."""
 
     @abstractmethod
@@ -124,7 +126,7 @@ class Reasoner(nn.Module, ABC):
         forward pass, which is once forward and twice on the way back; other gradients than the phantom one add such an evaluation.
         NaN where an adjoint solve decides. Recomputation and the penalty on the Jacobian are not counted.
         """
-        work, evaluations = self.work(num_cells), self.segment if evaluations is None else evaluations
+        work, evaluations = self.work(num_cells), self.evaluations_per_segment if evaluations is None else evaluations
         if not training:
             return evaluations * work.evaluation + work.reading
         back = 2 * work.differentiated
@@ -159,10 +161,10 @@ class Reasoner(nn.Module, ABC):
         gradient = self.gradient
         tracked = gradient.steps if isinstance(gradient, Phantom) and torch.is_grad_enabled() else 0
         solution = fixed_point(
-            _Refinement(self, questions) if isinstance(stop, Tolerance) else self.bind(questions),
+            _Refinement(self, questions) if isinstance(stop, Tolerance) else self.make_update(questions),
             state,
             solver=self.solver,
-            stop=Steps(self.segment - tracked) if stop is None else stop,
+            stop=Steps(self.evaluations_per_segment - tracked) if stop is None else stop,
             gradient=gradient,
             equation_dims=state.ndim - 1,
         )
@@ -206,13 +208,13 @@ class _Refinement(PartialUpdate):
     """The update of a batch of which puzzles at rest are left out."""
 
     def __init__(self, model: Reasoner, questions: Tensor) -> None:
-        self._model, self._questions, self._whole = model, questions, model.bind(questions)
+        self._model, self._questions, self._whole = model, questions, model.make_update(questions)
 
     def __call__(self, y: Tensor) -> Tensor:
         return self._whole(y)
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        return self._model.bind(self._questions[index])(y)
+        return self._model.make_update(self._questions[index])(y)
 
 
 def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
-from attractor.nn import Cells, CellsConfig
-from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden
+from attractor.nn import GridNetwork, GridNetworkConfig
+from attractor.nn.grid import CellEmbedding, HaltingHead, linear, swiglu_hidden
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(ReasonerConfig):
     """``cells`` are all its layers; ``halting`` says whether a head judges, from the first cell, if the answer is right."""
 
-    cells: CellsConfig = field(
-        default_factory=lambda: CellsConfig(num_layers=8, mixing="attention", grid_positions=False)
+    cells: GridNetworkConfig = field(
+        default_factory=lambda: GridNetworkConfig(num_layers=8, mixing="attention", grid_positions=False)
     )
     halting: bool = False
-    segment: int = 1
+    evaluations_per_segment: int = 1
 
     def build(self) -> "TransformerReasoner":
         return TransformerReasoner(self)
@@ -39,7 +39,7 @@ class TransformerReasoner(Reasoner):
         super().__init__(config)
         self.config, width = config, config.cells.width
         self.embedding = CellEmbedding(config.num_symbols, width)
-        self.net = Cells(config.cells)
+        self.net = GridNetwork(config.cells)
         self.lm_head = linear(width, config.num_classes)
         if config.halting:
             self.q_head = HaltingHead(width)
@@ -48,7 +48,7 @@ class TransformerReasoner(Reasoner):
         # As the questions are, not as the weights: those may be divided among processes.
         return questions.new_zeros(*questions.shape, self.config.cells.width, dtype=self.lm_head.weight.dtype)
 
-    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         grid, x = questions.shape[1:], self.embedding(questions).flatten(1, 2)
         angles = self.net.angles(grid, x)
         return lambda state: self.net(x, torch.zeros_like(x), grid, angles).view(state.shape).to(state.dtype)
@@ -65,7 +65,7 @@ class TransformerReasoner(Reasoner):
 
 def transformer_27m() -> TransformerConfig:
     """Return one of HRM's size and layers: eight of width 512."""
-    cells = CellsConfig(
+    cells = GridNetworkConfig(
         width=512, num_layers=8, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
     )
     return TransformerConfig(cells=cells)
@@ -73,5 +73,5 @@ def transformer_27m() -> TransformerConfig:
 
 def transformer_tiny(size: int = 9) -> TransformerConfig:
     """Return one of width 128 and four layers, as many as :func:`hrm_tiny`, for Sudokus of ``size`` × ``size``."""
-    cells = CellsConfig(num_layers=4, mixing="attention", grid_positions=False)
+    cells = GridNetworkConfig(num_layers=4, mixing="attention", grid_positions=False)
     return TransformerConfig(num_symbols=size + 1, num_classes=size + 1, cells=cells)

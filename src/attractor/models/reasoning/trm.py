@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
-from attractor.nn import CellsConfig, RecursionConfig
-from attractor.nn.cells import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from attractor.nn.grid import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRMConfig(ReasonerConfig):
     """``segment`` is TRM's ``H_cycles``, and ``update.num_latent`` its ``L_cycles``."""
 
-    update: RecursionConfig = field(default_factory=lambda: RecursionConfig(cells=CellsConfig(), num_latent=6))
-    segment: int = 3
+    update: TRMUpdateConfig = field(default_factory=lambda: TRMUpdateConfig(cells=GridNetworkConfig(), num_latent=6))
+    evaluations_per_segment: int = 3
 
     def build(self) -> "TRM":
         return TRM(self)
@@ -46,7 +46,7 @@ class TRM(Reasoner):
     def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.cat([self.H_init, self.L_init]).expand(*questions.shape, -1)
 
-    def bind(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         x = self.embedding(questions)
         return lambda state: self.update(state, x).to(state.dtype)
 
@@ -62,19 +62,24 @@ class TRM(Reasoner):
 
 def trm_5m() -> TRMConfig:
     """Return the published model for 9 × 9 Sudoku, an MLP across cells; less its 16 cells for a puzzle's name."""
-    cells = CellsConfig(width=512, hidden=swiglu_hidden(512), cell_hidden=swiglu_hidden(81), num_cells=81)
-    return TRMConfig(update=RecursionConfig(cells=cells, num_latent=6))
+    cells = GridNetworkConfig(width=512, hidden=swiglu_hidden(512), cell_hidden=swiglu_hidden(81), num_cells=81)
+    return TRMConfig(update=TRMUpdateConfig(cells=cells, num_latent=6))
 
 
 def trm_7m() -> TRMConfig:
     """Return the published model with attention, in its setting for Sudoku."""
-    cells = CellsConfig(width=512, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False)
-    return TRMConfig(update=RecursionConfig(cells=cells, num_latent=6))
+    cells = GridNetworkConfig(
+        width=512, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
+    )
+    return TRMConfig(update=TRMUpdateConfig(cells=cells, num_latent=6))
 
 
 def trm_tiny(size: int = 9) -> TRMConfig:
     """Return one of width 128 for Sudokus of ``size`` × ``size``, for processors."""
-    cells = CellsConfig(num_cells=size**2)
+    cells = GridNetworkConfig(num_cells=size**2)
     return TRMConfig(
-        num_symbols=size + 1, num_classes=size + 1, update=RecursionConfig(cells=cells, num_latent=3), segment=2
+        num_symbols=size + 1,
+        num_classes=size + 1,
+        update=TRMUpdateConfig(cells=cells, num_latent=3),
+        evaluations_per_segment=2,
     )

@@ -1,0 +1,3 @@
+"""Mazes: drawn, read, written, verified."""
+
+from attractor.data.maze.maze import *  # noqa: F403

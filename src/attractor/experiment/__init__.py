@@ -1,0 +1,1 @@
+"""The public Python API: load, train, evaluate and estimate the cost of a recipe."""

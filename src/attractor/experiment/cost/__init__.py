@@ -1,0 +1,1 @@
+"""What a recipe costs: estimated from shapes, and measured by real steps."""

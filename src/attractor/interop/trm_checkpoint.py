@@ -1,0 +1,111 @@
+"""TRM's official weights, read into :class:`attractor.models.reasoning.TRM`.
+
+The layers have the same tensors under the same names; only what stands around them is named differently here. Of the official model
+two things are not built: cells for a puzzle's name (``puzzle_emb``) and learnt positions. Checkpoints that have them are refused.
+Every setting must be known and have a value that we implement, and every tensor must be known and be there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from attractor.config import suggestion
+from attractor.errors import AttractorError, CheckpointError
+from attractor.interop.weights import read_json, read_weights
+from attractor.models.reasoning import TRM, TRMConfig
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from attractor.nn.grid import swiglu_hidden
+
+READ = {"seq_len", "vocab_size", "H_cycles", "L_cycles", "L_layers", "hidden_size", "expansion", "num_heads", "mlp_t"}
+DEFAULTS = {"puzzle_emb_ndim": 0, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "puzzle_emb_len": 16, "mlp_t": False}
+# What a finished network does not depend on. ``H_layers`` is a relic of HRM, ignored there as well.
+IGNORED = {"batch_size", "num_puzzle_identifiers", "H_layers", "halt_max_steps", "halt_exploration_prob"}
+IGNORED |= {"forward_dtype", "no_ACT_continue"}
+NAMES = {
+    "embedding.weight": "embed_tokens.embedding_weight",
+    "lm_head.weight": "lm_head.weight",
+    "q_head.weight": "q_head.weight",
+    "q_head.bias": "q_head.bias",
+    "H_init": "H_init",
+    "L_init": "L_init",
+}
+PREFIXES = ("_orig_mod.", "model.", "inner.")  # put before every name by compiling, by the loss and by halting
+
+
+def import_trm(folder: Path | str) -> TRM:
+    """Return the model of an official checkpoint, in float32 and evaluation mode. Answers are read in reading order.
+
+    Parameters
+    ----------
+    folder
+        With ``config.json``, the settings of the official model, and ``model.safetensors`` or ``pytorch_model.bin``.
+
+    Raises
+    ------
+    CheckpointError
+        For settings and tensors that are unknown or missing, values that are not implemented, damaged files.
+    """
+    folder = Path(folder)
+    model = _config(read_json(folder / "config.json"), folder / "config.json").build()
+    model.load_state_dict(_translate(read_weights(folder), model.state_dict(), folder))
+    return model.eval()
+
+
+def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
+    theirs = DEFAULTS | stored
+    wanted = READ | DEFAULTS.keys() | {"pos_encodings"}
+    for name in sorted(theirs.keys() - wanted - IGNORED):
+        raise CheckpointError(
+            f"{file}: the setting {name!r} is not known, so what it means for the network is not either."
+        )
+    for name in sorted(wanted - theirs.keys()):
+        raise CheckpointError(f"{file}: the setting {name!r} is missing; the official format has it always.")
+    fixed: dict[str, tuple[Any, ...]] = {"mlp_t": (True, False), "puzzle_emb_ndim": (0,), "puzzle_emb_len": (0,)}
+    fixed |= {"rms_norm_eps": (1e-5,), "pos_encodings": ("none", "rope") if theirs["mlp_t"] is True else ("rope",)}
+    for name, values in fixed.items():
+        if theirs[name] not in values or isinstance(theirs[name], bool) != isinstance(values[0], bool):
+            only = " or ".join(map(repr, values))
+            raise CheckpointError(f"{file}: {name}={theirs[name]!r} is not implemented here; only {only} is.")
+    try:
+        cells = GridNetworkConfig(
+            width=theirs["hidden_size"],
+            num_layers=theirs["L_layers"],
+            mixing="mixer" if theirs["mlp_t"] else "attention",
+            hidden=swiglu_hidden(theirs["hidden_size"], theirs["expansion"]),
+            cell_hidden=swiglu_hidden(theirs["seq_len"], theirs["expansion"]),
+            num_cells=theirs["seq_len"],
+            num_heads=theirs["num_heads"],
+            grid_positions=False,
+            theta=float(theirs["rope_theta"]),
+        )
+        return TRMConfig(
+            num_symbols=theirs["vocab_size"],
+            num_classes=theirs["vocab_size"],
+            update=TRMUpdateConfig(cells=cells, num_latent=theirs["L_cycles"]),
+            evaluations_per_segment=theirs["H_cycles"],
+        )
+    except (AttractorError, TypeError, ValueError) as error:  # by our names, next to which stand theirs
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(f"{file}: its settings make no model ({reason}).") from error
+
+
+def _translate(theirs: dict[str, Tensor], ours: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Return the weights under our names, after checking that there is each of them in its shape, and nothing else."""
+    found = {}
+    for name, value in theirs.items():
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        found[name] = value
+    names = {own: NAMES.get(own, own.replace("update.net.", "L_level.")) for own in ours}
+    for name in sorted(found.keys() - names.values()):
+        missing = names.values() - found.keys() or names.values()
+        raise CheckpointError(f"{folder}: the tensor {name!r} is not known; {suggestion(name, missing)}")
+    for own, name in names.items():
+        if name not in found:
+            raise CheckpointError(f"{folder}: the tensor {name!r} is missing; the checkpoint is incomplete.")
+        if found[name].shape != ours[own].shape:
+            raise CheckpointError(
+                f"{folder}: the tensor {name!r} has shape {tuple(found[name].shape)}, not {tuple(ours[own].shape)}."
+            )
+    return {own: found[name].float() for own, name in names.items()}

@@ -1,0 +1,7 @@
+"""Objectives: a batch and a model to a loss and metrics. They know nothing of the training loop."""
+
+from attractor.objectives.batch import split_batch
+from attractor.objectives.deep_supervision import DeepSupervision, DeepSupervisionConfig
+from attractor.objectives.next_token import NextToken, NextTokenConfig
+
+__all__ = ["DeepSupervision", "DeepSupervisionConfig", "NextToken", "NextTokenConfig", "split_batch"]

@@ -1,0 +1,40 @@
+"""The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
+
+from attractor.training.checkpoint import (
+    Checkpoints,
+    find_checkpoint,
+    load_model,
+    read_run,
+    update_checksums,
+    verify_weights,
+    write_checksums,
+)
+from attractor.training.config import PRECISIONS, Objective, TrainConfig
+from attractor.training.distributed import DistributedContext, init_distributed, should_report_error
+from attractor.training.guard import GuardConfig
+from attractor.training.log import Callback, Report
+from attractor.training.loggers import make_logger
+from attractor.training.loop import train
+from attractor.training.preemption import Preemption
+
+__all__ = [
+    "PRECISIONS",
+    "Callback",
+    "Checkpoints",
+    "DistributedContext",
+    "GuardConfig",
+    "Objective",
+    "Preemption",
+    "Report",
+    "TrainConfig",
+    "find_checkpoint",
+    "init_distributed",
+    "load_model",
+    "make_logger",
+    "read_run",
+    "should_report_error",
+    "train",
+    "update_checksums",
+    "verify_weights",
+    "write_checksums",
+]

@@ -1,0 +1,530 @@
+"""Mazes: what ``attractor.data.maze`` promises, checked against scipy's graphs where it can be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, shortest_path
+
+from attractor.data.maze import maze
+from attractor.data.maze import ALPHABET, Cell, Grid, Mazes
+from attractor.errors import ConfigError, DataError
+
+QUICK = settings(max_examples=100, deadline=None)
+SEEDS = st.integers(0, 2**32)
+
+
+def graph(grid: Grid) -> coo_array:
+    """The floor of a grid (H, W) as a symmetric graph over its H·W cells, walls being isolated nodes."""
+    floor = grid != Cell.WALL
+    index = np.arange(grid.size).reshape(grid.shape)
+    across, down = floor[:, :-1] & floor[:, 1:], floor[:-1] & floor[1:]
+    one = np.concatenate([index[:, :-1][across], index[:-1][down]])
+    other = np.concatenate([index[:, 1:][across], index[1:][down]])
+    ends = np.concatenate([one, other]), np.concatenate([other, one])
+    return coo_array((np.ones(2 * len(one)), ends), shape=(grid.size, grid.size))
+
+
+def distance(grid: Grid) -> float:
+    """Steps from S to G by scipy, infinite where there is no path."""
+    start, goal = (int(np.flatnonzero(grid == cell)[0]) for cell in (Cell.START, Cell.GOAL))
+    return float(shortest_path(graph(grid).tocsr(), unweighted=True, indices=start)[goal])
+
+
+def copies(grid: NDArray[Any]) -> list[NDArray[Any]]:
+    """The 8 symmetric copies of a square grid."""
+    return [np.rot90(side, turns) for side in (grid, grid[:, ::-1]) for turns in range(4)]
+
+
+def least_copy(grid: Grid) -> bytes:
+    return min(copy.tobytes() for copy in copies(grid))
+
+
+def grid_of(*lines: str) -> Grid:
+    """A grid without any check, so that tests can build wrong ones."""
+    return np.array([[ALPHABET.index(character) for character in line] for line in lines], np.uint8)
+
+
+@st.composite
+def any_grids(draw: st.DrawFn, closed: bool = False, square: bool = False) -> Grid:
+    """Grids with one S and one G among random walls: loops, open rooms and separate parts included."""
+    height = draw(st.integers(4, 9))
+    width = height if square else draw(st.integers(4, 9))
+    floor = draw(arrays(np.bool_, (height, width), elements=st.sampled_from([True, True, False])))
+    grid = floor.astype(np.uint8)
+    if closed:
+        grid = np.pad(grid[1:-1, 1:-1], 1)
+    inside = np.arange(height * width).reshape(height, width)[1:-1, 1:-1].reshape(-1).tolist()
+    start, goal = draw(st.lists(st.sampled_from(inside), min_size=2, max_size=2, unique=True))
+    grid.flat[start], grid.flat[goal] = Cell.START, Cell.GOAL
+    return grid
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("dfs", [False, True])
+@pytest.mark.parametrize("size", [5, 7, 11, 31])
+def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, dfs: bool) -> None:
+    """All rooms are open and connected, by one door less than there are rooms; all else is wall."""
+    questions = maze.generate(6, size, seed=1, dfs=dfs).questions
+    num_rooms = ((size - 1) // 2) ** 2
+    assert questions.shape == (6, size, size)
+    assert questions.dtype == np.uint8
+    for grid in questions:
+        floor = grid != Cell.WALL
+        assert floor[1::2, 1::2].all()
+        assert not floor[0::2, 0::2].any()
+        assert floor.sum() == 2 * num_rooms - 1
+        parts, label = connected_components(graph(grid), directed=False)
+        assert len(set(label[floor.reshape(-1)])) == 1
+        assert parts == 1 + (~floor).sum()
+
+
+def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
+    """S and G are one each, and every ordered pair of the rooms is about equally frequent."""
+    # From _draw, because leaving out symmetric copies changes the frequencies of so small mazes.
+    questions = maze._draw(12_000, 5, np.random.default_rng(0), corners=False, dfs=False)
+    rooms = questions[:, 1::2, 1::2].reshape(-1, 4)
+    assert ((rooms == Cell.START).sum(1) == 1).all()
+    assert ((rooms == Cell.GOAL).sum(1) == 1).all()
+    pairs = np.zeros((4, 4), int)
+    np.add.at(pairs, ((rooms == Cell.START).argmax(1), (rooms == Cell.GOAL).argmax(1)), 1)
+    assert (np.diag(pairs) == 0).all()
+    assert abs(pairs[~np.eye(4, dtype=bool)] - 1000).max() < 150  # five standard deviations
+
+
+def test_corners_are_where_they_should_be() -> None:
+    """With corners, S is in the first room and G in the last of every maze."""
+    questions = maze.generate(5, 9, seed=0, corners=True).questions
+    assert (questions[:, 1, 1] == Cell.START).all()
+    assert (questions[:, -2, -2] == Cell.GOAL).all()
+
+
+def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
+    """The 192 trees over 3 × 3 rooms all appear about equally often; depth-first search prefers some of them."""
+    num = 192 * 100
+
+    def spread(dfs: bool) -> tuple[int, float]:
+        floor = maze._draw(num, 7, np.random.default_rng(0), corners=False, dfs=dfs) != Cell.WALL
+        counts = np.unique(floor.reshape(num, -1), axis=0, return_counts=True)[1]
+        return len(counts), float(((counts - 100) ** 2 / 100).sum())
+
+    trees, chi_square = spread(dfs=False)
+    assert trees == 192
+    assert chi_square < 191 + 5 * (2 * 191) ** 0.5
+    assert spread(dfs=True)[1] > 10 * chi_square
+
+
+@given(seed=SEEDS, size=st.sampled_from([7, 9, 13]), few=st.integers(0, 5))
+@settings(max_examples=10, deadline=None)
+def test_a_seed_means_the_same_mazes(seed: int, size: int, few: int) -> None:
+    """Drawing again gives the same mazes, drawing fewer the first of them, another seed others."""
+    all_of_them = maze.generate(5, size, seed=seed)
+    again = maze.generate(few, size, seed=seed)
+    np.testing.assert_array_equal(again.questions, all_of_them[:few].questions)
+    np.testing.assert_array_equal(again.answers, all_of_them[:few].answers)
+    other = maze.generate(5, size, seed=seed + 1)
+    assert (other.questions != all_of_them.questions).any()
+
+
+GOLDEN = """\
+###########
+# #ooo#   #
+# #o#o### #
+#  o#ooo  #
+###o###o###
+#  o  #G  #
+# #o# # # #
+# #o# # # #
+# #o##### #
+# #S    # #
+###########"""
+
+
+def test_the_mazes_of_a_seed_never_change() -> None:
+    """Seed 0 draws this maze: whoever changes it makes every recorded run impossible to repeat."""
+    assert maze.render(maze.generate(1, 11, seed=0).answers[0]) == GOLDEN
+
+
+def test_no_two_mazes_are_symmetric_copies() -> None:
+    """Where copies are likely, none is drawn; size 5 has exactly 6 different mazes, and all are found."""
+    for size, num in ((5, 6), (7, 700)):
+        drawn = maze.generate(num, size, seed=0)
+        assert len({least_copy(grid) for grid in drawn.questions}) == num
+
+
+@pytest.mark.parametrize("size", [5, 7])
+def test_excluded_mazes_are_not_drawn_again(size: int) -> None:
+    """Nothing drawn equals a symmetric copy of an excluded maze, even if only few others are left."""
+    num = {5: 4, 7: 600}[size]
+    seen = maze.generate(num, size, seed=0)
+    fresh = maze.generate(num // 4 + 1, size, seed=0, exclude=seen)
+    old = {least_copy(grid) for grid in seen.questions}
+    assert not old & {least_copy(grid) for grid in fresh.questions}
+
+
+def test_asking_for_more_mazes_than_there_are_ends_with_advice() -> None:
+    """Used-up sizes raise a ConfigError that says how many there were, with and without exclusion."""
+    with pytest.raises(ConfigError, match=r"Only 6 of 7 different mazes of size 5 .* ask for fewer"):
+        maze.generate(7, 5, seed=0)
+    everything = maze.generate(6, 5, seed=0)
+    with pytest.raises(ConfigError, match="Only 0 of 1 "):
+        maze.generate(1, 5, seed=3, exclude=everything)
+
+
+@pytest.mark.parametrize(
+    ("num", "size", "seed", "says"),
+    [
+        (1, 4, 0, "size=4"),
+        (1, 3, 0, "size=3"),
+        (1, 12, 0, "odd"),
+        (-1, 5, 0, "num_mazes=-1"),
+        (1, 5, -1, "seed=-1"),
+    ],
+)
+def test_impossible_settings_are_refused(num: int, size: int, seed: int, says: str) -> None:
+    """Even or too small sizes and negative numbers are one ConfigError sentence."""
+    with pytest.raises(ConfigError, match=says):
+        maze.generate(num, size, seed=seed)
+
+
+def test_mazes_are_indexed_by_slices_and_arrays() -> None:
+    """Questions and answers stay together under slicing, masks and permutation; other shapes are refused."""
+    drawn = maze.generate(4, 7, seed=0)
+    assert len(drawn) == 4
+    assert len(drawn[1:3]) == 2
+    order = np.array([3, 0])
+    np.testing.assert_array_equal(drawn[order].answers, drawn.answers[order])
+    assert len(drawn[np.array([True, False, False, True])]) == 2
+    with pytest.raises(DataError, match="shapes"):
+        Mazes(questions=drawn.questions, answers=drawn.answers[:2])
+
+
+# Solving
+
+
+@given(grid=any_grids())
+@QUICK
+def test_the_marked_path_is_shortest_or_its_absence_is_reported(grid: Grid) -> None:
+    """On any grid, the marked path is as long as scipy says, and only a maze without one is a DataError."""
+    steps = distance(grid)
+    if np.isinf(steps):
+        with pytest.raises(DataError, match=r"Maze 1 .* no path"):
+            maze.shortest_paths(np.stack([np.maximum(grid, Cell.FLOOR), grid]))  # the first without walls
+        return
+    (answer,) = maze.shortest_paths(grid[None])
+    assert (answer == Cell.PATH).sum() == steps - 1
+    np.testing.assert_array_equal(np.where(answer == Cell.PATH, Cell.FLOOR, answer), grid)
+    judged = maze.verdict(grid, answer)
+    assert (judged.is_path, judged.is_shortest, judged.length) == (True, True, steps)
+
+
+@pytest.mark.parametrize("size", [5, 11, 31])
+def test_answers_mark_the_unique_path(size: int) -> None:
+    """In drawn mazes the answer has the length scipy finds, and changes nothing else."""
+    drawn = maze.generate(5, size, seed=2)
+    for question, answer in zip(drawn.questions, drawn.answers, strict=True):
+        assert (answer == Cell.PATH).sum() + 1 == distance(question)
+        np.testing.assert_array_equal(np.where(answer == Cell.PATH, Cell.FLOOR, answer), question)
+
+
+def test_a_maze_is_solved_alike_alone_and_in_a_batch_and_again() -> None:
+    """Neighbours in the batch and marks already there do not matter."""
+    drawn = maze.generate(8, 9, seed=3)
+    one_by_one = [maze.shortest_paths(grid[None])[0] for grid in drawn.questions]
+    np.testing.assert_array_equal(np.stack(one_by_one), drawn.answers)
+    np.testing.assert_array_equal(maze.shortest_paths(drawn.answers), drawn.answers)
+
+
+def test_of_several_shortest_paths_the_first_direction_wins() -> None:
+    """Ties are broken by up, left, right, down, at every step from S."""
+    (answer,) = maze.shortest_paths(grid_of("#####", "#S  #", "#   #", "#  G#", "#####")[None])
+    assert maze.render(answer).split("\n") == ["#####", "#Soo#", "#  o#", "#  G#", "#####"]
+
+
+@pytest.mark.parametrize("cell", [Cell.START, Cell.GOAL])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_maze_without_its_one_start_and_goal_is_named(cell: Cell, count: int) -> None:
+    """A batch in which one maze has no or two S or G raises a DataError with that maze's number."""
+    good = grid_of("#####", "#S G#", "#   #", "#####")
+    bad = good.copy()
+    bad[bad == cell] = Cell.FLOOR
+    bad[2, 1 : 1 + count] = cell
+    with pytest.raises(DataError, match=rf"Maze 2 .* {count} cells {ALPHABET[cell]}"):
+        maze.shortest_paths(np.stack([good, good, bad]))
+
+
+# Symmetry
+
+
+@given(seed=SEEDS)
+@QUICK
+def test_augmenting_commutes_with_solving(seed: int) -> None:
+    """The answer of the turned question is the turned answer, and each pair is turned alike."""
+    drawn = maze.generate(4, 7, seed=seed % 7)
+    questions, answers = maze.augment(drawn.questions, drawn.answers, np.random.default_rng(seed))
+    assert questions.dtype == answers.dtype == np.uint8
+    np.testing.assert_array_equal(maze.shortest_paths(questions), answers)
+    for before, after in zip(drawn.questions, questions, strict=True):
+        assert least_copy(before) == least_copy(after)
+
+
+def test_augmenting_uses_all_eight_symmetries_and_leaves_its_input_alone() -> None:
+    """Each symmetry is about equally frequent, drawn for each maze, and the same with the same seed."""
+    one = maze.generate(1, 11, seed=0)
+    many = one[np.zeros(4000, int)]
+    kept = many.questions.copy()
+    questions, _ = maze.augment(many.questions, many.answers, np.random.default_rng(0))
+    again, _ = maze.augment(many.questions, many.answers, np.random.default_rng(0))
+    np.testing.assert_array_equal(questions, again)
+    np.testing.assert_array_equal(many.questions, kept)
+    counts = [int((questions == copy).all(axis=(1, 2)).sum()) for copy in copies(one.questions[0])]
+    assert sum(counts) == 4000
+    assert min(counts) > 400
+
+
+@given(grid=any_grids(square=True), other=any_grids(square=True))
+@QUICK
+def test_fingerprints_are_equal_exactly_for_copies(grid: Grid, other: Grid) -> None:
+    """All 8 copies of a maze share one key; a maze that is no copy has another."""
+    keys = maze.fingerprints(np.stack(copies(grid)))
+    assert keys.shape == (8,)
+    assert len(set(keys.tolist())) == 1
+    alike = least_copy(grid) == least_copy(other)
+    assert (maze.fingerprints(other[None])[0] == keys[0]) == (alike and grid.shape == other.shape)
+
+
+def test_only_square_mazes_are_turned() -> None:
+    """Oblong mazes are refused by name instead of being cut to a square."""
+    oblong = np.ones((2, 5, 7), np.uint8)
+    with pytest.raises(DataError, match="5 x 7"):
+        maze.augment(oblong, oblong, np.random.default_rng(0))
+    with pytest.raises(DataError, match="5 x 7"):
+        maze.fingerprints(oblong)
+
+
+# Text
+
+GOOD = ["#####", "#S G#", "#####"]
+
+
+@given(grid=any_grids(closed=True))
+@QUICK
+def test_parsing_undoes_rendering(grid: Grid) -> None:
+    """A grid survives being written as text, with newlines of either kind and blank lines around it."""
+    text = maze.render(grid)
+    for variant in (text, text + "\n", "\n\n" + text + "\n\n", text.replace("\n", "\r\n") + "\r\n"):
+        parsed = maze.parse(variant)
+        np.testing.assert_array_equal(parsed, grid)
+        assert parsed.dtype == np.uint8
+
+
+MALFORMED = {
+    "unknown character": (["#####", "#S?G#", "#####"], 2, 3, "unexpected character '?'; write '#'"),
+    "tab": (["#####", "#S\tG#", "#####"], 2, 3, r"unexpected character '\t'"),
+    "path in a question": (["#####", "#SoG#", "#####"], 2, 3, "unexpected character 'o'"),
+    "short line": (["#####", "#SG#", "#####"], 2, 5, "this line has 4 characters and the first 5"),
+    "long line": (["#####", "#S G#", "######"], 3, 6, "this line has 6 characters and the first 5"),
+    "no start": (["#####", "#  G#", "#####"], 1, 1, "this maze has no 'S'"),
+    "no goal": (["#####", "#S  #", "#####"], 1, 1, "this maze has no 'G'"),
+    "second start": (["#####", "#SGS#", "#####"], 2, 4, "this is a second 'S'"),
+    "second goal": (["#####", "#SG #", "#G  #", "#####"], 3, 2, "this is a second 'G'"),
+    "open top": (["### #", "#S G#", "#####"], 1, 4, "the border is open; close it with '#'"),
+    "open left": (["#####", "S  G#", "#####"], 2, 1, "the border is open"),
+    "open right": (["#####", "#S G ", "#####"], 2, 5, "the border is open"),
+    "open bottom": (["#####", "#S G#", "## ##"], 3, 3, "the border is open"),
+    "too low": (["#####", "#####"], 1, 1, "a maze of 2 x 5 cells has no inside; draw at least 3 x 3"),
+    "too narrow": (["##"] * 5, 1, 1, "a maze of 5 x 2 cells"),
+    "empty": ([], 1, 1, "there is no maze; draw one"),
+    "blank": (["   ", ""], 1, 1, "there is no maze; draw one"),
+    "two mazes": ([*GOOD, "", *GOOD], 5, 1, "a second maze begins; give one"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_text_is_one_sentence_with_line_and_column(name: str) -> None:
+    """Every fault names source, line and column, both from 1, and says what to do."""
+    lines, line, column, says = MALFORMED[name]
+    with pytest.raises(DataError) as caught:
+        maze.parse("\n".join(lines), source="hedge.txt")
+    message = str(caught.value)
+    assert message.startswith(f"hedge.txt, line {line}, column {column}: ")
+    assert says in message
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", [name for name in MALFORMED if name not in ("empty", "blank", "two mazes")])
+def test_faults_in_a_file_are_counted_from_its_first_line(tmp_path: Path, name: str) -> None:
+    """After another maze and two blank lines, a fault's line is the line of the file."""
+    lines, line, column, says = MALFORMED[name]
+    path = tmp_path / "two.txt"
+    path.write_text("\n".join([*GOOD, "", "", *lines]) + "\n")
+    with pytest.raises(DataError) as caught:
+        maze.read(path)
+    assert str(caught.value).startswith(f"{path}, line {line + 5}, column {column}: ")
+    assert says in str(caught.value)
+
+
+@given(data=st.text(alphabet="# SGo\n\r\tx\x0b\u2028", max_size=40))
+@QUICK
+def test_no_text_breaks_the_parser(data: str) -> None:
+    """Whatever the text, there is a grid that renders to it again or a DataError, never anything else."""
+    try:
+        grid = maze.parse(data, answers=True)
+    except DataError:
+        return
+    assert maze.render(grid) in data.replace("\r\n", "\n")
+
+
+@given(grids=st.lists(any_grids(closed=True), min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_reading_undoes_writing(tmp_path_factory: pytest.TempPathFactory, grids: list[Grid]) -> None:
+    """Mazes of different sizes come back as they were, in order, and nothing is left beside the file."""
+    path = tmp_path_factory.mktemp("mazes") / "hedges.txt"
+    path.write_text("old")
+    maze.write(path, grids)
+    back = maze.read(path)
+    assert len(back) == len(grids)
+    for before, after in zip(grids, back, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_answers_are_read_only_where_answers_are_asked_for(tmp_path: Path) -> None:
+    """A batch of answers round-trips with ``answers=True``; without, the first mark is refused as a leak."""
+    path = tmp_path / "answers.txt"
+    answers = maze.generate(3, 7, seed=0).answers
+    maze.write(path, answers)
+    np.testing.assert_array_equal(np.stack(maze.read(path, answers=True)), answers)
+    with pytest.raises(DataError, match=r"unexpected character 'o'.*only in an answer"):
+        maze.read(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If writing fails at the last moment, the old file is whole and no temporary file stays."""
+    path = tmp_path / "hedges.txt"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(maze.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        maze.write(path, [grid_of(*GOOD)])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
+    """A missing file, a folder and bytes not UTF-8 are one sentence each; a byte order mark is no fault."""
+    with pytest.raises(DataError, match=r"none\.txt cannot be read"):
+        maze.read(tmp_path / "none.txt")
+    with pytest.raises(DataError, match="cannot be read"):
+        maze.read(tmp_path)
+    path = tmp_path / "bytes.txt"
+    path.write_bytes(b"#####\n\xff\xfe")
+    with pytest.raises(DataError, match=r"bytes\.txt is not UTF-8 text \(byte 6\)"):
+        maze.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(GOOD).encode())
+    np.testing.assert_array_equal(maze.read(path)[0], grid_of(*GOOD))
+
+
+# Judging
+
+ROOM = grid_of("#######", "#S    #", "#     #", "#    G#", "#######")
+
+
+def judge(*rows: str) -> maze.Verdict:
+    """The verdict on an answer to ``ROOM``, given its rows between the upper and the lower border."""
+    return maze.verdict(ROOM, grid_of("#######", *rows, "#######"))
+
+
+def test_a_shortest_path_is_verified_whichever_it_is() -> None:
+    """Both of two shortest paths are called shortest, with their steps."""
+    for answer in (
+        judge("#Soooo#", "#    o#", "#    G#"),
+        judge("#S    #", "#o    #", "#ooooG#"),
+    ):
+        assert (answer.is_path, answer.is_shortest, answer.length) == (True, True, 6)
+        assert str(answer) == "verified: a path of 6 steps, the shortest"
+
+
+def test_a_detour_is_a_path_but_not_the_shortest() -> None:
+    """A longer line is verified, and the sentence says how long the shortest is."""
+    answer = maze.verdict(
+        grid_of("#####", "#S G#", "#   #", "#   #", "#####"),
+        grid_of("#####", "#S G#", "#o o#", "#ooo#", "#####"),
+    )
+    assert (answer.is_path, answer.is_shortest, answer.length) == (True, False, 6)
+    assert str(answer) == "verified: a path of 6 steps; the shortest has 2"
+
+
+def test_a_goal_beside_the_start_needs_no_marks() -> None:
+    """S next to G is a path of one step, in the singular."""
+    grid = grid_of("####", "#SG#", "####")
+    assert str(maze.verdict(grid, grid)) == "verified: a path of 1 step, the shortest"
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (("#So   #", "#o    #", "#ooooG#"), "branches or touches itself at line 2, column 2"),
+        (("#S    #", "#oo   #", "#ooooG#"), "branches or touches itself at line 3, column 2"),
+        (("#S    #", "#o    #", "#oo oG#"), "does not reach the goal but ends at line 4, column 3"),
+        (("#S    #", "#     #", "#    G#"), "does not reach the goal but ends at line 2, column 2"),
+        (("#S  o #", "#o    #", "#ooooG#"), "marks a cell off its path at line 2, column 5"),
+        (("#S    #", "#o   o#", "#ooooG#"), "marks a cell off its path at line 3, column 6"),
+        (("#S    #", "o     #", "#    G#"), "walks through a wall at line 3, column 1"),
+        (("#S    #", "#o #  #", "#ooooG#"), "changes the maze at line 3, column 4"),
+        (("#S    #", "#o    #", "#ooooo#"), "changes the maze at line 4, column 6"),
+        (("#Soooo#", "#S   o#", "#    G#"), "changes the maze at line 3, column 2"),
+        (("#S G  #",), "has the shape (3, 7) and the maze (5, 7)"),
+    ],
+)
+def test_a_wrong_answer_is_told_what_is_wrong(rows: tuple[str, ...], says: str) -> None:
+    """Each fault is named with its place, and nothing is claimed about length."""
+    answer = judge(*rows)
+    assert (answer.is_path, answer.is_shortest, answer.length) == (False, False, None)
+    assert str(answer) == f"wrong: the answer {says}"
+
+
+@given(grid=any_grids(closed=True), data=st.data())
+@QUICK
+def test_verdict_agrees_with_a_plain_definition(grid: Grid, data: st.DataObject) -> None:
+    """A path is: only floor is marked, and S, marks and G are connected with degrees 1, 2, …, 2, 1."""
+    answer = grid.copy()
+    if np.isfinite(distance(grid)) and data.draw(st.booleans()):
+        (answer,) = maze.shortest_paths(grid[None])
+    for _ in range(data.draw(st.integers(0, 2))):
+        answer.flat[data.draw(st.integers(0, grid.size - 1))] = data.draw(st.integers(0, 4))
+
+    line = np.where((answer == Cell.PATH) | (grid >= Cell.START), 1, 0).astype(np.uint8)
+    edges = graph(line)
+    degree = np.asarray(edges.sum(axis=1)).reshape(grid.shape)
+    unchanged = np.where((answer == Cell.PATH) & (grid == Cell.FLOOR), grid, answer)
+    is_path = (
+        (unchanged == grid).all()
+        and connected_components(edges, directed=False)[0] == 1 + (line == 0).sum()
+        and (degree[grid >= Cell.START] == 1).all()
+        and (degree[answer == Cell.PATH] == 2).all()
+    )
+    judged = maze.verdict(grid, answer)
+    assert judged.is_path == is_path
+    if is_path:
+        assert judged.length == line.sum() - 1
+        assert judged.is_shortest == (judged.length == distance(grid))
+
+
+def test_the_verdict_on_a_question_without_goal_is_a_data_error() -> None:
+    """A question that is no maze is the caller's fault, not a wrong answer."""
+    grid = grid_of("#####", "#S  #", "#####")
+    with pytest.raises(DataError, match="0 cells G"):
+        maze.verdict(grid, grid)

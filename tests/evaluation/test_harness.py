@@ -1,0 +1,103 @@
+"""Tasks of lm-evaluation-harness on models in memory."""
+
+import functools
+import json
+import random
+import sys
+
+import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attractor.data.text import train_tokenizer
+from attractor.errors import ConfigError
+from attractor.evaluation.harness import harness
+from attractor.models.language import AttractorConfig, AttractorForCausalLM
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+"""
+CHOOSE = """
+output_type: multiple_choice
+doc_to_choice: "{{options}}"
+doc_to_target: answer
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITE = """
+output_type: generate_until
+doc_to_target: den
+generation_kwargs: {until: ["@"], max_gen_toks: 3, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_without_the_library_the_sentence_says_how_to_get_it(monkeypatch) -> None:
+    """An error of ours, not an ImportError."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ConfigError, match=r"pip install 'attractor-models\[eval\]'"):
+        harness(None, None, ["anything"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
+    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two tasks of our own; the thousands of built-in descriptions are left unread, for speed."""
+    tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
+    pytest.importorskip("lm_eval.models.huggingface", reason="lm-evaluation-harness is not installed with [hf]")
+    monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "items.jsonl"
+    items = [{"question": "the cat " * n, "options": ["sat", "down"], "answer": n % 2} for n in range(1, 6)]
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+    (tmp_path / "choose.yaml").write_text(TASK.format(name="tiny_choose", file=file) + CHOOSE)
+    (tmp_path / "write.yaml").write_text(TASK.format(name="tiny_write", file=file) + WRITE)
+    return tmp_path
+
+
+def test_our_models_run_with_their_budget(folder, tokenizer) -> None:
+    """Scoring and generation; every call of the model gets the depth."""
+    model = AttractorForCausalLM(AttractorConfig(**SIZES))
+    depths = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: depths.append(kwargs.get("depth")), with_kwargs=True)
+    found = harness(model, tokenizer, ["tiny_choose", "tiny_write"], limit=4, include_path=folder, depth=2)
+    assert set(found) == {"tiny_choose", "tiny_write"}
+    assert found["tiny_choose"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
+    assert found["tiny_write"]["exact_match,none"] == 0
+    assert depths == [2] * 4  # one batch of options, and three written tokens
+
+
+def test_stock_models_run_without_one(folder, tokenizer) -> None:
+    """And refuse a budget that they would swallow."""
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
+    found = harness(model, tokenizer, ["tiny_choose", "tiny_write"], include_path=folder)
+    assert 0 <= found["tiny_choose"]["acc,none"] <= 1
+    with pytest.raises(ConfigError, match="has no depth"):
+        harness(model, tokenizer, ["tiny_choose"], include_path=folder, depth=2)
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(folder, tokenizer) -> None:
+    """One sentence; without a near one, the way to the list."""
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
+    with pytest.raises(ConfigError, match="did you mean 'tiny_choose'"):
+        harness(model, tokenizer, ["tiny_chose"], include_path=folder)
+    with pytest.raises(ConfigError, match="lm-eval ls tasks"):
+        harness(model, tokenizer, ["0"], include_path=folder)

@@ -1,0 +1,171 @@
+"""Judging text: every token once, every byte counted, and nothing that depends on how the work was cut."""
+
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from attractor.data.text import train_tokenizer
+from attractor.errors import ConfigError, DataError
+from attractor.evaluation.text import encode, log_probabilities, score_continuations, score_text, sliding_windows
+from attractor.models.language import AttractorConfig, AttractorForCausalLM
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+DOCUMENTS = ["the cat sat on the mat, naïve as ever 🙂 " * 3, "a", "the dog 犬 sat down " * 2, "ten hens in the den"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
+    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """With branches that do something, which at initialisation they do not."""
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            nn.init.normal_(weight, std=0.15)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def attractor():
+    return randomised(AttractorForCausalLM(AttractorConfig(**SIZES, gate_start=0.3)))
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return randomised(Qwen3ForCausalLM(Qwen3Config(**SIZES)))
+
+
+class Uniform(nn.Module):
+    """Thinks that every one of ``size`` tokens is equally likely."""
+
+    def __init__(self, size: int = 300) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, self.size))
+
+
+@pytest.mark.parametrize("which", ["attractor", "stock"])
+def test_a_window_that_covers_the_document_gives_its_plain_likelihood(which, request, tokenizer) -> None:
+    """The same nats as cross-entropy over the whole document, one at a time, for our models and stock ones."""
+    model = request.getfixturevalue(which)
+    expected = 0.0
+    for text in DOCUMENTS:
+        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits
+        expected += float(nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
+    found = score_text(model, tokenizer, DOCUMENTS, length=128, batch_size=3)
+    assert found.nats == pytest.approx(expected, abs=1e-2)
+    assert found.perplexity == pytest.approx(math.exp(found.nats / found.num_tokens))
+    assert (found.evaluations is None) == (which == "stock")
+
+
+@pytest.mark.parametrize("stride", [1, 5, 8, 15])
+def test_what_is_counted_does_not_depend_on_the_window(stride, tokenizer) -> None:
+    """Bytes, tokens and a uniform model's bits per byte are the text's own, whatever the stride."""
+    found = score_text(Uniform(), tokenizer, DOCUMENTS, length=16, stride=stride, batch_size=2)
+    num_tokens = sum(len(tokenizer(text)["input_ids"]) for text in DOCUMENTS)
+    num_bytes = sum(len(text.encode()) for text in DOCUMENTS)
+    assert (found.num_documents, found.num_tokens, found.num_bytes) == (4, num_tokens, num_bytes)
+    assert found.bits_per_byte == pytest.approx(math.log2(300) * num_tokens / num_bytes)
+    assert found.perplexity == pytest.approx(300)
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 8, 9, 31, 40])
+@pytest.mark.parametrize(("length", "stride"), [(8, 4), (8, 1), (8, 7), (2, 1), (64, 32)])
+def test_windows_predict_every_token_once_with_enough_context(num, length, stride) -> None:
+    """In order, none twice, and from at least ``length − stride`` tokens where that many come before."""
+    scored = []
+    for window, start in sliding_windows(torch.arange(num), length, stride):
+        assert 1 <= start < len(window) <= length
+        for place in range(start, len(window)):
+            assert place >= min(length - stride, int(window[place]))
+            scored.append(int(window[place]))
+    assert scored == list(range(1, num))
+
+
+def test_batches_change_no_score(attractor, tokenizer) -> None:
+    """Each sequence alone and among others of other lengths: within 1e-4 nats."""
+    sequences = [(encode(tokenizer, text), 1) for text in DOCUMENTS]
+    alone = score_continuations(attractor, sequences, batch_size=1, depth=3)
+    synchronized = score_continuations(attractor, sequences, batch_size=4, depth=3)
+    for a, b in zip(alone, synchronized, strict=True):
+        assert a.log_likelihood == pytest.approx(b.log_likelihood, abs=1e-4)
+        assert (a.num_tokens, a.evaluations) == (b.num_tokens, b.evaluations)
+
+
+def test_the_budget_reaches_the_model(attractor, tokenizer) -> None:
+    """Depth is the number of evaluations and changes the score; a tolerance is met, and says so."""
+    scores = [score_text(attractor, tokenizer, DOCUMENTS, length=32, depth=depth) for depth in (0, 1, 4)]
+    assert [s.evaluations for s in scores] == [0, 1, 4]
+    assert len({round(s.nats, 4) for s in scores}) == 3
+    assert scores[1].final is None
+    solved = score_text(attractor, tokenizer, DOCUMENTS, length=32, tolerance=1e-2, max_evaluations=50)
+    assert solved.final == 1
+    assert 0 < solved.residual < 1e-2
+    assert solved.evaluations > 1
+
+
+def test_a_budget_is_not_swallowed_by_a_model_that_has_none(stock, tokenizer) -> None:
+    """A stock model takes any keyword; we do not let it."""
+    with pytest.raises(ConfigError, match="Qwen3ForCausalLM has no depth"):
+        score_text(stock, tokenizer, DOCUMENTS, length=32, depth=2)
+
+
+def test_greedy_tokens_are_those_the_model_would_choose(attractor, tokenizer) -> None:
+    """Marked exactly where the arg max is the next token; log-probabilities are those of the softmax."""
+    ids = encode(tokenizer, DOCUMENTS[0])[None]
+    with torch.no_grad():
+        logits = attractor(input_ids=ids, depth=1).logits
+    ids[0, 5] = logits[0, 4].argmax()  # only later tokens see it
+    found = log_probabilities(attractor, ids, depth=1)
+    assert found.is_greedy[0, 4]
+    with torch.no_grad():
+        logits = attractor(input_ids=ids, depth=1).logits[:, :-1]
+    assert torch.equal(found.is_greedy, logits.argmax(-1) == ids[:, 1:])
+    expected = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(found.log_probabilities, expected)
+
+
+def test_progress_ends_at_all_windows(tokenizer) -> None:
+    """Done of total grows to the total."""
+    seen = []
+    score_text(Uniform(), tokenizer, DOCUMENTS, length=16, batch_size=3, advance=lambda *n: seen.append(n))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "documents", "error", "says"),
+    [
+        ({"length": 8, "stride": 8}, DOCUMENTS, ConfigError, "stride < length"),
+        ({"length": 1}, DOCUMENTS, ConfigError, "stride < length"),
+        ({"length": 129}, DOCUMENTS, ConfigError, "128 positions"),
+        ({"length": 8}, [], DataError, "no text to score"),
+        ({"length": 8}, [""], DataError, "no text to score"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(settings, documents, error, says, attractor, tokenizer) -> None:
+    """In one sentence."""
+    with pytest.raises(error, match=says):
+        score_text(attractor, tokenizer, documents, **settings)

@@ -1,0 +1,495 @@
+"""Checkpoints: whole or absent, of one process or many ranks, written while training goes on."""
+
+import contextlib
+import copy
+import errno
+import json
+import os
+import shutil
+import subprocess
+import threading
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from attractor.errors import CheckpointError, LostRankError
+from attractor.training.checkpoint import (
+    Checkpoints,
+    find_checkpoint,
+    load,
+    load_model,
+    load_own,
+    load_scalars,
+    read_run,
+    save_weights,
+    update_checksums,
+    verify,
+    verify_weights,
+)
+from attractor.training.checkpoint import writing as writing_module
+
+WORLD = 2
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+
+
+class Run:
+    """A tiny model with AdamW and an average; some steps of training apart for other seeds."""
+
+    def __init__(self, seed: int = 0, shard: bool = False, steps: int = 2) -> None:
+        self.model, self.averaged = network(seed), network(seed + 100)
+        if shard:
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            for module in (self.model, self.averaged):
+                fully_shard(module, mesh=mesh)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        for step in range(steps):
+            self.step(seed + step)
+
+    def step(self, seed: int) -> None:
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+        self.model(x).square().mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state(self) -> dict:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "averaged": get_model_state_dict(self.averaged), "optimizer": optimizer["state"]}
+
+    def weights(self) -> dict:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=dist.is_initialized())
+        return get_model_state_dict(self.averaged, options=options)
+
+    def save(self, checkpoints: Checkpoints, step: int, rank: int = 0) -> None:
+        checkpoints.save(
+            step,
+            state=self.state(),
+            own={"random": torch.full((3,), rank, dtype=torch.uint8)},
+            scalars={"step": step},
+            weights=self.weights(),
+        )
+
+
+def checkpoints(out: Path, **settings) -> Checkpoints:
+    return Checkpoints(out, metadata={"kind": "test"}, save_model=save_weights, **settings)
+
+
+def save(out: Path, *steps: int, seed: int = 0, **settings) -> Path:
+    """Write checkpoints of one process and return the newest."""
+    with checkpoints(out, **settings) as writer:
+        for step in steps:
+            Run(seed + step).save(writer, step)
+    return find_checkpoint(out)
+
+
+def flat(state: dict) -> dict[str, torch.Tensor]:
+    """All tensors of a state by name, whole."""
+    found = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{k}": v for k, v in flat(value).items()}
+        else:
+            found[name] = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return found
+
+
+def same(one: dict, two: dict) -> bool:
+    one, two = flat(one), flat(two)
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+# One process
+
+
+def test_everything_comes_back(tmp_path) -> None:
+    """Training state, a rank's own tensors, numbers, weights for inference and what the run is."""
+    run = Run()
+    writer = checkpoints(tmp_path)
+    run.save(writer, 5)
+    writer.wait()
+    checkpoint, other = find_checkpoint(tmp_path), Run(seed=1)
+    state = other.state()
+    assert not same(state, run.state())
+    load(checkpoint, state)
+    assert same(state, run.state())
+    assert [own["random"].tolist() for own in load_own(checkpoint)] == [[0, 0, 0]]
+    assert load_scalars(checkpoint) == {"step": 5}
+    assert read_run(checkpoint) == {"kind": "test"}
+    model = network(3)
+    load_model(checkpoint, model)
+    assert same(model.state_dict(), run.averaged.state_dict())
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path) -> None:
+    """What is written is the state at the save, whatever happens to the weights, and the buffers of a copy are used again."""
+    held = threading.Event()
+
+    def save_model(weights, folder) -> None:
+        assert held.wait(60)
+        save_weights(weights, folder)
+
+    writer = Checkpoints(tmp_path, metadata={}, save_model=save_model)
+    run = Run()
+    for step in (1, 2):
+        before, averaged = copy.deepcopy(run.state()), copy.deepcopy(run.averaged.state_dict())
+        held.clear()
+        run.save(writer, step)
+        run.step(9)
+        with torch.no_grad():
+            for p in run.averaged.parameters():
+                p.add_(1)
+        assert len(list(tmp_path.glob("step-*"))) == step - 1  # not there yet
+        held.set()
+        writer.wait()
+        state, model = Run(seed=4).state(), network(3)
+        load(find_checkpoint(tmp_path), state)
+        load_model(find_checkpoint(tmp_path), model)
+        assert same(state, before)
+        assert same(model.state_dict(), averaged)
+
+
+def test_the_newest_stay_and_what_was_interrupted_goes(tmp_path) -> None:
+    """By step, not by name; half written folders of an earlier process are no checkpoints and are removed at the start."""
+    (tmp_path / ".part-step-00000009").mkdir(parents=True)
+    (tmp_path / ".part-step-00000009" / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        find_checkpoint(tmp_path)
+    writer = checkpoints(tmp_path, max_checkpoints=2)
+    assert not list(tmp_path.iterdir())
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        Run().save(writer, step)
+    writer.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-100000000", "step-99999999"]
+    assert find_checkpoint(tmp_path).name == "step-100000000"
+
+
+def test_a_checkpoint_written_again_leaves_only_once_the_new_one_is_in_place(tmp_path, monkeypatch) -> None:
+    """At every moment a whole one is found; in the end it is the new one, alone."""
+    save(tmp_path, 5)
+    rename, found = Path.rename, []
+
+    def watched(self, target):
+        rename(self, target)
+        if self.parent == tmp_path:
+            found.append(find_checkpoint(tmp_path))
+            verify(found[-1])
+
+    monkeypatch.setattr(Path, "rename", watched)
+    save(tmp_path, 5, seed=1)
+    assert [p.name for p in found[:2]] == ["step-00000005-old", "step-00000005"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+    state = Run().state()
+    load(tmp_path / "step-00000005", state)
+    assert same(state, Run(seed=6).state())
+
+
+def damage(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif how == "cut short":
+        file.write_bytes(content[:-1])
+    elif how == "missing":
+        file.unlink()
+
+
+def test_every_damaged_file_is_refused_by_name(tmp_path) -> None:
+    """A flipped bit, a byte less, no file: whichever it is, one sentence names it, and nothing is loaded."""
+    whole = save(tmp_path / "whole", 5)
+    state, before = Run(seed=1).state(), Run(seed=1).state()
+    names = [p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()]
+    assert {"checksums.json", "run.json", "training.json", "training/.metadata", "training/__0_0.distcp"} < set(names)
+    for name in names:
+        for how in ("flipped", "cut short", "missing"):
+            spoilt = tmp_path / "spoilt" / "step-00000005"
+            shutil.copytree(whole, spoilt)
+            damage(spoilt / name, how)
+            with pytest.raises(CheckpointError) as refused:
+                load(spoilt, state)
+            assert str(refused.value).startswith(f"{spoilt / name}: "), (name, how)
+            assert len(str(refused.value).splitlines()) == 1
+            assert same(state, before)
+            shutil.rmtree(spoilt)
+
+
+def test_two_checkpoints_mixed_are_refused(tmp_path) -> None:
+    """A shard of another step, a whole folder of another run, or a file more than there should be."""
+    step, other = save(tmp_path / "one", 5), save(tmp_path / "two", 5, seed=1)
+    state = Run().state()
+    for name in ("training/__0_0.distcp", "training/.metadata", "rank-00000.safetensors", "model.safetensors"):
+        kept = (step / name).read_bytes()
+        if name != "rank-00000.safetensors":  # of the same content in both
+            shutil.copyfile(other / name, step / name)
+            with pytest.raises(CheckpointError, match=rf"{name}: (does not match|has [\d,]+ bytes)"):
+                load(step, state)
+        (step / name).write_bytes(kept)
+    shutil.copyfile(step / "training/__0_0.distcp", step / "training/__1_0.distcp")
+    with pytest.raises(CheckpointError, match=r"__1_0\.distcp: does not belong to this checkpoint"):
+        load(step, state)
+
+
+def test_the_way_on_from_a_damaged_checkpoint_is_said(tmp_path) -> None:
+    """It is not taken in silence: the newest older one that is whole is named."""
+    newest = save(tmp_path, 1, 2, 3, max_checkpoints=3)
+    damage(newest / "training/__0_0.distcp", "flipped")
+    damage(tmp_path / "step-00000002" / "model.safetensors", "cut short")
+    assert find_checkpoint(tmp_path) == newest
+    with pytest.raises(CheckpointError, match="step-00000001 is whole: remove step-00000003 to resume from there"):
+        load(newest, Run().state())
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(CheckpointError, match="no older checkpoint is whole"):
+        load(newest, Run().state())
+
+
+def test_another_state_is_refused(tmp_path) -> None:
+    """Something more, something less, other shapes; parts alone only where asked for."""
+    checkpoint, run = save(tmp_path, 5), Run(seed=1)
+    for change, says in (
+        ({"more": torch.zeros(1)}, "more"),
+        ({"model": nn.Linear(4, 4).state_dict()}, "does not fit this run"),
+        ({"model": {**run.state()["model"], "0.weight": torch.zeros(7, 6)}}, "0.weight"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            load(checkpoint, run.state() | change)
+    part = {"model": run.state()["model"]}
+    with pytest.raises(CheckpointError, match=r"it has averaged\.0\.bias, which this run has not"):
+        load(checkpoint, part)
+    load(checkpoint, part, partial=True)
+    assert same(part, {"model": Run(seed=5).state()["model"]})
+
+
+def test_inference_checks_the_weights_and_reads_no_pickle(tmp_path, monkeypatch) -> None:
+    """What inference does not read may be gone; a file changed on purpose is taken note of."""
+    checkpoint = save(tmp_path, 5)
+    shutil.rmtree(checkpoint / "training")
+    monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("unpickled"))
+    load_model(checkpoint, network(3))
+    run = json.loads((checkpoint / "run.json").read_text())
+    (checkpoint / "run.json").write_text(json.dumps(run | {"note": "ours"}))
+    update_checksums(checkpoint, "run.json")
+    with pytest.raises(CheckpointError, match=r"training/\.metadata: is missing"):
+        verify(checkpoint)
+    damage(checkpoint / "model.safetensors", "flipped")
+    for check in (lambda: verify_weights(checkpoint), lambda: load_model(checkpoint, network(3))):
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors: does not match its checksum; the checkpoint is"
+        ):
+            check()
+
+
+def full_disk(*_, **__) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["save_model", "shards", "own", "checksums"])
+def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tmp_path, monkeypatch) -> None:
+    """One sentence at the next save or wait, nothing half written, and the next one succeeds."""
+    save(tmp_path, 1)
+    writer = checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        if where == "save_model":
+            patch.setattr(writer, "save_model", full_disk)
+        elif where == "shards":
+            patch.setattr(torch, "save", full_disk)
+        elif where == "own":
+            patch.setattr(writing_module, "save_file", full_disk)
+        else:
+            patch.setattr(writing_module.folder, "write_checksums", full_disk)
+        Run().save(writer, 2)
+        with pytest.raises(CheckpointError) as failed:
+            writer.wait()
+    assert str(failed.value) == (
+        f"{tmp_path / 'step-00000002'}: could not be written (the disk is full); "
+        "the newest in place, step-00000001, is whole; make room and resume."
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    verify(tmp_path / "step-00000001")
+    Run().save(writer, 3)
+    writer.wait()
+    verify(find_checkpoint(tmp_path))
+    assert find_checkpoint(tmp_path).name == "step-00000003"
+
+
+@pytest.mark.parametrize("large", ["state", "own", "weights"])
+def test_a_disk_that_is_really_full_is_named(large: str, tmp_path) -> None:
+    """Through all layers that write; needs the right to mount a small one."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", tmp_path], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        writer = checkpoints(tmp_path)
+        parts = {name: {"x": torch.zeros(10)} for name in ("state", "own", "weights")}
+        writer.save(1, scalars={}, **parts)
+        writer.save(2, scalars={}, **(parts | {large: {"x": torch.zeros(600_000)}}))
+        with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is whole"):
+            writer.wait()
+        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_failure_is_raised_by_the_next_save(tmp_path) -> None:
+    """Before anything of the next one is done; without a checkpoint before it, it says that."""
+
+    def broken(weights, folder) -> None:
+        raise RuntimeError("no such luck\nat all")
+
+    writer = Checkpoints(tmp_path, metadata={}, save_model=broken)
+    Run().save(writer, 1)
+    with pytest.raises(CheckpointError, match=r"could not be written \(no such luck\); there is none before it\.$"):
+        Run().save(writer, 2)
+    assert not list(tmp_path.iterdir())
+
+
+# Many ranks
+
+
+def saves(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
+    run = Run(shard=True)
+    writer = checkpoints(folder / "run", group=group)
+    for step in (1, 2, 3):
+        run.save(writer, step, rank)
+        run.step(step)  # its collectives run beside those of the write
+    run.save(writer, 4, rank)
+    whole = flat(run.state())
+    writer.wait()
+    if rank == 0:
+        torch.save(whole, folder / "whole.pt")
+
+
+def loads(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
+    checkpoint = find_checkpoint(folder / "run")
+    state = Run(seed=1, shard=True).state()
+    load(checkpoint, state, group=group)
+    assert same(state, torch.load(folder / "whole.pt"))
+    for name in ("training/__1_0.distcp", "training/__0_0.distcp"):  # whichever rank looks at it, all hear of it
+        spoilt = folder / f"spoilt-{name[-10:-7]}"
+        if rank == 0:
+            shutil.copytree(checkpoint, spoilt)
+            damage(spoilt / name, "flipped")
+        dist.barrier()
+        with pytest.raises(CheckpointError, match=name):
+            load(spoilt, state, group=group)
+
+
+def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
+    run, out = Run(shard=True), folder / "failing"
+    writer = checkpoints(out, group=group)
+    run.save(writer, 1, rank)
+    for where, culprit in (("copy", 1), ("shards", 1), ("rest", 1), ("place", 0)):
+        writer.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            owner, name = {
+                "copy": (writer.stager, "stage"),
+                "shards": (torch, "save"),
+                "rest": (writing_module, "save_file"),
+                "place": (writing_module.folder, "write_checksums"),
+            }[where]
+            if rank == culprit:
+                patch.setattr(owner, name, full_disk)
+            run.save(writer, 2, rank)
+            with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is"):
+                writer.wait()
+        dist.barrier()
+        assert [p.name for p in out.iterdir()] == ["step-00000001"], where
+        dist.barrier()
+    run.save(writer, 3, rank)
+    writer.wait()
+    verify(out / "step-00000003", group)
+
+
+def dies(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
+    run, out = Run(shard=True), folder / "dying"
+    writer = checkpoints(out, group=group)
+    run.save(writer, 1, rank)
+    writer.wait()
+    if rank == 0:
+        writer.save_model = lambda *_: os._exit(0)
+    run.save(writer, 2, rank)
+    with pytest.raises(LostRankError, match=r"another rank has ended.*step-00000001, is whole"):
+        writer.wait()
+    (folder / "dies.done").touch()
+    os._exit(0)
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    settings = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", **settings)
+    for part in (saves, loads, fails, dies):
+        try:
+            part(rank, folder, dist.new_group(backend="gloo"))
+        except BaseException:
+            (folder / f"{part.__name__}-{rank}.txt").write_text(traceback.format_exc())
+            raise
+        if rank == 0:
+            (folder / f"{part.__name__}.done").touch()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> Path:
+    """The folder in which two ranks have saved, loaded and failed, as far as they came."""
+    if not dist.is_available():
+        pytest.skip("this build of PyTorch has no torch.distributed")
+    folder = tmp_path_factory.mktemp("ranks")
+    with contextlib.suppress(
+        torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException
+    ):
+        torch.multiprocessing.spawn(worker, (folder,), nprocs=WORLD)
+    return folder
+
+
+def require(folder: Path, part: str) -> None:
+    """Fail with what happened on the ranks."""
+    assert (folder / f"{part}.done").exists(), "".join(p.read_text() for p in folder.glob("*.txt"))
+
+
+def test_shards_of_two_ranks_are_loaded_by_one(ranks) -> None:
+    """Values are equal; each rank's own tensors come back in order; only the newest checkpoints stay."""
+    require(ranks, "saves")
+    out = ranks / "run"
+    assert sorted(p.name for p in out.iterdir()) == ["step-00000003", "step-00000004"]
+    checkpoint, whole = find_checkpoint(out), torch.load(ranks / "whole.pt")
+    assert {"__0_0.distcp", "__1_0.distcp"} < {p.name for p in (checkpoint / "training").iterdir()}
+    state = Run(seed=1).state()
+    load(checkpoint, state)
+    assert same(state, whole)
+    assert [own["random"].tolist() for own in load_own(checkpoint)] == [[0, 0, 0], [1, 1, 1]]
+    model = network(3)
+    load_model(checkpoint, model)
+    assert same({"averaged": model.state_dict()}, {k: v for k, v in whole.items() if k.startswith("averaged")})
+
+
+def test_shards_of_two_ranks_are_loaded_by_two(ranks) -> None:
+    """Values are equal; a file that is damaged is refused by both ranks, whichever looked at it."""
+    require(ranks, "loads")
+
+
+def test_what_fails_on_one_rank_ends_all_of_them(ranks) -> None:
+    """With the same sentence and without waiting for ever, wherever it fails; and the next write succeeds."""
+    require(ranks, "fails")
+
+
+def test_a_rank_that_dies_ends_the_others_and_leaves_nothing_that_the_next_run_does_not_clean(ranks) -> None:
+    """The checkpoint before it is found and whole; what was half written is none."""
+    require(ranks, "dies")
+    out = ranks / "dying"
+    assert sorted(p.name for p in out.iterdir()) == [".part-step-00000002", "step-00000001"]
+    assert find_checkpoint(out).name == "step-00000001"
+    verify(find_checkpoint(out))
+    checkpoints(out)
+    assert [p.name for p in out.iterdir()] == ["step-00000001"]

@@ -1,0 +1,146 @@
+"""The loop, its checkpoints and exact resume."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attractor.errors import CheckpointError, ConfigError
+from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.nn import ConvolutionUpdateConfig
+from attractor.objectives import DeepSupervisionConfig
+from attractor.optim import trapezoid
+from attractor.recipes import MazeDataConfig, PuzzleRecipe
+from attractor.training import TrainConfig, find_checkpoint
+
+TINY = PuzzleRecipe(
+    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
+    data=MazeDataConfig(num_mazes=50, size=7),
+    supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, leave_solved=0.5),
+    train=TrainConfig(num_steps=24, log_every=4, checkpoint_every=10),
+)
+
+
+class Interrupt:
+    """A callback that stops the run, as Ctrl-C would, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, report) -> None:
+        if report.step >= self.step:
+            raise KeyboardInterrupt
+
+
+def contents(path) -> dict[str, dict[str, int]]:
+    """Checksums of all tensors in the newest checkpoint: weights, training state and what is a rank's own."""
+    sums = json.loads((find_checkpoint(path) / "checksums.json").read_text())["files"]
+    return {name: value for name, value in sums.items() if name.endswith((".safetensors", ".distcp"))}
+
+
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
+    """Weights, optimiser, average, carried states, data and random numbers all go on where they were."""
+    train_reasoner(TINY, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_reasoner(TINY, tmp_path / "cut", callbacks=[Interrupt(16)])
+    assert find_checkpoint(tmp_path / "cut").name == "step-00000010"
+    train_reasoner(TINY, tmp_path / "cut", resume=True)
+    assert len(contents(tmp_path / "whole")) == 3
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
+    """Same seed, same losses; and they fall."""
+    config = replace(TINY, train=replace(TINY.train, num_steps=60, checkpoint_every=0))
+    runs = []
+    for name in ("a", "b"):
+        train_reasoner(config, tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        runs.append([json.loads(line)["loss"] for line in lines])
+    assert runs[0] == runs[1]
+    assert runs[0][-1] < 0.7 * runs[0][0]
+
+
+def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
+    """What train returns is what load_reasoner loads, and only the newest checkpoints stay."""
+    model = train_reasoner(TINY, tmp_path)
+    loaded = load_reasoner(tmp_path).model
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000024"]
+
+
+def damage(checkpoint, how: str) -> None:
+    file = checkpoint / "model.safetensors"
+    config = checkpoint / "run.json"
+    if how == "cut short":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "not safetensors":
+        file.write_bytes(b"PK\x03\x04 a pickle, say")
+    elif how == "missing":
+        file.unlink()
+    elif how == "other shapes":
+        config.write_text(config.read_text().replace('"width": 8', '"width": 16'))
+    elif how == "unknown key":
+        config.write_text(config.read_text().replace('"width": 8', '"width": 8, "depht": 2'))
+    elif how == "not JSON":
+        config.write_text("{")
+    elif how == "foreign":
+        config.write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    elif how == "other kind":
+        config.write_text(config.read_text().replace('"kind": "reasoner"', '"kind": "chess"'))
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("cut short", "model.safetensors"),
+        ("not safetensors", "model.safetensors"),
+        ("missing", "model.safetensors"),
+        ("other shapes", "does not fit"),
+        ("unknown key", "depht"),
+        ("not JSON", "run.json"),
+        ("foreign", "not a checkpoint of this package"),
+        ("other kind", "'chess'"),
+    ],
+)
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: str) -> None:
+    """One sentence, naming the file; nothing half-loaded."""
+    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
+    damage(find_checkpoint(tmp_path), how)
+    with pytest.raises(CheckpointError, match=says):
+        load_reasoner(tmp_path)
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path) -> None:
+    """The checkpoint says what differs; only how long the run is may change."""
+    short = replace(TINY, train=replace(TINY.train, num_steps=2))
+    train_reasoner(short, tmp_path)
+    with pytest.raises(CheckpointError, match=r"recipe\.model\.noise differs"):
+        train_reasoner(replace(short, model=replace(short.model, noise=0.5)), tmp_path, resume=True)
+    train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=4)), tmp_path, resume=True)
+    assert find_checkpoint(tmp_path).name == "step-00000004"
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
+    """Lines of steps that are made again are not kept twice."""
+    with pytest.raises(KeyboardInterrupt):
+        train_reasoner(TINY, tmp_path, callbacks=[Interrupt(16)])
+    train_reasoner(TINY, tmp_path, resume=True)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_run_needs_an_end() -> None:
+    """Neither steps nor seconds is a mistake."""
+    with pytest.raises(ConfigError, match="num_steps or seconds"):
+        TrainConfig()
+
+
+def test_the_schedule_rises_stays_and_falls() -> None:
+    """From 0 over 1 to 0, by progress."""
+    values = [trapezoid(p, warmup_fraction=0.1, cooldown_fraction=0.5) for p in (0, 0.05, 0.1, 0.3, 0.5, 0.75, 1)]
+    assert values == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0])
