@@ -26,7 +26,7 @@ from rich.table import Table
 from attractor.config import override, to_dict
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku
 
@@ -78,7 +78,7 @@ def run(
                 "recipe": to_dict(recipe),
                 "curve": [{name: row.get(name) for name in WATCHED} for row in log],
             }
-            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", finite(result))
+            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", json_safe(result))
 
 
 def show() -> None:
