@@ -35,7 +35,7 @@ from attractor.files import write_json
 from attractor.gradient import spectral_radius
 from attractor.models.language import AttractorForCausalLM, LanguageModel
 from attractor.progress import TrainingProgress
-from attractor.recipes import LanguageRecipe, language, retrofit, started_from
+from attractor.recipes import LanguageRecipe, language, retrofit, fit_to_model
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
@@ -145,7 +145,7 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
     num_attractor_layers, branches, penalty = SIDES[side]
     model = build(backbone, num_attractor_layers, branches)
     recipe: LanguageRecipe = change(
-        started_from(retrofit(), model.config),
+        fit_to_model(retrofit(), model.config),
         {
             "model": {"max_evaluations": 16},
             "text": {"contraction_penalty": penalty},

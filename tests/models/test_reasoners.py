@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from attractor import DataError, Steps
+from attractor import DataError, Steps, recipes
 from attractor.config import from_dict, to_dict
 from attractor.models.reasoning import (
     HRM,
@@ -24,7 +24,6 @@ from attractor.models.reasoning.transformer import transformer_27m, transformer_
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
-from attractor.recipes import recipe
 
 CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
 SYMBOLS = {"num_symbols": 5, "num_classes": 5}
@@ -76,7 +75,7 @@ def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
     """Attractor and TRM within 2 % of HRM's 27M."""
     with torch.device("meta"):
         small, large, *wide = (
-            sum(p.numel() for p in build(recipe(f"{task}{name}").model).parameters())
+            sum(p.numel() for p in build(recipes.get(f"{task}{name}").model).parameters())
             for name in ("", "-hrm", "-27m", "-27m-trm")
         )
     assert small < 7e6

@@ -19,7 +19,7 @@ from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.models.reasoning import Reasoner
 from attractor.objectives import DeepSupervision
-from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fitted
+from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig, fit_to_puzzles
 from attractor.training import PRECISIONS, Callback, DistributedContext, find_checkpoint, load_model, read_run
 from attractor.training import train as run_loop
 
@@ -77,7 +77,7 @@ def train_reasoner(
     """
     learnt = training_puzzles(recipe, data)
     height, width = learnt.questions.shape[1:]
-    recipe = fitted(recipe, num_cells=height * width, num_symbols=learnt.num_symbols, num_classes=learnt.num_classes)
+    recipe = fit_to_puzzles(recipe, num_cells=height * width, num_symbols=learnt.num_symbols, num_classes=learnt.num_classes)
     torch.manual_seed(recipe.train.seed)
     distributed = distributed or DistributedContext()
     device = distributed.device
