@@ -29,13 +29,13 @@ from attractor.config import change, to_dict
 from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_out
 from attractor.evaluation import score_text
 from attractor.experiment.environment import environment
-from attractor.experiment.language import Start, train_language
-from attractor.experiment.loading import quiet
+from attractor.experiment.language import train_language
+from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.files import write_json
 from attractor.gradient import spectral_radius
 from attractor.models.language import AttractorForCausalLM, LanguageModel
 from attractor.progress import TrainingProgress
-from attractor.recipes import LanguageRecipe, language, retrofit, fit_to_model
+from attractor.recipes import LanguageRecipe, fit_to_model, language, retrofit
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
@@ -68,7 +68,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
         },
     )
     with tempfile.TemporaryDirectory() as run, TrainingProgress("plain", console) as progress:
-        model = train_language(recipe, data, Path(run), callbacks=[progress])
+        model = train_language(recipe, data, Path(run), callbacks=[progress]).model
     own = model.config
     names = (
         "vocab_size",
@@ -153,8 +153,8 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
         },
     )
     with tempfile.TemporaryDirectory() as run, TrainingProgress(side, console) as progress:
-        start = Start(model, load_tokenizer(data))
-        trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start)
+        start = LoadedLanguageModel(model, load_tokenizer(data), backbone)
+        trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start).model
         log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     trained.config.max_evaluations = 64
     return {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from attractor.cli import main
 from attractor.data import puzzles, sudoku
-from attractor.experiment.puzzles import load_reasoner
+from attractor.experiment.loading import load_reasoner
 
 FAST = [
     "data.size=4",

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
@@ -65,7 +66,7 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
 
 def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
     """What train returns is what load_reasoner loads, and only the newest checkpoints stay."""
-    model = train_reasoner(TINY, tmp_path)
+    model = train_reasoner(TINY, tmp_path).model
     loaded = load_reasoner(tmp_path).model
     assert not loaded.training
     for name, value in model.state_dict().items():
