@@ -123,7 +123,7 @@ def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
             "depth 1": score(depth=1).bits_per_byte,
             "equilibrium": solved.bits_per_byte,
         },
-        "at_rest": solved.final,
+        "at_rest": solved.converged_fraction,
         "evaluations": solved.evaluations,
         "residual": solved.residual,
         **radii(model, data),

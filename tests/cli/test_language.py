@@ -123,8 +123,8 @@ def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_ke
     loaded = load_language_model(copy)
     model, tokenizer = loaded.model, loaded.tokenizer
     assert model.generation_config.budget == {"depth": 0}
-    found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, within=1e-9)
-    enough = [t for t in found.trials if t.score.nats <= found.solved.score.nats]
+    found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, max_loss_increase=1e-9)
+    enough = [t for t in found.budgets if t.score.nats <= found.reference.score.nats]
     assert found.chosen in enough
     assert all(found.chosen.flops_per_token <= t.flops_per_token for t in enough)
     assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0"]) == 2
