@@ -158,7 +158,7 @@ def _segment(side: Side) -> None:
     questions = torch.zeros(found.run.batch_size, 1, found.size, dtype=torch.long, device=trial.device)
     precision = trial.recipe.train.precision
     with torch.autocast(trial.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-        output = trial.model(questions, trial.model.start(questions))
+        output = trial.model(questions, trial.model.init_state(questions))
     output.logits.float().sum().backward()
     trial.model.zero_grad()
 

@@ -56,7 +56,7 @@ def run(
     """
     torch.set_num_threads(threads)
     OUT.mkdir(parents=True, exist_ok=True)
-    cells = [f"model.update.cells.width={width}", f"model.update.cells.hidden={3 * width}"]
+    cells = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
         for side in sides:

@@ -30,11 +30,11 @@ def test_overriding_changes_one_field_and_nothing_else() -> None:
     """A path reaches any depth; numbers, null and booleans are read as such."""
     config = recipes.get("maze")
     changed = override(
-        config, ["model.update.width=48", "train.seconds=null", "train.num_steps=7", "model.random_start=false"]
+        config, ["model.update.width=48", "train.seconds=null", "train.num_steps=7", "model.random_init=false"]
     )
     assert changed.model.update.width == 48
     assert changed.train.seconds is None
-    assert changed.model.random_start is False
+    assert changed.model.random_init is False
     assert override(changed, ["model.update.width=32"]).model.update == config.model.update
 
 

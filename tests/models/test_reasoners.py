@@ -27,7 +27,7 @@ from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 
 CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
 SYMBOLS = {"num_symbols": 5, "num_classes": 5}
-RECURSION = TRMUpdateConfig(cells=CELLS, num_latent=2)
+RECURSION = TRMUpdateConfig(network=CELLS, num_latent=2)
 CONFIGS: dict[str, ReasonerConfig] = {
     "trm": TRMConfig(**SYMBOLS, update=RECURSION),
     "hrm": HRMConfig(**SYMBOLS, cells=CELLS, num_latent=3),
@@ -87,7 +87,7 @@ def test_trm_is_an_attractor_reasoner_without_damping_and_noise() -> None:
     """The same weights from the same start give the same answers over three segments."""
     trm = build(CONFIGS["trm"]).eval()
     config = AttractorReasonerConfig(
-        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, evaluations_per_segment=3, backprop_steps=1
+        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_init=False, evaluations_per_segment=3, backprop_steps=1
     )
     ours = build(config).eval()
     ours.embedding.weight.copy_(4 * trm.embedding.weight)

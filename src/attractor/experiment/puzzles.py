@@ -96,7 +96,7 @@ def train_reasoner(
         examples.questions,
         examples.answers,
         recipe.supervision,
-        start=model.start,
+        init_state=model.init_state,
         augment=AUGMENT[recipe.kind],
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]

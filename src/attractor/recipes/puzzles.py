@@ -71,8 +71,8 @@ class PuzzleRecipe:
                 "raise supervision.batch_size instead, or use more devices."
             )
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
-        if self.supervision.leave_halted and not halting:
-            raise ConfigError("supervision.leave_halted needs a halting head; set model.halting=true.")
+        if self.supervision.replace_halted and not halting:
+            raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
 
     @property
     def kind(self) -> str:
@@ -85,9 +85,9 @@ def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, nu
     changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
     model = recipe.model
     if isinstance(model, HRMConfig | TransformerConfig):
-        changes["cells"] = replace(model.cells, num_cells=num_cells)
+        changes["network"] = replace(model.network, num_cells=num_cells)
     elif isinstance(model.update, TRMUpdateConfig):
-        changes["update"] = replace(model.update, cells=replace(model.update.cells, num_cells=num_cells))
+        changes["update"] = replace(model.update, network=replace(model.update.network, num_cells=num_cells))
     return replace(recipe, model=replace(model, **changes))
 
 
@@ -109,7 +109,7 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     assert isinstance(recipe.model, AttractorReasonerConfig)
     return replace(
         recipe,
-        model=replace(recipe.model, random_start=False, noise=0.0, damping=1.0),
+        model=replace(recipe.model, random_init=False, noise=0.0, damping=1.0),
         train=replace(recipe.train, seconds=None, num_steps=num_steps),
     )
 
@@ -175,7 +175,7 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
             halting=True,
         ),
         data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
-        supervision=_supervision(family, batch_size=768, max_segments=16, leave_halted=True, cross_entropy="stablemax"),
+        supervision=_supervision(family, batch_size=768, max_segments=16, replace_halted=True, cross_entropy="stablemax"),
         train=TrainConfig(
             num_steps=65_000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
@@ -203,7 +203,7 @@ def _model(
     halting: bool = False,
 ) -> ReasonerModelConfig:
     counts: Any = {"num_symbols": num_symbols, "num_classes": num_classes}
-    recursion = TRMUpdateConfig(cells=cells, num_latent=num_latent)
+    recursion = TRMUpdateConfig(network=cells, num_latent=num_latent)
     if family == "attractor":
         return AttractorReasonerConfig(
             update=recursion, evaluations_per_segment=evaluations_per_segment, backprop_steps=1, halting=halting, **counts
@@ -212,9 +212,9 @@ def _model(
         return TRMConfig(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
     wide = cells.width >= 512
     if family == "hrm":
-        return HRMConfig(cells=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
+        return HRMConfig(network=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
     if family == "transformer":
-        return TransformerConfig(cells=replace(cells, num_layers=8), halting=halting, **counts)
+        return TransformerConfig(network=replace(cells, num_layers=8), halting=halting, **counts)
     raise ConfigError(f"there is no family {family!r}; {suggestion(family, REASONER_FAMILIES)}")
 
 
