@@ -126,11 +126,12 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
     verify_weights(checkpoint)
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # damaged folders, and those of other libraries, fail in many ways
         raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({first_line(error)}).") from error
+    model, info = loaded
     keys = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong := sorted(key if isinstance(key, str) else key[0] for key in keys):
         raise CheckpointError(

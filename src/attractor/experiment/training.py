@@ -78,7 +78,9 @@ def train(
     if name == RETROFIT and start is None:
         raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
     if start is not None:
-        config = recipes.fit_to_model(config, start.model.config)
+        assert not isinstance(config, PuzzleRecipe)  # or init was refused
+        model_config: Any = start.model.config
+        config = recipes.fit_to_model(config, model_config)
     config = override(config, overrides)
     folder = None if data is None else Path(data)
     if isinstance(config, PuzzleRecipe):
