@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import ProgressColumn
 
 
 class _Bars:
@@ -98,7 +98,9 @@ class TaskProgress(_Bars):
 
         def update(done: int, total: int | None, note: str = "") -> None:
             nonlocal tenth
-            self._progress.update(task, completed=done, total=total, note=note or (f"{done:,}/{total:,}" if total else ""))
+            self._progress.update(
+                task, completed=done, total=total, note=note or (f"{done:,}/{total:,}" if total else "")
+            )
             if self._lines and total and done * 10 // total > tenth:
                 tenth = done * 10 // total
                 self._print(f"{title} {tenth * 10}% {note}")

@@ -198,7 +198,11 @@ def _perfect_mazes(num: int, size: int, rng: np.random.Generator, *, corners: bo
 
 
 def _carve_uniform(
-    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_junctions: int, rng: np.random.Generator
+    cells: NDArray[np.uint8],
+    here: NDArray[np.intp],
+    steps: NDArray[np.intp],
+    num_junctions: int,
+    rng: np.random.Generator,
 ) -> None:
     """Walk at random between junctions until all are visited. Open the wall before each junction at its first visit."""
     is_junction = cells == Cell.FLOOR
@@ -218,7 +222,11 @@ def _carve_uniform(
 
 
 def _carve_dfs(
-    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_junctions: int, rng: np.random.Generator
+    cells: NDArray[np.uint8],
+    here: NDArray[np.intp],
+    steps: NDArray[np.intp],
+    num_junctions: int,
+    rng: np.random.Generator,
 ) -> None:
     """Depth-first search in random order: go to a random unvisited neighbour, or back if there is none."""
     unvisited = cells == Cell.FLOOR
