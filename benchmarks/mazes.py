@@ -40,7 +40,7 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
     if side == "control":
         recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
     with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {seed}", console) as progress:
-        model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+        model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)
     judged = judge_sizes(model, training_mazes(recipe.data), console)

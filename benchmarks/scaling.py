@@ -56,7 +56,7 @@ def run(
     """
     torch.set_num_threads(threads)
     OUT.mkdir(parents=True, exist_ok=True)
-    cells = [f"model.update.cells.width={width}", f"model.update.cells.hidden={3 * width}"]
+    cells = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
         for side in sides:
@@ -64,7 +64,7 @@ def run(
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
-                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+                model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "

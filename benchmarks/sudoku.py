@@ -102,7 +102,7 @@ def run(
                 LoadedReasoner(model, "sudoku", size),
                 test,
                 depths=DEPTHS,
-                breadths=(1, 4) if model.random_start else (1,),
+                breadths=(1, 4) if model.random_init else (1,),
                 batch_size=250,
                 seed=seed,
             )

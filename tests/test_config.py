@@ -9,13 +9,14 @@ import pytest
 import attractor
 from attractor.config import change, from_dict, override, settings, to_dict
 from attractor.errors import ConfigError
-from attractor.recipes import RECIPES, PuzzleRecipe, recipe
+from attractor import recipes
+from attractor.recipes import PuzzleRecipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_survives_json(name: str) -> None:
     """to_dict, JSON, from_dict give the same recipe."""
-    config = recipe(name)
+    config = recipes.get(name)
     data = json.loads(json.dumps(to_dict(config)))
     if isinstance(config, PuzzleRecipe):
         assert from_dict(PuzzleRecipe, data) == config
@@ -27,13 +28,13 @@ def test_a_recipe_survives_json(name: str) -> None:
 
 def test_overriding_changes_one_field_and_nothing_else() -> None:
     """A path reaches any depth; numbers, null and booleans are read as such."""
-    config = recipe("maze")
+    config = recipes.get("maze")
     changed = override(
-        config, ["model.update.width=48", "train.seconds=null", "train.num_steps=7", "model.random_start=false"]
+        config, ["model.update.width=48", "train.seconds=null", "train.num_steps=7", "model.random_init=false"]
     )
     assert changed.model.update.width == 48
     assert changed.train.seconds is None
-    assert changed.model.random_start is False
+    assert changed.model.random_init is False
     assert override(changed, ["model.update.width=32"]).model.update == config.model.update
 
 
@@ -54,14 +55,14 @@ def test_overriding_changes_one_field_and_nothing_else() -> None:
 def test_what_cannot_be_set_is_refused_with_advice(assignment: str, says: str) -> None:
     """Unknown names get the nearest valid one; values of the wrong type are named."""
     with pytest.raises(ConfigError, match=says):
-        override(recipe("maze"), [assignment])
+        override(recipes.get("maze"), [assignment])
 
 
 def test_unknown_recipes_and_keys_are_refused() -> None:
     """Nothing is dropped in silence."""
     with pytest.raises(ConfigError, match="did you mean 'maze'"):
-        recipe("mzae")
-    data = to_dict(recipe("maze"))
+        recipes.get("mzae")
+    data = to_dict(recipes.get("maze"))
     data["train"]["sede"] = 1
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
         from_dict(PuzzleRecipe, data)
@@ -85,5 +86,5 @@ def test_every_setting_is_read_somewhere() -> None:
         "use_cache",
         "tie_word_embeddings",
     }  # read by transformers
-    for name in {field for made in RECIPES for field in walk(recipe(made))} - theirs:
+    for name in {field for made in RECIPES for field in walk(recipes.get(made))} - theirs:
         assert f".{name}" in source, f"the setting {name} is read nowhere"

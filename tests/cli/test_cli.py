@@ -10,7 +10,8 @@ import torch
 
 from attractor.cli import main
 from attractor.data import maze
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.recipes import MazeDataConfig

@@ -184,8 +184,8 @@ def test_overwriting_replaces_what_it_writes(models, data, tmp_path) -> None:
 
 
 MISTAKES = {
-    "plain": (["MODELS/plain"], "plain: this AttractorForCausalLM solves nothing"),
-    "stock": (["MODELS/stock"], "stock: this Qwen3ForCausalLM solves nothing"),
+    "plain": (["MODELS/plain"], "plain: this AttractorForCausalLM has no solve"),
+    "stock": (["MODELS/stock"], "stock: this Qwen3ForCausalLM has no solve"),
     "nothing there": (["MODELS/none"], "no checkpoint here"),
     "tolerance of a loop": (["MODELS/looped", "--tolerance", "1e-3"], "leave out the tolerance"),
     "no such text": (["MODELS/attractor", "--data", "MODELS/no.txt"], "no such file"),

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from attractor import recipes
 from attractor.cli import main
 from attractor.config import override
 from attractor.experiment.puzzles import train_reasoner
-from attractor.recipes import recipe
 from attractor.training import find_checkpoint, init_distributed
 from attractor.training.checkpoint import verify
 
@@ -111,7 +111,7 @@ def on_rank(rank: int, port: int, folder: Path, act: Callable[..., Any], *argume
 def train_until(step: int, out: Path) -> None:
     """Train as the command does, and pause after a step."""
     asked = iter(range(1, step + 1))
-    config: Any = override(recipe("maze"), [*SETTINGS, "train.num_steps=100000"])
+    config: Any = override(recipes.get("maze"), [*SETTINGS, "train.num_steps=100000"])
     with init_distributed() as distributed:
         train_reasoner(config, out, distributed=distributed, should_pause=lambda: next(asked) == step)
 

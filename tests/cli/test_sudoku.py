@@ -10,14 +10,14 @@ from PIL import Image
 
 from attractor.cli import main
 from attractor.data import puzzles, sudoku
-from attractor.experiment.puzzles import load_reasoner
+from attractor.experiment.loading import load_reasoner
 
 FAST = [
     "data.size=4",
     "data.clues=6",
     "data.num_puzzles=8",
-    "model.update.cells.width=16",
-    "model.update.cells.hidden=16",
+    "model.update.network.width=16",
+    "model.update.network.hidden=16",
     "supervision.batch_size=4",
     "train.seconds=null",
     "train.num_steps=3",
@@ -271,7 +271,7 @@ def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tm
     ("settings", "says"),
     [
         (["data.num_puzzles=5"], "with --data FOLDER leave them out"),
-        (["supervision.leave_halted=true"], "model.halting=true"),
+        (["supervision.replace_halted=true"], "model.halting=true"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: list[str], says: str, data, tmp_path, capsys) -> None:
@@ -295,8 +295,8 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
 def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
     """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the same."""
-    cells = "model.update.cells" if family == "-trm" else "model.cells"
-    small = [setting.replace("model.update.cells", cells) for setting in FAST]
+    cells = "model.update.network" if family == "-trm" else "model.network"
+    small = [setting.replace("model.update.network", cells) for setting in FAST]
     out = tmp_path / "run"
     assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--track", "none", "--set", *small]) == 0
     assert main(["evaluate", str(out), "--data", str(data), "--depths", "1", "2"]) == 0

@@ -84,19 +84,19 @@ def test_nothing_travels_through_obstacles() -> None:
     other = q.clone()
     other[:, :, 6:] = 2
     for obstacles, knows in (((0,), False), ((), True)):
-        model = reasoner(obstacles=obstacles, random_start=False)
+        model = reasoner(obstacles=obstacles, random_init=False)
         with torch.no_grad():
             a, b = (model(x, stop=Steps(12)).logits[:, :, :3] for x in (q, other))
         assert torch.equal(a, b) != knows
 
 
 def test_the_start_is_random_or_zero() -> None:
-    """random_start decides; a generator makes it repeatable."""
+    """random_init decides; a generator makes it repeatable."""
     model, q = reasoner(), questions()
     a, b = (model.start(q, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b)
     assert a.std() > 0.5
-    assert reasoner(random_start=False).start(q).abs().max() == 0
+    assert reasoner(random_init=False).start(q).abs().max() == 0
 
 
 def test_breadth_keeps_the_calmest_start() -> None:
@@ -186,7 +186,7 @@ def test_the_implicit_gradient_is_the_unrolled_one_at_rest() -> None:
     for gradient, segment, tracked in (("implicit", 200, 1), ("one-step", 200, 1), ("phantom", 200, 60)):
         model, q = (
             reasoner(
-                gradient=gradient, noise=0.0, evaluations_per_segment=segment, backprop_steps=tracked, random_start=False
+                gradient=gradient, noise=0.0, evaluations_per_segment=segment, backprop_steps=tracked, random_init=False
             ),
             questions(1, 5),
         )

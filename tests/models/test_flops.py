@@ -97,7 +97,7 @@ UPDATES = {
     "loop": ConvolutionUpdateConfig(width=8, kernel=3),
     "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
     **{
-        mixing: TRMUpdateConfig(cells=replace(CELLS, mixing=mixing), num_latent=2)
+        mixing: TRMUpdateConfig(network=replace(CELLS, mixing=mixing), num_latent=2)
         for mixing in ("mixer", "attention", "convolution")
     },
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from attractor import DataError, Steps
+from attractor import DataError, Steps, recipes
 from attractor.config import from_dict, to_dict
 from attractor.models.reasoning import (
     HRM,
@@ -24,11 +24,10 @@ from attractor.models.reasoning.transformer import transformer_27m, transformer_
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
-from attractor.recipes import recipe
 
 CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
 SYMBOLS = {"num_symbols": 5, "num_classes": 5}
-RECURSION = TRMUpdateConfig(cells=CELLS, num_latent=2)
+RECURSION = TRMUpdateConfig(network=CELLS, num_latent=2)
 CONFIGS: dict[str, ReasonerConfig] = {
     "trm": TRMConfig(**SYMBOLS, update=RECURSION),
     "hrm": HRMConfig(**SYMBOLS, cells=CELLS, num_latent=3),
@@ -76,7 +75,7 @@ def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
     """Attractor and TRM within 2 % of HRM's 27M."""
     with torch.device("meta"):
         small, large, *wide = (
-            sum(p.numel() for p in build(recipe(f"{task}{name}").model).parameters())
+            sum(p.numel() for p in build(recipes.get(f"{task}{name}").model).parameters())
             for name in ("", "-hrm", "-27m", "-27m-trm")
         )
     assert small < 7e6
@@ -88,7 +87,7 @@ def test_trm_is_an_attractor_reasoner_without_damping_and_noise() -> None:
     """The same weights from the same start give the same answers over three segments."""
     trm = build(CONFIGS["trm"]).eval()
     config = AttractorReasonerConfig(
-        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, evaluations_per_segment=3, backprop_steps=1
+        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_init=False, evaluations_per_segment=3, backprop_steps=1
     )
     ours = build(config).eval()
     ours.embedding.weight.copy_(4 * trm.embedding.weight)

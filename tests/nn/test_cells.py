@@ -113,7 +113,7 @@ def test_a_mixer_refuses_grids_of_another_size() -> None:
 @pytest.mark.parametrize("mixing", ["mixer", "attention", "convolution"])
 def test_states_stay_on_a_sphere(mixing: str) -> None:
     """Every layer ends in a norm, so a hundred updates leave the size of a state as it was."""
-    update = TRMUpdateConfig(cells=GridNetworkConfig(**SMALL, mixing=mixing), num_latent=2).build()
+    update = TRMUpdateConfig(network=GridNetworkConfig(**SMALL, mixing=mixing), num_latent=2).build()
     state, x = inputs(2, 3, 4, 32), inputs(2, 3, 4, 16)
     for _ in range(100):
         state = update(state, x)

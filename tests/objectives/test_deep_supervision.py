@@ -67,7 +67,7 @@ def test_every_question_stays_for_its_own_number_of_segments() -> None:
 @pytest.mark.parametrize(("halt", "oldest"), [(5.0, 0), (-5.0, 3)])
 def test_questions_leave_when_the_head_says_so(halt: float, oldest: int) -> None:
     """Without exploration, a question that the head takes for solved is replaced at once."""
-    model, supervision = Model(right=False, halt=halt), objective(leave_halted=True, exploration=0.0)
+    model, supervision = Model(right=False, halt=halt), objective(replace_halted=True, exploration=0.0)
     for _ in range(9):
         supervision.step(model)
     assert torch.stack(model.seen[1:]).max() == oldest
@@ -75,7 +75,7 @@ def test_questions_leave_when_the_head_says_so(halt: float, oldest: int) -> None
 
 def test_exploration_keeps_some_of_them() -> None:
     """With exploration, some stay for a second segment and more."""
-    model, supervision = Model(right=False, halt=5.0), objective(leave_halted=True, exploration=1.0)
+    model, supervision = Model(right=False, halt=5.0), objective(replace_halted=True, exploration=1.0)
     for _ in range(20):
         supervision.step(model)
     ages = torch.stack(model.seen)
@@ -125,7 +125,7 @@ def test_a_carry_is_given_back_exactly() -> None:
         {"halting_weight": -1.0},
         {"jacobian_weight": -1.0},
         {"exploration": 2.0},
-        {"leave_solved": -0.1},
+        {"replace_solved_prob": -0.1},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
@@ -18,7 +19,7 @@ from attractor.training import TrainConfig, find_checkpoint
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
     data=MazeDataConfig(num_mazes=50, size=7),
-    supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, leave_solved=0.5),
+    supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, replace_solved_prob=0.5),
     train=TrainConfig(num_steps=24, log_every=4, checkpoint_every=10),
 )
 
@@ -65,7 +66,7 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
 
 def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
     """What train returns is what load_reasoner loads, and only the newest checkpoints stay."""
-    model = train_reasoner(TINY, tmp_path)
+    model = train_reasoner(TINY, tmp_path).model
     loaded = load_reasoner(tmp_path).model
     assert not loaded.training
     for name, value in model.state_dict().items():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attractor import ConfigError
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.recipes import MazeDataConfig, maze

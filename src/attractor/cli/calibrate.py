@@ -9,12 +9,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.evaluate import LONGEST
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError
 from attractor.evaluation.calibrate import Calibration
 from attractor.evaluation.calibrate import calibrate as choose
-from attractor.evaluation.text import max_length
+from attractor.evaluation.text import DEFAULT_WINDOW, max_length
 from attractor.experiment.loading import load_language_model
 from attractor.progress import TaskProgress
 from attractor.training import find_checkpoint, update_checksums
@@ -53,8 +52,8 @@ def calibrate(
             model,
             tokenizer,
             texts,
-            length=min(max_length(model), LONGEST),
-            within=within,
+            length=min(max_length(model), DEFAULT_WINDOW),
+            max_loss_increase=within,
             batch_size=batch_size,
             advance=bars.follow("budgets"),
         )
@@ -69,17 +68,17 @@ def calibrate(
 
 
 def _table(found: Calibration) -> Table:
-    view = Table(title=f"{found.solved.score.num_bytes:,} bytes of held-out text", title_justify="left")
+    view = Table(title=f"{found.reference.score.num_bytes:,} bytes of held-out text", title_justify="left")
     for column in ("budget", "bits/byte", "more", "evaluations", "MFLOP/token", ""):
         view.add_column(column, justify="right", no_wrap=True)
-    for trial in found.trials:
+    for trial in found.budgets:
         view.add_row(
             _name(trial.budget),
             f"{trial.score.bits_per_byte:.4f}",
-            f"{trial.score.nats / found.solved.score.nats - 1:+.2%}",
+            f"{trial.score.nats / found.reference.score.nats - 1:+.2%}",
             f"{trial.score.evaluations:.2f}",
             f"{trial.flops_per_token / 1e6:.2f}",
-            "chosen" if trial is found.chosen else "own" if trial is found.solved else "",
+            "chosen" if trial is found.chosen else "own" if trial is found.reference else "",
         )
     return view
 

@@ -15,7 +15,7 @@ from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estim
 from attractor.experiment.environment import environment
 from attractor.files import json_safe, write_json
 from attractor.recipes import RETROFIT
-from attractor.recipes import recipe as find_recipe
+from attractor.recipes import get as get_recipe
 
 EXPECTED_MFU = 0.4
 DAY = 86_400
@@ -48,7 +48,7 @@ def cost(
     """
     if recipe == RETROFIT:
         raise ConfigError(f"{recipe} takes its sizes from a checkpoint; ask for a recipe that has sizes of its own.")
-    settings = override(find_recipe(recipe), set)
+    settings = override(get_recipe(recipe), set)
     if strategy is not None and world_size == 1:
         raise ConfigError(f"--strategy {strategy}: one process shares with nobody; say --world-size too.")
     shared = "none" if world_size == 1 else strategy or settings.train.parallel

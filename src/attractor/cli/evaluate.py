@@ -14,9 +14,11 @@ from attractor.cli.evaluate_puzzles import evaluate_reasoner
 from attractor.config import suggestion
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation.core import core, evaluate_task, find_task, lambada, read_tasks
+from attractor.evaluation.bundle import find_task, read_tasks
+from attractor.evaluation.core import core, evaluate_task
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.text import known_budget, max_length, score_text
+from attractor.evaluation.lambada import lambada
+from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
 from attractor.experiment.loading import load_language_model
 from attractor.experiment.puzzles import is_reasoner
 from attractor.files import json_safe, write_json
@@ -25,7 +27,6 @@ from attractor.progress import TaskProgress
 Figures = dict[str, Any]
 HARNESS = "harness:"
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # at which puzzles are judged, unless told
-LONGEST = 2048  # tokens of the window over text, unless told
 
 
 def evaluate(
@@ -98,7 +99,7 @@ def evaluate(
     _refuse_tasks(tasks, data, bundle)
     model, tokenizer = load_language_model(checkpoint)
     budget = known_budget(model, asked)
-    window = min(max_length(model), LONGEST) if length is None else length
+    window = min(max_length(model), DEFAULT_WINDOW) if length is None else length
     results: dict[str, Figures] = {}
     with TaskProgress() as bars:
         for task in tasks:

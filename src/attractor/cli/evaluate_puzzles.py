@@ -53,8 +53,7 @@ def evaluate_reasoner(
         if not values or min(values) < 1 or sorted(set(values)) != list(values):
             raise ConfigError(f"--{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
     trained = load_reasoner(checkpoint)
-    if max(breadths) > 1 and not trained.model.random_start:
-        raise ConfigError(f"--breadths {' '.join(map(str, breadths))}: {ONE_START}")
+    trained.model.check_breadth(max(breadths))
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     data = held_out(trained, paths, limit)
     console = Console()

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from attractor.cli.evaluate import LONGEST
 from attractor.data.text import read_held_out
 from attractor.errors import DataError
-from attractor.evaluation import max_length, score_text
+from attractor.evaluation import DEFAULT_WINDOW, max_length, score_text
 from attractor.experiment.loading import load_language_model, quiet
 from attractor.interop.stock_export import HeldOut, require_exportable
 from attractor.interop.stock_export import export as write
@@ -47,7 +46,7 @@ def export(
 
 def _measure(model: Any, tokenizer: Any, data: tuple[Path, ...], depth: int) -> HeldOut:
     """Score the model at that depth, whose logits the exported network has, and where it solves something at its equilibrium."""
-    length, solves = min(max_length(model), LONGEST), bool(model.config.num_attractor_layers)
+    length, solves = min(max_length(model), DEFAULT_WINDOW), bool(model.config.num_attractor_layers)
     exported = score_text(model, tokenizer, read_held_out(data), length=length, depth=depth if solves else None)
     equilibrium = score_text(model, tokenizer, read_held_out(data), length=length).bits_per_byte if solves else None
     return HeldOut(

@@ -14,19 +14,16 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from attractor.cli.evaluate import LONGEST
 from attractor.data.text import read_held_out
 from attractor.errors import CheckpointError, ConfigError, DataError
 from attractor.evaluation.internalisation import (
     Internalisation,
-    TokenFigures,
+    TokenStats,
     default_budget,
     measure_internalisation,
-    passage,
-    pieces,
-    trajectories,
 )
-from attractor.evaluation.text import encode, max_length
+from attractor.evaluation.text import DEFAULT_WINDOW, encode, max_length, passage, token_texts
+from attractor.evaluation.trajectories import trajectories
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import load_language_model
 from attractor.files import check_output_dir, json_safe, write_json
@@ -79,7 +76,7 @@ def inspect(
                 tokenizer,
                 texts,
                 depths=depths,
-                length=min(max_length(model), LONGEST),
+                length=min(max_length(model), DEFAULT_WINDOW),
                 tolerance=tolerance,
                 advance=bars.follow("reading"),
             )
@@ -96,9 +93,9 @@ def inspect(
         readings = [_reading(tokenizer, *pair) for pair in zip(texts[:NUM_SHOWN], found.tokens, strict=False)]
         write_report(folder, found, paths, readings, _described(checkpoint, found, about))
         write_json(folder / "figures.json", about | {"checkpoint": str(checkpoint)} | _figures(found))
-    rest = found.rest
-    at_rest = f"{rest.bits_per_byte:.4f} bits per byte with {rest.evaluations:.2f} evaluations a token"
-    Console().print(f"{found.num_tokens:,} tokens: {at_rest}\n{out / 'index.html'}", highlight=False, soft_wrap=True)
+    mean = found.equilibrium
+    result = f"{mean.bits_per_byte:.4f} bits per byte with {mean.evaluations:.2f} evaluations per token"
+    Console().print(f"{found.num_tokens:,} tokens: {result}\n{out / 'index.html'}", highlight=False, soft_wrap=True)
 
 
 def _refuse(
@@ -151,12 +148,12 @@ def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def _reading(tokenizer: Any, text: str, figures: TokenFigures) -> tuple[list[str], TokenFigures]:
+def _reading(tokenizer: Any, text: str, figures: TokenStats) -> tuple[list[str], TokenStats]:
     """Return the first tokens of a passage and their solves, which begin with that of the end-of-text token."""
     num = min(SHOWN, len(figures.evaluations) - 1)
     here = slice(1, num + 1)
-    shown = TokenFigures(evaluations=figures.evaluations[here], residual=figures.residual[here], distance=None)
-    return pieces(tokenizer, text)[:num], shown
+    shown = TokenStats(evaluations=figures.evaluations[here], residual=figures.residual[here], proposal_distance=None)
+    return token_texts(tokenizer, text)[:num], shown
 
 
 def _command(
@@ -190,6 +187,7 @@ def _described(checkpoint: Path, found: Internalisation, about: dict[str, Any]) 
 def _figures(found: Internalisation) -> dict[str, Any]:
     """Return all means as plain data, null for what is not finite."""
     named = {name: getattr(found, name) for name in ("num_documents", "num_tokens", "num_bytes", "length")}
-    named |= {name: getattr(found, name) for name in ("tolerance", "final", "distance", "gate", "spectral_radius")}
+    means = ("tolerance", "converged_fraction", "proposal_distance", "gate", "spectral_radius")
+    named |= {name: getattr(found, name) for name in means}
     rows = [json_safe(asdict(point)) for point in found.points]
     return json_safe(named) | {"points": rows}

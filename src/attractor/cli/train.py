@@ -13,7 +13,7 @@ from attractor.experiment.language import load_start, train_language
 from attractor.experiment.puzzles import train_reasoner
 from attractor.files import check_output_dir
 from attractor.progress import TrainingProgress
-from attractor.recipes import RETROFIT, LanguageRecipe, PuzzleRecipe, started_from
+from attractor.recipes import RETROFIT, LanguageRecipe, PuzzleRecipe, fit_to_model
 from attractor.recipes import recipe as find_recipe
 from attractor.training import Preemption, find_checkpoint, init_distributed, make_logger
 
@@ -51,7 +51,7 @@ def train(
         if not isinstance(config, LanguageRecipe):
             raise ConfigError(f"{recipe} starts from nothing; leave out --init.")
         start = load_start(init)
-        config = started_from(config, start.model.config)
+        config = fit_to_model(config, start.model.config)
     elif recipe == RETROFIT:
         raise ConfigError(f"{recipe} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
     config = override(config, set)

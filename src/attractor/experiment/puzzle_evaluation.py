@@ -1,0 +1,106 @@
+"""Evaluate a reasoner on puzzles, by depth and by breadth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attractor.data import maze, puzzles, sudoku
+from attractor.data.puzzles import Puzzles as PuzzleSet
+from attractor.errors import ConfigError, DataError
+from attractor.evaluation import auroc, exact, run_restarts
+from attractor.experiment.loading import LoadedReasoner
+from attractor.experiment.progress import progress_bars
+from attractor.experiment.puzzles import as_tensors
+from attractor.models.reasoning import ONE_START
+
+Figures = dict[str, Any]
+
+
+def require_rising(**lists: Sequence[int]) -> None:
+    """Raise a ConfigError for a list that is not rising whole numbers from 1 up."""
+    for name, values in lists.items():
+        if min(values) < 1 or sorted(set(values)) != list(values):
+            raise ConfigError(f"{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
+
+
+def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> PuzzleSet:
+    """Return the split ``test`` of a folder of puzzles, a csv file, or the given puzzles, if they are of the model's kind."""
+    if isinstance(data, PuzzleSet):
+        found, place = data, "these"
+    else:
+        paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+        if len(paths) != 1:
+            raise ConfigError("a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data.")
+        place = str(paths[0])
+        if paths[0].suffix == ".csv":
+            found = sudoku.read_table(paths[0]) if loaded.kind == "sudoku" else maze.read_table(paths[0])
+        else:
+            found = puzzles.read(paths[0], "test")
+    if found.kind != loaded.kind:
+        raise DataError(f"{place}: holds puzzles of kind {found.kind}; this model was trained on {loaded.kind}.")
+    return found[slice(limit)]
+
+
+def evaluate_puzzles(
+    loaded: LoadedReasoner,
+    data: PuzzleSet,
+    *,
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    progress: bool = False,
+) -> Figures:
+    """Return the fractions of correct answers by breadth and depth, chosen by lowest residual and by majority, and the residual's AUROC."""
+    if max(breadths) > 1 and not loaded.model.random_start:
+        raise ConfigError(f"breadths {' '.join(map(str, breadths))}: {ONE_START}")
+    torch.manual_seed(seed)
+    questions, truth = as_tensors(data)
+    device = next(loaded.model.parameters()).device
+    with progress_bars(progress) as follow:
+        restarts = run_restarts(
+            loaded.model,
+            questions.to(device),
+            depths=depths,
+            breadth=max(breadths),
+            batch_size=batch_size,
+            advance=_counted(follow("puzzles"), max(breadths) * len(data)),
+        )
+    first = exact(restarts.answers[0], truth)  # (depths, N)
+
+    def correct(answers: Tensor) -> list[float]:
+        return [float(fraction) for fraction in exact(answers, truth).float().mean(dim=1)]
+
+    figures: Figures = {
+        "num_puzzles": len(data),
+        "depths": list(depths),
+        "breadths": list(breadths),
+        "exact_by_residual": [correct(restarts.lowest_residual(breadth)) for breadth in breadths],
+        "exact_by_majority": [correct(restarts.majority(breadth)) for breadth in breadths],
+        "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
+        "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
+    }
+    if loaded.kind == "maze":
+        figures["valid_and_shortest"] = [
+            [
+                float(maze.valid_and_shortest(data.questions, found.numpy()).mean())
+                for found in restarts.lowest_residual(breadth)
+            ]
+            for breadth in breadths
+        ]
+    return figures
+
+
+def _counted(advance: Any, total: int) -> Any:
+    """Return a function that takes numbers of finished items, adds them up, and reports the sum to ``advance``."""
+    done = 0
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        advance(done, total)
+
+    return count
