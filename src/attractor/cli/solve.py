@@ -24,7 +24,6 @@ from attractor.experiment.puzzles import LoadedReasoner, load_reasoner
 from attractor.models.reasoning import ReasonerOutput
 from attractor.plots import plot_trajectory, render_digits, render_grid
 from attractor.progress import TaskProgress
-from attractor.solve import Steps
 
 Grid = NDArray[np.uint8]
 STYLES = {"#": "grey37", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
@@ -35,37 +34,41 @@ def solve(
     checkpoint: Path,
     puzzle: str,
     /,
-    depth: int = 2048,
-    tolerance: float = 1e-4,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
     breadth: int = 1,
     seed: int = 0,
     gif: Path | None = None,
 ) -> None:
-    """Solve puzzles by iterating to rest; print answer, verdict, residual, evaluations and time; of more than ten, a summary.
+    """Solve puzzles; print answer, verdict, residual, evaluations and time; of more than ten, a summary.
 
     Args:
         checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken.
         puzzle: Of Sudokus: one in a line, "." for blanks, or a text or csv file of several. Of mazes: a text file with "#" for
             walls, spaces, one S and one G; blank lines between several; or a csv. "-" reads standard input.
-        depth: The most evaluations.
-        tolerance: The relative residual at which the answer is at rest.
-        breadth: Random starts to try; the answer that rests most is kept.
-        seed: Of the random start.
-        gif: A file to draw into how the first puzzle's answer settles, from the start that was kept.
+        depth: Make exactly so many evaluations, in place of solving to a tolerance.
+        tolerance: Solve to this relative residual (default 1e-4).
+        max_evaluations: With at most so many evaluations (default 2048).
+        breadth: Number of random restarts; the answer with the lowest residual is kept.
+        seed: Of the random initial states.
+        gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
     if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
-    if depth < 1:
+    if depth is not None and depth < 1:
         raise ConfigError(f"--depth {depth}: give a whole number from 1 up.")
+    if depth is None:
+        tolerance, max_evaluations = tolerance or 1e-4, max_evaluations or 2048
     trained = load_reasoner(checkpoint)
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[trained.kind]
     puzzles = task.read(puzzle)
     with TaskProgress() as bars:
         _refuse(trained, task, puzzles, bars.follow("checking"))
-    console, solver = Console(), _Solver(trained, depth, tolerance, breadth, seed)
+    console, solver = Console(), _Solver(trained, depth, tolerance, max_evaluations, breadth, seed)
     first = solver(puzzles[0].grid)
     answered = zip(puzzles, chain([first], (solver(placed.grid) for placed in puzzles[1:])), strict=True)
     if len(puzzles) > FEW:
@@ -74,10 +77,10 @@ def solve(
         console.print(
             task.draw(placed.grid, solved.answer), soft_wrap=True
         )  # a grid wider than the window stays a grid
-        rest = "at rest" if solved.at_rest else f"not at rest within depth {depth}"
+        converged = "converged" if solved.converged else "not converged"
         console.print(str(task.verdict(placed.grid, solved.answer)))
         cost = f"{solved.evaluations} evaluations, {solved.seconds:.2f} s"
-        console.print(f"residual {solved.residual:.1e} ({rest}), {cost}\n")
+        console.print(f"residual {solved.residual:.1e} ({converged}), {cost}\n")
     if gif is not None:
         _animate(solver, puzzles[0].grid, first, gif)
 
@@ -87,9 +90,9 @@ class Solved:
     """One puzzle's answer, the state that it was reached from, and what it cost."""
 
     chances: torch.Tensor  # (H, W, classes)
-    start: torch.Tensor
+    init_state: torch.Tensor
     residual: float
-    at_rest: bool
+    converged: bool
     evaluations: int
     seconds: float
 
@@ -103,8 +106,9 @@ class _Solver:
     """A reasoner and how it is asked; every puzzle is asked alone and with the same seed."""
 
     trained: LoadedReasoner
-    depth: int
-    tolerance: float
+    depth: int | None
+    tolerance: float | None
+    max_evaluations: int | None
     breadth: int
     seed: int
 
@@ -114,16 +118,17 @@ class _Solver:
             as_question(self.trained, grid)[None],
             depth=self.depth,
             tolerance=self.tolerance,
+            max_evaluations=self.max_evaluations,
             breadth=self.breadth,
             generator=torch.Generator().manual_seed(self.seed),
         )
         residual = float(output.solution.residual[0])
-        assert output.start is not None
+        assert output.init_state is not None
         return Solved(
             chances=output.logits[0].softmax(dim=-1).cpu(),
-            start=output.start,
+            init_state=output.init_state,
             residual=residual,
-            at_rest=residual < self.tolerance,
+            converged=residual < (self.tolerance or 1e-4),
             evaluations=int(output.solution.evaluations[0]),
             seconds=time.perf_counter() - begun,
         )
@@ -149,7 +154,7 @@ def _refuse(
                 )
             if grid.shape not in shapes:  # one evaluation tells whether its networks take such a grid
                 with torch.no_grad():
-                    trained.model(as_question(trained, grid)[None], stop=Steps(1))
+                    trained.model(as_question(trained, grid)[None], depth=1)
             shapes.add(grid.shape)
             task.check(grid)
         except DataError as error:
@@ -157,7 +162,7 @@ def _refuse(
 
 
 def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "Task", console: Console) -> None:
-    """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and at rest, the cost."""
+    """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and converged, the cost."""
     begun, faults, counts, evaluations = time.perf_counter(), [], Counter[str](), []
     with TaskProgress() as bars:
         draw = bars.follow("solving")
@@ -166,8 +171,8 @@ def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "
             verdict = str(task.verdict(placed.grid, solved.answer))
             right = verdict.startswith("verified")
             counts["right"] += right
-            counts["rest"] += solved.at_rest
-            counts["both"] += right and solved.at_rest
+            counts["converged"] += solved.converged
+            counts["both"] += right and solved.converged
             evaluations.append(solved.evaluations)
             if not right:
                 faults.append(f"{placed.place}: {verdict}")
@@ -175,21 +180,22 @@ def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "
         console.print(fault, soft_wrap=True, highlight=False)
     if len(faults) > FEW:
         console.print(f"… and {len(faults) - FEW:,} more that are wrong")
-    rest = f"{counts['rest']:,} at rest, {counts['both']:,} of these verified"
+    converged = f"{counts['converged']:,} converged, {counts['both']:,} of these verified"
     cost = f"{np.median(evaluations):.0f} evaluations (median), {time.perf_counter() - begun:.1f} s"
-    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False)
+    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {converged}; {cost}.", soft_wrap=True, highlight=False)
 
 
 def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
     """Draw the trajectory of the start that was kept, as far as it was followed; the answer that was printed comes last."""
-    question, moments = as_question(solver.trained, grid), _moments(solver.depth)
+    limit = solver.depth or solver.max_evaluations or 2048
+    question, moments = as_question(solver.trained, grid), _moments(limit)
     frames, residuals = trajectory(
-        solver.trained.model, question, moments, start=solved.start, tolerance=solver.tolerance
+        solver.trained.model, question, moments, init_state=solved.init_state, tolerance=solver.tolerance or 0.0
     )
     # A solve that is cut off answers with the point whose residual it knows, one evaluation before the last.
     frames[-1], residuals[-1] = solved.chances, solved.residual
     painter = render_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else render_grid
-    plot_trajectory(frames, moments[: len(frames)], residuals, animation=file, render_grid=painter)
+    plot_trajectory(frames, moments[: len(frames)], residuals, animation=file, render=painter)
 
 
 def _moments(depth: int) -> list[int]:
