@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SETTINGS = [
-    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_mazes=20", "data.size=7", "train.warmup_fraction=0",
+    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip
 
@@ -200,7 +200,7 @@ def begun(tmp_path_factory) -> Path:
         assert run.exit_codes == [0, 0], err
     (folder / "text.txt").write_text("the sea was calm and a small boat went out past old walls of stone. " * 300)
     prepare = ["data", "prepare", str(folder / "text.txt"), "--out", str(folder / "tokens"), "--vocab-size", "260"]
-    assert main([*prepare, "--val-share", "0"]) == 0
+    assert main([*prepare, "--val-fraction", "0"]) == 0
     return folder
 
 

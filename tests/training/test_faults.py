@@ -30,7 +30,7 @@ from attractor.training.checkpoint import save_weights, verify
 KILLS = 20
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
-    data=MazeDataConfig(num_mazes=20, size=7),
+    data=MazeDataConfig(num_puzzles=20, size=7),
     supervision=DeepSupervisionConfig(batch_size=4, max_segments=3),
     train=TrainConfig(num_steps=1000, warmup_fraction=0, log_every=1, checkpoint_every=1),
 )
@@ -110,7 +110,7 @@ def command(out: Path, *more: str, num_steps: int = 4, settings: tuple[str, ...]
         "model.evaluations_per_segment=2",
         "model.backprop_steps=1",
         "train.seconds=null",
-        "data.num_mazes=20",
+        "data.num_puzzles=20",
     ]
     changed += ["data.size=7", f"train.num_steps={num_steps}", "train.log_every=1", "train.checkpoint_every=2"]
     return ["train", "maze", "--out", str(out), *more, "--set", *changed, *settings]
@@ -154,7 +154,7 @@ def test_a_flipped_bit_in_shards_and_puzzles_stops_the_command_that_trains(tmp_p
     """Which file; before anything is made of it."""
     (tmp_path / "text.txt").write_text("the sea was calm and a small boat went out past old walls. " * 20_000)
     text = ["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "tokens"), "--vocab-size", "260"]
-    assert main([*text, "--val-share", "0"]) == 0
+    assert main([*text, "--val-fraction", "0"]) == 0
     boards = ["data", "sudoku", "--out", str(tmp_path / "boards"), "--size", "4", "--num", "20", "--num-test", "5"]
     assert main(boards) == 0
     for folder, name in (("tokens", "language/tiny"), ("boards", "sudoku/6x6")):

@@ -18,7 +18,7 @@ from attractor.training import TrainConfig, find_checkpoint
 
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
-    data=MazeDataConfig(num_mazes=50, size=7),
+    data=MazeDataConfig(num_puzzles=50, size=7),
     supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, replace_solved_prob=0.5),
     train=TrainConfig(num_steps=24, log_every=4, checkpoint_every=10),
 )

@@ -18,7 +18,7 @@ from attractor.training import Preemption, TrainConfig
 TINY = replace(
     maze(),
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
-    data=MazeDataConfig(num_mazes=20, size=7),
+    data=MazeDataConfig(num_puzzles=20, size=7),
     train=TrainConfig(num_steps=9),
 )
 

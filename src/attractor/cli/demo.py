@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from attractor.data import maze
+from attractor.data import PuzzleSet, maze
 from attractor.errors import ConfigError
 from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
-from attractor.experiment.puzzles import as_tensors, train_reasoner, training_mazes
+from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
 from attractor.files import check_output_dir, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.plots import plot_accuracy, plot_trajectory
@@ -45,12 +45,12 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     recipe = maze_recipe(minutes=minutes, seed=seed)
     assert isinstance(recipe.data, MazeDataConfig)
     size = recipe.data.size
-    console.print(f"Learning {recipe.data.num_mazes} mazes of {size}×{size} for {minutes:g} minutes …")
+    console.print(f"Learning {recipe.data.num_puzzles} mazes of {size}×{size} for {minutes:g} minutes …")
     with TrainingProgress("training", console) as progress:
         model = train_reasoner(recipe, out, callbacks=[progress])
 
     torch.manual_seed(seed)
-    judged = judge_sizes(model, training_mazes(recipe.data), console)
+    judged = judge_sizes(model, training_puzzles(recipe), console)
     write_pictures(model, judged, out)
     metrics = {
         "minutes": minutes,
@@ -68,7 +68,7 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     )
 
 
-def judge_sizes(model: Reasoner, seen: maze.Mazes, console: Console) -> dict[str, DepthEvaluation]:
+def judge_sizes(model: Reasoner, seen: PuzzleSet, console: Console) -> dict[str, DepthEvaluation]:
     """Judge unseen mazes of every size."""
     judged, device = {}, next(model.parameters()).device
     with Bar(console=console, disable=not console.is_terminal) as bar:

@@ -11,8 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
-from attractor.data import maze, puzzles, sudoku
-from attractor.data.puzzles import Puzzles
+from attractor.data import PuzzleSet, maze, puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
 from attractor.experiment.puzzles import LoadedReasoner, as_tensors, load_reasoner
@@ -23,13 +22,13 @@ from attractor.progress import TaskProgress
 Figures = dict[str, Any]
 
 
-def held_out(trained: LoadedReasoner, paths: Sequence[Path], limit: int | None) -> Puzzles:
+def held_out(trained: LoadedReasoner, paths: Sequence[Path], limit: int | None) -> PuzzleSet:
     """Read what a reasoner is judged on: the split test of a prepared folder, or a csv."""
     if len(paths) != 1:
         raise ConfigError("a reasoner is judged on one set of puzzles; give a prepared folder, or a csv, with --data.")
     (path,) = paths
     if path.suffix == ".csv":
-        found = sudoku.read_table(path) if trained.kind == "sudoku" else maze.read_table(path)
+        found = trained.puzzle.read_table(path)
     else:
         found = puzzles.read(path, "test")
     if found.kind != trained.kind:
@@ -77,7 +76,7 @@ def evaluate_reasoner(
 
 def evaluate_puzzles(
     trained: LoadedReasoner,
-    data: Puzzles,
+    data: PuzzleSet,
     *,
     depths: Sequence[int],
     breadths: Sequence[int],

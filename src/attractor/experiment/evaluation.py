@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attractor.data.puzzles import Puzzles as PuzzleSet
+from attractor.data import PuzzleSet
 from attractor.errors import ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, is_reasoner, load_reasoner, local_folder
 from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles, require_rising

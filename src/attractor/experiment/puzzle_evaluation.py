@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attractor.data import maze, puzzles, sudoku
-from attractor.data.puzzles import Puzzles as PuzzleSet
+from attractor.data import PuzzleSet, puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
 from attractor.experiment.loading import LoadedReasoner
@@ -36,7 +35,7 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
             raise ConfigError("a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data.")
         place = str(paths[0])
         if paths[0].suffix == ".csv":
-            found = sudoku.read_table(paths[0]) if loaded.kind == "sudoku" else maze.read_table(paths[0])
+            found = loaded.puzzle.read_table(paths[0])
         else:
             found = puzzles.read(paths[0], "test")
     if found.kind != loaded.kind:
@@ -83,10 +82,10 @@ def evaluate_puzzles(
         "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
         "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
     }
-    if loaded.kind == "maze":
+    if not loaded.puzzle.has_unique_answer:
         figures["valid_and_shortest"] = [
             [
-                float(maze.valid_and_shortest(data.questions, found.numpy()).mean())
+                float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
                 for found in restarts.lowest_residual(breadth)
             ]
             for breadth in breadths

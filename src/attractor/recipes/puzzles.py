@@ -19,21 +19,23 @@ from attractor.training import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MazeDataConfig:
-    """``num_mazes`` perfect mazes of ``size`` × ``size`` cells for training.
+    """``num_puzzles`` perfect mazes of ``size`` × ``size`` cells for training.
 
     In ``corner_fraction`` of them S and G are in opposite corners; long paths teach the answer to spread far. ``dfs_fraction`` of
     these are made by depth-first search, which gives the longest paths; solves then converge sooner and more often, and answers
     are as exact as before.
     """
 
-    num_mazes: int = 1000
+    kind = "maze"
+
+    num_puzzles: int = 1000
     size: int = 11
     corner_fraction: float = 0.9
     dfs_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_whole(self, 1, "num_mazes")
+        require_whole(self, 1, "num_puzzles")
         for name in ("corner_fraction", "dfs_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): give a fraction from 0 to 1.")
@@ -42,6 +44,8 @@ class MazeDataConfig:
 @dataclass(frozen=True, kw_only=True)
 class SudokuDataConfig:
     """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` digits given (None: as few as possible)."""
+
+    kind = "sudoku"
 
     num_puzzles: int = 1000
     size: int = 9
@@ -77,7 +81,7 @@ class PuzzleRecipe:
     @property
     def kind(self) -> str:
         """The kind of puzzles."""
-        return "maze" if isinstance(self.data, MazeDataConfig) else "sudoku"
+        return self.data.kind
 
 
 def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int) -> PuzzleRecipe:

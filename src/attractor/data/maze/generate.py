@@ -90,13 +90,13 @@ def generate_mixture(
     num_corner = round(corner_fraction * num)
     num_dfs = round(dfs_fraction * num_corner)
     found = generate(0, size, seed=seed)
-    for count, options in (
-        (num_dfs, {"corners": True, "dfs": True}),
-        (num_corner - num_dfs, {"corners": True}),
-        (num - num_corner, {}),
+    for count, corners, dfs in (
+        (num_dfs, True, True),
+        (num_corner - num_dfs, True, False),
+        (num - num_corner, False, False),
     ):
         known = found if exclude is None else found + exclude
-        found += generate(count, size, seed=seed, exclude=known, **options, **settings)
+        found += generate(count, size, seed=seed, corners=corners, dfs=dfs, exclude=known, **settings)
     return found
 
 
