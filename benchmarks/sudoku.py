@@ -30,8 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attractor.cli.evaluate_puzzles import evaluate_puzzles
 from attractor.config import override, to_dict
-from attractor.data import puzzles, sudoku
-from attractor.data.puzzles import Puzzles
+from attractor.data import PuzzleSet, puzzles, sudoku
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import LoadedReasoner, train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json
@@ -90,7 +89,7 @@ def run(
                 watched = test[slice(None, None, max(1, len(test) // NUM_WATCHED))]
             else:
                 test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
-                known = _both(learnt, test)
+                known = learnt + test
                 watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
                 begun = time.process_time()
@@ -139,14 +138,6 @@ def flops(model: Reasoner, size: int) -> int:
             model(question, state, stop=Steps(n))
         counts.append(counter.get_total_flops())
     return counts[1] - counts[0]
-
-
-def _both(a: Puzzles, b: Puzzles) -> Puzzles:
-    return Puzzles(
-        kind="sudoku",
-        questions=np.concatenate([a.questions, b.questions]),
-        answers=np.concatenate([a.answers, b.answers]),
-    )
 
 
 def show() -> None:

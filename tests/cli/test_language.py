@@ -43,7 +43,7 @@ def data(tmp_path_factory):
     for vocab_size in (300, 290):
         out = str(folder / f"tokens{vocab_size}")
         command = ["data", "prepare", str(folder / "text"), "--out", out, "--vocab-size", str(vocab_size)]
-        assert main([*command, "--val-share", "0.2"]) == 0
+        assert main([*command, "--val-fraction", "0.2"]) == 0
     return folder
 
 

@@ -200,7 +200,7 @@ def begun(tmp_path_factory) -> Path:
         assert run.exit_codes == [0, 0], err
     (folder / "text.txt").write_text("the sea was calm and a small boat went out past old walls of stone. " * 300)
     prepare = ["data", "prepare", str(folder / "text.txt"), "--out", str(folder / "tokens"), "--vocab-size", "260"]
-    assert main([*prepare, "--val-share", "0"]) == 0
+    assert main([*prepare, "--val-fraction", "0"]) == 0
     return folder
 
 

@@ -170,21 +170,21 @@ def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run,
     def spy(frames, depths, residuals, **places) -> None:
         seen.update(frames=frames, depths=depths)
 
-    monkeypatch.setattr("attractor.cli.solve.draw_settling", spy)
+    monkeypatch.setattr("attractor.cli.solve.plot_trajectory", spy)
     where = ["--gif", str(tmp_path / "board.gif"), "--tolerance", "1e-12"]
     model = load_reasoner(run).model
     question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
     chosen = []
     for seed in range(4):
-        assert main(["solve", str(run), puzzle, "--depth", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
-        settings = {"depth": 9, "tolerance": 1e-12, "breadth": 3}
+        assert main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
+        settings = {"max_evaluations": 9, "tolerance": 1e-12, "breadth": 3}
         kept = model.solve(question, generator=torch.Generator().manual_seed(seed), **settings)
         for frame in seen["frames"][-2:]:  # the last but one is what follows from the start in as many steps
             torch.testing.assert_close(frame, kept.logits[0].softmax(dim=-1), atol=1e-4, rtol=1e-4)
-        first = model.start(question, torch.Generator().manual_seed(seed))
-        chosen.append(not torch.equal(first, kept.start))
+        first = model.init_state(question, torch.Generator().manual_seed(seed))
+        chosen.append(not torch.equal(first, kept.init_state))
     assert any(chosen)  # or nothing was tested
-    assert main(["solve", str(run), puzzle, "--depth", "1100", *where]) == 0
+    assert main(["solve", str(run), puzzle, "--max-evaluations", "1100", *where]) == 0
     assert seen["depths"][-1] == 1100
 
 
@@ -308,5 +308,5 @@ def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
     ):
         assert main(command) == 2
         printed = capsys.readouterr()
-        assert "more starts only cost" in printed.err
+        assert "restarts change nothing" in printed.err
         assert not printed.out

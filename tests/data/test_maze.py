@@ -405,7 +405,9 @@ def test_answers_are_read_only_where_answers_are_asked_for(tmp_path: Path) -> No
     path = tmp_path / "answers.txt"
     answers = maze.generate(3, 7, seed=0).answers
     maze.write(path, answers)
-    np.testing.assert_array_equal(np.stack([placed.grid for placed in maze.parse_all(path.read_text(), answers=True)]), answers)
+    np.testing.assert_array_equal(
+        np.stack([placed.grid for placed in maze.parse_all(path.read_text(), answers=True)]), answers
+    )
     with pytest.raises(DataError, match=r"unexpected character 'o'.*only in an answer"):
         MAZE.read(path)
 

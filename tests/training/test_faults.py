@@ -154,7 +154,7 @@ def test_a_flipped_bit_in_shards_and_puzzles_stops_the_command_that_trains(tmp_p
     """Which file; before anything is made of it."""
     (tmp_path / "text.txt").write_text("the sea was calm and a small boat went out past old walls. " * 20_000)
     text = ["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "tokens"), "--vocab-size", "260"]
-    assert main([*text, "--val-share", "0"]) == 0
+    assert main([*text, "--val-fraction", "0"]) == 0
     boards = ["data", "sudoku", "--out", str(tmp_path / "boards"), "--size", "4", "--num", "20", "--num-test", "5"]
     assert main(boards) == 0
     for folder, name in (("tokens", "language/tiny"), ("boards", "sudoku/6x6")):

@@ -90,12 +90,12 @@ class PuzzleSet:
 
     def __add__(self, other: "PuzzleSet") -> "PuzzleSet":
         """Return the puzzles of both sets. Ratings are kept if both sets have them."""
-        rated = self.ratings is not None and other.ratings is not None
+        ratings = [part.ratings for part in (self, other) if part.ratings is not None]
         return PuzzleSet(
             kind=self.kind,
             questions=np.concatenate([self.questions, other.questions]),
             answers=np.concatenate([self.answers, other.answers]),
-            ratings=np.concatenate([self.ratings, other.ratings]) if rated else None,  # type: ignore[list-item]
+            ratings=np.concatenate(ratings) if len(ratings) == 2 else None,
         )
 
     @property

@@ -13,6 +13,7 @@ from attractor.config import from_dict
 from attractor.data import Puzzle, find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
+from attractor.experiment.solve import PuzzleSolution, Puzzles, solve_puzzles
 from attractor.files import first_line
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import PuzzleRecipe
@@ -50,6 +51,15 @@ class LoadedReasoner:
     puzzle: Puzzle
     size: int
     path: Path
+
+    @property
+    def puzzle(self) -> Puzzle:
+        """What can be done with puzzles of this kind."""
+        return find_puzzle(self.kind)
+
+    def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
+        """Solve puzzles. ``settings`` are ``depth``, ``breadth`` and others, see :func:`attractor.experiment.solve.solve_puzzles`."""
+        return solve_puzzles(self, puzzles, **settings)
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None) -> LoadedReasoner | LoadedLanguageModel:

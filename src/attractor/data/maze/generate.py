@@ -90,13 +90,13 @@ def generate_mixture(
     num_corner = round(corner_fraction * num)
     num_dfs = round(dfs_fraction * num_corner)
     found = generate(0, size, seed=seed)
-    for count, options in (
-        (num_dfs, {"corners": True, "dfs": True}),
-        (num_corner - num_dfs, {"corners": True}),
-        (num - num_corner, {}),
+    for count, corners, dfs in (
+        (num_dfs, True, True),
+        (num_corner - num_dfs, True, False),
+        (num - num_corner, False, False),
     ):
         known = found if exclude is None else found + exclude
-        found += generate(count, size, seed=seed, exclude=known, **options, **settings)
+        found += generate(count, size, seed=seed, corners=corners, dfs=dfs, exclude=known, **settings)
     return found
 
 
@@ -198,7 +198,11 @@ def _perfect_mazes(num: int, size: int, rng: np.random.Generator, *, corners: bo
 
 
 def _carve_uniform(
-    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_junctions: int, rng: np.random.Generator
+    cells: NDArray[np.uint8],
+    here: NDArray[np.intp],
+    steps: NDArray[np.intp],
+    num_junctions: int,
+    rng: np.random.Generator,
 ) -> None:
     """Walk at random between junctions until all are visited. Open the wall before each junction at its first visit."""
     is_junction = cells == Cell.FLOOR
@@ -218,7 +222,11 @@ def _carve_uniform(
 
 
 def _carve_dfs(
-    cells: NDArray[np.uint8], here: NDArray[np.intp], steps: NDArray[np.intp], num_junctions: int, rng: np.random.Generator
+    cells: NDArray[np.uint8],
+    here: NDArray[np.intp],
+    steps: NDArray[np.intp],
+    num_junctions: int,
+    rng: np.random.Generator,
 ) -> None:
     """Depth-first search in random order: go to a random unvisited neighbour, or back if there is none."""
     unvisited = cells == Cell.FLOOR

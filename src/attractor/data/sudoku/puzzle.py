@@ -49,10 +49,10 @@ class Sudoku(Puzzle):
         seed: int,
         exclude: PuzzleSet | None = None,
         advance: Advance = lambda num: None,
-        size: int = 9,
-        clues: int | None = None,
+        **settings: Any,
     ) -> PuzzleSet:
-        return generate(num, size=size, seed=seed, clues=clues, exclude=exclude, advance=advance)
+        """See :func:`attractor.data.sudoku.generate`; the default ``size`` is 9."""
+        return generate(num, seed=seed, exclude=exclude, advance=advance, **({"size": 9} | settings))
 
     def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
         return augment(questions, answers, rng)
