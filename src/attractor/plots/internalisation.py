@@ -24,15 +24,15 @@ def equilibrium_name(found: Internalisation) -> str:
 def plot_depth(found: Internalisation) -> "Figure":
     """Plot bits per byte, and the KL divergence from the equilibrium, against depth."""
     figure, (left, right) = new_figure(2)
-    points = [p for p in found.points if p.depth is not None]
-    depths, name = [p.depth for p in points], equilibrium_name(found)
-    left.plot(depths, [p.bits_per_byte for p in points], color=BLUE, marker="o", label="fixed depth")
+    points = {p.depth: p for p in found.points if p.depth is not None}
+    depths, name = list(points), equilibrium_name(found)
+    left.plot(depths, [p.bits_per_byte for p in points.values()], color=BLUE, marker="o", label="fixed depth")
     reference = found.equilibrium.bits_per_byte
     left.axhline(reference, color=VERMILLION, linestyle="--", label=f"{name}: {reference:.4f}")
     left.set(xlabel="depth (evaluations)", ylabel="bits per byte", title="loss")
     left.ticklabel_format(axis="y", useOffset=False)
     left.legend(fontsize=9)
-    right.plot(depths, [max(p.kl_divergence, SMALLEST) for p in points], color=BLUE, marker="o")
+    right.plot(depths, [max(p.kl_divergence, SMALLEST) for p in points.values()], color=BLUE, marker="o")
     right.set(
         xlabel="depth (evaluations)", ylabel="KL divergence (nats per token)", title="divergence from the equilibrium"
     )
@@ -83,7 +83,9 @@ def plot_proposal_distance(found: Internalisation) -> "Figure":
     longest = max(float(values.quantile(0.999)), SMALLEST) if len(values) else 1.0
     share = torch.full_like(values, 100 / max(len(values), 1))
     axes.hist(values.clamp_max(longest).numpy(), bins=48, range=(0, longest), weights=share.numpy(), color=BLUE)
-    axes.axvline(found.proposal_distance, color=VERMILLION, linestyle="--", label=f"mean {found.proposal_distance:.3f}")
+    mean = found.proposal_distance
+    assert mean is not None
+    axes.axvline(mean, color=VERMILLION, linestyle="--", label=f"mean {mean:.3f}")
     axes.set(xlabel="relative distance between proposal and equilibrium", ylabel="share of tokens (%)")
     axes.legend(fontsize=9)
     return figure
@@ -98,10 +100,10 @@ def plot_state_paths(paths: Trajectories) -> "Figure":
     ):
         for token in states.unbind(dim=1):
             each.plot(*token.T.tolist(), color=GREY, linewidth=0.8, marker=".", markersize=3, zorder=1)
-        first, last = states[0].T.tolist(), states[-1].T.tolist()
-        each.scatter(*first, s=18, facecolor="white", edgecolor=BLUE, zorder=2, label="first state")
+        (x, y), (last_x, last_y) = states[0].T.tolist(), states[-1].T.tolist()
+        each.scatter(x, y, s=18, facecolor="white", edgecolor=BLUE, zorder=2, label="first state")
         each.scatter(
-            *last, s=18, color=ORANGE, marker="D", zorder=3, label=f"state after {len(states) - 1} evaluations"
+            last_x, last_y, s=18, color=ORANGE, marker="D", zorder=3, label=f"state after {len(states) - 1} evaluations"
         )
         each.set_title(title, fontsize=10)
         each.set(
