@@ -126,7 +126,9 @@ def _write_animation(
     images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
-def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path, *, legend_title: str = "unseen mazes") -> None:
+def plot_accuracy(
+    curves: Mapping[str, Sequence[DepthPoint]], file: Path, *, legend_title: str = "unseen mazes"
+) -> None:
     """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
     from matplotlib.figure import Figure
 
