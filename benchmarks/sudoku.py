@@ -44,7 +44,7 @@ OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
 DEPTHS = (1, 2, 4, 8, 12, 16, 32)
 NUM_TEST, NUM_WATCHED = 500, 100
-WATCHED = ("step", "seconds", "loss", "exact", "held_out", "gradient", "residual")
+WATCHED = ("step", "seconds", "loss", "exact", "held_out", "grad_norm", "residual")
 TEST_SEED = 1_000_000
 
 

@@ -67,7 +67,7 @@ class TrainingProgress(_Bars):
         for event in report.events:
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
-        known = {k: v for k, v in report.metrics.items() if k != "gradient" and (k == "loss" or not math.isnan(v))}
+        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
         note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in known.items())])
         self._progress.update(self._task, completed=report.progress, note=note)
         if not self._console.is_terminal and int(report.progress * 10) > self._tenth:

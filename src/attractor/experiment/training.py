@@ -62,7 +62,7 @@ def train(
         Show a progress bar.
     pause
         Decides when to write a checkpoint and return early. While the run lasts, it also handles SIGTERM and SIGINT.
-        ``pause.taken`` tells whether the run was paused.
+        ``pause.requested`` tells whether the run was paused.
 
     Raises
     ------
@@ -108,8 +108,8 @@ def train(
                 distributed=distributed,
             )
         if pause is not None:
-            [asked] = distributed.total([float(pause.taken)])  # any rank may have been asked
-            pause.taken = bool(asked)
+            [asked] = distributed.total([float(pause.requested)])  # any rank may have been asked
+            pause.requested = bool(asked)
         return replace(trained, path=find_checkpoint(target)) if distributed.is_main else trained
 
 
