@@ -122,7 +122,9 @@ def override(config: T, changes: Mapping[str, Any] | Iterable[str]) -> T:
         for depth, group in enumerate(groups, start=1):
             into = into.setdefault(group, {})
             if not isinstance(into, dict):
-                raise ConfigError(f"setting {'.'.join(groups[:depth])!r} and settings in it are both given; give one of them.")
+                raise ConfigError(
+                    f"setting {'.'.join(groups[:depth])!r} and settings in it are both given; give one of them."
+                )
         into[name] = value
     return change(config, nested)
 
@@ -155,7 +157,9 @@ def _change(config: Any, changes: Mapping[str, Any], prefix: str, paths: list[st
     hints = settings(type(config))
     for name in changes:
         if name not in hints:
-            raise ConfigError(f"unknown setting {prefix + name!r}; {_nearest(name, changes[name], prefix, hints, paths)}")
+            raise ConfigError(
+                f"unknown setting {prefix + name!r}; {_nearest(name, changes[name], prefix, hints, paths)}"
+            )
     values = {}
     for name, hint in hints.items():
         value, where = getattr(config, name), prefix + name
@@ -168,7 +172,9 @@ def _change(config: Any, changes: Mapping[str, Any], prefix: str, paths: list[st
 def _changed(value: Any, new: Any, hint: Any, where: str, paths: list[str]) -> Any:
     if not dataclasses.is_dataclass(value):
         if isinstance(new, Mapping) and not _classes(hint):
-            raise ConfigError(f"unknown setting {f'{where}.{next(iter(new))}'!r}: {where!r} is a single value, not a group.")
+            raise ConfigError(
+                f"unknown setting {f'{where}.{next(iter(new))}'!r}: {where!r} is a single value, not a group."
+            )
         return _convert(hint, new, where)
     if isinstance(new, _classes(hint)):
         return new

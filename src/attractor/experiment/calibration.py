@@ -8,8 +8,8 @@ from attractor.data.text import read_held_out
 from attractor.errors import ConfigError
 from attractor.evaluation.calibrate import Calibration
 from attractor.evaluation.calibrate import calibrate as find_budget
-from attractor.evaluation.text import max_length
-from attractor.experiment.language_evaluation import DEFAULT_WINDOW, held_out_paths
+from attractor.evaluation.text import DEFAULT_WINDOW, max_length
+from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
 from attractor.experiment.progress import progress_bars
 from attractor.files import new_file
@@ -64,7 +64,7 @@ def calibrate(
             loaded.tokenizer,
             [text[:characters] for text in islice(read_held_out(paths, field), limit)],
             length=min(max_length(loaded.model), DEFAULT_WINDOW),
-            within=max_loss_increase,
+            max_loss_increase=max_loss_increase,
             batch_size=batch_size,
             advance=follow("budgets"),
         )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from attractor.data.text import load_tokenizer, read_held_out
-from attractor.evaluation import max_length, score_text
-from attractor.experiment.language_evaluation import DEFAULT_WINDOW, held_out_paths
-from attractor.experiment.loading import LoadedLanguageModel, is_reasoner, load, load_language_model, local_folder, quiet
+from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
+from attractor.experiment.language_evaluation import held_out_paths
+from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
 from attractor.files import new_folder, require_free
 from attractor.interop.backbone import from_backbone
 from attractor.interop.official_checkpoint import import_official as read_official
@@ -112,11 +112,11 @@ def _latest_model(checkpoint: Path) -> Any:
 def _replace_weights(model: Any, folder: Path) -> None:
     for stale in folder.glob("model*.safetensors*"):
         stale.unlink()
-    if is_reasoner(folder):
-        save_weights(model.state_dict(), folder)
-    else:
+    if hasattr(model, "save_pretrained"):
         with quiet():
             model.save_pretrained(folder)
+    else:
+        save_weights(model.state_dict(), folder)
 
 
 def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:

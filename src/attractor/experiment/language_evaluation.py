@@ -9,16 +9,17 @@ from typing import Any
 from attractor.config import suggestion
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import core, evaluate_task, find_task, lambada, read_tasks, score_text
+from attractor.evaluation.bundle import find_task, read_tasks
+from attractor.evaluation.core import core, evaluate_task
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.text import known_budget, max_length
+from attractor.evaluation.lambada import lambada
+from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
 from attractor.experiment.progress import Advance, progress_bars
 from attractor.files import json_safe, write_json
 
 Figures = dict[str, Any]
 HARNESS = "harness:"
-DEFAULT_WINDOW = 2048  # the largest number of tokens in the window over text, unless another is given
 
 
 def held_out_paths(data: tuple[str | Path, ...]) -> tuple[Path, ...]:

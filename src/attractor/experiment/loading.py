@@ -48,7 +48,7 @@ class LoadedReasoner:
     """A reasoner in evaluation mode, the kind and the size of the puzzles it was trained on, and the folder it comes from."""
 
     model: Reasoner
-    kind: str
+    puzzle: Puzzle
     size: int
     path: Path
 
@@ -111,11 +111,14 @@ def load_reasoner(path: Path, *, kind: str | None = None, device: str | torch.de
     run = read_run(checkpoint, REASONER)
     try:
         recipe = from_dict(PuzzleRecipe, run["recipe"])
-        loaded = LoadedReasoner(recipe.model.build(), run["puzzles"]["kind"], run["puzzles"]["size"], checkpoint)
-    except (KeyError, TypeError, ConfigError) as error:
+        puzzle, size = find_puzzle(run["puzzles"]["kind"]), run["puzzles"]["size"]
+        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint)
+    except (KeyError, TypeError, ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({first_line(error)}).") from error
-    if kind is not None and loaded.kind != kind:
-        raise CheckpointError(f"{checkpoint}: was trained on puzzles of kind {loaded.kind}, not {kind}; give another one.")
+    if kind is not None and puzzle.kind != kind:
+        raise CheckpointError(
+            f"{checkpoint}: was trained on puzzles of kind {puzzle.kind}, not {kind}; give another one."
+        )
     load_model(checkpoint, loaded.model)
     loaded.model.to(_device(device)).eval()
     return loaded
@@ -137,9 +140,7 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
                 checkpoint, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # damaged folders, and those of other libraries, fail in many ways
-        raise CheckpointError(
-            f"{checkpoint}: cannot be loaded as a language model ({first_line(error)})."
-        ) from error
+        raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({first_line(error)}).") from error
     keys = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong := sorted(key if isinstance(key, str) else key[0] for key in keys):
         raise CheckpointError(
@@ -156,7 +157,9 @@ def _tokenizer(checkpoint: Path, num_embeddings: int) -> Any:
     try:
         tokenizer = load_tokenizer(checkpoint)
     except DataError as error:
-        raise CheckpointError(f"{checkpoint}: has no tokenizer; copy the one that the model was trained with.") from error
+        raise CheckpointError(
+            f"{checkpoint}: has no tokenizer; copy the one that the model was trained with."
+        ) from error
     if len(tokenizer) > num_embeddings:
         raise CheckpointError(
             f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "

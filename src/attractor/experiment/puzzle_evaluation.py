@@ -13,7 +13,6 @@ from attractor.evaluation import auroc, exact, run_restarts
 from attractor.experiment.loading import LoadedReasoner
 from attractor.experiment.progress import progress_bars
 from attractor.experiment.puzzles import as_tensors
-from attractor.models.reasoning import ONE_START
 
 Figures = dict[str, Any]
 
@@ -32,14 +31,18 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
     else:
         paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
         if len(paths) != 1:
-            raise ConfigError("a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data.")
+            raise ConfigError(
+                "a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data."
+            )
         place = str(paths[0])
         if paths[0].suffix == ".csv":
             found = loaded.puzzle.read_table(paths[0])
         else:
             found = puzzles.read(paths[0], "test")
-    if found.kind != loaded.kind:
-        raise DataError(f"{place}: holds puzzles of kind {found.kind}; this model was trained on {loaded.kind}.")
+    if found.kind != loaded.puzzle.kind:
+        raise DataError(
+            f"{place}: holds puzzles of the kind {found.kind}; this model was trained on {loaded.puzzle.kind}."
+        )
     return found[slice(limit)]
 
 
@@ -53,9 +56,13 @@ def evaluate_puzzles(
     seed: int,
     progress: bool = False,
 ) -> Figures:
-    """Return the fractions of correct answers by breadth and depth, chosen by lowest residual and by majority, and the residual's AUROC."""
-    if max(breadths) > 1 and not loaded.model.random_start:
-        raise ConfigError(f"breadths {' '.join(map(str, breadths))}: {ONE_START}")
+    """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
+
+    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell, chosen among the
+    restarts by the lowest residual or by majority; rows are breadths and columns are depths. ``right_by_residual`` also counts other
+    correct answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+    """
+    loaded.model.check_breadth(max(breadths))
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(loaded.model.parameters()).device
@@ -83,7 +90,7 @@ def evaluate_puzzles(
         "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
     }
     if not loaded.puzzle.has_unique_answer:
-        figures["valid_and_shortest"] = [
+        figures["right_by_residual"] = [
             [
                 float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
                 for found in restarts.lowest_residual(breadth)

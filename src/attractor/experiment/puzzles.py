@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attractor.config import to_dict
-from attractor.data import PuzzleSet, find_puzzle, puzzles
+from attractor.data import PUZZLES, PuzzleSet, puzzles
 from attractor.errors import DataError
 from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.environment import environment
@@ -30,13 +29,13 @@ def as_tensors(data: PuzzleSet) -> tuple[Tensor, Tensor]:
 
 def training_puzzles(recipe: PuzzleRecipe, folder: Path | None = None) -> PuzzleSet:
     """Read the split ``train`` of a folder of puzzles, or generate the puzzles that the recipe describes."""
-    if folder is not None:
-        found = puzzles.read(folder, "train")
-        if found.kind != recipe.kind:
-            raise DataError(f"{folder}: holds puzzles of the kind {found.kind}; this recipe needs {recipe.kind}.")
-        return found
-    settings = asdict(recipe.data)
-    return find_puzzle(recipe.kind).generate(settings.pop("num_puzzles"), **settings)
+    if folder is None:
+        settings = to_dict(recipe.data)
+        return PUZZLES[recipe.kind].generate(settings.pop("num_puzzles"), **settings)
+    found = puzzles.read(folder, "train")
+    if found.kind != recipe.kind:
+        raise DataError(f"{folder}: holds puzzles of the kind {found.kind}; this recipe needs {recipe.kind}.")
+    return found
 
 
 def train_reasoner(
@@ -67,7 +66,9 @@ def train_reasoner(
     """
     examples = training_puzzles(recipe, data)
     height, width = examples.questions.shape[1:]
-    recipe = fit_to_puzzles(recipe, num_cells=height * width, num_symbols=examples.num_symbols, num_classes=examples.num_classes)
+    recipe = fit_to_puzzles(
+        recipe, num_cells=height * width, num_symbols=examples.num_symbols, num_classes=examples.num_classes
+    )
     torch.manual_seed(recipe.train.seed)
     distributed = distributed or DistributedContext()
     device = distributed.device
@@ -77,7 +78,7 @@ def train_reasoner(
         examples.answers,
         recipe.supervision,
         init_state=model.init_state,
-        augment=find_puzzle(recipe.kind).augment,
+        augment=examples.puzzle.augment,
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
         peak_flops=peak_flops(device, PRECISIONS[recipe.train.precision]),
@@ -107,4 +108,4 @@ def train_reasoner(
         distributed=distributed,
     )
     assert isinstance(averaged, Reasoner)
-    return LoadedReasoner(averaged, recipe.kind, height, out)
+    return LoadedReasoner(averaged, examples.puzzle, height, out)

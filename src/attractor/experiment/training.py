@@ -10,6 +10,7 @@ from attractor import recipes
 from attractor.config import override, to_dict
 from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, load_language_model, local_folder
+from attractor.experiment.progress import training_bar
 from attractor.experiment.puzzles import train_reasoner
 from attractor.files import check_output_dir
 from attractor.recipes import RETROFIT, PuzzleRecipe
@@ -93,7 +94,7 @@ def train(
     curves = make_logger(logger, target, name or target.name, to_dict(config))
     with init_distributed() as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
-        with _progress_bar(name or target.name, progress and distributed.is_main) as bar:
+        with training_bar(name or target.name, progress and distributed.is_main) as bar:
             trained = _run(
                 config,
                 folder,
@@ -121,14 +122,6 @@ def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedL
             f"{init}: holds a {type(loaded.model).__name__}; convert it with attractor retrofit first."
         )
     return loaded
-
-
-def _progress_bar(title: str, is_shown: bool) -> Any:
-    if not is_shown:
-        return nullcontext()
-    from attractor.progress import TrainingProgress
-
-    return TrainingProgress(title)
 
 
 def _run(

@@ -179,7 +179,9 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
             halting=True,
         ),
         data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
-        supervision=_supervision(family, batch_size=768, max_segments=16, replace_halted=True, cross_entropy="stablemax"),
+        supervision=_supervision(
+            family, batch_size=768, max_segments=16, replace_halted=True, cross_entropy="stablemax"
+        ),
         train=TrainConfig(
             num_steps=65_000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
@@ -210,7 +212,11 @@ def _model(
     recursion = TRMUpdateConfig(network=cells, num_latent=num_latent)
     if family == "attractor":
         return AttractorReasonerConfig(
-            update=recursion, evaluations_per_segment=evaluations_per_segment, backprop_steps=1, halting=halting, **counts
+            update=recursion,
+            evaluations_per_segment=evaluations_per_segment,
+            backprop_steps=1,
+            halting=halting,
+            **counts,
         )
     if family == "trm":
         return TRMConfig(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
