@@ -52,11 +52,6 @@ class LoadedReasoner:
     size: int
     path: Path
 
-    @property
-    def puzzle(self) -> Puzzle:
-        """What can be done with puzzles of this kind."""
-        return find_puzzle(self.kind)
-
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
         """Solve puzzles. ``settings`` are ``depth``, ``breadth`` and others, see :func:`attractor.experiment.solve.solve_puzzles`."""
         return solve_puzzles(self, puzzles, **settings)
