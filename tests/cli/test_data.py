@@ -1,4 +1,6 @@
-"""``attractor data``: text becomes tokens, what is held out stays out, and a mistake is one sentence and leaves nothing."""
+"""``attractor data``: text becomes tokens, what is held out stays out, and a mistake is one sentence and leaves
+nothing.
+"""
 
 import json
 import lzma

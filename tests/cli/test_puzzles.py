@@ -1,4 +1,6 @@
-"""``attractor data sudoku`` and ``data mazes``: drawn or from csv, test apart from training, and a mistake is one sentence."""
+"""``attractor data sudoku`` and ``data mazes``: drawn or from csv, test apart from training, and a mistake is one
+sentence.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,8 @@ def table(file: Path, data: PuzzleSet) -> Path:
 
 
 def tables(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles."""
+    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles.
+    """
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     if kind == "sudoku":
@@ -133,7 +136,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "taken": (["sudoku", "--out", "TAKEN"], "exists already"),
     "train alone": (["sudoku", "--train", "TRAIN"], "give both train and test"),
     "test alone": (["mazes", "--test", "TEST"], "give both train and test"),
-    "drawing from files": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--clues", "9"], "clues is for generated puzzles"),
+    "drawing from files": (
+        ["sudoku", "--train", "TRAIN", "--test", "TEST", "--clues", "9"],
+        "clues is for generated puzzles",
+    ),
     "a sample of nothing": (["sudoku", "--num-train", "5"], "to generate puzzles give num"),
     "too large a sample": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--num-train", "99"], "holds 20 puzzles"),
     "an empty sample": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--num-train", "0"], "num_train=0"),

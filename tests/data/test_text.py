@@ -93,7 +93,8 @@ def test_any_text_survives_the_tokenizer(tokenizer, encode, text: str) -> None:
 
 
 def test_a_tokenizer_is_saved_and_loaded_whole(tokenizer, prepared) -> None:
-    """Loaded from a folder of prepared text or from the tokenizer's own, it encodes alike and has the same fingerprint."""
+    """Loaded from a folder of prepared text or from the tokenizer's own, it encodes alike and has the same fingerprint.
+    """
     for folder in (prepared, prepared / "tokenizer"):
         loaded = load_tokenizer(folder)
         assert loaded(DOCUMENTS)["input_ids"] == tokenizer(DOCUMENTS)["input_ids"]
@@ -513,7 +514,8 @@ def test_an_epoch_serves_every_token_once(prepared) -> None:
 
 
 def test_row_n_depends_on_the_seed_alone(prepared) -> None:
-    """Any cutting into batches, and resuming at any row with a new object, gives the same rows; another seed does not."""
+    """Any cutting into batches, and resuming at any row with a new object, gives the same rows; another seed does not.
+    """
     shards = Shards(prepared)
     tokens, positions = PackedRows(shards, 50, seed=1).batch(0, 300)  # over several epochs
     for size in (1, 7, 100):
