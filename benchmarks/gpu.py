@@ -68,7 +68,7 @@ class Side:
         """Return everything, on a device of that many operations a second."""
         found, calls = self.found, statistics.mean(self.trial.evaluations)
         seconds, processor = (statistics.median(each) for each in zip(*self.seconds, strict=True))
-        units, work = found.units_per_step, found.training_flops(calls)
+        units, work = found.units_per_step, found.flops(calls)
         self.row |= {f"{found.unit}s_per_second": units / seconds, "steps_per_second": 1 / seconds}
         self.row |= {"processor_seconds": processor, "evaluations": calls, "gflop_per_unit": work / 1e9}
         self.row |= {"flops_per_second": units * work / seconds, "mfu": units * work / seconds / peak}

@@ -28,7 +28,7 @@ def tables() -> str:
     for name in RECIPES:
         found = estimate_cost(recipe(name), evaluations=EVALUATIONS)
         parts = found.parameters
-        each = (found.forward_flops(found.evaluations), found.flops_per_unit)
+        each = (found.flops(training=False), found.flops())
         total = f"{(found.total_flops or 0) / 1e18:.1f}"
         weights = f"{sum(parts.values()) / 1e6:.1f}M | {parts['embedding'] / 1e6:.1f}M"
         lines.append(f"| `{name}` | {weights} | {' | '.join(f'{x / 1e9:.2f}' for x in each)} | {total} |")

@@ -1,5 +1,6 @@
 """Estimate what training a recipe costs, from its settings alone: parameters, operations, memory and time."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -91,22 +92,15 @@ class CostEstimate:
         return count_parameters(self.model)
 
     @property
-    def flops_per_unit(self) -> float:
-        """Floating-point operations of training per unit."""
-        return self.training_flops(self.evaluations)
-
-    @property
     def total_flops(self) -> float | None:
         """Floating-point operations of the complete run; None when the recipe limits time instead."""
-        return None if self.num_steps is None else self.flops_per_unit * self.units_per_step * self.num_steps
+        return None if self.num_steps is None else self.flops() * self.units_per_step * self.num_steps
 
-    def forward_flops(self, evaluations: float) -> float:
-        """Return the operations of a forward pass per token or puzzle."""
-        return self._flops(evaluations, training=False)
-
-    def training_flops(self, evaluations: float) -> float:
-        """Return the operations of a training step per unit."""
-        return self._flops(evaluations, training=True)
+    def flops(self, evaluations: float | None = None, *, training: bool = True) -> float:
+        """Return the operations per unit of training, or per token or puzzle of a forward pass."""
+        count = self.model.flops_per_token if isinstance(self.model, LanguageModel) else self.model.flops_per_puzzle
+        n = self.evaluations if evaluations is None else evaluations
+        return float(count(self.setup.length, n, training=training))
 
     def days(self, device: str, mfu: float = EXPECTED_MFU) -> float | None:
         """Return the days of the complete run on devices named in ``PEAK_FLOPS``; None when the recipe limits time."""
@@ -124,8 +118,8 @@ class CostEstimate:
                 "strategy": self.setup.strategy,
                 "flops_per_unit": {
                     "unit": self.unit,
-                    "forward": self.forward_flops(self.evaluations),
-                    "training": self.flops_per_unit,
+                    "forward": self.flops(training=False),
+                    "training": self.flops(),
                 },
                 "num_steps": self.num_steps,
                 "units_per_step": self.units_per_step,
@@ -137,25 +131,17 @@ class CostEstimate:
         )
         return plain
 
-    def _flops(self, evaluations: float, *, training: bool) -> float:
-        count = self.model.flops_per_token if isinstance(self.model, LanguageModel) else self.model.flops_per_puzzle
-        return float(count(self.setup.length, evaluations, training=training))
-
     def __str__(self) -> str:
-        unit = self.unit if self.unit == "token" else "segment"
+        unit, setup = "token" if self.unit == "token" else "segment", self.setup
+        devices = f", each of {setup.world_size} devices ({setup.strategy})" if setup.world_size > 1 else ""
         sections = (
             _table(("parameters", "number"), _parameter_rows(self)),
             _table((f"operations per {self.unit}", "forward", "training"), _flops_rows(self)),
-            _table((self._memory_title(), "MB"), _memory_rows(self.memory, self.unit)),
+            _table((f"memory with a batch of {setup.batch_size}{devices}", "MB"), _memory_rows(self.memory, self.unit)),
             _table(("time", f"{unit}s/s", "MFU", "complete run"), _time_rows(self)),
             "\n".join(textwrap.fill(line, 80) for line in _remarks(self)),
         )
         return "\n\n".join(sections)
-
-    def _memory_title(self) -> str:
-        setup = self.setup
-        devices = f", each of {setup.world_size} devices ({setup.strategy})" if setup.world_size > 1 else ""
-        return f"memory with a batch of {setup.batch_size}{devices}"
 
 
 def estimate_cost(recipe: Recipe, *, evaluations: int = 8, world_size: int = 1, strategy: str = "none") -> CostEstimate:
@@ -268,9 +254,11 @@ def _flops_rows(estimate: CostEstimate) -> list[tuple[str, str, str]]:
     has_solve = not is_token or len(estimate.model.recurrent_layers) > 0
     rows = []
     for n in sorted({1, 4, own, 2 * own, 4 * own}) if has_solve else (own,):
-        training = _flops(estimate.training_flops(n)) if n == own or is_token else ""
+        training = _flops(estimate.flops(n)) if n == own or is_token else ""
         mark = " *" if n == own else ""
-        rows.append((f"{n} evaluation{'s' if n > 1 else ''}{mark}", _flops(estimate.forward_flops(n)), training))
+        rows.append(
+            (f"{n} evaluation{'s' if n > 1 else ''}{mark}", _flops(estimate.flops(n, training=False)), training)
+        )
     return rows
 
 
@@ -298,7 +286,7 @@ def _time_rows(estimate: CostEstimate) -> list[tuple[str, str, str, str]]:
         run = None if steps is None else estimate.units_per_step * steps / real.rate
         rows.append(("this machine, measured", f"{real.rate:,.0f}", f"{real.mfu:.1%}", _duration(run)))
     for device in ("H200", "H100", "A100"):
-        rate = EXPECTED_MFU * PEAK_FLOPS[device] * world_size / estimate.flops_per_unit
+        rate = EXPECTED_MFU * PEAK_FLOPS[device] * world_size / estimate.flops()
         days = estimate.days(device)
         number = f"{world_size} × " if world_size > 1 else ""
         duration = _duration(None if days is None else days * DAY)
@@ -333,18 +321,15 @@ def _remarks(estimate: CostEstimate) -> list[str]:
 
 
 def _flops(number: float) -> str:
-    if number != number:
-        return "unknown"
-    for factor, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
-        if number >= factor:
-            return f"{number / factor:,.2f} {unit}"
-    return f"{number / 1e6:,.2f} MFLOP"
+    return _with_unit(number, {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}, 2, "unknown")
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None or seconds != seconds:
-        return "–"
-    for length, unit in ((DAY, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+    seconds = math.nan if seconds is None else seconds
+    return _with_unit(seconds, {"days": DAY, "hours": 3600, "minutes": 60, "seconds": 1}, 1, "–")
+
+
+def _with_unit(number: float, units: dict[str, float], digits: int, unknown: str) -> str:
+    """Format a number in the largest unit that it reaches, or else in the last one."""
+    unit = next((name for name, size in units.items() if number >= size), list(units)[-1])
+    return unknown if math.isnan(number) else f"{number / units[unit]:,.{digits}f} {unit}"

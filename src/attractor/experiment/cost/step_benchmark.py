@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def measure_cost(estimate: CostEstimate) -> CostEstimate:
         setup = replace(estimate.setup, batch_size=batch_size, accumulate=1, strategy="none", world_size=1)
         memory = estimate_memory(estimate.model, setup).peak
         units = batch_size * length
-        seconds = (2 + NUM_TIMED) * units * estimate.flops_per_unit / (MIN_MFU * peak)
+        seconds = (2 + NUM_TIMED) * units * estimate.flops() / (MIN_MFU * peak)
         if memory < free and not seconds > MAX_SECONDS:  # NaN when an adjoint solve decides
             break
         if batch_size == 1:
@@ -110,7 +111,7 @@ def measure_cost(estimate: CostEstimate) -> CostEstimate:
     benchmark.step()
     measured_peak = benchmark.peak_memory()
     times = [benchmark.time_step()[0] for _ in range(NUM_TIMED)]
-    flops = units * sum(estimate.training_flops(n) for n in benchmark.evaluations[-NUM_TIMED:])
+    flops = units * sum(estimate.flops(n) for n in benchmark.evaluations[-NUM_TIMED:])
     measured = MeasuredCost(
         batch_size=batch_size,
         peak=measured_peak,
@@ -131,7 +132,12 @@ def _with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 
 def _random_objective(recipe: Recipe, model: Any, device: torch.device) -> Objective:
     if isinstance(recipe, LanguageRecipe):
-        return NextToken(_RandomRows(recipe), recipe.text)
+        vocab_size, length = recipe.model.vocab_size, recipe.text.length
+
+        def batch(first: int, num: int) -> tuple[Tensor, Tensor]:
+            return torch.randint(vocab_size, (num, length)), torch.arange(length).expand(num, -1)
+
+        return NextToken(SimpleNamespace(batch=batch), recipe.text)
     assert isinstance(recipe, PuzzleRecipe)
     rng, side, batch_size = np.random.default_rng(0), recipe.data.size, recipe.supervision.batch_size
     questions, answers = (
@@ -146,13 +152,3 @@ def _random_objective(recipe: Recipe, model: Any, device: torch.device) -> Objec
         augment=lambda questions, answers, rng: (questions, answers),
         device=device,
     )
-
-
-class _RandomRows:
-    """Rows of random tokens."""
-
-    def __init__(self, recipe: LanguageRecipe) -> None:
-        self._vocab_size, self._length = recipe.model.vocab_size, recipe.text.length
-
-    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        return torch.randint(self._vocab_size, (num, self._length)), torch.arange(self._length).expand(num, -1)
