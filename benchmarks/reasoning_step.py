@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.files import write_json
 from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig

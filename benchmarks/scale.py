@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 
 from attractor import recipes
-from attractor.cli.cost import EXPECTED_MFU, days
 from attractor.config import override
-from attractor.experiment.cost.device import PEAK_FLOPS
-from attractor.experiment.cost.estimate import estimate_cost, parameters
+from attractor.experiment.cost import estimate_cost
 
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 RECIPES = [f"language/{size}{family}" for size in ("140m", "370m", "770m") for family in ("", "-transformer")]
@@ -29,9 +27,9 @@ def tables() -> str:
     lines = ["| recipe | weights | embedding | forward | training | whole run |", "|---|---|---|---|---|---|"]
     for name in RECIPES:
         found = estimate_cost(recipes.get(name), evaluations=EVALUATIONS)
-        parts = parameters(found.model)
-        each = (found.forward(found.evaluations), found.flops)
-        total = f"{(found.total or 0) / 1e18:.1f}"
+        parts = found.parameters
+        each = (found.flops(training=False), found.flops())
+        total = f"{(found.total_flops or 0) / 1e18:.1f}"
         weights = f"{sum(parts.values()) / 1e6:.1f}M | {parts['embedding'] / 1e6:.1f}M"
         lines.append(f"| `{name}` | {weights} | {' | '.join(f'{x / 1e9:.2f}' for x in each)} | {total} |")
     columns = ["1", *(f"{n} {how}" for n in GPUS[1:] for how in ("ddp", "fsdp"))]
@@ -44,7 +42,7 @@ def tables() -> str:
             for how in ("ddp", "fsdp") if n > 1 else ("none",):
                 found = estimate_cost(config, evaluations=EVALUATIONS, world_size=n, strategy=how)
                 memory.append(f"{found.memory.peak / 1e9:.1f}")
-            spans.append(f"{days(found, PEAK_FLOPS['H100'], EXPECTED_MFU):.2f}")
+            spans.append(f"{found.days('H100'):.2f}")
         lines.append(f"| `{name}` | {' | '.join([*memory, *spans])} |")
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ from attractor.solve import (
 
 if TYPE_CHECKING:
     from attractor import recipes
-    from attractor.experiment.cost.estimate import estimate_cost as cost
+    from attractor.experiment.cost import cost
     from attractor.experiment.evaluation import evaluate
     from attractor.experiment.loading import load
     from attractor.experiment.training import train
