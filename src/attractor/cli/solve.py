@@ -61,7 +61,8 @@ def solve(
     if depth is not None and depth < 1:
         raise ConfigError(f"--depth {depth}: give a whole number from 1 up.")
     if depth is None:
-        tolerance, max_evaluations = tolerance or 1e-4, max_evaluations or 2048
+        tolerance = 1e-4 if tolerance is None else tolerance
+        max_evaluations = 2048 if max_evaluations is None else max_evaluations
     trained = load_reasoner(checkpoint)
     trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
     task = TASKS[trained.kind]
@@ -182,7 +183,9 @@ def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "
         console.print(f"… and {len(faults) - FEW:,} more that are wrong")
     converged = f"{counts['converged']:,} converged, {counts['both']:,} of these verified"
     cost = f"{np.median(evaluations):.0f} evaluations (median), {time.perf_counter() - begun:.1f} s"
-    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {converged}; {cost}.", soft_wrap=True, highlight=False)
+    console.print(
+        f"{num:,} puzzles: {counts['right']:,} verified; {converged}; {cost}.", soft_wrap=True, highlight=False
+    )
 
 
 def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
