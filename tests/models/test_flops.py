@@ -133,4 +133,14 @@ def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int,
         if training:
             loss.backward()
 
-    assert counted(run) == pytest.approx(3 * model.flops_per_puzzle(20, evaluations_per_segment, training=training), rel=1e-9)
+    assert counted(run) == pytest.approx(
+        3 * model.flops_per_puzzle(20, evaluations_per_segment, training=training), rel=1e-9
+    )
+
+
+def test_counting_draws_no_random_numbers() -> None:
+    """A training run that reports FLOPs is the same as one that does not."""
+    model = replace(REASONERS["mixer"], num_classes=7).build()
+    before = torch.get_rng_state()
+    model.flops_per_puzzle(20, training=True)
+    assert torch.equal(before, torch.get_rng_state())
