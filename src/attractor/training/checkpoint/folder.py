@@ -85,8 +85,8 @@ def verify(checkpoint: Path, group: dist.ProcessGroup | None = None) -> None:
     Raises
     ------
     CheckpointError
-        On all ranks, with the name of a file that is missing, damaged or foreign, and of the newest older checkpoint that is
-        complete.
+        On all ranks, with the name of a file that is missing, damaged or foreign, and of the newest older checkpoint
+        that is complete.
     """
     rank, size = rank_and_size(group)
 
