@@ -55,7 +55,7 @@ class DistributedContext:
         return [number / self.size for number in self.total(numbers)]
 
     def on_main_process(self, action: Callable[[], None]) -> None:
-        """Run ``action`` on rank 0 while the others wait. All ranks raise the :class:`AttractorError` that it raises."""
+        """Run ``action`` on rank 0 while the others wait. All ranks raise an :class:`AttractorError` of it."""
         error: list[AttractorError | None] = [None]
         if self.is_main:
             try:
