@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from attractor.errors import CheckpointError
 from attractor.optim import trapezoid
 from attractor.training.checkpoint import Checkpoints, load, load_rank_tensors, load_scalars, read_run
+from attractor.training.checkpoint.folder import read_checksums, verify_files
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext
 from attractor.training.guard import Guard
@@ -124,6 +125,7 @@ class TrainingState:
         CheckpointError
             If a setting differs, or something is missing or damaged.
         """
+        verify_files(checkpoint, read_checksums(checkpoint), ["run.json"])
         saved, current = _fixed_settings(read_run(checkpoint)), _fixed_settings(json.loads(json.dumps(metadata)))
         if changed := sorted(k for k in saved.keys() | current.keys() if saved.get(k) != current.get(k)):
             raise CheckpointError(
