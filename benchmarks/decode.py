@@ -172,7 +172,7 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
 def compacted(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[str, Any]:
     """The attractor alone on held-out rows: only what moves, and everything until all of it rests."""
     output = model(rows, tolerance=tolerance, logits_to_keep=1)
-    context = model._context(output.hidden, None, None)
+    context = model.make_context(output.hidden)
     stop = Tolerance(rtol=tolerance, max_evaluations=64, min_evaluations=model.config.min_evaluations)
     solver = Anderson(window=model.config.window)
     last: dict[str, Solution] = {}

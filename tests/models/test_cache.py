@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.inference.speculative import verify
+from attractor.models.language.inference.speculative import accept_drafts
 
 SMALL = {
     "vocab_size": 97,
@@ -152,7 +152,7 @@ def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
         layer.register_forward_hook(lambda module, inputs, out: computed.append(out.shape[:2].numel()))
     with torch.no_grad():
         output = model(ids, tolerance=1e-5)
-        context = model._context(output.hidden, None, None)
+        context = model.make_context(output.hidden)
         spent, computed[:] = sum(computed), []
         dense = fixed_point(
             model.update(output.proposal, context),
@@ -179,7 +179,7 @@ def test_one_evaluation_is_what_the_solver_makes_of_one(injection: str) -> None:
     model, ids = build(injection=injection), tokens()
     with torch.no_grad():
         output = model(ids, depth=1)
-        update = model.update(output.proposal, model._context(output.hidden, None, None))
+        update = model.update(output.proposal, model.make_context(output.hidden))
         stepped = fixed_point(update, output.proposal, solver=Anderson(), stop=Steps(1), causal=True)
     assert (output.solution.value - stepped.value).abs().max() < 1e-6
     assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
@@ -207,7 +207,7 @@ def test_what_is_kept_belongs_to_the_returned_values(max_evaluations: int) -> No
         output = model(ids, cache=cache, **budget)
         assert (output.solution.outcome.status != Status.CONVERGED).any()
         layer, at = model.model.layers[3], (output.hidden + output.proposal) / 2
-        context = model._context(at, None, None)
+        context = model.make_context(at)
         kept = cache.layers[3].keys.clone()
         layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (kept.copy_(k), q)[1])
     assert (kept - cache.layers[3].keys).abs().max() < 1e-5
@@ -278,7 +278,7 @@ def test_drafts_are_accepted_so_that_the_distribution_is_the_wanted_one() -> Non
     wanted, wished = (p / p.sum(dim=1, keepdim=True) for p in (wanted, wished))
     seen = torch.zeros(2, 5)
     for _ in range(20_000):
-        new = verify(wanted, wished, torch.multinomial(wished, 1)[:, 0])
+        new = accept_drafts(wanted, wished, torch.multinomial(wished, 1)[:, 0])
         seen[0, new[0]] += 1
         if len(new) == 2:
             seen[1, new[1]] += 1

@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.base import TokenLoss, next_token_loss
+from attractor.models.language.loss import TokenLoss, next_token_loss
 from attractor.recipes import SIZES, language
 
 SMALL = {
@@ -234,7 +234,7 @@ def test_the_equilibrium_is_where_the_update_rests(injection: str) -> None:
     with torch.no_grad():
         output = model(tokens(), tolerance=1e-5)
         assert output.solution.outcome.converged
-        moved = model.update(output.proposal, model._context(output.hidden, None, None))(output.hidden) - output.hidden
+        moved = model.update(output.proposal, model.make_context(output.hidden))(output.hidden) - output.hidden
         assert (moved.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
 
 

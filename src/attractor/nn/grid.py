@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError, DataError
 from attractor.nn.compiled import CompiledBlock
+from attractor.nn.rotary import Rotary, rotary_angles, rotate
 
 MIXINGS = ("mixer", "attention", "convolution")
-Angles = tuple[Tensor, Tensor]  # cosine and sine, (N, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,10 @@ class CellAttention(nn.Module):
         self.qkv_proj = linear(width, 3 * width)
         self.o_proj = linear(width, width)
 
-    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Rotary | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if angles is not None:
-            q, k = _rotate(q, angles), _rotate(k, angles)
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -111,7 +111,7 @@ class CellLayer(nn.Module):
             self.conv = nn.Conv2d(config.width, config.width, 3, padding=1, bias=False)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
+    def forward(self, x: Tensor, grid: torch.Size, angles: Rotary | None) -> Tensor:
         if self.mixing == "mixer":
             x = normalise(x + self.mlp_t(x), dim=0)
         elif self.mixing == "attention":
@@ -133,7 +133,7 @@ class GridNetwork(CompiledBlock):
         self.config = config
         self.layers = nn.ModuleList(CellLayer(config) for _ in range(config.num_layers))
 
-    def angles(self, grid: torch.Size, like: Tensor) -> Angles | None:
+    def angles(self, grid: torch.Size, like: Tensor) -> Rotary | None:
         """Return what ``forward`` needs to know of positions on a ``grid`` of (height, W) cells."""
         config = self.config
         if config.mixing == "mixer" and math.prod(grid) != config.num_cells:
@@ -146,7 +146,7 @@ class GridNetwork(CompiledBlock):
         places = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in grid))
         if not config.grid_positions:
             places = torch.arange(len(places), device=like.device)[:, None]
-        return _angles(places.float(), config.width // config.num_heads, config.theta)
+        return rotary_angles(places, config.width // config.num_heads, config.theta)
 
     def flops(self, num_cells: int) -> float:
         """Return the floating-point operations of one call on a grid of ``num_cells``."""
@@ -160,7 +160,7 @@ class GridNetwork(CompiledBlock):
             mix = 9 * num_cells * width**2
         return 2.0 * config.num_layers * (mix + mlp)
 
-    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
+    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Rotary | None) -> Tensor:
         x, across = x + injection, self.config.mixing == "mixer"
         x = x.transpose(0, 1).contiguous() if across else x
         for layer in self.layers:
@@ -267,18 +267,3 @@ class HaltingHead(nn.Linear):
 
     def forward(self, answer: Tensor) -> Tensor:
         return super().forward(answer[:, 0, 0])[:, 0]
-
-
-def _angles(places: Tensor, head_dim: int, theta: float) -> Angles:
-    """Cosine and sine (N, head_dim) for places (N, axes): each axis turns an equal share of the channel pairs."""
-    axes = places.shape[1]
-    pairs = head_dim // 2 // axes
-    frequency = theta ** -(torch.arange(pairs, device=places.device) / pairs)
-    angle = (places[:, :, None] * frequency).flatten(1).repeat(1, 2)
-    return angle.cos(), angle.sin()
-
-
-def _rotate(x: Tensor, angles: Angles) -> Tensor:
-    cos, sin = angles
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -1,9 +1,10 @@
-"""Causal language models, known to the Auto classes of ``transformers`` as soon as this is imported."""
+"""Causal language models. Importing this package registers them with the Auto classes of ``transformers``."""
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from attractor.models.language.attractor import AttractorConfig, AttractorForCausalLM
-from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
+from attractor.models.language.base import LanguageModel, LanguageModelOutput
+from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.looped import LoopedConfig, LoopedForCausalLM
 
 AutoConfig.register(AttractorConfig.model_type, AttractorConfig)
