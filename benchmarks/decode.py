@@ -35,7 +35,7 @@ from attractor.evaluation import encode
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import load_language_model
 from attractor.files import write_json
-from attractor.interop.stock_export import folded
+from attractor.interop.stock_export import fold_gates
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 OUT = Path("results/decode")
@@ -110,7 +110,7 @@ def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
     """The plain Transformer of the same layers: what one evaluation computes, without anything of a solve."""
     config = AttractorConfig.from_dict(model.config.to_dict() | {"num_attractor_layers": 0})
     plain = AttractorForCausalLM(config).eval().to(model.device)
-    plain.load_state_dict(folded(model, config.num_hidden_layers))
+    plain.load_state_dict(fold_gates(model, config.num_hidden_layers))
     _write_with_cache(plain)
     return plain
 

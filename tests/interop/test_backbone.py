@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.models.language import AttractorForCausalLM
+from attractor.interop import retrofit
 
 SIZES = {
     "vocab_size": 97,
@@ -54,7 +54,7 @@ def test_depth_one_is_the_original_and_depth_zero_its_first_layers(
 ) -> None:
     """To 1e-5, with grouped queries, either head, heads of any width; after saving and loading too."""
     original = save(tmp_path / "a", family, tie_word_embeddings=tied, head_dim=head_dim)
-    model = AttractorForCausalLM.from_backbone(tmp_path / "a", num_attractor_layers=2)
+    model = retrofit(tmp_path / "a", num_attractor_layers=2)
     ids = tokens()
     model.save_pretrained(tmp_path / "b")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
@@ -74,7 +74,7 @@ def test_without_attractor_layers_it_is_a_plain_transformer(tmp_path) -> None:
     """Which is the control of the others."""
     original = save(tmp_path, "qwen3")
     with torch.no_grad():
-        plain = AttractorForCausalLM.from_backbone(tmp_path, num_attractor_layers=0)(tokens())
+        plain = retrofit(tmp_path, num_attractor_layers=0)(tokens())
         assert (plain.logits - original(tokens()).logits).abs().max() < 1e-5
     assert plain.solution is None
 
@@ -97,7 +97,7 @@ def test_a_backbone_that_would_not_be_the_original_is_refused(says: str, tmp_pat
     family, changes = REFUSED[says]
     save(tmp_path, family, **changes)
     with pytest.raises(ConfigError, match=says) as caught:
-        AttractorForCausalLM.from_backbone(tmp_path)
+        retrofit(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -111,11 +111,11 @@ def test_other_families_and_settings_are_refused(tmp_path) -> None:
         ({"tolerances": 1e-3}, "did you mean 'tolerance'"),
     ):
         with pytest.raises(ConfigError, match=says):
-            AttractorForCausalLM.from_backbone(tmp_path / "good", **settings)
+            retrofit(tmp_path / "good", **settings)
     config = json.loads((tmp_path / "good" / "config.json").read_text())
     (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(ConfigError, match="give one of llama or qwen3"):
-        AttractorForCausalLM.from_backbone(tmp_path / "good")
+        retrofit(tmp_path / "good")
 
 
 def test_shards_are_joined_and_a_lost_or_torn_one_is_named(tmp_path) -> None:
@@ -124,7 +124,7 @@ def test_shards_are_joined_and_a_lost_or_torn_one_is_named(tmp_path) -> None:
     shards = sorted((tmp_path / "whole").glob("model-*.safetensors"))
     assert len(shards) > 1
     with torch.no_grad():
-        model = AttractorForCausalLM.from_backbone(tmp_path / "whole")
+        model = retrofit(tmp_path / "whole")
         assert (model(tokens(), depth=1).logits - original(tokens()).logits).abs().max() < 1e-5
     for name, damage in (
         ("lost", lambda file: file.unlink()),
@@ -133,7 +133,7 @@ def test_shards_are_joined_and_a_lost_or_torn_one_is_named(tmp_path) -> None:
         shutil.copytree(tmp_path / "whole", tmp_path / name)
         damage(tmp_path / name / shards[-1].name)
         with pytest.raises(CheckpointError, match=name) as caught:
-            AttractorForCausalLM.from_backbone(tmp_path / name)
+            retrofit(tmp_path / name)
         assert "\n" not in str(caught.value)
     index = json.loads((tmp_path / "whole" / "model.safetensors.index.json").read_text())
     index["weight_map"].pop("model.layers.3.mlp.down_proj.weight")
@@ -144,16 +144,16 @@ def test_shards_are_joined_and_a_lost_or_torn_one_is_named(tmp_path) -> None:
         kept = {k: v for k, v in load_file(shard).items() if k != "model.layers.3.mlp.down_proj.weight"}
         save_file(kept, shard, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="down_proj"):
-        AttractorForCausalLM.from_backbone(tmp_path / "whole")
+        retrofit(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="no configuration"):
-        AttractorForCausalLM.from_backbone(tmp_path / "nowhere")
+        retrofit(tmp_path / "nowhere")
 
 
 def test_low_rank_adapters_train_on_the_result(tmp_path) -> None:
     """They start as nothing, learn through a solve and are merged again."""
     peft = pytest.importorskip("peft")
     save(tmp_path, "qwen3")
-    model = AttractorForCausalLM.from_backbone(tmp_path)
+    model = retrofit(tmp_path)
     ids = tokens()
     with torch.no_grad():
         before = model(ids, depth=1).logits

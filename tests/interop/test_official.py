@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from attractor.errors import CheckpointError
-from attractor.interop.official_checkpoint import FIXED, IGNORED, import_official
+from attractor.interop.official_checkpoint import FIXED_SETTINGS, IGNORED_SETTINGS, import_official
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
@@ -111,7 +111,7 @@ def test_every_way_to_store_the_weights_is_read(copy, weights) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*json.loads((FIXTURE / "config.json").read_text())} - IGNORED) if FIXTURE.is_dir() else []
+    "name", sorted({*json.loads((FIXTURE / "config.json").read_text())} - IGNORED_SETTINGS) if FIXTURE.is_dir() else []
 )
 def test_a_missing_setting_is_named(name: str, copy) -> None:
     """Each that the network depends on."""
@@ -122,7 +122,7 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, "other") for name in FIXED),
+        *((name, "other") for name in FIXED_SETTINGS),
         ("bias", 0),
         ("logit_softcap", 15.0),
         ("num_key_value_heads", 2),

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from attractor.data.text import load_tokenizer
 from attractor.experiment.loading import quiet
-from attractor.interop.backbone import from_backbone
+from attractor.interop import retrofit as retrofit_backbone
 from attractor.interop.weights import new_folder, require_free
 
 
@@ -30,7 +30,7 @@ def retrofit(
     require_free(out)
     with quiet():
         tokenizer = load_tokenizer(Path(backbone))
-        model = from_backbone(
+        model = retrofit_backbone(
             backbone, num_attractor_layers=num_attractor_layers, gate_start=gate_start, gate_limit=gate_limit
         )
         with new_folder(out) as part:
