@@ -118,9 +118,7 @@ def _attractor_config(found: PreTrainedConfig, where: str, settings: dict[str, A
     }
     for name, (value, only) in supported.items():
         if value != only:
-            raise ConfigError(
-                f"{where}: has {name}={value!r}; only backbones with {name}={only!r} can be retrofitted."
-            )
+            raise ConfigError(f"{where}: has {name}={value!r}; only backbones with {name}={only!r} can be retrofitted.")
     ours: dict[str, Any] = {name: getattr(found, name) for name in SIZES}
     ours |= {name: getattr(found, name) for name in SPECIAL}
     if isinstance(ours["eos_token_id"], list):

@@ -122,7 +122,9 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
     _same_names(theirs.keys() - IGNORED_SETTINGS, set(wanted), f"{file}: the setting")
     rope = theirs["rope_settings"]
     if not isinstance(rope, dict):
-        raise CheckpointError(f"{file}: the setting 'rope_settings' is {rope!r}; it must be an object of named settings.")
+        raise CheckpointError(
+            f"{file}: the setting 'rope_settings' is {rope!r}; it must be an object of named settings."
+        )
     _same_names(set(rope), {*FIXED_ROPE_SETTINGS, "rope_base"}, f"{file}: the rope setting")
     for settings, fixed in ((theirs, FIXED_SETTINGS), (rope, FIXED_ROPE_SETTINGS)):
         for name, value in fixed.items():
@@ -182,9 +184,7 @@ def _translate(
         if tuple(found[name].shape) != shape:
             raise CheckpointError(f"{folder}: the tensor {name!r} has shape {tuple(found[name].shape)}, not {shape}.")
     if config.tie_word_embeddings and not torch.equal(found[head], found[embedding]):
-        raise CheckpointError(
-            f"{folder}: {head!r} differs from {embedding!r}, although tie_embeddings is set."
-        )
+        raise CheckpointError(f"{folder}: {head!r} differs from {embedding!r}, although tie_embeddings is set.")
     _check_angles(found["freqs_cis"], config, folder)
 
     state = {own: found[name].float() for name, own in names.items()}

@@ -116,9 +116,13 @@ def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor
 def require_exportable(model: Any, depth: int) -> None:
     """Raise a ConfigError with the reason if no stock model computes the same as ``model`` at ``depth``."""
     if isinstance(model, LoopedForCausalLM):
-        raise ConfigError("a looped model cannot be exported: it uses layers repeatedly, and a stock model uses each layer once.")
+        raise ConfigError(
+            "a looped model cannot be exported: it uses layers repeatedly, and a stock model uses each layer once."
+        )
     if not isinstance(model, AttractorForCausalLM):
-        raise ConfigError(f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package.")
+        raise ConfigError(
+            f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package."
+        )
     config = model.config
     if config.hidden_act == "relu2":
         raise ConfigError(

@@ -238,7 +238,9 @@ class AttractorForCausalLM(LanguageModel):
             context = self.make_context(output.hidden)
         if output.solution is None:
             return {}
-        generator = torch.Generator(output.hidden.device).manual_seed(0)  # logging must not change the run's own generator
+        generator = torch.Generator(output.hidden.device).manual_seed(
+            0
+        )  # logging must not change the run's own generator
         update = self.update(output.proposal, context)
         radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
         gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, LayerScale)])

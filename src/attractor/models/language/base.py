@@ -275,9 +275,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         size, kept = length, None
         if cache is not None:
             heads, head_dim = config.num_kv_heads, config.head_width
-            kept = EquilibriumCache.open(
-                cache, slots, equilibrium=equilibrium, x=x, num_heads=heads, head_dim=head_dim
-            )
+            kept = EquilibriumCache.open(cache, slots, equilibrium=equilibrium, x=x, num_heads=heads, head_dim=head_dim)
             past = kept.past
             size, _ = cache.get_mask_sizes(length, slots.start)
         self.require_positions(past, length)

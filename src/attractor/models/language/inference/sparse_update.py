@@ -21,7 +21,9 @@ from attractor.nn.transformer import Attend, attention
 from attractor.solve import PartialUpdate
 
 TILE = 16
-Evaluate = Callable[[Tensor, Tensor, Any], Tensor]  # state and proposal (B, T, D), and an AttentionContext, to (B, T, D)
+Evaluate = Callable[
+    [Tensor, Tensor, Any], Tensor
+]  # state and proposal (B, T, D), and an AttentionContext, to (B, T, D)
 
 
 class SparseUpdate(PartialUpdate):

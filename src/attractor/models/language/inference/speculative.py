@@ -68,7 +68,9 @@ def accept_drafts(target_probs: Tensor, draft_probs: Tensor, drafts: Tensor) -> 
         (n,).
     """
     place = torch.arange(len(drafts), device=drafts.device)
-    is_accepted = torch.rand(len(drafts), device=drafts.device) * draft_probs[place, drafts] < target_probs[place, drafts]
+    is_accepted = (
+        torch.rand(len(drafts), device=drafts.device) * draft_probs[place, drafts] < target_probs[place, drafts]
+    )
     num = int(is_accepted.long().cumprod(dim=0).sum())
     if num == len(drafts):
         return drafts
