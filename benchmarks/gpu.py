@@ -22,9 +22,9 @@ from rich.table import Table
 from torch._dynamo.utils import counters
 
 from attractor.config import override
-from attractor.experiment.device import peak_flops
 from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
 from attractor.experiment.cost.step_benchmark import StepBenchmark
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.files import json_safe, write_json
 from attractor.recipes import Recipe

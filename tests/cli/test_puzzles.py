@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attractor.cli import main
-from attractor.data import MAZE, SUDOKU, PuzzleSet, maze, puzzles, sudoku
+from attractor.data import PuzzleSet, maze, puzzles, sudoku
 
 
 def table(file: Path, data: PuzzleSet) -> Path:

@@ -9,8 +9,8 @@ from attractor import recipes
 from attractor.config import override
 from attractor.errors import ConfigError
 from attractor.experiment.cost import CostEstimate, cost, estimate_cost
-from attractor.experiment.device import peak_memory
 from attractor.experiment.cost.memory import estimate_memory
+from attractor.experiment.device import peak_memory
 
 SMALL = ("model.vocab_size=512", "text.batch_size=2", "text.length=128")
 RUNS = [

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+
 def cost(
     recipe: tyro.conf.Positional[str],
     /,

@@ -1,10 +1,10 @@
 """The cost of a recipe: estimated from its settings and, on request, measured with real steps."""
 
 from attractor.errors import ConfigError
-from attractor.experiment.device import PEAK_FLOPS
 from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost
 from attractor.experiment.cost.memory import Memory
 from attractor.experiment.cost.step_benchmark import StepBenchmark, measure_cost
+from attractor.experiment.device import PEAK_FLOPS
 from attractor.recipes import RETROFIT, Recipe
 from attractor.recipes import get as get_recipe
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from attractor.config import change
 from attractor.errors import ConfigError
-from attractor.experiment.device import PEAK_FLOPS
 from attractor.experiment.cost.memory import Memory, TrainingSetup, estimate_memory
+from attractor.experiment.device import PEAK_FLOPS
 from attractor.files import json_safe
 from attractor.models.language import LanguageModel, LoopedConfig
 from attractor.objectives import split_batch

@@ -18,7 +18,7 @@ from attractor.errors import ConfigError
 from attractor.gradient import Implicit, Phantom, Unrolled
 from attractor.models.language import AttractorConfig, LanguageModel, LoopedConfig
 from attractor.models.language.attractor import GRADIENTS
-from attractor.models.language.base import CHUNK
+from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import Reasoner
 from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attractor.experiment.device import free_memory, peak_flops, peak_memory
 from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, build_model
 from attractor.experiment.cost.memory import estimate_memory
+from attractor.experiment.device import free_memory, peak_flops, peak_memory
 from attractor.nn import compile_blocks
 from attractor.objectives import DeepSupervision, NextToken
 from attractor.recipes import LanguageRecipe, PuzzleRecipe, Recipe
