@@ -146,7 +146,7 @@ def test_many_prompts_give_the_same_greedy_text_with_and_without_a_cache() -> No
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_converged_tokens_are_not_computed_again(num_layers: int) -> None:
-    """The sparse solve equals the dense one in value, status and evaluations, and computes exactly the tokens that it counts."""
+    """The sparse solve equals the dense one, and computes exactly the tokens that it counts."""
     model = build(num_attractor_layers=num_layers)
     ids = tokens(4, 48)
     ids[1, 30:] = 5  # rows of different difficulty

@@ -117,7 +117,7 @@ REASONERS: dict[str, ReasonerConfig] = {
 @pytest.mark.parametrize(("evaluations_per_segment", "backprop_steps"), [(2, 1), (5, 3)])
 @pytest.mark.parametrize("name", REASONERS)
 def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int, training: bool) -> None:
-    """Evaluation and a training segment, part of whose evaluations carry gradients; three puzzles cost three times one puzzle."""
+    """Evaluation, and a training segment with some tracked evaluations; three puzzles cost three times one."""
     if "transformer" in name:
         backprop_steps = 1  # its evaluations are independent
     model = (

@@ -1,7 +1,7 @@
 """A pretrained Qwen3 or Llama becomes an attractor model whose ``depth=1`` is the original, ready for further training.
 
-Names and shapes are those of the backbone. Only the gates of the attractor's layers are new: their inverse is folded into the
-projection before each gate, so that the two cancel.
+Names and shapes are those of the backbone. Only the gates of the attractor's layers are new: their inverse is folded
+into the projection before each gate, so that the two cancel.
 """
 
 from pathlib import Path
@@ -43,8 +43,8 @@ def retrofit(
 ) -> AttractorForCausalLM:
     """Return the attractor model of a pretrained backbone, in float32 and evaluation mode.
 
-    ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training, the update
-    need not contract, and a solve may find a useless fixed point.
+    ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training,
+    the update need not contract, and a solve may find a useless fixed point.
 
     Parameters
     ----------

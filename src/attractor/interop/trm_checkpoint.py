@@ -1,8 +1,8 @@
 """TRM's official weights, read into :class:`attractor.models.reasoning.TRM`.
 
-The layers have the same tensors under the same names; the other tensors are renamed. Two parts of the official model are not
-implemented: puzzle embeddings (``puzzle_emb``) and learnt positions. Checkpoints with them are refused.
-Every setting must be known and have an implemented value, and every tensor must be known and present.
+The layers have the same tensors under the same names; the other tensors are renamed. Two parts of the official model
+are not implemented: puzzle embeddings (``puzzle_emb``) and learnt positions. Checkpoints with them are refused. Every
+setting must be known and have an implemented value, and every tensor must be known and present.
 """
 
 from pathlib import Path

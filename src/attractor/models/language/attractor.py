@@ -1,13 +1,14 @@
-"""The attractor language model: a backbone proposes output embeddings, and a few weight-tied layers refine them to a fixed point.
+"""The attractor language model: a backbone proposes output embeddings, and a few weight-tied layers refine them to a
+fixed point.
 
 With ``F`` the attractor layers, ``c`` the proposal and ``h = (y + c)/2``::
 
     update(y) = c + (F(h) − h)      injection="mean"
     update(y) = F(y + c) − y        injection="sum"   (the official code)
 
-With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations are the
-Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor layers and
-``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
+With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations
+are the Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor
+layers and ``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
 
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
@@ -52,8 +53,8 @@ class AttractorConfig(LanguageModelConfig):
     start
         ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
     gate_start, gate_limit
-        LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay below
-        ``gate_limit``.
+        LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay
+        below ``gate_limit``.
     window
         Of Anderson's method.
     gradient
@@ -61,8 +62,8 @@ class AttractorConfig(LanguageModelConfig):
     training_min_converged_fraction
         In training without padding, a solve ends when this share of tokens is below tolerance or has stagnated.
     check_every
-        In training, evaluations between two convergence checks. A check waits for the GPU. Rare checks cost evaluations and save
-        waits; a value of ``max_evaluations`` saves all waits.
+        In training, evaluations between two convergence checks. A check waits for the GPU. Rare checks cost evaluations
+        and save waits; a value of ``max_evaluations`` saves all waits.
     """
 
     model_type = "attractor"
@@ -123,8 +124,8 @@ class AttractorForCausalLM(LanguageModel):
         Parameters
         ----------
         num_draft, draft_depth
-            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays the same.
-            This is faster where a solve takes many evaluations.
+            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays
+            the same. This is faster where a solve takes many evaluations.
         """
         if num_draft is not None:
             if kwargs.get("custom_generate") is not None:

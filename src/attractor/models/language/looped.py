@@ -1,8 +1,9 @@
 """The looped Transformer baseline: a few layers applied repeatedly to a state, with the input injected every time.
 
-After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero. ``e`` is the output of the first layers (the prelude).
-``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1. Training samples the
-number of iterations and backpropagates through the last few only. The last layers (the coda) read the final state.
+After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero. ``e`` is the output of the first layers (the
+prelude). ``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1.
+Training samples the number of iterations and backpropagates through the last few only. The last layers (the coda) read
+the final state.
 """
 
 from dataclasses import replace
