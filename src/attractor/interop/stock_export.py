@@ -98,7 +98,7 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
 
 
 def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
-    """Return the weights without the layers from ``num_layers`` on; gates are folded into the projections before them."""
+    """Return the weights without the layers from ``num_layers`` on; gates are folded into the projections."""
     state = {}
     for name, value in model.state_dict().items():
         place = name.split(".")  # such as model.layers.INDEX.PART

@@ -201,6 +201,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
         stop = self.stop_rule(depth, tolerance, max_evaluations)
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
+        if cache is not None and not slots:
+            raise ConfigError("this depth uses no layer, so that a cache would stay empty: give use_cache=False.")
         context = self.make_context(x, attention_mask, position_ids, cache, slots=slots, equilibrium=equilibrium)
         proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
