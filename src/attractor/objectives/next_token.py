@@ -155,5 +155,5 @@ def _unsolved(solution: Solution) -> Tensor:
     """Return the share of equations that gave up, or still moved when no evaluation was left."""
     status, outcome = solution.outcome.status, solution.outcome
     gave_up = status > Status.CONVERGED
-    out_of_time = outcome.judged and outcome.calls == outcome.limit
+    out_of_time = outcome.checked and outcome.calls == outcome.limit
     return (gave_up | (status == Status.ACTIVE) if out_of_time else gave_up).float().mean()

@@ -138,7 +138,7 @@ class AttractorForCausalLM(LanguageModel):
         self, x: Tensor, context: AttentionContext, stop: StopRule | None
     ) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
-        if context.cache is not None and config.num_attractor_layers and not isinstance(stop, Steps):
+        if context.cache is not None and config.num_attractor_layers and not (stop and stop.is_fixed_depth):
             if torch.is_grad_enabled() or self.training:
                 raise ConfigError(
                     "an equilibrium is kept in a cache in evaluation and without gradients only: eval(), torch.no_grad()."
@@ -159,7 +159,7 @@ class AttractorForCausalLM(LanguageModel):
         config = self.config
         if stop == Steps(1) and config.start == "proposal":
             return self._evaluated_once(proposal, context)
-        partly = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
+        partly = not stop.is_fixed_depth and not torch.is_grad_enabled() and not self.training
         update = TokenUpdate(self._once, proposal, context) if partly else self.update(proposal, context)
         solution = fixed_point(
             update,
@@ -167,7 +167,7 @@ class AttractorForCausalLM(LanguageModel):
             solver=Anderson(window=config.window),
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and differentiated as one.
-            gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
+            gradient=Unrolled() if stop.is_fixed_depth else GRADIENTS[config.gradient],
             causal=True,
         )
         if isinstance(update, TokenUpdate):
@@ -183,7 +183,7 @@ class AttractorForCausalLM(LanguageModel):
             value=value,
             residual=residual,
             evaluations=torch.ones_like(status, dtype=torch.int64),
-            outcome=Outcome(status=status, calls=1, limit=1, judged=False),
+            outcome=Outcome(status=status, calls=1, limit=1, checked=False),
         )
 
     def update(self, proposal: Tensor, context: AttentionContext) -> Callable[[Tensor], Tensor]:
@@ -205,7 +205,7 @@ class AttractorForCausalLM(LanguageModel):
         return out if reader.is_real is None else torch.where(reader.is_real, out, y)
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
-        evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
+        evaluations = stop.max_evaluations if stop and stop.is_fixed_depth and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
 
     @property

@@ -21,7 +21,7 @@ from attractor.models.budget import stop_rule
 from attractor.models.language.inference.context import AttentionContext, Reader, prepare_cache
 from attractor.nn.compiled import CompiledBlock
 from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask, rotary
-from attractor.solve import Solution, Steps, StopRule, Tolerance, require_resolvable
+from attractor.solve import Solution, StopRule, Tolerance, require_resolvable
 
 BUDGET = ("depth", "tolerance", "max_evaluations")
 CHUNK = 2048  # tokens whose logits exist at once
@@ -379,7 +379,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
 
     def _kind(self, stop: StopRule | None) -> str:
         """Name what a cache keeps under ``stop``."""
-        return "a fixed depth" if isinstance(stop, Steps) else "the equilibrium"
+        return "a fixed depth" if stop and stop.is_fixed_depth else "the equilibrium"
 
     def _stop(self, depth: int | None, tolerance: float | None, max_evaluations: int | None) -> StopRule | None:
         config = self.config
