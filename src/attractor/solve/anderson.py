@@ -93,5 +93,3 @@ class Anderson(Solver):
 
     def finalize(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return y, residual
-
-

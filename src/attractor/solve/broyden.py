@@ -45,7 +45,9 @@ class Broyden(Solver):
             v = _low_rank(dy, vs, us, scratch)  # Bᵀ Δy
             denominator = row_dot(v, dg, scratch)  # Δyᵀ B Δg
             # Where Δy is zero (frozen equations) or within rounding, there is nothing to learn.
-            rounding = torch.finfo(y.dtype).eps * torch.linalg.vector_norm(v, dim=1) * torch.linalg.vector_norm(dg, dim=1)
+            rounding = (
+                torch.finfo(y.dtype).eps * torch.linalg.vector_norm(v, dim=1) * torch.linalg.vector_norm(dg, dim=1)
+            )
             known = denominator.abs() > rounding
             inverse = torch.where(known, 1 / torch.where(known, denominator, 1), 0)
             u = (dy - _low_rank(dg, us, vs, scratch)) * inverse[:, None]
@@ -64,5 +66,3 @@ def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch
     for u, v in zip(us, vs, strict=True):
         out.addcmul_(u, row_dot(v, x, scratch)[:, None])
     return out
-
-

@@ -81,9 +81,7 @@ def solve(
             break
         active = tracker.active
         accelerated = active & ~rejected
-        y, state = solver.step(
-            state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(accelerated)
-        )
+        y, state = solver.step(state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(accelerated))
         y = where_rows(rejected, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(~active, accepted.y, y)
 

@@ -11,7 +11,7 @@ others   no: the equation is closed         no
 
 import torch
 
-from attractor.solve.array_ops import Array, masked_fill, namespace
+from attractor.solve.array_ops import Array, known_empty, masked_fill, namespace
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
@@ -79,11 +79,12 @@ class EquationTracker:
         self.evaluations = self.evaluations + counted
         below = counted & self.stop.is_below(residual, residual_norm, 1.0) & (call >= self.stop.min_evaluations)
         reactivated = counted & ~below & (self.status == FROZEN)
-        self._apply("above tolerance", counted & ~below)
-        self._apply("below the margin", below & self.stop.is_below(residual, residual_norm, FREEZE_MARGIN))
-        # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
-        # more: this evaluation has verified them.
-        self._apply("verified", below & self.layout.all_predecessors(closed | below))
+        self._apply("above tolerance", reactivated)
+        if not known_empty(below):
+            self._apply("below the margin", below & self.stop.is_below(residual, residual_norm, FREEZE_MARGIN))
+            # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move
+            # any more: this evaluation has verified them.
+            self._apply("verified", below & self.layout.all_predecessors(closed | below))
         self._done = below | (self.status >= FROZEN)
         if self.stop.patience is not None:
             self._best = masked_fill(self._best, reactivated, torch.inf)
@@ -94,6 +95,8 @@ class EquationTracker:
 
         These have no finite residual although no predecessor has taken an accelerated step that can be undone.
         """
+        if known_empty(nonfinite):
+            return nonfinite
         diverged = nonfinite & self.active & self.layout.all_predecessors(~rejected)
         self._apply("nonfinite", diverged)
         return diverged
@@ -106,6 +109,8 @@ class EquationTracker:
         return global_fraction(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
 
     def _apply(self, event: str, mask: Array) -> None:
+        if known_empty(mask):
+            return
         status = self.status
         for before, after in TRANSITIONS[event].items():
             self.status = masked_fill(self.status, mask & (status == before), after)
