@@ -4,9 +4,9 @@
 
 Two questions, for B 8, T 256, D 256 in float32:
 
-* How many evaluations until *every token* is below the same relative residual? TorchDEQ solves either each row as one vector
-  ("flat", how it is used) or each token separately ("token"). Its count favours it: the first evaluation at which every token
-  is below tolerance, although its own stop rule cannot detect that in the flat case.
+* How many evaluations until *every token* is below the same relative residual? TorchDEQ solves either each row as one
+  vector ("flat", how it is used) or each token separately ("token"). Its count favours it: the first evaluation at
+  which every token is below tolerance, although its own stop rule cannot detect that in the flat case.
 * What does the solver itself cost per evaluation: the time of the solve minus the time inside the block?
 
 Times are medians over interleaved repetitions. On a shared machine only ratios are meaningful.
@@ -37,7 +37,7 @@ OUT = Path("results/solvers/solvers.json")
 
 
 class GatedBlock(nn.Module):
-    """A pre-norm causal transformer layer, and the attractor map ``y ↦ c + F(h) − h`` with ``h = (y + c)/2`` around it."""
+    """A pre-norm causal transformer layer ``F`` in the attractor map ``y ↦ c + F(h) − h``, ``h = (y + c)/2``."""
 
     def __init__(self, gate: float) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ def fixed_point(
     Parameters
     ----------
     update
-        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Any randomness inside
-        must be the same at every call of one solve.
+        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Any randomness
+        inside must be the same at every call of one solve.
     y0
         The initial point; floating point, finite. The first dimension is the batch, whose rows never influence each
         other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
@@ -59,9 +59,9 @@ def fixed_point(
     throw
         Raise :class:`NotConvergedError` unless every equation converges.
     trace
-        True keeps every point at which ``update`` was called. A collection of evaluation counts keeps only these points:
-        point n is the state after n steps, point 0 is ``y0``. With ``Steps(n)``, point n is the returned value (before a
-        gradient is attached). Points that the solve does not reach are left out.
+        True keeps every point at which ``update`` was called. A collection of evaluation counts keeps only these
+        points: point n is the state after n steps, point 0 is ``y0``. With ``Steps(n)``, point n is the returned value
+        (before a gradient is attached). Points that the solve does not reach are left out.
 
     Returns
     -------
@@ -89,8 +89,8 @@ def fixed_point(
 class FixedPoint(nn.Module):
     """A fixed-point layer around any module: ``cell(y, *inputs, **keyword_inputs) -> y_next`` of the shape of ``y``.
 
-    ``layer(y0, *inputs, **keyword_inputs)`` returns the :class:`Solution`; its ``value`` is the input of the next layer.
-    The options are those of :func:`fixed_point`.
+    ``layer(y0, *inputs, **keyword_inputs)`` returns the :class:`Solution`; its ``value`` is the input of the next
+    layer. The options are those of :func:`fixed_point`.
 
     In training mode, the random numbers drawn inside ``cell`` (dropout) are the same at every call of one solve and new
     for the next solve. Otherwise there would be no fixed point to find.

@@ -6,7 +6,8 @@
         def make_solver(self):
             return Mine(memory=3)
 
-pytest then checks every property that the solvers of this package have. ``UpdateConformance`` does the same for an update.
+pytest then checks every property that the solvers of this package have. ``UpdateConformance`` does the same for an
+update.
 """
 
 import math

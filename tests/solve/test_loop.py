@@ -157,7 +157,7 @@ class BadSolverInTurn(BadSolver):
 
 
 def test_bad_steps_of_a_neighbour_are_not_divergence() -> None:
-    """A bad proposal that makes a row nonfinite is rejected; only equations that fail after plain steps have diverged."""
+    """A bad proposal that makes a row nonfinite is rejected; only failures after plain steps are divergence."""
 
     def update(y: torch.Tensor) -> torch.Tensor:
         coupled = 0.3 * y + 0.01 * y.mean(dim=1, keepdim=True) + 1
@@ -280,7 +280,7 @@ def test_min_converged_fraction_stops_before_the_slow_equations() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
 def test_frozen_tokens_are_verified_after_their_predecessors_change(solver) -> None:
-    """A token that freezes while an earlier one still moves converges only if its residual holds at the returned values."""
+    """A token that freezes before an earlier one converges only if its residual holds at the returned values."""
     t = 6
     mix = torch.tril(torch.ones(t, t, dtype=torch.float64), -1) * 0.6
     rate = torch.linspace(0.97, 0.05, t, dtype=torch.float64)[:, None]  # the first tokens are the slowest

@@ -1,9 +1,10 @@
 """How to differentiate a solution: frozen values, an argument of ``fixed_point`` like the solver and the stop rule.
 
-At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ``, where
-``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here calls ``update`` at the solution with
-autograd on and turns ``v`` into its ``u``; the ordinary autograd graph of that call propagates ``u`` to everything that
-``update`` closes over. Parameters are never listed, so modules, hooks, DDP and compiled updates work as usual.
+At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ``,
+where ``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here calls ``update`` at the
+solution with autograd on and turns ``v`` into its ``u``; the ordinary autograd graph of that call propagates ``u`` to
+everything that ``update`` closes over. Parameters are never listed, so modules, hooks, DDP and compiled updates work as
+usual.
 """
 
 import warnings
@@ -95,8 +96,8 @@ class Implicit(Gradient):
 class Phantom(Gradient):
     """Backpropagate through ``steps`` damped plain steps from the solution (Geng et al. 2021).
 
-    The returned value is the last of these steps, so that loss and gradient belong to the same point. With autograd on it
-    is ``steps`` evaluations beyond the solver's result, to which ``Solution.residual`` belongs.
+    The returned value is the last of these steps, so that loss and gradient belong to the same point. With autograd on
+    it is ``steps`` evaluations beyond the solver's result, to which ``Solution.residual`` belongs.
     """
 
     steps: int = 4

@@ -30,8 +30,8 @@ def lipschitz_estimate(
 ) -> Tensor:
     """Estimate ``‖J‖₂`` at ``y``, one number per row of the batch, shape (B,): the factor by which distances grow.
 
-    Power iteration on ``JᵀJ``; a lower bound of the Lipschitz constant of ``update``. Unlike the spectral radius it bounds a
-    single step: below 1, every step from a point near ``y`` brings it nearer in the Euclidean norm.
+    Power iteration on ``JᵀJ``; a lower bound of the Lipschitz constant of ``update``. Unlike the spectral radius it
+    bounds a single step: below 1, every step from a point near ``y`` brings it nearer in the Euclidean norm.
     """
     f, y = _linearise(update, y)
     v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))

@@ -27,8 +27,8 @@ class Anderson(Solver):
     """Anderson acceleration (Anderson 1965; Walker & Ni 2011), every equation with its own mixing weights.
 
     The next point is ``Σ αⱼ (yⱼ + mixing·gⱼ)`` over the last ``window`` points, with ``Σ αⱼ = 1`` chosen to minimise
-    ``‖Σ αⱼ gⱼ‖² + ridge · Σ αⱼ² ‖gⱼ‖²``. For unit residuals ``gⱼ/‖gⱼ‖`` this is a ridge relative to the mean of
-    the Gram matrix's trace. A ridge relative to the trace of the raw matrix would dominate the newest, smallest residuals,
+    ``‖Σ αⱼ gⱼ‖² + ridge · Σ αⱼ² ‖gⱼ‖²``. For unit residuals ``gⱼ/‖gⱼ‖`` this is a ridge relative to the mean of the
+    Gram matrix's trace. A ridge relative to the trace of the raw matrix would dominate the newest, smallest residuals,
     and the last digits would converge more slowly than the first.
 
     Parameters
@@ -82,7 +82,7 @@ class Anderson(Solver):
         return y_next, _AndersonState(points, residuals, system, known, state.scratch)
 
     def _weights(self, system: Array, known: Array) -> Tensor:
-        """Solve the normal equations, in float64: they are small, and their condition is the square of the residuals'."""
+        """Solve the normal equations, in float64: they are small, and their condition number is a square."""
         xp = namespace(known)
         # The newest point counts even if its residual is exactly zero; its tiny square then gives it all the weight.
         newest = xp.zeros_like(known)

@@ -22,8 +22,8 @@ class _BroydenState:
 class Broyden(Solver):
     """Broyden's good method with limited memory, as in Deep Equilibrium Models (Bai et al. 2019).
 
-    Keeps the inverse Jacobian of ``update(y) − y`` as ``−I + Σ uⱼ vⱼᵀ`` per equation, and restarts from a plain step after
-    ``memory`` terms.
+    Keeps the inverse Jacobian of ``update(y) − y`` as ``−I + Σ uⱼ vⱼᵀ`` per equation, and restarts from a plain step
+    after ``memory`` terms.
     """
 
     memory: int = 16

@@ -7,16 +7,17 @@ Solvers propose; this file decides. It keeps three promises that implementations
   verification, stagnation, the evaluation limit) depends on a later one.
 * **Residuals hold at the returned value.** A converged equation is below tolerance at the values that are returned.
 
-An equation is *active* until its own residual is below a fraction of the tolerance; then it is *frozen*: no longer updated.
-Its neighbours may still move, so it is *converged* only when an evaluation finds it below tolerance while everything that
-it may depend on has stopped: all earlier equations of its row with ``causal=True``, otherwise the complete row. If a frozen
-equation fails this verification, it is active again. ``tracker.py`` holds these rules.
+An equation is *active* until its own residual is below a fraction of the tolerance; then it is *frozen*: no longer
+updated. Its neighbours may still move, so it is *converged* only when an evaluation finds it below tolerance while
+everything that it may depend on has stopped: all earlier equations of its row with ``causal=True``, otherwise the
+complete row. If a frozen equation fails this verification, it is active again. ``tracker.py`` holds these rules.
 
 An evaluation includes only the equations that need it: active ones, and frozen ones that are being verified. A
 :class:`PartialUpdate` is not computed for the others.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,45 +70,43 @@ def solve(
         residual_norm = to_array(point.residual_norm)
         rejected = safeguard.rejected(residual_norm, to_array(accepted.residual_norm), evaluated, accelerated)
         if checks:
-            tracker.record(call, to_array(point.residual), residual_norm, evaluated)
-            nonfinite = ~namespace(residual_norm).isfinite(residual_norm)
-            diverged = tracker.record_nonfinite(nonfinite, rejected)
-            rejected = (rejected & tracker.active) | nonfinite | ~evaluated
-            # Diverged equations go back to their last good value, and their neighbours must see it.
-            evaluated = tracker.needs_evaluation | diverged
+            rejected = tracker.record(call, to_array(point.residual), residual_norm, evaluated, rejected)
+            evaluated = tracker.needs_evaluation
         accepted = point.replace_rows(rejected, accepted)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
-            y = accepted.y
             break
-        active = tracker.active
-        accelerated = active & ~rejected
+        accelerated = tracker.active & ~rejected
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(accelerated))
         y = where_rows(rejected, accepted.f, y)  # the plain step from the last accepted point
-        y = where_rows(~active, accepted.y, y)
+        y = where_rows(~tracker.active, accepted.y, y)
 
-    residual = accepted.residual
-    if checks and not known_empty(tracker.unsolved):
-        final_y, final_residual = solver.finalize(state, y, residual)
-        # A converged equation would not stay so if its predecessors moved. In a causal solve, none of its predecessors
-        # is still active.
-        free = tracker.active if causal else ~layout.any_in_row(tracker.status == CONVERGED)
-        movable = tracker.unsolved & free
-        y, residual = where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
+    y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
     value = layout.unflatten(y)
-    if stop.max_evaluations in kept_points and not checks:
+    if stop.is_fixed_depth and stop.max_evaluations in kept_points:
         points.append(value.detach())
+    shape = layout.leading_shape
+    status = to_tensor(tracker.status).view(shape)
     return Solution(
         value=value,
-        residual=residual.view(layout.leading_shape),
-        evaluations=to_tensor(tracker.evaluations).view(layout.leading_shape),
-        outcome=Outcome(
-            status=to_tensor(tracker.status).view(layout.leading_shape),
-            calls=call,
-            limit=stop.max_evaluations,
-            checked=checks,
-        ),
+        residual=residual.view(shape),
+        evaluations=to_tensor(tracker.evaluations).view(shape),
+        outcome=Outcome(status=status, calls=call, limit=stop.max_evaluations, checked=checks),
         trace=torch.stack(points) if points else None,
     )
+
+
+def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTracker) -> tuple[Tensor, Tensor]:
+    """Return ``y`` (N, D) and the residuals (N,), where the solver may replace those of equations without a solution."""
+    y, residual = accepted.y, accepted.residual
+    if known_empty(tracker.unsolved):
+        return y, residual
+    # A converged equation would not stay so if its predecessors moved. In a causal solve, none of its predecessors is
+    # still active.
+    layout = tracker.layout
+    free = tracker.active if layout.causal else ~layout.any_in_row(tracker.status == CONVERGED)
+    movable = tracker.unsolved & free
+    final_y, final_residual = solver.finalize(state, y, residual)
+    return where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
 
 
 def _kept_points(trace: bool | Collection[int], stop: StopRule) -> Collection[int]:

@@ -23,8 +23,8 @@ class Solver(ABC):
     def max_growth(self) -> float:
         """How much a step may raise the residual norm; a dataclass field with a default can provide it.
 
-        The loop rejects a step after which ``‖g‖`` is above ``max_growth`` times the one before, or above the one at the
-        start, or not finite, and takes the plain step instead. ``inf``: no step is rejected.
+        The loop rejects a step after which ``‖g‖`` is above ``max_growth`` times the one before, or above the one at
+        the start, or not finite, and takes the plain step instead. ``inf``: no step is rejected.
         """
 
     @abstractmethod
@@ -89,11 +89,11 @@ class Picard(Solver):
 class BestSoFar(Solver):
     """Wrap a solver: an equation that does not converge returns its iterate with the lowest residual, not its last.
 
-    In a causal solve this holds for equations that are active at the end. One that stagnated or diverged earlier stays where
-    it was, because later ones were solved with its value.
+    In a causal solve this holds for equations that are active at the end. One that stagnated or diverged earlier stays
+    where it was, because later ones were solved with its value.
 
-    The reported residual was measured with the neighbours of that time. It is exact for equations without neighbours, as
-    puzzles with ``equation_dims`` covering all but the batch.
+    The reported residual was measured with the neighbours of that time. It is exact for equations without neighbours,
+    as puzzles with ``equation_dims`` covering all but the batch.
     """
 
     solver: Solver

@@ -14,8 +14,8 @@ from attractor.solve.array_ops import Array
 class StopRule(ABC):
     """When a solve stops. Subclass it for a convergence test of your own.
 
-    ``max_evaluations`` and :meth:`is_below` are required, the other attributes have defaults. A dataclass field, a class
-    attribute or a property can provide an attribute::
+    ``max_evaluations`` and :meth:`is_below` are required, the other attributes have defaults. A dataclass field, a
+    class attribute or a property can provide an attribute::
 
         @dataclass(frozen=True, kw_only=True)
         class AbsoluteTolerance(StopRule):
@@ -67,8 +67,8 @@ class Tolerance(StopRule):
     rtol
         The relative residual below which an equation has converged. Positive.
     max_evaluations
-        The most calls of ``update`` for any equation. An equation that has not converged by then keeps its last accepted
-        iterate, so that the reported residual belongs to the returned value.
+        The most calls of ``update`` for any equation. An equation that has not converged by then keeps its last
+        accepted iterate, so that the reported residual belongs to the returned value.
     min_evaluations
         No equation converges or stagnates before this many calls.
     check_every
@@ -80,10 +80,10 @@ class Tolerance(StopRule):
         stagnated or diverged. Meant for training, where a few slow equations would determine the cost. This is the only
         rule that compares equations and rows: with it, a result may depend on the other rows of the batch.
     patience
-        An equation stagnates when, in this many calls, neither it nor any equation that it may depend on has lowered its
-        lowest residual by 10 %. It then keeps its value, and the outcome reports it. The usual cause is the rounding of
-        a bf16 update. ``None`` disables this test, which is right where information travels far before the residual can
-        fall, as across a large maze.
+        An equation stagnates when, in this many calls, neither it nor any equation that it may depend on has lowered
+        its lowest residual by 10 %. It then keeps its value, and the outcome reports it. The usual cause is the
+        rounding of a bf16 update. ``None`` disables this test, which is right where information travels far before the
+        residual can fall, as across a large maze.
     """
 
     rtol: float = 1e-4
@@ -140,5 +140,5 @@ def require_resolvable(tolerance: float | None, dtype: torch.dtype) -> None:
     if tolerance is not None and tolerance < torch.finfo(dtype).eps:
         name = str(dtype).removeprefix("torch.")
         raise ConfigError(
-            f"tolerance={tolerance:g} is below the precision of {name} ({torch.finfo(dtype).eps:.1e}); give a larger one."
+            f"tolerance={tolerance:g} is below the precision of {name} ({torch.finfo(dtype).eps:.1e}); raise it."
         )

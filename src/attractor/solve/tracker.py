@@ -54,7 +54,7 @@ class EquationTracker:
         self.status = xp.zeros_like(unknown, dtype=xp.int8)
         self.evaluations = xp.full_like(unknown, stop.max_evaluations if stop.is_fixed_depth else 0, dtype=xp.int64)
         self._best = self._recent_best = xp.full_like(unknown, torch.inf)
-        self._done = self.status != ACTIVE
+        self._done = self._newly_diverged = self.status != ACTIVE
 
     @property
     def active(self) -> Array:
@@ -67,13 +67,37 @@ class EquationTracker:
 
     @property
     def needs_evaluation(self) -> Array:
-        """The equations that the next evaluation must include: those that move, and those that it can verify."""
+        """The equations that the next evaluation must include: those that move, and those that it can verify.
+
+        Newly diverged equations, too: they go back to their last finite value, and their neighbours must see it.
+        """
         stopped = self.status >= FROZEN
         verifiable = (self.status == FROZEN) & self.layout.all_predecessors(stopped)
-        return ~stopped | verifiable
+        return ~stopped | verifiable | self._newly_diverged
 
-    def record(self, call: int, residual: Array, residual_norm: Array, evaluated: Array) -> None:
-        """Take in the residuals of the equations in ``evaluated``, and change statuses accordingly."""
+    def record(self, call: int, residual: Array, residual_norm: Array, evaluated: Array, rejected: Array) -> Array:
+        """Change statuses after one evaluation, and return the equations whose new point is not accepted, (N,) bool.
+
+        ``evaluated`` and ``rejected`` are the equations that the evaluation included, and those whose step the safeguard
+        rejects.
+        """
+        self._check_residuals(call, residual, residual_norm, evaluated)
+        nonfinite = ~namespace(residual_norm).isfinite(residual_norm)
+        self._newly_diverged = nonfinite
+        if not known_empty(nonfinite):
+            # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
+            self._newly_diverged = nonfinite & self.active & self.layout.all_predecessors(~rejected)
+            self._apply("nonfinite", self._newly_diverged)
+        return (rejected & self.active) | nonfinite | ~evaluated
+
+    def is_done(self, call: int) -> bool:
+        """Whether the solve can end. The host waits for the device here and nowhere else."""
+        if call % self.stop.check_every:
+            return False
+        done = self._done if self.stop.min_converged_fraction < 1 else self.status >= CONVERGED
+        return global_fraction(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
+
+    def _check_residuals(self, call: int, residual: Array, residual_norm: Array, evaluated: Array) -> None:
         closed = self.status >= CONVERGED
         counted = evaluated & ~closed
         self.evaluations = self.evaluations + counted
@@ -89,24 +113,6 @@ class EquationTracker:
         if self.stop.patience is not None:
             self._best = masked_fill(self._best, reactivated, torch.inf)
             self._find_stagnated(call, residual, self.stop.patience)
-
-    def record_nonfinite(self, nonfinite: Array, rejected: Array) -> Array:
-        """Change the status of the equations that diverged, and return them, (N,) bool.
-
-        These have no finite residual although no predecessor has taken an accelerated step that can be undone.
-        """
-        if known_empty(nonfinite):
-            return nonfinite
-        diverged = nonfinite & self.active & self.layout.all_predecessors(~rejected)
-        self._apply("nonfinite", diverged)
-        return diverged
-
-    def is_done(self, call: int) -> bool:
-        """Whether the solve can end. The host waits for the device here and nowhere else."""
-        if call % self.stop.check_every:
-            return False
-        done = self._done if self.stop.min_converged_fraction < 1 else self.status >= CONVERGED
-        return global_fraction(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
 
     def _apply(self, event: str, mask: Array) -> None:
         if known_empty(mask):

@@ -32,7 +32,7 @@ class PartialUpdate(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One evaluation: ``f = update(y)`` and ``g = f − y``, (N, D); ``residual_norm = ‖g‖``, ``residual = ‖g‖/‖y‖``, (N,).
+    """One evaluation: ``f = update(y)``, ``g = f − y``, (N, D); ``residual_norm = ‖g‖``, ``residual = ‖g‖/‖y‖``, (N,).
 
     ``y`` has the compute dtype. The residuals are measured at the rounded ``y`` that ``update`` was given.
     """
