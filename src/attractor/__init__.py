@@ -20,8 +20,8 @@ from attractor.gradient import (
     OneStep,
     Phantom,
     Unrolled,
-    contraction,
     jacobian_penalty,
+    lipschitz_estimate,
     spectral_radius,
 )
 from attractor.solve import (
@@ -71,9 +71,9 @@ __all__ = [
     "Tolerance",
     "Unrolled",
     "Update",
-    "contraction",
     "fixed_point",
     "jacobian_penalty",
+    "lipschitz_estimate",
     "spectral_radius",
     "synchronized",
 ]

@@ -4,6 +4,8 @@ Everything this package raises on purpose is an :class:`AttractorError`. Its mes
 says what is wrong, where, and what to do; the command line prints it and exits with code 2.
 """
 
+from typing import Any
+
 
 class AttractorError(Exception):
     """Base of every error raised on purpose."""
@@ -22,7 +24,14 @@ class CheckpointError(AttractorError, ValueError):
 
 
 class NotConvergedError(AttractorError, ArithmeticError):
-    """A solve that ended with open equations, raised only where the caller asked for it (``throw=True``)."""
+    """A solve that did not converge, raised only if the caller asks for it (``throw=True``).
+
+    ``solution`` is the :class:`attractor.Solution` at which the solve ended.
+    """
+
+    def __init__(self, message: str, solution: Any = None) -> None:
+        super().__init__(message)
+        self.solution = solution
 
 
 class DivergedError(AttractorError, ArithmeticError):

@@ -11,9 +11,9 @@ from attractor.data.text import read_held_out
 from attractor.errors import DataError
 from attractor.evaluation import max_length, score_text
 from attractor.experiment.loading import load_language_model, quiet
+from attractor.files import require_free
 from attractor.interop.stock_export import HeldOut, require_exportable
 from attractor.interop.stock_export import export as write
-from attractor.interop.weights import require_free
 
 
 def export(

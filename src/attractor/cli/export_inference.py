@@ -8,7 +8,7 @@ from rich.console import Console
 
 from attractor.experiment.loading import load_language_model, quiet
 from attractor.experiment.puzzles import is_reasoner, load_reasoner
-from attractor.interop.weights import new_folder, require_free
+from attractor.files import new_folder, require_free
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import inference_files, load, save_weights, write_checksums
 

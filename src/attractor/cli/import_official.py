@@ -6,8 +6,8 @@ from rich.console import Console
 
 from attractor.data.text import load_tokenizer
 from attractor.experiment.loading import quiet
+from attractor.files import new_folder, require_free
 from attractor.interop.official_checkpoint import import_official as read_official
-from attractor.interop.weights import new_folder, require_free
 
 
 def import_official(folder: Path, out: Path, /) -> None:

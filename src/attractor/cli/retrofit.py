@@ -6,8 +6,8 @@ from rich.console import Console
 
 from attractor.data.text import load_tokenizer
 from attractor.experiment.loading import quiet
+from attractor.files import new_folder, require_free
 from attractor.interop import retrofit as retrofit_backbone
-from attractor.interop.weights import new_folder, require_free
 
 
 def retrofit(

@@ -220,7 +220,7 @@ def log_probabilities(
         is_greedy=found.is_greedy,
         evaluations=solution.evaluations[:, :-1],
         residual=solution.residual[:, :-1],
-        is_final=solution.outcome.status[:, :-1] == Status.CONVERGED if solution.outcome.judged else None,
+        is_final=solution.outcome.status[:, :-1] == Status.CONVERGED if solution.outcome.checked else None,
     )
 
 

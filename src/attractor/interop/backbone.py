@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.interop.weights import first_line
+from attractor.files import first_line
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 QK_NORM = {"qwen3": True, "llama": False}  # the supported families, and whether they normalise queries and keys

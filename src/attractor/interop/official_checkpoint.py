@@ -26,7 +26,8 @@ from torch import Tensor
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
-from attractor.interop.weights import read_json, read_weights
+from attractor.files import read_json
+from attractor.interop.weights import ADVICE, read_weights
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.nn.rotary import rotary_angles
 
@@ -113,7 +114,7 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
         For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
     folder = Path(folder)
-    config = _config(read_json(folder / "config.json"), folder / "config.json")
+    config = _config(read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json")
     model = AttractorForCausalLM(config)
     model.load_state_dict(_translate(read_weights(folder), config, model.state_dict(), folder))
     return model.eval()

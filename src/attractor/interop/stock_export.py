@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 
 import attractor
 from attractor.errors import ConfigError
-from attractor.interop.weights import new_folder
+from attractor.files import new_folder
 from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
 
 GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}

@@ -157,7 +157,7 @@ class AttractorForCausalLM(LanguageModel):
         config = self.config
         if stop == Steps(1) and config.start == "proposal":
             return self._single_evaluation(proposal, context)
-        is_sparse = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
+        is_sparse = not stop.is_fixed_depth and not torch.is_grad_enabled() and not self.training
         update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
         solution = fixed_point(
             update,
@@ -165,7 +165,7 @@ class AttractorForCausalLM(LanguageModel):
             solver=Anderson(window=config.window),
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and is differentiated as one.
-            gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
+            gradient=Unrolled() if stop.is_fixed_depth else GRADIENTS[config.gradient],
             causal=True,
         )
         if isinstance(update, SparseUpdate):
@@ -181,7 +181,7 @@ class AttractorForCausalLM(LanguageModel):
             value=value,
             residual=residual,
             evaluations=torch.ones_like(status, dtype=torch.int64),
-            outcome=Outcome(status=status, calls=1, limit=1, judged=False),
+            outcome=Outcome(status=status, calls=1, limit=1, checked=False),
         )
 
     def update(self, proposal: Tensor, context: TokenContext) -> Callable[[Tensor], Tensor]:
@@ -204,11 +204,11 @@ class AttractorForCausalLM(LanguageModel):
         return out if context.is_real is None else torch.where(context.is_real, out, y)
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
-        evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
+        evaluations = stop.max_evaluations if stop and stop.is_fixed_depth and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
 
     def caches_equilibrium(self, stop: StopRule | None) -> bool:
-        return self.config.num_attractor_layers > 0 and not isinstance(stop, Steps)
+        return self.config.num_attractor_layers > 0 and not (stop and stop.is_fixed_depth)
 
     @property
     def recurrent_layers(self) -> range:

@@ -82,7 +82,7 @@ class LoopedForCausalLM(LanguageModel):
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
-        if context.cache is not None and (self.training or not isinstance(stop, Steps | None)):
+        if context.cache is not None and (self.training or (stop and not stop.is_fixed_depth)):
             raise ConfigError(
                 "a looped model keeps a cache only in evaluation mode and for a fixed number of iterations: give depth, or no "
                 "budget."
@@ -118,7 +118,7 @@ class LoopedForCausalLM(LanguageModel):
         return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
-        iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence
+        iterations = stop.max_evaluations if stop and stop.is_fixed_depth else self.config.mean_recurrence
         return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
 
     @property

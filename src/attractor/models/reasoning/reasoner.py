@@ -161,7 +161,7 @@ class Reasoner(nn.Module, ABC):
         gradient = self.gradient
         tracked = gradient.steps if isinstance(gradient, Phantom) and torch.is_grad_enabled() else 0
         solution = fixed_point(
-            _Refinement(self, questions) if isinstance(stop, Tolerance) else self.make_update(questions),
+            _Refinement(self, questions) if stop and not stop.is_fixed_depth else self.make_update(questions),
             state,
             solver=self.solver,
             stop=Steps(self.evaluations_per_segment - tracked) if stop is None else stop,
