@@ -245,7 +245,7 @@ def score_tokens(
         solve = {
             "evaluations": solution.evaluations[:, :-1],
             "residual": solution.residual[:, :-1],
-            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.judged else None,
+            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.checked else None,
         }
     return TokenScores(log_probs=torch.stack(log_probs), is_greedy=torch.stack(greedy), **solve)
 
@@ -300,7 +300,110 @@ def _text_score(scores: Sequence[ContinuationScore], num_documents: int, num_byt
     )
 
 
+<<<<<<< HEAD
 def _sum_scores(scores: TokenScores, row: int, part: slice) -> ContinuationScore:
+=======
+def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
+    """Cut ``tokens`` (T,) into windows and say where in each the tokens begin that no earlier window predicts."""
+    windows, scored = [], 1  # nothing comes before the first token to predict it from
+    for begin in range(0, len(tokens), stride):
+        if scored == len(tokens):
+            break
+        windows.append((tokens[begin : begin + length], scored - begin))
+        scored = min(begin + length, len(tokens))
+    return windows
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """Return the tokens of ``text`` behind the end-of-text token, (T,) int64. What looks like a special token is text."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise ConfigError("the tokenizer has neither a bos_token nor an eos_token to put before a text; set one.")
+    return torch.tensor(
+        [first, *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]]
+    )
+
+
+def perplexity(nats: float) -> float:
+    """Return e to the power of a mean loss, infinite where floating point ends."""
+    return math.inf if nats > 700 else math.exp(nats)
+
+
+def max_length(model: Any) -> int:
+    """Return how many tokens the model knows positions for, as far as its configuration says."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
+
+
+def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
+    """Return what of ``budget`` is set, after checking that the model's ``forward`` names it and does not swallow it."""
+    given = {name: value for name, value in budget.items() if value is not None}
+    known = inspect.signature(model.forward).parameters
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{type(model).__name__} has no {name} to set; leave it out for a model that solves nothing."
+            )
+    if "tolerance" in given:
+        require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
+    return given
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **budget: float | None
+) -> Predictions:
+    """Read ``input_ids`` (B, T) once, ``attention_mask`` (B, T) zero at padding on the right, and judge every next token."""
+    output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **known_budget(model, budget))
+    likely, greedy = [], []
+    for logits, tokens in zip(output.logits, input_ids, strict=True):  # by row: float32 copies of one at a time
+        logits, tokens = logits[:-1].float(), tokens[1:]
+        likely.append(logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1))
+        greedy.append(logits.argmax(dim=1) == tokens)
+    found = Predictions(log_probabilities=torch.stack(likely), is_greedy=torch.stack(greedy))
+    if (solution := getattr(output, "solution", None)) is None:
+        return found
+    return Predictions(
+        log_probabilities=found.log_probabilities,
+        is_greedy=found.is_greedy,
+        evaluations=solution.evaluations[:, :-1],
+        residual=solution.residual[:, :-1],
+        is_final=solution.outcome.status[:, :-1] == Status.CONVERGED if solution.outcome.checked else None,
+    )
+
+
+def score_continuations(
+    model: Any,
+    sequences: Sequence[tuple[Tensor, int]],
+    *,
+    batch_size: int = 8,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    **budget: float | None,
+) -> list[Continuation]:
+    """Score each sequence (T,) from its ``start ≥ 1`` to its end, given all before; in the order of ``sequences``."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    order = sorted(
+        range(len(sequences)), key=lambda i: -len(sequences[i][0])
+    )  # little padding; the largest batch first
+    scores: dict[int, Continuation] = {}
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        longest = len(sequences[batch[0]][0])
+        input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, i in enumerate(batch):
+            input_ids[row, : len(sequences[i][0])] = sequences[i][0]
+            mask[row, : len(sequences[i][0])] = 1
+        padding = None if bool(mask.all()) else mask.to(device)
+        found = log_probabilities(model, input_ids.to(device), padding, **budget)
+        for row, i in enumerate(batch):
+            tokens, start = sequences[i]
+            scores[i] = _continuation(found, row, slice(start - 1, len(tokens) - 1))
+        advance(len(scores), len(order))
+    return [scores[i] for i in range(len(sequences))]
+
+
+def _continuation(found: Predictions, row: int, part: slice) -> Continuation:
+>>>>>>> 10a9721
     def total(values: Tensor | None) -> Any:
         if values is None:
             return None
