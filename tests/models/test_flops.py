@@ -117,11 +117,7 @@ REASONERS: dict[str, ReasonerConfig] = {
 @pytest.mark.parametrize(("evaluations_per_segment", "backprop_steps"), [(2, 1), (5, 3)])
 @pytest.mark.parametrize("name", REASONERS)
 def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int, training: bool) -> None:
-<<<<<<< HEAD
     """Evaluations and decoding, and a training segment with its backward pass; three puzzles cost three times one."""
-=======
-    """Evaluation, and a training segment with some tracked evaluations; three puzzles cost three times one."""
->>>>>>> 10a9721
     if "transformer" in name:
         backprop_steps = 1  # its evaluations ignore the state, so only the last has gradients
     model = (

@@ -6,18 +6,6 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-<<<<<<< HEAD
-=======
-from attractor.cli.evaluate import LONGEST
-from attractor.data.text import read_held_out
-from attractor.errors import DataError
-from attractor.evaluation import max_length, score_text
-from attractor.experiment.loading import load_language_model, quiet
-from attractor.files import require_free
-from attractor.interop.stock_export import HeldOut, require_exportable
-from attractor.interop.stock_export import export as write
-
->>>>>>> 10a9721
 
 def export(
     checkpoint: str,

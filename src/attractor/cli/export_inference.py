@@ -4,14 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-<<<<<<< HEAD
-=======
-from attractor.experiment.loading import load_language_model, quiet
-from attractor.experiment.puzzles import is_reasoner, load_reasoner
-from attractor.files import new_folder, require_free
-from attractor.training import find_checkpoint
-from attractor.training.checkpoint import inference_files, load, save_weights, write_checksums
->>>>>>> 10a9721
 
 def export_inference(checkpoint: str, out: Path, /, latest: bool = False) -> None:
     """Write only the model of a checkpoint: weights, configuration and tokenizer. All commands read it.

@@ -4,14 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-<<<<<<< HEAD
-=======
-from attractor.data.text import load_tokenizer
-from attractor.experiment.loading import quiet
-from attractor.files import new_folder, require_free
-from attractor.interop.official_checkpoint import import_official as read_official
-
->>>>>>> 10a9721
 
 def import_official(folder: Path, out: Path, /) -> None:
     """Convert a checkpoint that the paper's authors published to a folder that AutoModelForCausalLM loads.

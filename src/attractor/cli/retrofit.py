@@ -4,14 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-<<<<<<< HEAD
-=======
-from attractor.data.text import load_tokenizer
-from attractor.experiment.loading import quiet
-from attractor.files import new_folder, require_free
-from attractor.interop import retrofit as retrofit_backbone
-
->>>>>>> 10a9721
 
 def retrofit(
     backbone: str,

@@ -95,8 +95,6 @@ class Solution:
         there are none.
     trace_residual
         For each of these points the residual that the step to it measured, at the point before it; NaN at ``y0``.
-    trace_residual
-        For each of these points the residual that the step to it measured, at the point before it; NaN at ``y0``.
     """
 
     value: Tensor
@@ -104,7 +102,6 @@ class Solution:
     evaluations: Tensor
     outcome: Outcome
     trace: Tensor | None = None
-    trace_residual: Tensor | None = None
     trace_residual: Tensor | None = None
 
     def __repr__(self) -> str:

@@ -72,7 +72,6 @@ class Picard(Solver):
     damping: float = 1.0
     max_growth = float("inf")
     is_memoryless = True
-    is_memoryless = True
 
     def __post_init__(self) -> None:
         require_positive(self, "damping")
