@@ -26,7 +26,7 @@ from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
 from attractor.experiment.cost.step_benchmark import StepBenchmark
 from attractor.experiment.environment import environment
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.recipes import Recipe
 from attractor.recipes import recipe as find_recipe
 from attractor.recipes.puzzles import FAMILIES
@@ -199,7 +199,7 @@ def _write(
     }
     for name, goal in reached.items():
         console.print(f"{name}: {goal['figure']:.3g}, goal {goal['goal']}: {'met' if goal['met'] else 'missed'}")
-    result = finite(
+    result = json_safe(
         {"piece": piece, "settings": settings, "environment": environment(), "rows": rows, "goals": reached}
     )
     OUT.mkdir(parents=True, exist_ok=True)

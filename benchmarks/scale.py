@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: what the language models of the ladder cost, by the model behind ``attractor cost``.
+"""The tables of docs/scale.md: the cost of the language models of all sizes, as ``attractor cost`` estimates it.
 
 python -m benchmarks.scale     # writes them into docs/scale.md, in seconds; nothing is measured
 """
@@ -15,12 +15,12 @@ from attractor.recipes import recipe
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 RECIPES = [f"language/{size}{family}" for size in ("140m", "370m", "770m") for family in ("", "-transformer")]
 EVALUATIONS = 8
-ROWS = 4  # on a GPU at a time
+ROWS = 4  # per GPU and batch
 GPUS = (1, 8, 64)
 
 
 def settings(num_gpus: int) -> list[str]:
-    """Four rows a GPU, and 524,288 tokens a step however many there are."""
+    """Return settings for four rows per GPU and 524,288 tokens per step with any number of GPUs."""
     return [f"text.batch_size={ROWS * num_gpus}", f"train.accumulate={256 // (ROWS * num_gpus)}"]
 
 
@@ -49,11 +49,11 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def renewed(text: str) -> str:
-    """Return the page with its tables as they are now."""
+def updated(text: str) -> str:
+    """Return the page with new tables."""
     begin, end = "<!-- tables: python -m benchmarks.scale -->", "<!-- end of tables -->"
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n\n{tables()}\n\n{end}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    DOCS.write_text(renewed(DOCS.read_text()))
+    DOCS.write_text(updated(DOCS.read_text()))

@@ -34,7 +34,7 @@ from attractor.data import puzzles, sudoku
 from attractor.data.puzzles import Puzzles
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import LoadedReasoner, train_reasoner, training_puzzles
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
@@ -44,7 +44,7 @@ OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
 DEPTHS = (1, 2, 4, 8, 12, 16, 32)
 NUM_TEST, NUM_WATCHED = 500, 100
-WATCHED = ("step", "seconds", "loss", "exact", "held_out", "gradient", "residual")
+WATCHED = ("step", "seconds", "loss", "exact", "held_out", "grad_norm", "residual")
 TEST_SEED = 1_000_000
 
 
@@ -124,7 +124,7 @@ def run(
                 **figures,
                 "curve": [{k: row.get(k) for k in WATCHED} for row in log],
             }
-            write_json(OUT / f"{name}-{side}-{seed}.json", finite(result))
+            write_json(OUT / f"{name}-{side}-{seed}.json", json_safe(result))
             print(name, side, seed, steps, figures["exact_by_residual"], flush=True)
 
 

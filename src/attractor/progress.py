@@ -43,7 +43,7 @@ class TrainingProgress:
         for event in report.events:
             self._console.print(f"step {report.step}: {event}", soft_wrap=True)
         # What was not measured is left out; a loss that is not a number is worth seeing.
-        known = {k: v for k, v in report.metrics.items() if k != "gradient" and (k == "loss" or not math.isnan(v))}
+        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
         shown = " ".join(f"{name} {_short(value)}" for name, value in known.items())
         line = f"step {report.step} {shown}"
         self._bar.update(self._task, completed=report.progress, line=line)

@@ -13,7 +13,7 @@ from attractor.errors import ConfigError
 from attractor.experiment.cost.device import PEAK_FLOPS
 from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost, measure_cost, parameters
 from attractor.experiment.environment import environment
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.recipes import RETROFIT
 from attractor.recipes import recipe as find_recipe
 
@@ -66,7 +66,7 @@ def cost(
 
 def figures(found: CostEstimate, real: MeasuredCost | str) -> dict[str, Any]:
     """Return everything that is printed as plain data."""
-    plain: dict[str, Any] = finite(
+    plain: dict[str, Any] = json_safe(
         {
             "parameters": parameters(found.model),
             "evaluations": found.evaluations,

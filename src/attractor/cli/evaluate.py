@@ -19,7 +19,7 @@ from attractor.evaluation.harness import harness, require_tasks
 from attractor.evaluation.text import known_budget, max_length, score_text
 from attractor.experiment.loading import load_language_model
 from attractor.experiment.puzzles import is_reasoner
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
@@ -123,7 +123,7 @@ def evaluate(
                     "checkpoint": str(checkpoint),
                     "budget": budget,
                     "limit": limit,
-                    "results": finite(results),
+                    "results": json_safe(results),
                 }
                 write_json(out, described)
     Console().print(_table(results))

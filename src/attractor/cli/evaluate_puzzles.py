@@ -16,7 +16,7 @@ from attractor.data.puzzles import Puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
 from attractor.experiment.puzzles import LoadedReasoner, as_tensors, load_reasoner
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
@@ -71,7 +71,7 @@ def evaluate_reasoner(
         )
     show(figures, console)
     if out is not None:
-        write_json(out, {"checkpoint": str(checkpoint), "seed": seed, "results": finite(figures)})
+        write_json(out, {"checkpoint": str(checkpoint), "seed": seed, "results": json_safe(figures)})
 
 
 def evaluate_puzzles(

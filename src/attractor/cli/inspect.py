@@ -29,7 +29,7 @@ from attractor.evaluation.internalisation import (
 from attractor.evaluation.text import encode, max_length
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import load_language_model
-from attractor.files import check_output_dir, finite, write_json
+from attractor.files import check_output_dir, json_safe, write_json
 from attractor.plots.report import write_report
 from attractor.progress import TaskProgress
 
@@ -191,5 +191,5 @@ def _figures(found: Internalisation) -> dict[str, Any]:
     """Return all means as plain data, null for what is not finite."""
     named = {name: getattr(found, name) for name in ("num_documents", "num_tokens", "num_bytes", "length")}
     named |= {name: getattr(found, name) for name in ("tolerance", "final", "distance", "gate", "spectral_radius")}
-    rows = [finite(asdict(point)) for point in found.points]
-    return finite(named) | {"points": rows}
+    rows = [json_safe(asdict(point)) for point in found.points]
+    return json_safe(named) | {"points": rows}

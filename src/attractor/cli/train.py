@@ -89,7 +89,7 @@ def train(
                     should_pause=should_pause,
                     distributed=distributed,
                 )
-        [asked] = distributed.total([float(should_pause.taken)])  # of any rank, for all
+        [asked] = distributed.total([float(should_pause.requested)])  # of any rank, for all
         if distributed.is_main:
             paused = (
                 f"; paused, go on with: attractor train {recipe} --out {out} --resume and the same settings"
