@@ -32,7 +32,7 @@ from attractor.recipes import sudoku
 
 OUT = Path("results/scaling")
 SIDES = ("attractor", "trm")
-WATCHED = ("step", "seconds", "loss", "exact", "gradient", "residual")
+WATCHED = ("step", "seconds", "loss", "exact", "grad_norm", "residual")
 LAST = 5  # reports at the end of a run that its figures are means of
 
 
@@ -94,13 +94,13 @@ def show() -> None:
     figure, axes = plt.subplots(2, len(widths), figsize=(3.2 * len(widths) + 1, 5), squeeze=False, sharex="col")
     for run in runs:
         curve, column = run["curve"], widths.index(run["width"])
-        loss, exact, gradient, residual = (_last(curve, name) for name in ("loss", "exact", "gradient", "residual"))
-        largest = max(row["gradient"] for row in curve if row["gradient"] is not None)
+        loss, exact, grad_norm, residual = (_last(curve, name) for name in ("loss", "exact", "grad_norm", "residual"))
+        largest = max(row["grad_norm"] for row in curve if row["grad_norm"] is not None)
         view.add_row(
             f"{run['num_parameters']:,}", run["side"], str(run["seed"]), str(run["steps"]), f"{loss:.3f}",
-            f"{100 * exact:.1f}", f"{gradient:.3f}", f"{largest:.3f}", f"{residual:.3f}",
+            f"{100 * exact:.1f}", f"{grad_norm:.3f}", f"{largest:.3f}", f"{residual:.3f}",
         )  # fmt: skip
-        for row, name in enumerate(("loss", "gradient")):
+        for row, name in enumerate(("loss", "grad_norm")):
             points = [(r["step"], r[name]) for r in curve if r[name] is not None]
             axes[row][column].plot(*zip(*points, strict=True), f"C{SIDES.index(run['side'])}", label=run["side"])
             axes[row][column].set(yscale="log")

@@ -184,8 +184,12 @@ def _changed(value: Any, new: Any, hint: Any, where: str, paths: list[str]) -> A
         return _change(value, new, f"{where}.", paths)
     cls = _member(_classes(hint), new, where)
     rest = {name: item for name, item in new.items() if name != TYPE}
-    # The new class starts from its own defaults: equal names need not have equal meanings.
-    return _change(value, rest, f"{where}.", paths) if cls is type(value) else from_dict(cls, rest, where=where)
+    if cls is not type(value):  # start from its own defaults: equal names need not have equal meanings
+        fields = dataclasses.fields(cls)
+        if any(f.default is f.default_factory is dataclasses.MISSING for f in fields if f.init):
+            return from_dict(cls, rest, where=where)
+        value = cls()
+    return _change(value, rest, f"{where}.", paths)
 
 
 def _nearest(name: str, value: Any, prefix: str, hints: Iterable[str], paths: list[str]) -> str:

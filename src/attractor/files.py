@@ -1,5 +1,6 @@
 """Files: atomic writes, JSON, checksums, and the checks of output folders."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 from attractor.errors import AttractorError, ConfigError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes that are read at a time for a checksum
 
 
@@ -44,6 +46,8 @@ def reported_write_errors(path: str | Path, advice: str = "choose another place"
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_FULL:
+            advice = "free some disk space and try again"
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error}); {advice}.") from error
 
 

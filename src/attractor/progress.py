@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from attractor.errors import requires_extra
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
@@ -18,9 +20,10 @@ class _Bars:
     """A context manager that draws bars on ``console``, by default standard error."""
 
     def __init__(self, console: "Console | None", *, transient: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
+        with requires_extra("train"):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
         def fixed(text: str) -> "ProgressColumn":
             return TextColumn(text, table_column=Column(no_wrap=True))
@@ -67,7 +70,7 @@ class TrainingProgress(_Bars):
         for event in report.events:
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
-        known = {k: v for k, v in report.metrics.items() if k != "gradient" and (k == "loss" or not math.isnan(v))}
+        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
         note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in known.items())])
         self._progress.update(self._task, completed=report.progress, note=note)
         if not self._console.is_terminal and int(report.progress * 10) > self._tenth:

@@ -64,7 +64,7 @@ def generate(
             max_evaluations=max_evaluations,
             num_draft=num_draft,
             draft_depth=draft_depth,
-            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),  # type: ignore[arg-type]
+            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
         )
         full = " (the model's context is full)" if result.is_context_full else ""
         console.print(f"[dim]{result.num_tokens} tokens in {result.seconds:.1f} s{full}[/dim]", highlight=False)

@@ -54,4 +54,4 @@ def train(
         return
     folder = out or Path("runs") / recipe
     paused = f"; paused, go on with: attractor train {recipe} --out {folder} --resume and the same settings"
-    Console().print(f"checkpoint: {trained.path}{paused if pause.taken else ''}", soft_wrap=True)
+    Console().print(f"checkpoint: {trained.path}{paused if pause.requested else ''}", soft_wrap=True)

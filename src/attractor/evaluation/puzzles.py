@@ -138,7 +138,12 @@ def evaluate_depths(
 
 
 def trajectory(
-    model: Reasoner, question: Tensor, depths: Sequence[int], *, init_state: Tensor | None = None, tolerance: float = 0.0
+    model: Reasoner,
+    question: Tensor,
+    depths: Sequence[int],
+    *,
+    init_state: Tensor | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[list[Tensor], list[float]]:
     """Return class probabilities (height, width, classes) and the residual of one grid (height, width) at each depth.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError
@@ -58,18 +59,19 @@ def calibrate(
             raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
     paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
     loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
+    language_model: Any = loaded.model
     with progress_bars(progress) as follow:
         found = find_budget(
-            loaded.model,
+            language_model,
             loaded.tokenizer,
             [text[:characters] for text in islice(read_held_out(paths, field), limit)],
-            length=min(max_length(loaded.model), DEFAULT_WINDOW),
+            length=min(max_length(language_model), DEFAULT_WINDOW),
             max_loss_increase=max_loss_increase,
             batch_size=batch_size,
             advance=follow("budgets"),
         )
-    loaded.model.store_budget(**found.chosen.budget)
+    language_model.store_budget(**found.chosen.budget)
     with new_file(loaded.path / "generation_config.json") as part:
-        loaded.model.generation_config.save_pretrained(part.parent, config_file_name=part.name)
+        language_model.generation_config.save_pretrained(part.parent, config_file_name=part.name)
     update_checksums(loaded.path, "generation_config.json")
     return found

@@ -86,7 +86,7 @@ def evaluate(
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise ConfigError(f"{target}: cannot be written; give a file in a folder that exists as out.")
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    text_only = {"field": field, "length": length, "stride": stride}
+    text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
     puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):

@@ -95,7 +95,8 @@ class LanguageEvaluation:
     def _run_task(
         self, task: str, loaded: LoadedLanguageModel, budget: dict[str, float], follow: Callable[[str], Advance]
     ) -> dict[str, Figures]:
-        model, tokenizer, shared = loaded.model, loaded.tokenizer, {"batch_size": self.batch_size, **budget}
+        model, tokenizer = loaded.model, loaded.tokenizer
+        shared: dict[str, Any] = {"batch_size": self.batch_size, **budget}
         if task == "text":
             return {task: self._text(loaded, shared, follow(task))}
         shared["limit"] = self.limit

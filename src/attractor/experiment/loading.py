@@ -13,7 +13,7 @@ from attractor.config import from_dict
 from attractor.data import Puzzle, find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
-from attractor.experiment.solve import PuzzleSolution, Puzzles, solve_puzzles
+from attractor.experiment.solve import Puzzles, PuzzleSolution, solve_puzzles
 from attractor.files import first_line
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import PuzzleRecipe
@@ -36,10 +36,7 @@ class LoadedLanguageModel:
     path: Path
 
     def generate(self, prompt: str, **settings: Any) -> str:
-        """Return ``prompt`` with its continuation.
-
-        ``settings`` are ``max_new_tokens``, ``temperature``, ``depth`` and others, see :func:`attractor.experiment.generation.generate`.
-        """
+        """Return ``prompt`` with its continuation, see :func:`attractor.experiment.generation.generate` for ``settings``."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
 
 
@@ -53,7 +50,7 @@ class LoadedReasoner:
     path: Path
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
-        """Solve puzzles. ``settings`` are ``depth``, ``breadth`` and others, see :func:`attractor.experiment.solve.solve_puzzles`."""
+        """Solve puzzles and check the answers, see :func:`attractor.experiment.solve.solve_puzzles` for ``settings``."""
         return solve_puzzles(self, puzzles, **settings)
 
 
@@ -131,11 +128,12 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
     verify_weights(checkpoint)
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # damaged folders, and those of other libraries, fail in many ways
         raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({first_line(error)}).") from error
+    model, info = loaded
     keys = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong := sorted(key if isinstance(key, str) else key[0] for key in keys):
         raise CheckpointError(

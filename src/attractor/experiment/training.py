@@ -62,7 +62,7 @@ def train(
         Show a progress bar.
     pause
         Decides when to write a checkpoint and return early. While the run lasts, it also handles SIGTERM and SIGINT.
-        ``pause.taken`` tells whether the run was paused.
+        ``pause.requested`` tells whether the run was paused.
 
     Raises
     ------
@@ -78,7 +78,9 @@ def train(
     if name == RETROFIT and start is None:
         raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
     if start is not None:
-        config = recipes.fit_to_model(config, start.model.config)
+        assert not isinstance(config, PuzzleRecipe)  # or init was refused
+        model_config: Any = start.model.config
+        config = recipes.fit_to_model(config, model_config)
     config = override(config, overrides)
     folder = None if data is None else Path(data)
     if isinstance(config, PuzzleRecipe):
@@ -106,8 +108,8 @@ def train(
                 distributed=distributed,
             )
         if pause is not None:
-            [asked] = distributed.total([float(pause.taken)])  # any rank may have been asked
-            pause.taken = bool(asked)
+            [asked] = distributed.total([float(pause.requested)])  # any rank may have been asked
+            pause.requested = bool(asked)
         return replace(trained, path=find_checkpoint(target)) if distributed.is_main else trained
 
 

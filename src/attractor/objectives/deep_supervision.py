@@ -213,7 +213,7 @@ class DeepSupervision:
         return {name: value.index_put((index,), new[name]) for name, value in carry.items()}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return the rate (segments of one puzzle per second) since the last call, MFU, and the share of held-out puzzles solved."""
+        """Return segments per second (of all puzzles) since the last call, MFU, and the share of held-out puzzles solved."""
         rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
