@@ -6,8 +6,8 @@
   ``encode_batch_fast`` alone and against a call of the transformers wrapper.
 * Reading, in tokens per second on one core: ``PackedRows.batch``.
 
-Words follow a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions. On a shared
-machine only ratios are meaningful.
+Words follow a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions. On a
+shared machine only ratios are meaningful.
 """
 
 import os

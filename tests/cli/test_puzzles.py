@@ -22,7 +22,7 @@ def table(file: Path, data: PuzzleSet) -> Path:
 
 
 def tables(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles."""
+    """A training csv of 20 puzzles, and a test csv of 6, of which two are copies of training puzzles."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     if kind == "sudoku":
