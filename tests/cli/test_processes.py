@@ -198,7 +198,7 @@ def begun(tmp_path_factory) -> Path:
         run = Ranks(folder / f"ranks-{seed}", main, arguments)
         _, err = run.end()
         assert run.exit_codes == [0, 0], err
-    (folder / "text.txt").write_text("the sea was calm and a small boat went out past old walls of stone. " * 300)
+    (folder / "text.txt").write_text("the sea was blue and a small boat went out past old walls of stone. " * 300)
     prepare = ["data", "prepare", str(folder / "text.txt"), "--out", str(folder / "tokens"), "--vocab-size", "260"]
     assert main([*prepare, "--val-fraction", "0"]) == 0
     return folder
