@@ -65,7 +65,7 @@ def run(
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
-                model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
+                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "
