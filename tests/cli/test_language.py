@@ -143,7 +143,8 @@ def test_the_log_has_the_figures_of_a_solve(run) -> None:
     """And the run's settings, environment and commit lie beside the weights."""
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     for name in (
-        "loss", "tokens", "tokens_per_second", "mfu", "evaluations", "residual", "proposal_distance", "gate", "spectral_radius", "grad_norm",
+        "loss", "tokens", "tokens_per_second", "mfu", "evaluations", "residual", "proposal_distance",
+        "gate", "spectral_radius", "grad_norm",
     ):  # fmt: skip
         assert name in line, name
     described = json.loads((run / "step-00000006" / "run.json").read_text())
