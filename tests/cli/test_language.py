@@ -197,7 +197,7 @@ MISTAKES = {
     ),
     "a reasoner's command": (["solve", "RUN", "maze.txt"], "'reasoner' is needed"),
     "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
-    "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below what float32 resolves"),
+    "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below the precision of float32"),
     "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),
     "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
     "resume and overwrite": (["--resume", "--overwrite", "--data", "DATA"], "give one of them"),
