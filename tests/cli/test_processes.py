@@ -28,7 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SETTINGS = [
-    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
+    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
+    "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip
 
