@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.inference.ragged import RaggedIndex
+from attractor.models.language.inference.sparse_update import RaggedIndex
 from attractor.models.language.inference.speculative import accept_drafts
 
 SMALL = {

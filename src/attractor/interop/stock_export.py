@@ -35,21 +35,8 @@ def export(
 ) -> PreTrainedModel:
     """Write ``model`` at ``depth`` as a stock model with a model card, and return the stock model.
 
-    Parameters
-    ----------
-    model, depth
-        As in :func:`to_stock`.
-    out
-        The folder to write; it must not exist.
-    tokenizer
-        The model's tokenizer, which is written too.
-    held_out
-        Figures for the model card.
-
-    Raises
-    ------
-    ConfigError
-        If no stock model computes the same, or ``out`` exists or cannot be written.
+    ``tokenizer`` is written too; ``held_out`` are figures for the card. Raises ConfigError if no stock model computes
+    the same, and if ``out`` exists or cannot be written.
     """
     stock = to_stock(model, depth)
     with new_folder(Path(out)) as folder:
@@ -63,17 +50,8 @@ def export(
 def to_stock(model: Any, depth: int) -> PreTrainedModel:
     """Return a ``Qwen3ForCausalLM`` (without QK-norm: ``LlamaForCausalLM``) with the logits of ``model`` at ``depth``.
 
-    Parameters
-    ----------
-    model
-        An attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``).
-    depth
-        0 for the proposal, 1 for one evaluation.
-
-    Raises
-    ------
-    ConfigError
-        If no stock model computes the same.
+    ``model`` is an attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``). ``depth`` is 0 for
+    the proposal, or 1 for one evaluation. Raises ConfigError if no stock model computes the same.
     """
     require_exportable(model, depth)
     config = model.config
@@ -148,19 +126,16 @@ def require_exportable(model: Any, depth: int) -> None:
 
 
 def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: HeldOut | None) -> str:
-    config = model.config
-    kind = type(stock).__name__
-    if not config.num_attractor_layers:
+    config, num_solved, solves = model.config, model.config.num_attractor_layers, ""
+    origin = "An Attractor Model after one evaluation (depth 1)"
+    if depth == 0:
+        origin = f"The proposal (depth 0) of an Attractor Model, without its {num_solved} attractor layer(s),"
+    if not num_solved:
         origin = "A plain Transformer"
-    elif depth == 0:
-        origin = f"The proposal (depth 0) of an Attractor Model, without its {config.num_attractor_layers} attractor layer(s),"
     else:
-        origin = "An Attractor Model after one evaluation (depth 1)"
-    solves = (
-        "\nThe original model refines its output until it converges; that needs the package and the original checkpoint.\n"
-        if config.num_attractor_layers
-        else ""
-    )
+        solves = (
+            "\nThe original model refines its output until it converges; that needs the package and its checkpoint.\n"
+        )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -168,7 +143,7 @@ tags: [attractor-models]
 ---
 # {name}
 
-{origin} as a stock `{kind}`, exported by attractor {attractor.__version__}.
+{origin} as a stock `{type(stock).__name__}`, exported by attractor {attractor.__version__}.
 {solves}
 | | |
 |---|---|

@@ -33,7 +33,7 @@ def generate_with_drafts(
     stop = model.stop_rule(**budget) or model.default_stop_rule(is_padded=False)
     cache, sampling, ids = DynamicCache(), generation_config.do_sample, input_ids
     first = model(ids, cache=cache, logits_to_keep=1, **budget).logits[:, -1]
-    new = _sample(_distribution(logits_processor, ids, first, sampling))
+    new = torch.multinomial(_distribution(logits_processor, ids, first, sampling), 1)
     attractor_slots = range(model.num_backbone_layers, model.config.num_hidden_layers)
     while True:
         for token in new.split(1, dim=1):
@@ -59,19 +59,12 @@ def generate_with_drafts(
 
 
 def accept_drafts(target_probs: Tensor, draft_probs: Tensor, drafts: Tensor) -> Tensor:
-    """Return the accepted drafts and, after them, a token in place of the first rejected draft; at most n tokens.
+    """Return the accepted of ``drafts`` (n,) and, after them, a token in place of the first rejected one.
 
-    Parameters
-    ----------
-    target_probs, draft_probs
-        (n, V): the distributions that the tokens must have, and those from which the drafts were drawn.
-    drafts
-        (n,).
+    The tokens follow the distributions ``target_probs``; the drafts were drawn from ``draft_probs``, both (n, V).
     """
-    place = torch.arange(len(drafts), device=drafts.device)
-    is_accepted = (
-        torch.rand(len(drafts), device=drafts.device) * draft_probs[place, drafts] < target_probs[place, drafts]
-    )
+    target, draft = (probs.gather(1, drafts[:, None])[:, 0] for probs in (target_probs, draft_probs))
+    is_accepted = torch.rand(len(drafts), device=drafts.device) * draft < target
     num = int(is_accepted.long().cumprod(dim=0).sum())
     if num == len(drafts):
         return drafts
@@ -91,7 +84,7 @@ def _draft(
         proposal = model.model.run(x, context, 0, model.num_backbone_layers)
         y = model.update(proposal, context)(proposal) if depth else proposal
         distribution = _distribution(processor, ids, model.lm_head(model.model.norm(y))[:, -1], sampling)
-        ids = torch.cat([ids, _sample(distribution)], dim=1)
+        ids = torch.cat([ids, torch.multinomial(distribution, 1)], dim=1)
         proposals.append(proposal)
         draft_probs.append(distribution)
     if depth:  # the solve replaces the keys and values of the drafts in the attractor's slots
@@ -111,10 +104,6 @@ def _distribution(processor: Any, ids: Tensor, logits: Tensor, sampling: bool) -
     if sampling:
         return scores.softmax(dim=-1)
     return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
-
-
-def _sample(distribution: Tensor) -> Tensor:
-    return torch.multinomial(distribution, 1)
 
 
 def _require_draftable(
