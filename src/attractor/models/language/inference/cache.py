@@ -81,7 +81,7 @@ class EquilibriumCache:
             and past + x.shape[1] > first.max_cache_len
         ):
             raise ConfigError(
-                f"a static cache of {first.max_cache_len} places is too short for {x.shape[1]} tokens after {int(past)}; "
+                f"a static cache of {first.max_cache_len} places has no room for {x.shape[1]} tokens after {int(past)}; "
                 "make it longer."
             )
         return cls(cache=cache, next_slot=slots.start, past=past.clone() if isinstance(past, Tensor) else past)
