@@ -10,9 +10,8 @@ from attractor.config import suggestion
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import find_task, read_tasks
-from attractor.evaluation.core import core, evaluate_task
+from attractor.evaluation.core import core, evaluate_task, lambada
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.lambada import lambada
 from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
 from attractor.experiment.progress import Advance, progress_bars
