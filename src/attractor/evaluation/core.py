@@ -187,7 +187,8 @@ def draw_examples(items: Sequence[Item], index: int, num: int) -> list[Item]:
 
 def prompts(task: Task, item: Item, examples: Sequence[Item]) -> list[str]:
     """Return the item's prompts after its examples: one per option, or one without and one with the continuation."""
-    solved = [task.delimiter.join(_options(task.kind, e)[e.get("gold", 0)]) for e in examples]
+    right = [0 if task.kind == "language_modeling" else e["gold"] for e in examples]
+    solved = [task.delimiter.join(_options(task.kind, e)[i]) for e, i in zip(examples, right, strict=True)]
     ends = [task.delimiter.join(option) for option in _options(task.kind, item)]
     if task.kind == "language_modeling":
         ends.insert(0, item["context"].strip() + task.delimiter)
