@@ -49,9 +49,9 @@ class ContinuationScore:
     num_tokens: int
     log_likelihood: float
     is_greedy: bool
-    evaluations: int | None
+    evaluations: float | None
     residual: float | None
-    num_converged: int | None
+    num_converged: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +275,7 @@ def score_continuations(
 
 def _sum_scores(scores: TokenScores, row: int, part: slice) -> ContinuationScore:
     def total(values: Tensor | None) -> Any:
-        if values is None:
-            return None
-        selected = values[row, part]
-        return (selected.double() if values.is_floating_point() else selected).sum().item()
+        return None if values is None else values[row, part].double().sum().item()
 
     return ContinuationScore(
         num_tokens=part.stop - part.start,

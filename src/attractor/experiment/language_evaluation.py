@@ -116,13 +116,6 @@ class LanguageEvaluation:
     def _text(self, loaded: LoadedLanguageModel, shared: dict[str, Any], advance: Advance) -> Figures:
         window = min(max_length(loaded.model), DEFAULT_WINDOW) if self.length is None else self.length
         documents = islice(read_held_out(self.data, self.field or "text"), self.limit)
-        score = score_text(
-            loaded.model,
-            loaded.tokenizer,
-            documents,
-            length=window,
-            stride=self.stride,
-            advance=advance,
-            **shared,
-        )
+        shared |= {"length": window, "stride": self.stride, "advance": advance}
+        score = score_text(loaded.model, loaded.tokenizer, documents, **shared)
         return {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, **asdict(score), "length": window}

@@ -28,9 +28,7 @@ def new_figure(num_axes: int = 1, height: float = 3.6) -> tuple["Figure", list["
 
 def use_integer_ticks(axis: "Axis") -> None:
     """Label whole numbers only."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.get_major_locator().set_params(integer=True)
 
 
 def use_log_scale(axes: "Axes") -> None:
