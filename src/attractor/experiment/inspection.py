@@ -11,7 +11,7 @@ from attractor.data.text import read_held_out
 from attractor.errors import CheckpointError, ConfigError
 from attractor.evaluation.internalisation import Internalisation, TokenStats, default_budget, measure_internalisation
 from attractor.evaluation.text import DEFAULT_WINDOW, encode, max_length, passage, token_texts
-from attractor.evaluation.trajectories import trajectories
+from attractor.evaluation.trajectories import Trajectories, trajectories
 from attractor.experiment.environment import environment
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
@@ -108,15 +108,7 @@ def inspect(
             )
         shown = [_first_tokens(loaded.tokenizer, *pair) for pair in zip(texts[:NUM_SHOWN], found.tokens, strict=False)]
         about = {"command": command, "checkpoint": str(loaded.path)}
-        rows = {
-            "tokens": f"{found.num_tokens:,}",
-            "tolerance": "none: a fixed number of iterations" if found.tolerance is None else f"{found.tolerance:g}",
-            "environment": ", ".join(f"{name} {value}" for name, value in environment().items()),
-        }
-        write_report(folder, found, followed, shown, about | rows)
-        figures = {name: value for name, value in vars(found).items() if name != "tokens"}
-        figures |= {"proposal_distance": found.proposal_distance, "points": [asdict(point) for point in found.points]}
-        write_json(folder / "figures.json", about | {"environment": environment()} | figures)
+        _write(folder, found, followed, shown, about)
     return found
 
 
@@ -134,3 +126,15 @@ def _first_tokens(tokenizer: Any, text: str, tokens: TokenStats) -> tuple[list[s
     part = slice(1, num + 1)
     shown = TokenStats(evaluations=tokens.evaluations[part], residual=tokens.residual[part], proposal_distance=None)
     return token_texts(tokenizer, text)[:num], shown
+
+
+def _write(folder: Path, found: Internalisation, followed: Trajectories, shown: Any, about: dict[str, Any]) -> None:
+    rows = {
+        "tokens": f"{found.num_tokens:,}",
+        "tolerance": "none: a fixed number of iterations" if found.tolerance is None else f"{found.tolerance:g}",
+        "environment": ", ".join(f"{name} {value}" for name, value in environment().items()),
+    }
+    write_report(folder, found, followed, shown, about | rows)
+    figures = {name: value for name, value in vars(found).items() if name != "tokens"}
+    figures |= {"proposal_distance": found.proposal_distance, "points": [asdict(point) for point in found.points]}
+    write_json(folder / "figures.json", about | {"environment": environment()} | figures)
