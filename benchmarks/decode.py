@@ -74,7 +74,8 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
-    model, tokenizer = load_language_model(checkpoint)
+    loaded = load_language_model(checkpoint)
+    model, tokenizer = loaded.model, loaded.tokenizer
     assert isinstance(model, AttractorForCausalLM), "give an attractor's checkpoint"
     model.config.max_position_embeddings = max(2048, model.config.max_position_embeddings)
     _write_with_cache(model)

@@ -26,10 +26,10 @@ from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
 from attractor.experiment.cost.step_benchmark import StepBenchmark
 from attractor.experiment.environment import environment
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.recipes import Recipe
-from attractor.recipes import recipe as find_recipe
-from attractor.recipes.puzzles import FAMILIES
+from attractor.recipes import get as get_recipe
+from attractor.recipes.puzzles import REASONER_FAMILIES as FAMILIES
 from attractor.training import PRECISIONS
 from benchmarks.memory import EVALUATIONS
 from benchmarks.reasoning_step import host_waits
@@ -86,7 +86,7 @@ def language(size: str = LANGUAGE, set: Set = ROWS, repeats: int = 6) -> dict[st
         repeats: Steps of each side.
     """
     sides = {
-        f"{name}, {'compiled' if compiled else 'eager'}": Side(override(find_recipe(recipe), set), compiled=compiled)
+        f"{name}, {'compiled' if compiled else 'eager'}": Side(override(get_recipe(recipe), set), compiled=compiled)
         for name, recipe in {"attractor": size, "Transformer": f"{size}-transformer"}.items()
         for compiled in (False, True)
     }
@@ -115,7 +115,7 @@ def memory(size: str = LANGUAGE, set: Set = ROWS, evaluations: tuple[int, ...] =
     for n in evaluations:
         forced = ("model.tolerance=1e-6", f"model.min_evaluations={n}", f"model.max_evaluations={n}")
         # More batches of a step take no more memory than two, of which the second finds the first one's gradients.
-        config = override(find_recipe(size), (*set, *forced, "train.accumulate=2"))
+        config = override(get_recipe(size), (*set, *forced, "train.accumulate=2"))
         trial = StepBenchmark(config, compiled=ON_GPU)
         trial.step()
         peak = trial.peak()
@@ -138,7 +138,7 @@ def reasoners(task: str = SUDOKU, set: Set = PUZZLES, repeats: int = 20) -> dict
         repeats: Steps of each side.
     """
     names = {family: task if family == "attractor" else f"{task}-{family}" for family in FAMILIES}
-    sides = {family: Side(override(find_recipe(name), set), compiled=True) for family, name in names.items()}
+    sides = {family: Side(override(get_recipe(name), set), compiled=True) for family, name in names.items()}
     rows = _take_turns(sides, repeats)
     for family, side in sides.items():
         rows[family]["host_waits"] = host_waits(partial(_segment, side)) if ON_GPU else None
@@ -158,7 +158,7 @@ def _segment(side: Side) -> None:
     questions = torch.zeros(found.run.batch_size, 1, found.size, dtype=torch.long, device=trial.device)
     precision = trial.recipe.train.precision
     with torch.autocast(trial.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-        output = trial.model(questions, trial.model.start(questions))
+        output = trial.model(questions, trial.model.init_state(questions))
     output.logits.float().sum().backward()
     trial.model.zero_grad()
 
@@ -199,7 +199,7 @@ def _write(
     }
     for name, goal in reached.items():
         console.print(f"{name}: {goal['figure']:.3g}, goal {goal['goal']}: {'met' if goal['met'] else 'missed'}")
-    result = finite(
+    result = json_safe(
         {"piece": piece, "settings": settings, "environment": environment(), "rows": rows, "goals": reached}
     )
     OUT.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def one(side: str, seed: int, data: Path, bundle: Path, num_steps: int, console:
                 "bits_per_byte": score.bits_per_byte,
                 "evaluations": score.evaluations,
                 "residual": None if score.residual is None or math.isnan(score.residual) else score.residual,
-                "final": score.final,
+                "final": score.converged_fraction,
             }
         )
         console.print(f"{side} {seed}: {curve[-1]}")

@@ -23,7 +23,7 @@ from rich.table import Table
 from attractor.cli.demo import judge_sizes, write_pictures
 from attractor.config import to_dict
 from attractor.experiment.environment import environment
-from attractor.experiment.puzzles import train_reasoner, training_mazes
+from attractor.experiment.puzzles import train_reasoner, training_puzzles
 from attractor.files import write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import MazeDataConfig, maze, maze_control
@@ -40,10 +40,10 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
     if side == "control":
         recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
     with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {seed}", console) as progress:
-        model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+        model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)
-    judged = judge_sizes(model, training_mazes(recipe.data), console)
+    judged = judge_sizes(model, training_puzzles(recipe), console)
     result = {
         "command": f"python -m benchmarks.mazes --sides {side} --seeds {seed} --minutes {minutes:g}",
         "environment": environment(),

@@ -123,7 +123,7 @@ def through_reasoner(model: nn.Module) -> Segment:
 def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[str, Side]:
     """Return all sides, those of a model with equal weights."""
     cells = GridNetworkConfig(width=width, hidden=3 * width, num_cells=size**2)
-    update, symbols = TRMUpdateConfig(cells=cells), {"num_symbols": size + 1, "num_classes": size + 1}
+    update, symbols = TRMUpdateConfig(network=cells), {"num_symbols": size + 1, "num_classes": size + 1}
     trm = TRMConfig(**symbols, update=update, evaluations_per_segment=2).build().to(questions.device)
     attractor = (
         AttractorReasonerConfig(**symbols, update=update, evaluations_per_segment=2, backprop_steps=1)

@@ -29,13 +29,13 @@ from attractor.config import change, to_dict
 from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_out
 from attractor.evaluation import score_text
 from attractor.experiment.environment import environment
-from attractor.experiment.language import Start, train_language
-from attractor.experiment.loading import quiet
+from attractor.experiment.language import train_language
+from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.files import write_json
 from attractor.gradient import spectral_radius
 from attractor.models.language import AttractorForCausalLM, LanguageModel
 from attractor.progress import TrainingProgress
-from attractor.recipes import LanguageRecipe, language, retrofit, started_from
+from attractor.recipes import LanguageRecipe, fit_to_model, language, retrofit
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
@@ -68,7 +68,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
         },
     )
     with tempfile.TemporaryDirectory() as run, TrainingProgress("plain", console) as progress:
-        model = train_language(recipe, data, Path(run), callbacks=[progress])
+        model = train_language(recipe, data, Path(run), callbacks=[progress]).model
     own = model.config
     names = (
         "vocab_size",
@@ -123,7 +123,7 @@ def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
             "depth 1": score(depth=1).bits_per_byte,
             "equilibrium": solved.bits_per_byte,
         },
-        "at_rest": solved.final,
+        "at_rest": solved.converged_fraction,
         "evaluations": solved.evaluations,
         "residual": solved.residual,
         **radii(model, data),
@@ -145,7 +145,7 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
     num_attractor_layers, branches, penalty = SIDES[side]
     model = build(backbone, num_attractor_layers, branches)
     recipe: LanguageRecipe = change(
-        started_from(retrofit(), model.config),
+        fit_to_model(retrofit(), model.config),
         {
             "model": {"max_evaluations": 16},
             "text": {"contraction_penalty": penalty},
@@ -153,8 +153,8 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
         },
     )
     with tempfile.TemporaryDirectory() as run, TrainingProgress(side, console) as progress:
-        start = Start(model, load_tokenizer(data))
-        trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start)
+        start = LoadedLanguageModel(model, load_tokenizer(data), backbone)
+        trained = train_language(recipe, data, Path(run), callbacks=[progress], start=start).model
         log = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     trained.config.max_evaluations = 64
     return {

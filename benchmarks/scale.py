@@ -6,11 +6,11 @@ python -m benchmarks.scale     # writes them into docs/scale.md, in seconds; not
 import re
 from pathlib import Path
 
+from attractor import recipes
 from attractor.cli.cost import EXPECTED_MFU, days
 from attractor.config import override
 from attractor.experiment.cost.device import PEAK_FLOPS
 from attractor.experiment.cost.estimate import estimate_cost, parameters
-from attractor.recipes import recipe
 
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 RECIPES = [f"language/{size}{family}" for size in ("140m", "370m", "770m") for family in ("", "-transformer")]
@@ -28,7 +28,7 @@ def tables() -> str:
     """Return both tables as Markdown."""
     lines = ["| recipe | weights | embedding | forward | training | whole run |", "|---|---|---|---|---|---|"]
     for name in RECIPES:
-        found = estimate_cost(recipe(name), evaluations=EVALUATIONS)
+        found = estimate_cost(recipes.get(name), evaluations=EVALUATIONS)
         parts = parameters(found.model)
         each = (found.forward(found.evaluations), found.flops)
         total = f"{(found.total or 0) / 1e18:.1f}"
@@ -40,7 +40,7 @@ def tables() -> str:
     for name in RECIPES:
         memory, spans = [], []
         for n in GPUS:
-            config = override(recipe(name), settings(n))
+            config = override(recipes.get(name), settings(n))
             for how in ("ddp", "fsdp") if n > 1 else ("none",):
                 found = estimate_cost(config, evaluations=EVALUATIONS, world_size=n, strategy=how)
                 memory.append(f"{found.memory.peak / 1e9:.1f}")

@@ -26,13 +26,13 @@ from rich.table import Table
 from attractor.config import override, to_dict
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku
 
 OUT = Path("results/scaling")
 SIDES = ("attractor", "trm")
-WATCHED = ("step", "seconds", "loss", "exact", "gradient", "residual")
+WATCHED = ("step", "seconds", "loss", "exact", "grad_norm", "residual")
 LAST = 5  # reports at the end of a run that its figures are means of
 
 
@@ -56,7 +56,7 @@ def run(
     """
     torch.set_num_threads(threads)
     OUT.mkdir(parents=True, exist_ok=True)
-    cells = [f"model.update.cells.width={width}", f"model.update.cells.hidden={3 * width}"]
+    cells = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
         for side in sides:
@@ -64,7 +64,7 @@ def run(
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
-                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+                model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "
@@ -78,7 +78,7 @@ def run(
                 "recipe": to_dict(recipe),
                 "curve": [{name: row.get(name) for name in WATCHED} for row in log],
             }
-            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", finite(result))
+            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", json_safe(result))
 
 
 def show() -> None:
@@ -94,13 +94,13 @@ def show() -> None:
     figure, axes = plt.subplots(2, len(widths), figsize=(3.2 * len(widths) + 1, 5), squeeze=False, sharex="col")
     for run in runs:
         curve, column = run["curve"], widths.index(run["width"])
-        loss, exact, gradient, residual = (_last(curve, name) for name in ("loss", "exact", "gradient", "residual"))
-        largest = max(row["gradient"] for row in curve if row["gradient"] is not None)
+        loss, exact, grad_norm, residual = (_last(curve, name) for name in ("loss", "exact", "grad_norm", "residual"))
+        largest = max(row["grad_norm"] for row in curve if row["grad_norm"] is not None)
         view.add_row(
             f"{run['num_parameters']:,}", run["side"], str(run["seed"]), str(run["steps"]), f"{loss:.3f}",
-            f"{100 * exact:.1f}", f"{gradient:.3f}", f"{largest:.3f}", f"{residual:.3f}",
+            f"{100 * exact:.1f}", f"{grad_norm:.3f}", f"{largest:.3f}", f"{residual:.3f}",
         )  # fmt: skip
-        for row, name in enumerate(("loss", "gradient")):
+        for row, name in enumerate(("loss", "grad_norm")):
             points = [(r["step"], r[name]) for r in curve if r[name] is not None]
             axes[row][column].plot(*zip(*points, strict=True), f"C{SIDES.index(run['side'])}", label=run["side"])
             axes[row][column].set(yscale="log")

@@ -30,11 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attractor.cli.evaluate_puzzles import evaluate_puzzles
 from attractor.config import override, to_dict
-from attractor.data import puzzles, sudoku
-from attractor.data.puzzles import Puzzles
+from attractor.data import PuzzleSet, puzzles, sudoku
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import LoadedReasoner, train_reasoner, training_puzzles
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
@@ -45,7 +44,7 @@ OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
 DEPTHS = (1, 2, 4, 8, 12, 16, 32)
 NUM_TEST, NUM_WATCHED = 500, 100
-WATCHED = ("step", "seconds", "loss", "exact", "held_out", "gradient", "residual")
+WATCHED = ("step", "seconds", "loss", "exact", "held_out", "grad_norm", "residual")
 TEST_SEED = 1_000_000
 
 
@@ -90,7 +89,7 @@ def run(
                 watched = test[slice(None, None, max(1, len(test) // NUM_WATCHED))]
             else:
                 test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
-                known = _both(learnt, test)
+                known = learnt + test
                 watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
                 begun = time.process_time()
@@ -102,7 +101,7 @@ def run(
                 LoadedReasoner(model, "sudoku", size),
                 test,
                 depths=DEPTHS,
-                breadths=(1, 4) if model.random_start else (1,),
+                breadths=(1, 4) if model.random_init else (1,),
                 batch_size=250,
                 seed=seed,
             )
@@ -125,7 +124,7 @@ def run(
                 **figures,
                 "curve": [{k: row.get(k) for k in WATCHED} for row in log],
             }
-            write_json(OUT / f"{name}-{side}-{seed}.json", finite(result))
+            write_json(OUT / f"{name}-{side}-{seed}.json", json_safe(result))
             print(name, side, seed, steps, figures["exact_by_residual"], flush=True)
 
 
@@ -139,14 +138,6 @@ def flops(model: Reasoner, size: int) -> int:
             model(question, state, stop=Steps(n))
         counts.append(counter.get_total_flops())
     return counts[1] - counts[0]
-
-
-def _both(a: Puzzles, b: Puzzles) -> Puzzles:
-    return Puzzles(
-        kind="sudoku",
-        questions=np.concatenate([a.questions, b.questions]),
-        answers=np.concatenate([a.answers, b.answers]),
-    )
 
 
 def show() -> None:

@@ -1,7 +1,12 @@
-"""Attractor Models: networks that propose an answer and then refine it until it stops changing.
+"""Attractor Models: networks that propose an answer and refine it until it converges.
 
-The ground floor is :func:`fixed_point`, a layer for any PyTorch model; on it stand the models in ``attractor.models``.
+:func:`fixed_point` is a layer for any PyTorch model; it needs only PyTorch and NumPy. :func:`train`, :func:`load`,
+:func:`evaluate` and :func:`cost` work with the models in ``attractor.models``; they and ``attractor.recipes`` are imported when they
+are used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from attractor.errors import (
     AttractorError,
@@ -10,6 +15,7 @@ from attractor.errors import (
     DataError,
     DivergedError,
     LostRankError,
+    MissingExtraError,
     NotConvergedError,
 )
 from attractor.fixed_point import FixedPoint, fixed_point
@@ -41,7 +47,38 @@ from attractor.solve import (
     synchronized,
 )
 
+if TYPE_CHECKING:
+    from attractor import recipes
+    from attractor.experiment.cost.estimate import estimate_cost as cost
+    from attractor.experiment.evaluation import evaluate
+    from attractor.experiment.loading import load
+    from attractor.experiment.training import train
+    from attractor.interop.backbone import from_backbone as retrofit
+
 __version__ = "0.1.0"
+
+_LAZY = {
+    "cost": ("attractor.experiment.cost", "cost"),
+    "evaluate": ("attractor.experiment.evaluation", "evaluate"),
+    "load": ("attractor.experiment.loading", "load"),
+    "recipes": ("attractor.recipes", None),
+    "retrofit": ("attractor.interop.backbone", "from_backbone"),
+    "train": ("attractor.experiment.training", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name that needs more than PyTorch and NumPy when it is used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = importlib.import_module(module)
+    return value if attribute is None else getattr(value, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Anderson",
@@ -56,6 +93,7 @@ __all__ = [
     "Gradient",
     "Implicit",
     "LostRankError",
+    "MissingExtraError",
     "Neumann",
     "NotConvergedError",
     "OneStep",
@@ -72,8 +110,14 @@ __all__ = [
     "Unrolled",
     "Update",
     "contraction",
+    "cost",
+    "evaluate",
     "fixed_point",
     "jacobian_penalty",
+    "load",
+    "recipes",
+    "retrofit",
     "spectral_radius",
     "synchronized",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""``python -m attractor``: the command line, as ``torchrun -m attractor`` starts it."""
+"""Run the command line as ``python -m attractor`` or ``torchrun -m attractor``."""
 
 import sys
 

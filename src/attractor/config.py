@@ -1,4 +1,8 @@
-"""Configurations: frozen dataclasses to and from plain data, and changed by path. Unknown names are refused, never dropped."""
+"""Configurations are frozen dataclasses. This module converts them to plain data and back, and changes them by path.
+
+Plain data of a union member, such as ``TRMConfig`` in ``AttractorReasonerConfig | TRMConfig``, has a key ``"type"`` with the name
+of its class. Unknown names are refused; the message offers the nearest valid name.
+"""
 
 import dataclasses
 import difflib
@@ -11,6 +15,7 @@ from typing import Any, TypeVar
 from attractor.errors import ConfigError
 
 T = TypeVar("T")
+TYPE = "type"  # the key that names the class of a union member
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
@@ -21,7 +26,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def require_whole(owner: Any, least: int, *names: str) -> None:
-    """Refuse the named attributes of ``owner`` unless they are whole numbers from ``least`` up."""
+    """Raise a ConfigError if a named attribute of ``owner`` is not an integer of ``least`` or more."""
     for name in names:
         value = getattr(owner, name)
         if type(value) is not int or value < least:
@@ -29,7 +34,7 @@ def require_whole(owner: Any, least: int, *names: str) -> None:
 
 
 def require_positive(owner: Any, *names: str) -> None:
-    """Refuse the named attributes of ``owner`` unless they are finite numbers above zero."""
+    """Raise a ConfigError if a named attribute of ``owner`` is not a finite number above zero."""
     for name in names:
         value = getattr(owner, name)
         if not (isinstance(value, int | float) and 0 < value < float("inf")):
@@ -37,7 +42,7 @@ def require_positive(owner: Any, *names: str) -> None:
 
 
 def settings(cls: type) -> dict[str, Any]:
-    """Return the settings of a configuration class and their types: its fields, without those another library declares."""
+    """Return the settings of a configuration class and their types, without those that ``transformers`` declares."""
     ours = [
         c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c) and c.__module__.split(".")[0] != "transformers"
     ]
@@ -46,77 +51,185 @@ def settings(cls: type) -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return nested plain data that :func:`from_dict` reads back."""
-    values = {name: getattr(config, name) for name in settings(type(config))}
-    return {name: to_dict(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}
+    data = {}
+    for name, hint in settings(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            tag = {TYPE: type(value).__name__} if len(_classes(hint)) > 1 else {}
+            value = {**tag, **to_dict(value)}
+        data[name] = value
+    return data
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
-    """Build ``cls``, a dataclass, from nested plain data; every key must be a field, every value of its type."""
+    """Build the dataclass ``cls`` from nested plain data.
+
+    Parameters
+    ----------
+    cls
+        The class to build.
+    data
+        Its settings. Every key must be a setting and every value of the setting's type. Where a setting can be one of several
+        classes, its data must have a key ``"type"`` with the name of the class.
+    where
+        The name for ``data`` in error messages.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, missing, or of the wrong type.
+    """
     where = where or cls.__name__
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected named settings, got {data!r}.")
+    data = dict(data)
+    if (tag := data.pop(TYPE, cls.__name__)) != cls.__name__:
+        raise ConfigError(f"{where}: type must be {cls.__name__!r}, not {tag!r}.")
     hints = settings(cls)
     for name in data:
         if name not in hints:
             raise ConfigError(f"{where} has no setting {name!r}; {suggestion(name, hints)}")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:  # a setting without a default is missing
+        raise ConfigError(f"{where} cannot be built ({error}).") from error
 
 
-def override(config: T, assignments: Iterable[str]) -> T:
-    """Return ``config`` with ``path=value`` assignments applied, such as ``train.lr=1e-3``.
+def override(config: T, changes: Mapping[str, Any] | Iterable[str]) -> T:
+    """Return ``config`` with the settings at some paths changed, all at once.
 
-    Values are JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``); anything else is a string.
+    Parameters
+    ----------
+    config
+        A configuration, such as a recipe.
+    changes
+        Values by path, such as ``{"train.num_steps": 100}``; or assignments, such as ``["train.num_steps=100"]``, whose values are
+        JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``) or, if they are not valid JSON, strings. ``{"model.type": "TRMConfig"}``
+        replaces the model's configuration by the defaults of another class.
+
+    Raises
+    ------
+    ConfigError
+        If a path is unknown or a value does not fit.
     """
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"cannot read {assignment!r}: write path=value, e.g. train.seed=1.")
-        group: Any = config
-        into = changes
+    if not isinstance(changes, Mapping):
+        changes = dict(_read_assignment(text) for text in changes)
+    nested: dict[str, Any] = {}
+    for path, value in changes.items():
+        into = nested
         *groups, name = path.split(".")
-        for part in groups:
-            group, into = getattr(group, _known(group, part, path)), into.setdefault(part, {})
-        if dataclasses.is_dataclass(value := getattr(group, _known(group, name, path))):
-            raise ConfigError(f"setting {path!r} is a group; set one of {', '.join(settings(type(value)))} in it.")
-        try:
-            into[name] = json.loads(text)
-        except json.JSONDecodeError:
-            into[name] = text
-    return change(config, changes)  # all at once: some settings are valid only together
+        for depth, group in enumerate(groups, start=1):
+            into = into.setdefault(group, {})
+            if not isinstance(into, dict):
+                raise ConfigError(
+                    f"setting {'.'.join(groups[:depth])!r} and settings in it are both given; give one of them."
+                )
+        into[name] = value
+    return change(config, nested)
 
 
-def change(config: T, changes: Mapping[str, Any], *, where: str = "") -> T:
-    """Return ``config`` with some settings changed; those of a group are given as a mapping."""
-    where = where or type(config).__name__
-    values = {}
-    for name, hint in settings(type(config)).items():
+def change(config: T, changes: Mapping[str, Any]) -> T:
+    """Return ``config`` with some settings changed; the settings of a group are given as a mapping. Raises ConfigError."""
+    return _change(config, changes, "", all_paths(config))
+
+
+def all_paths(config: Any) -> list[str]:
+    """Return the path of every setting of a configuration, such as ``"train.optimizer.lr"``."""
+    paths = []
+    for name in settings(type(config)):
         value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            value = change(value, changes.get(name, {}), where=f"{where}.{name}")
-        elif name in changes:
-            value = _convert(hint, changes[name], f"{where}.{name}")
+        paths += [f"{name}.{path}" for path in all_paths(value)] if dataclasses.is_dataclass(value) else [name]
+    return paths
+
+
+def _read_assignment(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"cannot read {text!r}: write path=value, e.g. train.seed=1.")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
+
+
+def _change(config: Any, changes: Mapping[str, Any], prefix: str, paths: list[str]) -> Any:
+    hints = settings(type(config))
+    for name in changes:
+        if name not in hints:
+            raise ConfigError(
+                f"unknown setting {prefix + name!r}; {_nearest(name, changes[name], prefix, hints, paths)}"
+            )
+    values = {}
+    for name, hint in hints.items():
+        value, where = getattr(config, name), prefix + name
+        if name in changes:
+            value = _changed(value, changes[name], hint, where, paths)
         values[name] = value
     return type(config)(**values)
 
 
-def _known(group: Any, name: str, path: str) -> str:
-    if not dataclasses.is_dataclass(group):
-        raise ConfigError(f"unknown setting {path!r}: {name!r} is asked of a single value, not a group.")
-    names = settings(type(group))
-    if name not in names:
-        raise ConfigError(f"unknown setting {path!r}: {name!r} does not exist there; {suggestion(name, names)}")
-    return name
+def _changed(value: Any, new: Any, hint: Any, where: str, paths: list[str]) -> Any:
+    if not dataclasses.is_dataclass(value):
+        if isinstance(new, Mapping) and not _classes(hint):
+            raise ConfigError(
+                f"unknown setting {f'{where}.{next(iter(new))}'!r}: {where!r} is a single value, not a group."
+            )
+        return _convert(hint, new, where)
+    if isinstance(new, _classes(hint)):
+        return new
+    if not isinstance(new, Mapping):
+        raise ConfigError(f"setting {where!r} is a group; set one of {', '.join(settings(type(value)))} in it.")
+    if TYPE not in new:
+        return _change(value, new, f"{where}.", paths)
+    cls = _member(_classes(hint), new, where)
+    rest = {name: item for name, item in new.items() if name != TYPE}
+    if cls is not type(value):  # start from its own defaults: equal names need not have equal meanings
+        fields = dataclasses.fields(cls)
+        if any(f.default is f.default_factory is dataclasses.MISSING for f in fields if f.init):
+            return from_dict(cls, rest, where=where)
+        value = cls()
+    return _change(value, rest, f"{where}.", paths)
+
+
+def _nearest(name: str, value: Any, prefix: str, hints: Iterable[str], paths: list[str]) -> str:
+    """Return the advice for an unknown setting: a setting of that name elsewhere, or the nearest name in the same group."""
+    last = name
+    while isinstance(value, Mapping) and value:  # the path goes on
+        last, value = next(iter(value.items()))
+    elsewhere = [path for path in paths if path.rsplit(".", 1)[-1] == last]
+    if elsewhere:
+        return f"did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+    return suggestion(name, hints)
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+    """Return the dataclasses that a setting may hold."""
+    return tuple(option for option in _options(hint) if dataclasses.is_dataclass(option) and isinstance(option, type))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
+
+
+def _member(classes: tuple[type, ...], data: Mapping[str, Any], where: str) -> type:
+    """Return the class that ``data`` names."""
+    names = {cls.__name__: cls for cls in classes}
+    if TYPE not in data and len(classes) == 1:
+        return classes[0]
+    if TYPE not in data:
+        raise ConfigError(f"{where} can be of several types; add {TYPE!r}: one of {', '.join(names)}.")
+    if data[TYPE] not in names:
+        raise ConfigError(f"{where}.{TYPE}={data[TYPE]!r} is unknown; {suggestion(str(data[TYPE]), names)}")
+    return names[data[TYPE]]
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
-    if isinstance(value, Mapping):  # of several groups, the one whose settings these are, or most nearly
-        options = tuple(sorted(options, key=lambda option: len(value.keys() ^ settings(option).keys())))
+    options = _options(hint)
+    if isinstance(value, Mapping) and (classes := _classes(hint)):
+        return from_dict(_member(classes, value, where), value, where=where)
     for option in options:
         origin = typing.get_origin(option) or option
-        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return from_dict(typing.cast(type, option), value, where=where)
         if origin is tuple and isinstance(value, list | tuple):
             element = typing.get_args(option)[0]
             return tuple(_convert(element, v, where) for v in value)
@@ -125,6 +238,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if origin is NoneType and value is None:
             return None
         if origin in (int, bool, str) and type(value) is origin:
+            return value
+        if isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
             return value
     names = " or ".join("null" if o is NoneType else getattr(o, "__name__", str(o)) for o in options)
     raise ConfigError(f"{where} must be {names}, not {value!r}.")

@@ -1,33 +1,53 @@
-"""The one exception tree.
+"""The exceptions of this package.
 
-Everything this package raises on purpose is an :class:`AttractorError`. Its message is one sentence that
-says what is wrong, where, and what to do; the command line prints it and exits with code 2.
+Every error that the package raises on purpose is an :class:`AttractorError`. Its message is one sentence: what is wrong, where, and
+what to do. The command line prints it and exits with code 2.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class AttractorError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error that is raised on purpose."""
 
 
 class ConfigError(AttractorError, ValueError):
-    """A setting or an argument that cannot work."""
+    """A setting or an argument is invalid."""
 
 
 class DataError(AttractorError, ValueError):
-    """Input data that cannot be read or does not mean what it should."""
+    """Input data cannot be read or is invalid."""
 
 
 class CheckpointError(AttractorError, ValueError):
-    """A checkpoint that is damaged, incomplete or of another kind."""
+    """A checkpoint is damaged, incomplete or of another kind."""
+
+
+class MissingExtraError(AttractorError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
 
 
 class NotConvergedError(AttractorError, ArithmeticError):
-    """A solve that ended with open equations, raised only where the caller asked for it (``throw=True``)."""
+    """A solve ended with equations that have not converged. Raised only with ``throw=True``."""
 
 
 class DivergedError(AttractorError, ArithmeticError):
-    """Training that cannot go on, because losses, gradients or solves have left all bounds."""
+    """Training diverged: losses, gradients or solves are out of bounds."""
 
 
 class LostRankError(AttractorError, RuntimeError):
-    """A process of a distributed run that no longer answers."""
+    """Another process of a distributed run does not answer."""
+
+
+@contextmanager
+def requires_extra(extra: str) -> Iterator[None]:
+    """Turn the failed import of an optional dependency into a :class:`MissingExtraError` that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "attractor":
+            raise
+        raise MissingExtraError(
+            f"{error.name} is not installed; install it with: pip install 'attractor-models[{extra}]'."
+        ) from error

@@ -6,6 +6,7 @@
 The solver, the stop rule and the gradient are three independent values; any combination works.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ def fixed_point(
     equation_dims: int = 1,
     causal: bool = False,
     throw: bool = False,
-    trace: bool = False,
+    trace: bool | Collection[int] = False,
 ) -> Solution:
     """Solve ``update(y) = y`` from ``y0``, and make the solution differentiable.
 
@@ -58,7 +59,8 @@ def fixed_point(
     throw
         Raise :class:`NotConvergedError` unless every equation is final.
     trace
-        Keep every point at which ``update`` was called, for plots.
+        Keep every point at which ``update`` was called, or those of a collection of evaluation counts: point ``n`` is the
+        state after ``n`` steps.
 
     Returns
     -------

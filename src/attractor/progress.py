@@ -1,80 +1,114 @@
-"""Progress bars: one for training, with its metrics, and one per task for other long work."""
+"""Progress bars: one for training, with its metrics, and one per task for other long work.
+
+Bars appear only in a terminal. In a window of 80 columns, the bar, the percentage and the time left stay visible, and the text
+behind them is cut. Rich is imported when a bar is created.
+"""
 
 import math
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
 
 
-class TrainingProgress:
-    """A :class:`attractor.training.Callback` and context manager that draws a bar with the metrics behind it.
+class _Bars:
+    """A context manager that draws bars on ``console``, by default standard error."""
 
-    Where the output is no terminal, a plain line is printed at every tenth of the run instead.
-    """
+    def __init__(self, console: "Console | None", *, transient: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
+        def fixed(text: str) -> "ProgressColumn":
+            return TextColumn(text, table_column=Column(no_wrap=True))
+
         self._console = console or Console(stderr=True)
-        self._title, self._tenth = title, 0
-        self._bar = Bar(
-            TextColumn("{task.description}"),
+        self._progress: Progress = Progress(
+            fixed("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
+            fixed("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}"),
+            # The only column without a fixed width: it takes the space that is left, and is cut there.
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self._console,
+            transient=transient,
+            expand=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=1.0, line="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._progress.stop()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+
+class TrainingProgress(_Bars):
+    """A :class:`attractor.training.Callback` and context manager that draws a bar, followed by the metrics.
+
+    If the output is not a terminal, it prints a line after every tenth of the run instead.
+    """
+
+    def __init__(self, title: str, console: "Console | None" = None) -> None:
+        super().__init__(console, transient=False)
+        self._title, self._tenth = title, 0
+        self._task = self._progress.add_task(title, total=1.0, note="")
 
     def __call__(self, report: Any) -> None:
         for event in report.events:
-            self._console.print(f"step {report.step}: {event}", soft_wrap=True)
-        # What was not measured is left out; a loss that is not a number is worth seeing.
-        known = {k: v for k, v in report.metrics.items() if k != "gradient" and (k == "loss" or not math.isnan(v))}
-        shown = " ".join(f"{name} {_short(value)}" for name, value in known.items())
-        line = f"step {report.step} {shown}"
-        self._bar.update(self._task, completed=report.progress, line=line)
+            self._print(f"step {report.step}: {event}")
+        # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
+        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
+        note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in known.items())])
+        self._progress.update(self._task, completed=report.progress, note=note)
         if not self._console.is_terminal and int(report.progress * 10) > self._tenth:
             self._tenth = int(report.progress * 10)
-            self._console.print(f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s {line}", soft_wrap=True)
+            self._print(f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s {note}")
+
+
+class TaskProgress(_Bars):
+    """A context manager with one bar per task.
+
+    Parameters
+    ----------
+    enabled
+        Whether to draw anything.
+    lines
+        Whether to print a line after every tenth of a task if the output is not a terminal.
+    """
+
+    def __init__(self, *, enabled: bool = True, lines: bool = False, console: "Console | None" = None) -> None:
+        super().__init__(console, transient=True)
+        self._progress.disable |= not enabled
+        self._lines = enabled and lines and not self._console.is_terminal
+
+    def follow(self, title: str) -> Callable[..., None]:
+        """Return a function ``(done, total, note="")`` that updates the bar with this title."""
+        found = [task.id for task in self._progress.tasks if task.description == title]
+        task, tenth = found[0] if found else self._progress.add_task(title, total=None, note=""), 0
+
+        def update(done: int, total: int | None, note: str = "") -> None:
+            nonlocal tenth
+            self._progress.update(
+                task, completed=done, total=total, note=note or (f"{done:,}/{total:,}" if total else "")
+            )
+            if self._lines and total and done * 10 // total > tenth:
+                tenth = done * 10 // total
+                self._print(f"{title} {tenth * 10}% {note}")
+
+        return update
 
 
 def _short(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
-
-
-class TaskProgress(Bar):
-    """One bar a task, drawn where the output is a terminal."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def follow(self, title: str) -> Callable[[int, int], None]:
-        """Return what keeps the bar of that title up to date."""
-        found = [task.id for task in self.tasks if task.description == title]
-        which = found[0] if found else self.add_task(title, total=None)
-        return lambda done, total: self.update(which, completed=done, total=total)

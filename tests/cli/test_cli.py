@@ -10,7 +10,8 @@ import torch
 
 from attractor.cli import main
 from attractor.data import maze
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.recipes import MazeDataConfig
@@ -20,10 +21,10 @@ from attractor.training import TrainConfig
 TINY = replace(
     maze_recipe(),
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
-    data=MazeDataConfig(num_mazes=20, size=7),
+    data=MazeDataConfig(num_puzzles=20, size=7),
     train=TrainConfig(num_steps=2),
 )
-FAST = ["model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_mazes=20", "data.size=7"]
+FAST = ["model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_puzzles=20", "data.size=7"]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
         "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
         "negative steps": (["train", "maze", "--set", "train.num_steps=-5"], "num_steps=-5"),
         "even kernel": (["train", "maze", "--set", "model.update.kernel=2"], "kernel=2"),
-        "no mazes": (["train", "maze", "--set", "data.num_mazes=0"], "num_mazes=0"),
+        "no mazes": (["train", "maze", "--set", "data.num_puzzles=0"], "num_puzzles=0"),
         "zero minutes": (["demo", "--minutes", "0", "--out", str(tmp_path / "x")], "minutes"),
     }
 

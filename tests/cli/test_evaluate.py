@@ -98,7 +98,7 @@ def test_text_is_judged_and_written(run, data, tmp_path, capsys) -> None:
     assert "bits per byte" in capsys.readouterr().out
     few = judged(tmp_path / "out.json", run, "--data", data, "--limit", "1")["results"]["text"]
     assert few["num_documents"] == 1
-    assert few["final"] == 1
+    assert few["converged_fraction"] == 1
 
 
 def test_a_plain_folder_of_transformers_is_judged_alike(stock, data, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""``attractor inspect``: a page that stands alone, its pictures and figures, and mistakes that leave nothing behind."""
+"""``attractor inspect``: a self-contained page, its figures and numbers, and errors that leave no files."""
 
 import json
 import random
@@ -25,8 +25,8 @@ SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 48,
 }
-EVIL = "<script>alert('the cat')</script> & the mat\n"
-PICTURES = {"depth", "residual", "trajectories", "evaluations", "distance"}
+MARKUP = "<script>alert('the cat')</script> & the mat\n"
+FIGURES = {"depth", "residual", "trajectories", "evaluations", "distance"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tokenizer):
-    """Checkpoints by kind."""
+    """Checkpoints by kind of model."""
     root = tmp_path_factory.mktemp("models")
     for name, model in {
         "attractor": AttractorForCausalLM(AttractorConfig(**SIZES, gate_start=0.3)),
@@ -58,7 +58,7 @@ def models(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for name, texts in {"a": [EVIL * 2, "ten hens sat"], "b": ["a dog in a den 🙂"]}.items():
+    for name, texts in {"a": [MARKUP * 2, "ten hens sat"], "b": ["a dog in a den 🙂"]}.items():
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
@@ -66,7 +66,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(models, data, tmp_path_factory):
-    """What the command writes."""
+    """The folder that the command writes."""
     out = tmp_path_factory.mktemp("out") / "new" / "page"
     command = ["inspect", str(models / "attractor"), "--data", str(data / "a.jsonl"), str(data / "b.jsonl")]
     assert main([*command, "--out", str(out), "--depths", "0", "1", "3", "--tolerance", "1e-3"]) == 0
@@ -74,7 +74,7 @@ def page(models, data, tmp_path_factory):
 
 
 class Reader(HTMLParser):
-    """Collects tags, links, and the coloured text."""
+    """Collects tags, links, and the coloured passages."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Reader(HTMLParser):
         self.tags: set[str] = set()
         self.links: list[str] = []
         self.titles: list[str] = []
-        self.read: list[str] = []
+        self.passages: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs) -> None:
@@ -93,23 +93,23 @@ class Reader(HTMLParser):
             self.open.append(tag)
         if "title" in values:
             self.titles.append(values["title"])
-        if values.get("class") == "read":
-            self.read.append("")
+        if values.get("class") == "passage":
+            self.passages.append("")
 
     def handle_endtag(self, tag) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        if self.open[-1:] == ["span"] and self.read:
-            self.read[-1] += data
+        if self.open[-1:] == ["span"] and self.passages:
+            self.passages[-1] += data
 
 
-def test_the_page_stands_alone(page) -> None:
-    """No address of anything outside, every picture inside, every tag closed."""
+def test_the_page_is_self_contained(page) -> None:
+    """It has no external address, every figure is embedded, and every tag is closed."""
     html = (page / "index.html").read_text(encoding="utf-8")
     reader = Reader(html)
     assert reader.open == []
-    assert len(reader.links) == len(PICTURES)
+    assert len(reader.links) == len(FIGURES)
     assert all(link.startswith("data:image/png;base64,") for link in reader.links)
     assert not {"script", "link", "iframe", "base"} & reader.tags
     assert "http" not in html
@@ -117,62 +117,62 @@ def test_the_page_stands_alone(page) -> None:
     assert "url(" not in html
 
 
-def test_the_text_is_shown_as_text(page) -> None:
-    """Whatever it holds, coloured token by token, each with its figures; the last token of a passage has none."""
+def test_passages_are_escaped(page) -> None:
+    """Markup in them is shown as text. Each token has its values; the last token of a passage is not scored."""
     reader = Reader((page / "index.html").read_text(encoding="utf-8"))
-    assert len(reader.read) == 3
-    assert reader.read[0] == (EVIL * 2)[:-1]
-    assert "a dog in a den 🙂".startswith(reader.read[1])  # in turn from each path
-    assert "ten hens sat".startswith(reader.read[2])
+    assert len(reader.passages) == 3
+    assert reader.passages[0] == (MARKUP * 2)[:-1]
+    assert "a dog in a den 🙂".startswith(reader.passages[1])  # paths take turns
+    assert "ten hens sat".startswith(reader.passages[2])
     assert all("evaluations, residual" in title for title in reader.titles)
 
 
 def test_the_page_says_how_it_was_made(page, models) -> None:
-    """Command, checkpoint, number of tokens, tolerance, environment."""
+    """It names the command, the checkpoint, the number of tokens, the tolerance and the environment."""
     html = (page / "index.html").read_text(encoding="utf-8")
     figures = json.loads((page / "figures.json").read_text())
     assert figures["environment"] == environment()
     assert figures["checkpoint"] == str(models / "attractor")
-    for said in (figures["command"], f"{figures['num_tokens']:,}", "0.001", figures["environment"]["torch"]):
-        assert said in html
+    for value in (figures["command"], f"{figures['num_tokens']:,}", "0.001", figures["environment"]["torch"]):
+        assert value in html
     assert figures["command"].startswith("attractor inspect ")
     assert "--depths 0 1 3 --tolerance 0.001 --seed 0" in figures["command"]
 
 
-def test_figures_and_pictures_lie_beside_it(page) -> None:
-    """Of every depth and rest; each picture can be read; nothing else is there."""
+def test_numbers_and_figures_are_written_to_the_folder(page) -> None:
+    """Numbers for every depth and the equilibrium; every figure is a valid PNG; there is no other file."""
     figures = json.loads((page / "figures.json").read_text())
     assert [point["depth"] for point in figures["points"]] == [0, 1, 3, None]
-    assert figures["points"][0]["divergence"] > figures["points"][-1]["divergence"] == 0
-    assert {file.name for file in page.iterdir()} == {f"{n}.png" for n in PICTURES} | {"index.html", "figures.json"}
-    for name in PICTURES:
+    assert figures["points"][0]["kl_divergence"] > figures["points"][-1]["kl_divergence"] == 0
+    assert {file.name for file in page.iterdir()} == {f"{n}.png" for n in FIGURES} | {"index.html", "figures.json"}
+    for name in FIGURES:
         with Image.open(page / f"{name}.png") as image:
             image.load()
             assert image.width > 500
 
 
 def test_the_same_seed_gives_the_same_page(page, models, data, tmp_path) -> None:
-    """But for the folder's name."""
+    """Except for the name of the folder."""
     command = ["inspect", str(models / "attractor"), "--data", str(data / "a.jsonl"), str(data / "b.jsonl")]
     assert main([*command, "--out", str(tmp_path), "--depths", "0", "1", "3", "--tolerance", "1e-3"]) == 0
     again = (tmp_path / "index.html").read_text(encoding="utf-8").replace(str(tmp_path), str(page))
     assert again == (page / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_looped_model_has_a_page_without_what_it_lacks(models, data, tmp_path, capsys) -> None:
-    """No evaluations per token, no distance from a proposal."""
+def test_the_page_of_a_looped_model_has_no_convergence_sections(models, data, tmp_path, capsys) -> None:
+    """It has no evaluations per token and no proposal distance."""
     out = tmp_path / "page"
     command = ["inspect", str(models / "looped"), "--data", str(data), "--out", str(out), "--depths", "0", "2"]
     assert main(command) == 0
     assert {file.stem for file in out.glob("*.png")} == {"depth", "residual", "trajectories"}
     html = (out / "index.html").read_text(encoding="utf-8")
-    assert "As trained" in html
-    assert "Evaluations over text" not in html
+    assert "2 iterations, as trained" in html
+    assert "Evaluations in the text" not in html
     assert "index.html" in capsys.readouterr().out
 
 
-def test_overwriting_replaces_what_it_writes(models, data, tmp_path) -> None:
-    """And only that."""
+def test_overwriting_replaces_only_its_own_files(models, data, tmp_path) -> None:
+    """Other files in the folder stay."""
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "index.html").write_text("old")
     command = ["inspect", str(models / "looped"), "--data", str(data), "--out", str(tmp_path), "--num-documents", "1"]
@@ -184,8 +184,8 @@ def test_overwriting_replaces_what_it_writes(models, data, tmp_path) -> None:
 
 
 MISTAKES = {
-    "plain": (["MODELS/plain"], "plain: this AttractorForCausalLM solves nothing"),
-    "stock": (["MODELS/stock"], "stock: this Qwen3ForCausalLM solves nothing"),
+    "plain": (["MODELS/plain"], "plain: this AttractorForCausalLM has no solve"),
+    "stock": (["MODELS/stock"], "stock: this Qwen3ForCausalLM has no solve"),
     "nothing there": (["MODELS/none"], "no checkpoint here"),
     "tolerance of a loop": (["MODELS/looped", "--tolerance", "1e-3"], "leave out the tolerance"),
     "no such text": (["MODELS/attractor", "--data", "MODELS/no.txt"], "no such file"),
@@ -200,8 +200,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", sorted(MISTAKES))
-def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, models, data, tmp_path, capsys) -> None:
-    """Exit code 2, and not even the folder that it was to make."""
+def test_an_error_is_one_line_and_leaves_no_files(name: str, models, data, tmp_path, capsys) -> None:
+    """The exit code is 2, and the output folder is not created."""
     arguments, says = MISTAKES[name]
     arguments = [a.replace("MODELS", str(models)) for a in arguments]
     arguments += [] if "--data" in arguments else ["--data", str(data)]
@@ -215,8 +215,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, models, data, t
     assert sorted(models.rglob("*")) == before
 
 
-def test_an_error_on_the_way_leaves_nothing(models, data, tmp_path, monkeypatch) -> None:
-    """Even when pictures are written; a folder that was there stays."""
+def test_an_exception_leaves_no_files(models, data, tmp_path, monkeypatch) -> None:
+    """Also after some figures were written; an existing folder stays."""
 
     def fail(folder, *more) -> None:
         (folder / "depth.png").write_bytes(b"half")

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
     for vocab_size in (300, 290):
         out = str(folder / f"tokens{vocab_size}")
         command = ["data", "prepare", str(folder / "text"), "--out", out, "--vocab-size", str(vocab_size)]
-        assert main([*command, "--val-share", "0.2"]) == 0
+        assert main([*command, "--val-fraction", "0.2"]) == 0
     return folder
 
 
@@ -79,7 +79,7 @@ def test_a_converted_checkpoint_is_judged_and_writes(more: list[str], run, data,
     assert main(["convert", str(run), str(out), *more]) == 0
     assert {"config.json", "model.safetensors", "run.json", "tokenizer.json"} < {p.name for p in out.iterdir()}
     assert not any(p.name.startswith(("training", "rank-")) for p in out.iterdir())
-    whole, alone = (load_language_model(path)[0].state_dict() for path in (run, out))
+    whole, alone = (load_language_model(path).model.state_dict() for path in (run, out))
     assert all(torch.equal(whole[name], alone[name]) for name in whole)
     assert main(["evaluate", str(out), "--data", str(data / "tokens300"), "--limit", "1"]) == 0
     assert main(["generate", str(out), "--prompt", "the sea", "--max-new-tokens", "2"]) == 0
@@ -120,10 +120,11 @@ def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_ke
     shutil.copytree(run / "step-00000006", copy)
     assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0.5"]) == 0
     assert "generation keeps to depth 0" in capsys.readouterr().out  # half the loss may go
-    model, tokenizer = load_language_model(copy)
+    loaded = load_language_model(copy)
+    model, tokenizer = loaded.model, loaded.tokenizer
     assert model.generation_config.budget == {"depth": 0}
-    found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, within=1e-9)
-    enough = [t for t in found.trials if t.score.nats <= found.solved.score.nats]
+    found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, max_loss_increase=1e-9)
+    enough = [t for t in found.budgets if t.score.nats <= found.reference.score.nats]
     assert found.chosen in enough
     assert all(found.chosen.flops_per_token <= t.flops_per_token for t in enough)
     assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0"]) == 2
@@ -142,7 +143,7 @@ def test_the_log_has_the_figures_of_a_solve(run) -> None:
     """And the run's settings, environment and commit lie beside the weights."""
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     for name in (
-        "loss", "tokens", "tokens/s", "mfu", "evaluations", "residual", "proposal_distance", "gate", "spectral_radius", "gradient",
+        "loss", "tokens", "tokens_per_second", "mfu", "evaluations", "residual", "proposal_distance", "gate", "spectral_radius", "grad_norm",
     ):  # fmt: skip
         assert name in line, name
     described = json.loads((run / "step-00000006" / "run.json").read_text())

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from attractor import recipes
 from attractor.cli import main
 from attractor.config import override
 from attractor.experiment.puzzles import train_reasoner
-from attractor.recipes import recipe
 from attractor.training import find_checkpoint, init_distributed
 from attractor.training.checkpoint import verify
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SETTINGS = [
-    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_mazes=20", "data.size=7", "train.warmup_fraction=0",
+    "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip
 
@@ -111,7 +111,7 @@ def on_rank(rank: int, port: int, folder: Path, act: Callable[..., Any], *argume
 def train_until(step: int, out: Path) -> None:
     """Train as the command does, and pause after a step."""
     asked = iter(range(1, step + 1))
-    config: Any = override(recipe("maze"), [*SETTINGS, "train.num_steps=100000"])
+    config: Any = override(recipes.get("maze"), [*SETTINGS, "train.num_steps=100000"])
     with init_distributed() as distributed:
         train_reasoner(config, out, distributed=distributed, should_pause=lambda: next(asked) == step)
 
@@ -200,7 +200,7 @@ def begun(tmp_path_factory) -> Path:
         assert run.exit_codes == [0, 0], err
     (folder / "text.txt").write_text("the sea was calm and a small boat went out past old walls of stone. " * 300)
     prepare = ["data", "prepare", str(folder / "text.txt"), "--out", str(folder / "tokens"), "--vocab-size", "260"]
-    assert main([*prepare, "--val-share", "0"]) == 0
+    assert main([*prepare, "--val-fraction", "0"]) == 0
     return folder
 
 

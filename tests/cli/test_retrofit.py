@@ -39,7 +39,7 @@ def place(tmp_path_factory) -> Path:
     assert main(["retrofit", str(place / "backbone"), str(place / "model"), "--num-attractor-layers", "2"]) == 0
     for name, vocabulary in (("own", ["--tokenizer", str(place / "model")]), ("other", ["--vocab-size", "290"])):
         command = ["data", "prepare", str(place / "text"), "--out", str(place / name), *vocabulary]
-        assert main([*command, "--val-share", "0.3"]) == 0
+        assert main([*command, "--val-fraction", "0.3"]) == 0
     return place
 
 

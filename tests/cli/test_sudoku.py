@@ -10,14 +10,14 @@ from PIL import Image
 
 from attractor.cli import main
 from attractor.data import puzzles, sudoku
-from attractor.experiment.puzzles import load_reasoner
+from attractor.experiment.loading import load_reasoner
 
 FAST = [
     "data.size=4",
     "data.clues=6",
     "data.num_puzzles=8",
-    "model.update.cells.width=16",
-    "model.update.cells.hidden=16",
+    "model.update.network.width=16",
+    "model.update.network.hidden=16",
     "supervision.batch_size=4",
     "train.seconds=null",
     "train.num_steps=3",
@@ -170,21 +170,21 @@ def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run,
     def spy(frames, depths, residuals, **places) -> None:
         seen.update(frames=frames, depths=depths)
 
-    monkeypatch.setattr("attractor.cli.solve.draw_settling", spy)
+    monkeypatch.setattr("attractor.cli.solve.plot_trajectory", spy)
     where = ["--gif", str(tmp_path / "board.gif"), "--tolerance", "1e-12"]
     model = load_reasoner(run).model
     question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
     chosen = []
     for seed in range(4):
-        assert main(["solve", str(run), puzzle, "--depth", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
-        settings = {"depth": 9, "tolerance": 1e-12, "breadth": 3}
+        assert main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
+        settings = {"max_evaluations": 9, "tolerance": 1e-12, "breadth": 3}
         kept = model.solve(question, generator=torch.Generator().manual_seed(seed), **settings)
         for frame in seen["frames"][-2:]:  # the last but one is what follows from the start in as many steps
             torch.testing.assert_close(frame, kept.logits[0].softmax(dim=-1), atol=1e-4, rtol=1e-4)
-        first = model.start(question, torch.Generator().manual_seed(seed))
-        chosen.append(not torch.equal(first, kept.start))
+        first = model.init_state(question, torch.Generator().manual_seed(seed))
+        chosen.append(not torch.equal(first, kept.init_state))
     assert any(chosen)  # or nothing was tested
-    assert main(["solve", str(run), puzzle, "--depth", "1100", *where]) == 0
+    assert main(["solve", str(run), puzzle, "--max-evaluations", "1100", *where]) == 0
     assert seen["depths"][-1] == 1100
 
 
@@ -271,7 +271,7 @@ def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tm
     ("settings", "says"),
     [
         (["data.num_puzzles=5"], "with --data FOLDER leave them out"),
-        (["supervision.leave_halted=true"], "model.halting=true"),
+        (["supervision.replace_halted=true"], "model.halting=true"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: list[str], says: str, data, tmp_path, capsys) -> None:
@@ -295,8 +295,8 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
 def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
     """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the same."""
-    cells = "model.update.cells" if family == "-trm" else "model.cells"
-    small = [setting.replace("model.update.cells", cells) for setting in FAST]
+    cells = "model.update.network" if family == "-trm" else "model.network"
+    small = [setting.replace("model.update.network", cells) for setting in FAST]
     out = tmp_path / "run"
     assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--track", "none", "--set", *small]) == 0
     assert main(["evaluate", str(out), "--data", str(data), "--depths", "1", "2"]) == 0
@@ -308,5 +308,5 @@ def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
     ):
         assert main(command) == 2
         printed = capsys.readouterr()
-        assert "more starts only cost" in printed.err
+        assert "restarts change nothing" in printed.err
         assert not printed.out

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, shortest_path
 
-from attractor.data.maze import maze
-from attractor.data.maze import ALPHABET, Cell, Grid, Mazes
+from attractor.data import MAZE, PuzzleSet, maze
+from attractor.data.maze import ALPHABET, Cell, Grid
+from attractor.data.maze.generate import _perfect_mazes
+from attractor.data.maze.paths import PathVerdict
 from attractor.errors import ConfigError, DataError
 
 QUICK = settings(max_examples=100, deadline=None)
@@ -90,7 +92,7 @@ def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, dfs: bool) ->
 def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
     """S and G are one each, and every ordered pair of the rooms is about equally frequent."""
     # From _draw, because leaving out symmetric copies changes the frequencies of so small mazes.
-    questions = maze._draw(12_000, 5, np.random.default_rng(0), corners=False, dfs=False)
+    questions = _perfect_mazes(12_000, 5, np.random.default_rng(0), corners=False, dfs=False)
     rooms = questions[:, 1::2, 1::2].reshape(-1, 4)
     assert ((rooms == Cell.START).sum(1) == 1).all()
     assert ((rooms == Cell.GOAL).sum(1) == 1).all()
@@ -112,7 +114,7 @@ def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
     num = 192 * 100
 
     def spread(dfs: bool) -> tuple[int, float]:
-        floor = maze._draw(num, 7, np.random.default_rng(0), corners=False, dfs=dfs) != Cell.WALL
+        floor = _perfect_mazes(num, 7, np.random.default_rng(0), corners=False, dfs=dfs) != Cell.WALL
         counts = np.unique(floor.reshape(num, -1), axis=0, return_counts=True)[1]
         return len(counts), float(((counts - 100) ** 2 / 100).sum())
 
@@ -185,7 +187,7 @@ def test_asking_for_more_mazes_than_there_are_ends_with_advice() -> None:
         (1, 4, 0, "size=4"),
         (1, 3, 0, "size=3"),
         (1, 12, 0, "odd"),
-        (-1, 5, 0, "num_mazes=-1"),
+        (-1, 5, 0, "num=-1"),
         (1, 5, -1, "seed=-1"),
     ],
 )
@@ -204,7 +206,7 @@ def test_mazes_are_indexed_by_slices_and_arrays() -> None:
     np.testing.assert_array_equal(drawn[order].answers, drawn.answers[order])
     assert len(drawn[np.array([True, False, False, True])]) == 2
     with pytest.raises(DataError, match="shapes"):
-        Mazes(questions=drawn.questions, answers=drawn.answers[:2])
+        PuzzleSet(kind="maze", questions=drawn.questions, answers=drawn.answers[:2])
 
 
 # Solving
@@ -223,7 +225,7 @@ def test_the_marked_path_is_shortest_or_its_absence_is_reported(grid: Grid) -> N
     assert (answer == Cell.PATH).sum() == steps - 1
     np.testing.assert_array_equal(np.where(answer == Cell.PATH, Cell.FLOOR, answer), grid)
     judged = maze.verdict(grid, answer)
-    assert (judged.is_path, judged.is_shortest, judged.length) == (True, True, steps)
+    assert (judged.is_path, judged.is_correct, judged.length) == (True, True, steps)
 
 
 @pytest.mark.parametrize("size", [5, 11, 31])
@@ -368,7 +370,7 @@ def test_faults_in_a_file_are_counted_from_its_first_line(tmp_path: Path, name: 
     path = tmp_path / "two.txt"
     path.write_text("\n".join([*GOOD, "", "", *lines]) + "\n")
     with pytest.raises(DataError) as caught:
-        maze.read(path)
+        MAZE.read(path)
     assert str(caught.value).startswith(f"{path}, line {line + 5}, column {column}: ")
     assert says in str(caught.value)
 
@@ -391,7 +393,7 @@ def test_reading_undoes_writing(tmp_path_factory: pytest.TempPathFactory, grids:
     path = tmp_path_factory.mktemp("mazes") / "hedges.txt"
     path.write_text("old")
     maze.write(path, grids)
-    back = maze.read(path)
+    back = [placed.grid for placed in MAZE.read(path)]
     assert len(back) == len(grids)
     for before, after in zip(grids, back, strict=True):
         np.testing.assert_array_equal(before, after)
@@ -403,9 +405,11 @@ def test_answers_are_read_only_where_answers_are_asked_for(tmp_path: Path) -> No
     path = tmp_path / "answers.txt"
     answers = maze.generate(3, 7, seed=0).answers
     maze.write(path, answers)
-    np.testing.assert_array_equal(np.stack(maze.read(path, answers=True)), answers)
+    np.testing.assert_array_equal(
+        np.stack([placed.grid for placed in maze.parse_all(path.read_text(), answers=True)]), answers
+    )
     with pytest.raises(DataError, match=r"unexpected character 'o'.*only in an answer"):
-        maze.read(path)
+        MAZE.read(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,8 +420,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(maze.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("attractor.files.os.replace", fail)
+    with pytest.raises(ConfigError, match="disk full"):
         maze.write(path, [grid_of(*GOOD)])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -426,15 +430,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
     """A missing file, a folder and bytes not UTF-8 are one sentence each; a byte order mark is no fault."""
     with pytest.raises(DataError, match=r"none\.txt cannot be read"):
-        maze.read(tmp_path / "none.txt")
+        MAZE.read(tmp_path / "none.txt")
     with pytest.raises(DataError, match="cannot be read"):
-        maze.read(tmp_path)
+        MAZE.read(tmp_path)
     path = tmp_path / "bytes.txt"
     path.write_bytes(b"#####\n\xff\xfe")
     with pytest.raises(DataError, match=r"bytes\.txt is not UTF-8 text \(byte 6\)"):
-        maze.read(path)
+        MAZE.read(path)
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(GOOD).encode())
-    np.testing.assert_array_equal(maze.read(path)[0], grid_of(*GOOD))
+    np.testing.assert_array_equal(MAZE.read(path)[0].grid, grid_of(*GOOD))
 
 
 # Judging
@@ -442,7 +446,7 @@ def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
 ROOM = grid_of("#######", "#S    #", "#     #", "#    G#", "#######")
 
 
-def judge(*rows: str) -> maze.Verdict:
+def judge(*rows: str) -> PathVerdict:
     """The verdict on an answer to ``ROOM``, given its rows between the upper and the lower border."""
     return maze.verdict(ROOM, grid_of("#######", *rows, "#######"))
 
@@ -453,7 +457,7 @@ def test_a_shortest_path_is_verified_whichever_it_is() -> None:
         judge("#Soooo#", "#    o#", "#    G#"),
         judge("#S    #", "#o    #", "#ooooG#"),
     ):
-        assert (answer.is_path, answer.is_shortest, answer.length) == (True, True, 6)
+        assert (answer.is_path, answer.is_correct, answer.length) == (True, True, 6)
         assert str(answer) == "verified: a path of 6 steps, the shortest"
 
 
@@ -463,8 +467,8 @@ def test_a_detour_is_a_path_but_not_the_shortest() -> None:
         grid_of("#####", "#S G#", "#   #", "#   #", "#####"),
         grid_of("#####", "#S G#", "#o o#", "#ooo#", "#####"),
     )
-    assert (answer.is_path, answer.is_shortest, answer.length) == (True, False, 6)
-    assert str(answer) == "verified: a path of 6 steps; the shortest has 2"
+    assert (answer.is_path, answer.is_correct, answer.length) == (True, False, 6)
+    assert str(answer) == "wrong: the answer is a path of 6 steps, but the shortest has 2"
 
 
 def test_a_goal_beside_the_start_needs_no_marks() -> None:
@@ -492,7 +496,7 @@ def test_a_goal_beside_the_start_needs_no_marks() -> None:
 def test_a_wrong_answer_is_told_what_is_wrong(rows: tuple[str, ...], says: str) -> None:
     """Each fault is named with its place, and nothing is claimed about length."""
     answer = judge(*rows)
-    assert (answer.is_path, answer.is_shortest, answer.length) == (False, False, None)
+    assert (answer.is_path, answer.is_correct, answer.length) == (False, False, None)
     assert str(answer) == f"wrong: the answer {says}"
 
 
@@ -520,7 +524,7 @@ def test_verdict_agrees_with_a_plain_definition(grid: Grid, data: st.DataObject)
     assert judged.is_path == is_path
     if is_path:
         assert judged.length == line.sum() - 1
-        assert judged.is_shortest == (judged.length == distance(grid))
+        assert judged.is_correct == (judged.length == distance(grid))
 
 
 def test_the_verdict_on_a_question_without_goal_is_a_data_error() -> None:

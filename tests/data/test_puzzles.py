@@ -10,30 +10,28 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
-from attractor.data import maze, puzzles, sudoku
-from attractor.data.maze import ALPHABET, Cell, Grid, Mazes
-from attractor.data.puzzles import Puzzles
-from attractor.errors import ConfigError, DataError
+from attractor.data import MAZE, SUDOKU, PuzzleSet, maze, puzzles, sudoku, table
+from attractor.data.maze import ALPHABET, Cell, Grid
+from attractor.errors import AttractorError, ConfigError, DataError
 
 
-def rated() -> Puzzles:
+def rated() -> PuzzleSet:
     """Five 6 x 6 Sudokus with ratings."""
     drawn = sudoku.generate(5, size=6, seed=0)
-    return Puzzles(
+    return PuzzleSet(
         kind="sudoku", questions=drawn.questions, answers=drawn.answers, ratings=np.arange(5, dtype=np.int32)
     )
 
 
-def some_mazes(num: int = 4) -> Puzzles:
-    drawn = maze.generate_walls(num, 8, seed=0, min_path=4)
-    return Puzzles(kind="maze", questions=drawn.questions, answers=drawn.answers)
+def some_mazes(num: int = 4) -> PuzzleSet:
+    return maze.generate_walls(num, 8, seed=0, min_path=4)
 
 
 def line(grid: Grid, alphabet: str) -> str:
     return "".join(alphabet[value] for value in grid.reshape(-1))
 
 
-def table(file: Path, data: Puzzles, header: str = "source,question,answer,rating") -> Path:
+def write_table(file: Path, data: PuzzleSet, header: str = "source,question,answer,rating") -> Path:
     rows = [
         f"me,{line(q, data.alphabet)},{line(a, data.alphabet)},{n}"
         for n, (q, a) in enumerate(zip(data.questions, data.answers, strict=True))
@@ -46,7 +44,7 @@ def table(file: Path, data: Puzzles, header: str = "source,question,answer,ratin
 
 
 @pytest.mark.parametrize("make", [rated, some_mazes])
-def test_a_folder_gives_back_what_was_written(make: Callable[[], Puzzles], tmp_path: Path) -> None:
+def test_a_folder_gives_back_what_was_written(make: Callable[[], PuzzleSet], tmp_path: Path) -> None:
     """Memory-mapped, every split with its ratings, and an index that says what a model has to know."""
     data = make()
     out = tmp_path / "deep" / "out"
@@ -68,7 +66,7 @@ def test_a_folder_gives_back_what_was_written(make: Callable[[], Puzzles], tmp_p
         index["alphabet"],
         index["num_symbols"],
         index["num_classes"],
-        index["made"],
+        index["metadata"],
     )
     sudokus, walls = ("sudoku", 6, ".123456", 7, 7, {"seed": 0}), ("maze", 8, "# SGo", 4, 5, {"seed": 0})
     assert known == (sudokus if data.kind == "sudoku" else walls)
@@ -92,7 +90,7 @@ def test_puzzles_are_indexed_by_slices_and_arrays() -> None:
     ]
     for arguments, says in wrong:
         with pytest.raises(DataError, match=says):
-            Puzzles(**arguments)
+            PuzzleSet(**arguments)
 
 
 @pytest.mark.parametrize("name", ["train-questions.npy", "train-answers.npy", "train-ratings.npy"])
@@ -115,7 +113,7 @@ def test_damage_is_refused_by_name(name: str, tmp_path: Path) -> None:
     [
         ({"format": "other"}, "not the index of puzzles"),
         ({"kind": "chess"}, "chess"),
-        ({"height": 9}, "the index speaks of 5 puzzles of 9 x 6"),
+        ({"height": 9}, "its index names 5 puzzles of 9 x 6"),
         ({"splits": []}, "is damaged"),
         ({"splits": {"train": {"num": 5}}}, "is damaged"),
     ],
@@ -146,8 +144,8 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
     """Taken places, mixed or empty splits and impossible values are refused, and an interrupt leaves nothing."""
     data, walls = rated(), some_mazes()
     puzzles.write(tmp_path / "out", {"train": data})
-    high = Puzzles(kind="maze", questions=walls.answers, answers=walls.answers)  # a path in a question
-    refused: list[tuple[str, dict[str, Puzzles], str]] = [
+    high = PuzzleSet(kind="maze", questions=walls.answers, answers=walls.answers)  # a path in a question
+    refused: list[tuple[str, dict[str, PuzzleSet], str]] = [
         ("out", {"train": data}, "exists already"),
         ("new", {"train": data, "test": walls}, "all of one kind"),
         ("new", {"train": data, "test": data[:0]}, "none empty"),
@@ -155,14 +153,14 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
         ("new", {"train": high}, "holds the value 4; the most is 3"),
     ]
     for name, splits, says in refused:
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(AttractorError, match=says):
             puzzles.write(tmp_path / name, splits)
 
     def interrupt(*_: Any) -> None:
         assert len(list(tmp_path.iterdir())) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(puzzles, "_checksum", interrupt)
+    monkeypatch.setattr(puzzles, "checksum", interrupt)
     with pytest.raises(KeyboardInterrupt):
         puzzles.write(tmp_path / "new", {"train": data})
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -171,15 +169,15 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 # The csv
 
 
-@pytest.mark.parametrize(("make", "read"), [(rated, sudoku.read_table), (some_mazes, maze.read_table)])
+@pytest.mark.parametrize(("make", "read"), [(rated, SUDOKU.read_table), (some_mazes, MAZE.read_table)])
 def test_a_csv_is_read_in_others_format(
-    make: Callable[[], Puzzles], read: Callable[..., Puzzles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], PuzzleSet], read: Callable[..., PuzzleSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of it, in pieces or at once."""
     data = make()
-    file = table(tmp_path / "a.csv", data)
-    for rows in (puzzles._ROWS, 2):
-        monkeypatch.setattr(puzzles, "_ROWS", rows)
+    file = write_table(tmp_path / "a.csv", data)
+    for rows in (table._BATCH, 2):
+        monkeypatch.setattr(table, "_BATCH", rows)
         back = read(file)
         assert back.kind == data.kind
         np.testing.assert_array_equal(back.questions, data.questions)
@@ -196,19 +194,19 @@ def test_a_hub_datasets_split_is_fetched_and_read(tmp_path: Path, monkeypatch: p
         asked.append((name, file, repo_type))
         if file == "test.csv":
             raise RuntimeError("no network.\nand more")
-        return str(table(tmp_path / file, rated()))
+        return str(write_table(tmp_path / file, rated()))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert len(sudoku.read_table("owner/name", "train")) == 5
+    assert len(SUDOKU.read_table("owner/name", "train")) == 5
     with pytest.raises(DataError, match=r"owner/name .*: test.csv cannot be fetched \(no network\)"):
-        sudoku.read_table("owner/name", "test")
+        SUDOKU.read_table("owner/name", "test")
     assert asked == [("owner/name", "train.csv", "dataset"), ("owner/name", "test.csv", "dataset")]
 
 
 def test_a_malformed_csv_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
     """Columns, lengths, characters, ratings and answers."""
     data, file = rated(), tmp_path / "a.csv"
-    good = table(file, data).read_text().splitlines()
+    good = write_table(file, data).read_text().splitlines()
     question, answer = good[2].split(",")[1:3]
 
     def swapped(text: str, place: int, character: str) -> str:
@@ -229,16 +227,16 @@ def test_a_malformed_csv_is_one_sentence_with_file_and_line(tmp_path: Path) -> N
     for number, text, says in bad:
         file.write_text("\n".join([*good[:number], text, *good[number + 1 :]]) + "\n")
         with pytest.raises(DataError) as caught:
-            sudoku.read_table(file)
+            SUDOKU.read_table(file)
         assert str(caught.value).startswith(str(file))
         assert says in str(caught.value)
     for text, says in (("", "line 1: has no column 'question' but nothing"), (good[0], "holds no puzzles")):
         file.write_text(text)
         with pytest.raises(DataError, match=says):
-            sudoku.read_table(file)
+            SUDOKU.read_table(file)
     for source in ("none.csv", "a/b.csv", "no such thing"):
         with pytest.raises(DataError, match="no such csv file"):
-            sudoku.read_table(source)
+            SUDOKU.read_table(source)
 
 
 def test_a_csv_of_mazes_must_hold_shortest_paths(tmp_path: Path) -> None:
@@ -251,15 +249,15 @@ def test_a_csv_of_mazes_must_hold_shortest_paths(tmp_path: Path) -> None:
         grids = [part.copy() for part in (data.questions, data.answers)]
         for part in grids:
             part[0][part[0] == change[0]] = change[1]
-        table(file, Puzzles(kind="maze", questions=grids[0], answers=grids[1]))
+        write_table(file, PuzzleSet(kind="maze", questions=grids[0], answers=grids[1]))
         with pytest.raises(DataError, match=says):
-            maze.read_table(file)
-    table(file, Puzzles(kind="maze", questions=data.answers, answers=data.answers))
+            MAZE.read_table(file)
+    write_table(file, PuzzleSet(kind="maze", questions=data.answers, answers=data.answers))
     with pytest.raises(DataError, match="line 2: the question marks a path"):
-        maze.read_table(file)
+        MAZE.read_table(file)
     file.write_text("source,question,answer,rating\nme," + "#" * 10 + "," + "#" * 10 + ",1\n")
     with pytest.raises(DataError, match="line 2: the question has 10 characters; give a square number"):
-        maze.read_table(file)
+        MAZE.read_table(file)
 
 
 # Mazes with long paths, and how answers to them are scored
@@ -289,7 +287,7 @@ def steps_by_scipy(grid: Grid) -> int:
         (maze.generate, 9, (12, None)),
     ],
 )
-def test_paths_keep_their_bounds(generate: Callable[..., Mazes], size: int, bounds: tuple[int, int | None]) -> None:
+def test_paths_keep_their_bounds(generate: Callable[..., PuzzleSet], size: int, bounds: tuple[int, int | None]) -> None:
     """As scipy measures them, in closed grids of the size asked for; and the same seed draws the same, fewer the first."""
     drawn = generate(6, size, seed=3, min_path=bounds[0], max_path=bounds[1])
     assert drawn.questions.shape == (6, size, size)
@@ -321,7 +319,7 @@ def test_excluded_walls_are_not_drawn_again() -> None:
     assert not np.isin(keys, maze.fingerprints(seen[::2].questions)).any()
     assert np.isin(keys, maze.fingerprints(seen[1::2].questions)).any()
     assert len(np.unique(keys)) == 50
-    turned = Mazes(questions=np.rot90(seen.questions, axes=(1, 2)), answers=seen.answers)
+    turned = PuzzleSet(kind="maze", questions=np.rot90(seen.questions, axes=(1, 2)), answers=seen.answers)
     again = maze.generate_walls(20, 5, seed=0, exclude=turned)
     assert not np.isin(maze.fingerprints(again.questions), maze.fingerprints(seen.questions)).any()
 
@@ -335,15 +333,15 @@ def test_excluded_walls_are_not_drawn_again() -> None:
         (maze.generate_walls, {"min_path": 9, "max_path": 8}, "max_path=8"),
         (maze.generate_walls, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
         (maze.generate, {"min_path": 80}, "Only 0 of 1 .* wider bounds"),
-        (maze.generate_walls, {"num_mazes": -1}, "num_mazes=-1"),
+        (maze.generate_walls, {"num": -1}, "num=-1"),
     ],
 )
 def test_bounds_that_cannot_be_are_refused(
-    generate: Callable[..., Mazes], arguments: dict[str, Any], says: str
+    generate: Callable[..., PuzzleSet], arguments: dict[str, Any], says: str
 ) -> None:
     """As one ConfigError sentence."""
     with pytest.raises(ConfigError, match=says):
-        generate(**{"num_mazes": 1, "size": 9, "seed": 0} | arguments)
+        generate(**{"num": 1, "size": 9, "seed": 0} | arguments)
 
 
 def test_scores_of_batches_agree_with_single_verdicts() -> None:
@@ -357,9 +355,9 @@ def test_scores_of_batches_agree_with_single_verdicts() -> None:
     for grid in predictions[100:]:
         places = np.argwhere(grid != rng.integers(2))
         grid[tuple(places[rng.integers(len(places))])] = rng.integers(5)
-    exact = maze.exact(drawn.answers, predictions)
+    exact = (drawn.answers == predictions).all(axis=(1, 2))
     right = maze.valid_and_shortest(drawn.questions, predictions)
-    singles = [maze.verdict(q, p).is_shortest for q, p in zip(drawn.questions, predictions, strict=True)]
+    singles = [maze.verdict(q, p).is_correct for q, p in zip(drawn.questions, predictions, strict=True)]
     assert right.tolist() == singles
     assert exact[:50].all()
     assert right[:100].all()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attractor.data import sudoku
-from attractor.data.puzzles import Puzzles
-from attractor.data.sudoku import BOXES, Grid, draw
+from attractor.data import SUDOKU, PuzzleSet, sudoku
+from attractor.data.sudoku import BOXES, Grid
+from attractor.data.sudoku.generate import _solved_grids
 from attractor.data.sudoku.symmetry import Seen, invariants
 from attractor.errors import ConfigError, DataError
 
@@ -21,7 +21,7 @@ SIZES = [4, 6, 9]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[int, Puzzles]:
+def drawn() -> dict[int, PuzzleSet]:
     """Minimal puzzles of every size."""
     return {size: sudoku.generate(num, size=size, seed=5) for size, num in ((4, 20), (6, 60), (9, 40))}
 
@@ -91,7 +91,7 @@ def test_solutions_are_counted_exactly() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_another_solver_agrees(size: int, drawn: dict[int, Puzzles]) -> None:
+def test_another_solver_agrees(size: int, drawn: dict[int, PuzzleSet]) -> None:
     """py-sudoku finds the same solution of what was drawn, and no second one; and a second one where a clue is taken away."""
     other = pytest.importorskip("sudoku", reason="py-sudoku is not installed: pip install 'attractor-models[test]'")
     height, width = BOXES[size]
@@ -106,7 +106,7 @@ def test_another_solver_agrees(size: int, drawn: dict[int, Puzzles]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_cannot_be_solved_is_said(size: int, drawn: dict[int, Puzzles]) -> None:
+def test_what_cannot_be_solved_is_said(size: int, drawn: dict[int, PuzzleSet]) -> None:
     """A digit twice in a row, column or box is named; no and several solutions are told apart; good puzzles pass."""
     question, answer = drawn[size].questions[0], drawn[size].answers[0]
     sudoku.check(question)
@@ -165,7 +165,7 @@ def test_grids_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_drawn_puzzles_are_minimal(size: int, drawn: dict[int, Puzzles]) -> None:
+def test_drawn_puzzles_are_minimal(size: int, drawn: dict[int, PuzzleSet]) -> None:
     """Each has one solution, the given one, and without any of its clues several."""
     puzzles = drawn[size]
     assert sudoku.solves(puzzles.questions, puzzles.answers).all()
@@ -185,7 +185,7 @@ def test_the_number_of_clues_is_kept(size: int, clues: int) -> None:
     assert [sudoku.count_solutions(question) for question in puzzles.questions] == [1] * 10
 
 
-def test_a_seed_means_the_same_puzzles(drawn: dict[int, Puzzles]) -> None:
+def test_a_seed_means_the_same_puzzles(drawn: dict[int, PuzzleSet]) -> None:
     """Again the same, fewer the first of them, another seed others; and seed 0 draws this one, for ever."""
     again = sudoku.generate(7, size=6, seed=5)
     np.testing.assert_array_equal(again.questions, drawn[6].questions[:7])
@@ -216,7 +216,7 @@ def test_excluded_puzzles_are_not_drawn_again() -> None:
     """Whatever copy of them is given; what is left is drawn."""
     seen = sudoku.generate(30, size=4, seed=0)
     copies = sudoku.augment(seen.questions, seen.answers, np.random.default_rng(0))
-    exclude = Puzzles(kind="sudoku", questions=copies[0], answers=copies[1])
+    exclude = PuzzleSet(kind="sudoku", questions=copies[0], answers=copies[1])
     fresh = sudoku.generate(6, size=4, seed=1, exclude=exclude)
     forms = {renamed(q) for q in seen.questions}
     assert not any(forms & orbit(question) for question in fresh.questions)
@@ -241,7 +241,7 @@ def test_impossible_settings_are_refused(arguments: dict[str, int], says: str) -
 
 def test_digging_starts_from_many_solved_grids() -> None:
     """Drawn 6 x 6 grids fall into most of the 49 classes there are, and into no more."""
-    grids = draw._solved_grids(1000, 6, np.random.default_rng(0))
+    grids = _solved_grids(1000, 6, np.random.default_rng(0))
     assert sudoku.solves(grids, grids).all()
     forms = np.unique(sudoku.canonical(grids, grids), axis=0)
     assert 36 <= len(forms) <= 49
@@ -253,7 +253,7 @@ def test_digging_starts_from_many_solved_grids() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @given(seed=SEEDS)
 @QUICK
-def test_copies_have_one_canonical_form_and_stay_solved(size: int, drawn: dict[int, Puzzles], seed: int) -> None:
+def test_copies_have_one_canonical_form_and_stay_solved(size: int, drawn: dict[int, PuzzleSet], seed: int) -> None:
     """Form, invariant and number of clues survive a random symmetry, and the answer is turned with its question."""
     puzzles = drawn[size][:3]
     questions, answers = sudoku.augment(puzzles.questions, puzzles.answers, np.random.default_rng(seed))
@@ -294,14 +294,14 @@ def pair_orbit(both: Grid) -> set[bytes]:
     return found
 
 
-def test_a_form_is_itself_a_copy(drawn: dict[int, Puzzles]) -> None:
+def test_a_form_is_itself_a_copy(drawn: dict[int, PuzzleSet]) -> None:
     """By brute force over all 3,456 turns of 6 x 6: so puzzles with equal forms are copies of each other."""
     puzzles = drawn[6][:4]
     for question, form in zip(puzzles.questions, sudoku.canonical(puzzles.questions, puzzles.answers), strict=True):
         assert renamed(form) in orbit(question)
 
 
-def test_other_puzzles_have_other_forms(drawn: dict[int, Puzzles]) -> None:
+def test_other_puzzles_have_other_forms(drawn: dict[int, PuzzleSet]) -> None:
     """Of 9 x 9: one clue of the same solved grid exchanged for another makes another form, unless the grid is symmetric."""
     puzzles = drawn[9][:20]
     others = puzzles.questions.copy()
@@ -313,7 +313,7 @@ def test_other_puzzles_have_other_forms(drawn: dict[int, Puzzles]) -> None:
     assert (invariants(puzzles.questions) != invariants(others)).all()
 
 
-def test_augmenting_reaches_all_copies_and_leaves_its_input_alone(drawn: dict[int, Puzzles]) -> None:
+def test_augmenting_reaches_all_copies_and_leaves_its_input_alone(drawn: dict[int, PuzzleSet]) -> None:
     """Of a 4 x 4 puzzle all 3,072 named copies are about equally frequent; the same generator gives the same."""
     one = drawn[4][np.zeros(60_000, int)]
     kept = one.questions.copy()
@@ -326,7 +326,7 @@ def test_augmenting_reaches_all_copies_and_leaves_its_input_alone(drawn: dict[in
     assert counts.min() > 0.3 * counts.mean()
 
 
-def test_equivalent_pairs_are_found_by_number(drawn: dict[int, Puzzles]) -> None:
+def test_equivalent_pairs_are_found_by_number(drawn: dict[int, PuzzleSet]) -> None:
     """Hidden copies are found with their partners, all others are not, and other sizes never."""
     train, rng = drawn[9], np.random.default_rng(1)
     fresh = sudoku.generate(5, size=9, seed=77, exclude=train)
@@ -334,12 +334,12 @@ def test_equivalent_pairs_are_found_by_number(drawn: dict[int, Puzzles]) -> None
     questions, answers = sudoku.augment(
         np.concatenate([fresh.questions, hidden.questions]), np.concatenate([fresh.answers, hidden.answers]), rng
     )
-    test = Puzzles(kind="sudoku", questions=questions, answers=answers)
+    test = PuzzleSet(kind="sudoku", questions=questions, answers=answers)
     assert sudoku.equivalent_pairs(test, train).tolist() == [[5, 31], [6, 4]]
     assert sudoku.equivalent_pairs(test, drawn[4]).shape == (0, 2)
 
 
-def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dict[int, Puzzles]) -> None:
+def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dict[int, PuzzleSet]) -> None:
     """A csv may pair one question with several of its solutions; turned, it is still the same question, and another is not."""
     for one, other in itertools.combinations(np.split(drawn[4].answers, len(drawn[4])), 2):
         question = np.where(one == other, one, 0).astype(np.uint8)
@@ -350,12 +350,12 @@ def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dic
     fewer = question.copy()
     fewer.reshape(-1)[np.flatnonzero(question)[0]] = 0
     turned = sudoku.augment(np.concatenate([fewer, question]), np.concatenate([other] * 2), np.random.default_rng(0))
-    test = Puzzles(kind="sudoku", questions=turned[0], answers=turned[1])
-    train = Puzzles(kind="sudoku", questions=question, answers=one)
+    test = PuzzleSet(kind="sudoku", questions=turned[0], answers=turned[1])
+    train = PuzzleSet(kind="sudoku", questions=question, answers=one)
     assert sudoku.equivalent_pairs(test, train).tolist() == [[1, 0]]
 
 
-def test_equal_invariants_are_no_verdict(drawn: dict[int, Puzzles], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_invariants_are_no_verdict(drawn: dict[int, PuzzleSet], monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if all invariants were equal, only true copies would count as such."""
     monkeypatch.setattr("attractor.data.sudoku.symmetry.invariants", lambda q: np.zeros(len(q), np.uint64))
     puzzles = drawn[6]
@@ -366,7 +366,7 @@ def test_equal_invariants_are_no_verdict(drawn: dict[int, Puzzles], monkeypatch:
     assert seen.find(*copies).tolist() == [0, 1, 2]
 
 
-def test_a_form_needs_a_right_answer(drawn: dict[int, Puzzles]) -> None:
+def test_a_form_needs_a_right_answer(drawn: dict[int, PuzzleSet]) -> None:
     """A wrong one is named by number."""
     puzzles = drawn[9][:2]
     with pytest.raises(DataError, match="answer 0"):
@@ -377,7 +377,7 @@ def test_a_form_needs_a_right_answer(drawn: dict[int, Puzzles]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parsing_undoes_rendering(size: int, drawn: dict[int, Puzzles]) -> None:
+def test_parsing_undoes_rendering(size: int, drawn: dict[int, PuzzleSet]) -> None:
     """Drawings and lines, with '.' or '0' for blanks, one or many of mixed sizes."""
     for question in drawn[size].questions[:3]:
         line = "".join(map(str, question.reshape(-1)))
@@ -386,7 +386,7 @@ def test_parsing_undoes_rendering(size: int, drawn: dict[int, Puzzles]) -> None:
             np.testing.assert_array_equal(sudoku.parse(text), question)
     many = [drawn[s].questions[i] for i in range(2) for s in SIZES]
     for between, form in (("\n\n", sudoku.render), ("\n", sudoku.render), ("\n", lambda g: "".join(map(str, g.flat)))):
-        parsed = sudoku.parse_all(between.join(map(form, many)))
+        parsed = [placed.grid for placed in sudoku.parse_all(between.join(map(form, many)))]
         assert len(parsed) == len(many)
         assert all((one == other).all() for one, other in zip(parsed, many, strict=True))
 
@@ -422,38 +422,39 @@ def test_malformed_text_is_one_sentence_with_its_line(text: str, says: str) -> N
     assert says in str(caught.value)
 
 
-def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, Puzzles]) -> None:
+def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, PuzzleSet]) -> None:
     """By their ending; what cannot be read is a DataError with the path."""
     text, table = tmp_path / "a.txt", tmp_path / "a.csv"
     text.write_text("\n\n".join(sudoku.render(q) for q in drawn[6].questions[:3]))
     lines = ["".join(map(str, grids.reshape(-1))) for grids in (drawn[6].questions[0], drawn[6].answers[0])]
     table.write_text(f"source,question,answer,rating\nme,{lines[0]},{lines[1]},3\n")
-    assert len(sudoku.read(text)) == 3
-    np.testing.assert_array_equal(sudoku.read(table)[0], drawn[6].questions[0])
+    assert len(SUDOKU.read(text)) == 3
+    np.testing.assert_array_equal(SUDOKU.read(table)[0].grid, drawn[6].questions[0])
     with pytest.raises(DataError, match="cannot be read"):
-        sudoku.read(tmp_path / "none.txt")
+        SUDOKU.read(tmp_path / "none.txt")
     text.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
-        sudoku.read(text)
+        SUDOKU.read(text)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, Puzzles]) -> None:
+def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, PuzzleSet]) -> None:
     """Right answers are verified; changed givens, blanks, other shapes and broken rules are named, rows and columns from 1."""
     question, answer = drawn[size].questions[0], drawn[size].answers[0]
-    assert sudoku.verdict(question, answer) == "verified: solved"
+    assert sudoku.verdict(question, answer).is_correct
+    assert str(sudoku.verdict(question, answer)) == "verified: solved"
     row, column = np.argwhere(question)[0]
     changed = answer.copy()
     changed[row, column] = answer[row, column] % size + 1
     given_ = question[row, column]
-    assert f"changes the given {given_} at row {row + 1}, column {column + 1}" in sudoku.verdict(question, changed)
+    assert f"changes the given {given_} at row {row + 1}, column {column + 1}" in str(sudoku.verdict(question, changed))
     row, column = np.argwhere(question == 0)[-1]
     blank, wrong = answer.copy(), answer.copy()
     blank[row, column] = 0
-    assert f"leaves row {row + 1}, column {column + 1} blank" in sudoku.verdict(question, blank)
+    assert f"leaves row {row + 1}, column {column + 1} blank" in str(sudoku.verdict(question, blank))
     wrong[row, column] = answer[row, column] % size + 1
-    assert f"has the digit {wrong[row, column]} twice in row {row + 1}" in sudoku.verdict(question, wrong)
-    assert "shape" in sudoku.verdict(question, answer[1:])
+    assert f"has the digit {wrong[row, column]} twice in row {row + 1}" in str(sudoku.verdict(question, wrong))
+    assert "shape" in str(sudoku.verdict(question, answer[1:]))
     whole = np.stack([answer, changed, blank, wrong])
     assert sudoku.solves(np.stack([question] * 4), whole).tolist() == [True, False, False, False]
 
@@ -461,7 +462,7 @@ def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, Puzzle
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Sudokus are not beside this checkout")
 def test_others_puzzles_are_read_and_solved() -> None:
     """Hard ones of 9 x 9: read with ratings, each solved as its answer says, and none of the test in the training set."""
-    train, test = (sudoku.read_table(SHARED / f"{name}.csv") for name in ("train", "test"))
+    train, test = (SUDOKU.read_table(SHARED / f"{name}.csv") for name in ("train", "test"))
     assert (len(train), len(test)) == (10_000, 2_000)
     assert train.ratings is not None
     for question, answer in zip(test.questions[:20], test.answers[:20], strict=True):

@@ -156,10 +156,10 @@ def test_every_packing_of_jsonl_and_txt_is_read_alike(packing: str, tmp_path) ->
     packed.write_bytes(PACKERS[packing](lines.read_bytes()))
     whole = tmp_path / f"c.txt{packing}"
     whole.write_bytes(PACKERS[packing](b"\xef\xbb\xbf" + DOCUMENTS[1].encode()))
-    reading = ReadStats()
-    assert list(read_documents([packed, str(whole)], reading=reading)) == [*DOCUMENTS, DOCUMENTS[1]]
-    assert (reading.num_documents, reading.num_empty, reading.num_repaired) == (61, 0, 0)
-    assert reading.num_read == total_bytes([packed, whole]) == packed.stat().st_size + whole.stat().st_size
+    stats = ReadStats()
+    assert list(read_documents([packed, str(whole)], stats=stats)) == [*DOCUMENTS, DOCUMENTS[1]]
+    assert (stats.num_documents, stats.num_empty, stats.num_repaired) == (61, 0, 0)
+    assert stats.num_bytes_read == total_bytes([packed, whole]) == packed.stat().st_size + whole.stat().st_size
 
 
 def test_parquet_is_read_by_column(tmp_path) -> None:
@@ -181,9 +181,9 @@ def test_folders_are_read_sorted_and_hidden_files_left_alone(tmp_path) -> None:
     for name in ("b/2.txt", "a.md", "c.txt", "image.png", ".git/x.md", ".hidden.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / "empty.txt").write_text(" \n")
-    reading = ReadStats()
-    assert list(read_documents([tmp_path], reading=reading)) == ["a.md", "b/2.txt", "c.txt"]
-    assert reading.num_empty == 1
+    stats = ReadStats()
+    assert list(read_documents([tmp_path], stats=stats)) == ["a.md", "b/2.txt", "c.txt"]
+    assert stats.num_empty == 1
 
 
 def test_hub_datasets_are_streamed_by_name(monkeypatch) -> None:
@@ -232,10 +232,10 @@ def test_bytes_that_are_no_utf8_are_replaced_and_counted(tmp_path) -> None:
     (tmp_path / "b.jsonl").write_bytes(
         b'{"text": "th\xe9 \\ud800"}\n\n{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude42"}\n{"text": ""}\n'
     )
-    reading = ReadStats()
-    texts = list(read_documents([tmp_path], reading=reading))
+    stats = ReadStats()
+    texts = list(read_documents([tmp_path], stats=stats))
     assert texts == ["th\ufffd \ufffd!", "th\ufffd \ufffd", "a\ufffdb", "🙂"]
-    assert (reading.num_documents, reading.num_repaired, reading.num_empty) == (4, 3, 1)
+    assert (stats.num_documents, stats.num_repaired, stats.num_empty) == (4, 3, 1)
 
 
 GARBLED = {
@@ -309,7 +309,7 @@ def test_reading_across_files_equals_reading_all(prepared) -> None:
         shards.read(shards.num_tokens - 1, 2)
 
 
-def test_splits_may_come_mixed_and_readings_are_noted(tokenizer, tmp_path) -> None:
+def test_mixed_splits_are_written_and_counts_are_stored(tokenizer, tmp_path) -> None:
     """Pairs of split and document give the same files as one split after the other, and counts stand in the index."""
     pairs = [("val" if n % 3 == 0 else "train", text) for n, text in enumerate(DOCUMENTS)]
     seen = [0, 0]
@@ -318,15 +318,15 @@ def test_splits_may_come_mixed_and_readings_are_noted(tokenizer, tmp_path) -> No
         seen[0] += num_bytes
         seen[1] += num_tokens
 
-    readings = {"train": ReadStats(num_empty=5, num_repaired=7)}
-    prepare(tmp_path / "a", pairs, tokenizer, readings=readings, advance=advance)
+    stats = {"train": ReadStats(num_empty=5, num_repaired=7)}
+    prepare(tmp_path / "a", pairs, tokenizer, stats=stats, advance=advance)
     splits = {name: [t for split, t in pairs if split == name] for name in ("train", "val")}
     prepare(tmp_path / "b", splits, tokenizer)
     for name in splits:
         file = f"{name}-00000.bin"
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     noted = json.loads((tmp_path / "a" / "index.json").read_text())["splits"]
-    assert (noted["train"]["num_empty"], noted["train"]["num_mended"]) == (5, 7)
+    assert (noted["train"]["num_empty"], noted["train"]["num_repaired"]) == (5, 7)
     assert noted["val"]["num_documents"] == 20
     assert seen == [sum(s[name] for s in noted.values()) for name in ("num_bytes", "num_tokens")]
 
@@ -406,7 +406,7 @@ def test_a_place_that_is_taken_or_cannot_be_written_is_refused(tokenizer, tmp_pa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards_module._Writer, "add", full)
+    monkeypatch.setattr(shards_module._ShardWriter, "add", full)
     with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)"):
         prepare(tmp_path / "out", {"train": DOCUMENTS}, tokenizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

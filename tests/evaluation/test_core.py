@@ -1,4 +1,4 @@
-"""CORE tasks and LAMBADA: prompts as written by hand, and scores of models whose answers are known."""
+"""CORE tasks and LAMBADA: prompts equal hand-written ones, and models with known answers get known scores."""
 
 import gzip
 import json
@@ -14,19 +14,9 @@ from torch import nn
 
 from attractor.data.text import train_tokenizer
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation.core import (
-    CoreScore,
-    Task,
-    continuations,
-    core,
-    draw_examples,
-    evaluate_task,
-    find_task,
-    lambada,
-    prompts,
-    read_items,
-    read_tasks,
-)
+from attractor.evaluation.bundle import Task, find_task, read_items, read_tasks
+from attractor.evaluation.core import CoreScore, continuations, core, draw_examples, evaluate_task, prompts
+from attractor.evaluation.lambada import lambada
 from attractor.evaluation.text import encode
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
@@ -69,8 +59,8 @@ def lines(items) -> str:
     return "".join(json.dumps(item) + "\n" for item in items)
 
 
-def test_every_compression_that_text_may_have_is_read(bundle) -> None:
-    """Also zstandard's, which opens no path by itself."""
+def test_compressed_files_are_read(bundle) -> None:
+    """Plain, gzip, xz and zstandard."""
     zstandard = pytest.importorskip("zstandard")
     file = bundle / "eval_data" / "some" / "choose.jsonl"
     file.with_name("choose.jsonl.zst").write_bytes(zstandard.compress(file.read_bytes()))
@@ -81,54 +71,57 @@ def test_every_compression_that_text_may_have_is_read(bundle) -> None:
 
 
 class Oracle(nn.Module):
-    """Knows (``sure`` > 0) or denies (``sure`` < 0) the next token where a row holds the letter z; elsewhere it knows nothing."""
+    """Predicts the next token in rows that hold the letter z, and is uniform in all others.
 
-    def __init__(self, tokenizer, sure: float = 20.0, **config) -> None:
+    With ``logit`` > 0 it gives the correct token the highest probability, with ``logit`` < 0 the lowest.
+    """
+
+    def __init__(self, tokenizer, logit: float = 20.0, **config) -> None:
         super().__init__()
-        self.sign = tokenizer("z")["input_ids"][0]
-        self.sure = sure
+        self.marker = tokenizer("z")["input_ids"][0]
+        self.logit = logit
         self.config = SimpleNamespace(**config)
-        self.seen: list[int] = []
+        self.lengths: list[int] = []
 
     def forward(self, input_ids, attention_mask=None, use_cache=None):
-        self.seen.append(input_ids.shape[1])
-        knows = (input_ids == self.sign).any(dim=1)
-        logits = self.sure * nn.functional.one_hot(input_ids.roll(-1, dims=1), 290).float()
-        return SimpleNamespace(logits=logits * knows[:, None, None])
+        self.lengths.append(input_ids.shape[1])
+        has_marker = (input_ids == self.marker).any(dim=1)
+        logits = self.logit * nn.functional.one_hot(input_ids.roll(-1, dims=1), 290).float()
+        return SimpleNamespace(logits=logits * has_marker[:, None, None])
 
 
 def task(kind="multiple_choice", **settings) -> Task:
-    plain = {"label": "t", "file": None, "rebuilt": False, "num_fewshot": 0, "delimiter": " ", "baseline": 0.25}
-    return Task(kind=kind, **plain | settings)
+    defaults = {"label": "t", "file": None, "rebuilt": False, "num_fewshot": 0, "delimiter": " ", "baseline": 0.25}
+    return Task(kind=kind, **defaults | settings)
 
 
-def test_a_model_that_knows_the_answers_is_right(bundle, tokenizer) -> None:
-    """Everywhere: accuracy and centred accuracy are 1, and the last word's loss is that of its certainty."""
+def test_a_perfect_model_has_accuracy_one(bundle, tokenizer) -> None:
+    """Accuracy and centred accuracy are 1, and the loss of the last word follows from its probability."""
     found = core(Oracle(tokenizer), tokenizer, bundle)
     by_label = {score.label: score for score in found.tasks}
     assert by_label["choose"].accuracy == by_label["choose"].centred == 1
     assert by_label["refer"].accuracy == by_label["refer"].centred == 1
-    assert by_label["lambada_openai"].accuracy == 0.5  # only one of its contexts holds the sign
+    assert by_label["lambada_openai"].accuracy == 0.5  # only one of its contexts holds the marker
     assert found.value == pytest.approx((1 + 1 + 0.5) / 3)
     words = lambada(Oracle(tokenizer), tokenizer, bundle)
     assert (words.num_items, words.accuracy) == (2, 0.5)
-    num_tokens = len(tokenizer(" den")["input_ids"])  # at ln 290 each, and nothing for the known word
+    num_tokens = len(tokenizer(" den")["input_ids"])  # ln 290 nats each, and 0 for the predicted word
     assert words.log_likelihood == pytest.approx(-num_tokens * math.log(290) / 2, rel=1e-3)
     assert words.perplexity == pytest.approx(math.exp(-words.log_likelihood))
 
 
-def test_a_model_that_denies_the_answers_is_centred_below_guessing(bundle, tokenizer) -> None:
-    """Accuracy 0 is −b/(1 − b) for a baseline b."""
-    found = core(Oracle(tokenizer, sure=-20.0), tokenizer, bundle)
+def test_a_model_worse_than_guessing_has_negative_centred_accuracy(bundle, tokenizer) -> None:
+    """Accuracy 0 gives −b/(1 − b) for a baseline b."""
+    found = core(Oracle(tokenizer, logit=-20.0), tokenizer, bundle)
     assert [score.accuracy for score in found.tasks] == [0, 0, 0]
     assert [score.centred for score in found.tasks] == pytest.approx([-1, -0.25, 0])
 
 
-def test_what_is_missing_is_named_and_renames_the_figure(bundle, tokenizer) -> None:
-    """CORE-3 without the fourth file; CORE once all are there; never CORE with a rebuilt one."""
+def test_missing_tasks_are_named_and_change_the_name_of_the_score(bundle, tokenizer) -> None:
+    """CORE-3 without the fourth file; CORE with all original files; never CORE with a rebuilt one."""
     found = core(Oracle(tokenizer), tokenizer, bundle)
     assert (found.name, found.missing) == ("CORE-3", ("absent",))
-    with pytest.raises(DataError, match="absent: the bundle lacks"):
+    with pytest.raises(DataError, match="absent: the bundle has no file"):
         read_items(find_task(bundle, "absent"))
     (bundle / "some").mkdir()
     (bundle / "some" / "absent_rebuilt.jsonl").write_text(lines([*WORDS, WORDS[0]]))
@@ -137,8 +130,8 @@ def test_what_is_missing_is_named_and_renames_the_figure(bundle, tokenizer) -> N
     assert CoreScore(tasks=found.tasks[:3], missing=()).name == "CORE"
 
 
-def test_examples_never_include_the_item_and_are_drawn_the_same_twice() -> None:
-    """For every item, and without repeating one."""
+def test_few_shot_examples_are_reproducible_and_never_include_the_item() -> None:
+    """For every item, and no example appears twice."""
     items = [{"n": n} for n in range(12)]
     for index in range(12):
         drawn = draw_examples(items, index, 11)
@@ -147,8 +140,8 @@ def test_examples_never_include_the_item_and_are_drawn_the_same_twice() -> None:
     assert draw_examples(items, 0, 4) != draw_examples(items, 1, 4)
 
 
-def test_prompts_are_those_written_by_hand() -> None:
-    """Examples behind one another, a blank line between, the delimiter before each answer."""
+def test_prompts_equal_hand_written_ones() -> None:
+    """Examples in sequence, separated by a blank line, with the delimiter before each answer."""
     choice = {"query": "Q2", "choices": ["a", "b"], "gold": 0}
     solved = [{"query": "Q1", "choices": ["c", "d"], "gold": 1}]
     assert prompts(task(delimiter="\nAnswer: "), choice, solved) == [
@@ -164,8 +157,8 @@ def test_prompts_are_those_written_by_hand() -> None:
     ]
 
 
-def test_only_what_tells_the_options_apart_is_scored(tokenizer) -> None:
-    """The rest after a common beginning, the common ending, the continuation; at least one token always."""
+def test_only_the_part_that_differs_is_scored(tokenizer) -> None:
+    """The tokens after a common beginning, the common ending, or the continuation; always at least one token."""
 
     def scored(kind, texts):
         return [tokenizer.decode(t[start:]) for t, start in continuations(tokenizer, task(kind), texts)]
@@ -177,8 +170,8 @@ def test_only_what_tells_the_options_apart_is_scored(tokenizer) -> None:
     assert torch.equal(continuations(tokenizer, task(), ["the", "a"])[0][0], encode(tokenizer, "the"))
 
 
-def test_a_limit_asks_the_first_of_the_same_shuffled_items(bundle, tokenizer) -> None:
-    """The result says how many of how many, and a second run asks the same."""
+def test_a_limit_takes_the_same_random_items_every_time(bundle, tokenizer) -> None:
+    """The result reports both counts, and a second run gives the same result."""
     choose = find_task(bundle, "choose")
     found = evaluate_task(Oracle(tokenizer), tokenizer, choose, limit=2)
     assert (found.num_items, found.num_all) == (2, 6)
@@ -187,13 +180,13 @@ def test_a_limit_asks_the_first_of_the_same_shuffled_items(bundle, tokenizer) ->
         evaluate_task(Oracle(tokenizer), tokenizer, choose, limit=0)
 
 
-def test_long_prompts_lose_their_beginning(bundle, tokenizer) -> None:
-    """They fit the model, keep their ends, and the result counts them."""
+def test_long_prompts_are_cut_at_the_beginning(bundle, tokenizer) -> None:
+    """They fit the model's positions, keep their ends, and are counted."""
     long = [{"query": "the cat sat on the mat " * 9 + "z", "choices": ["yes", "no"], "gold": 0}] * 3
     (bundle / "eval_data" / "some" / "choose.jsonl").write_text(lines(long))
     model = Oracle(tokenizer, max_position_embeddings=12)
     found = evaluate_task(model, tokenizer, find_task(bundle, "choose"))
-    assert max(model.seen) == 12
+    assert max(model.lengths) == 12
     assert found.num_cut == 3
 
 
@@ -209,14 +202,14 @@ def test_long_prompts_lose_their_beginning(bundle, tokenizer) -> None:
     ],
 )
 def test_damaged_items_are_refused(content, says, bundle) -> None:
-    """Naming file, line and what is wrong."""
+    """The error names the file, the line and the problem."""
     (bundle / "eval_data" / "some" / "choose.jsonl").write_text(content)
     with pytest.raises(DataError, match=f"choose.jsonl.*{says}"):
         read_items(find_task(bundle, "choose"))
 
 
-def test_a_folder_that_is_no_bundle_is_refused(bundle, tmp_path) -> None:
-    """A missing folder, a broken list, a kind nobody knows, a task nobody knows."""
+def test_an_invalid_bundle_is_refused(bundle, tmp_path) -> None:
+    """A missing folder, a broken list, an unknown type, an unknown task."""
     with pytest.raises(DataError, match="no evaluation bundle"):
         read_tasks(tmp_path / "nowhere")
     with pytest.raises(DataError, match="did you mean 'choose'"):
@@ -225,13 +218,13 @@ def test_a_folder_that_is_no_bundle_is_refused(bundle, tmp_path) -> None:
     with pytest.raises(DataError, match="did you mean 'schema'"):
         read_tasks(bundle)
     (bundle / "core.yaml").write_text("icl_tasks: [")
-    with pytest.raises(DataError, match="cannot be understood"):
+    with pytest.raises(DataError, match="cannot be parsed"):
         read_tasks(bundle)
 
 
-@pytest.mark.skipif(not BUNDLE.is_dir(), reason="the shared evaluation bundle is not beside this checkout")
+@pytest.mark.skipif(not BUNDLE.is_dir(), reason="the shared evaluation bundle is not available")
 def test_every_task_of_the_real_bundle_runs(tokenizer) -> None:
-    """On a small random model; what is absent is named, and so is the figure."""
+    """With a small random model; missing tasks are named, and so is the score."""
     config = AttractorConfig(
         vocab_size=290,
         hidden_size=32,

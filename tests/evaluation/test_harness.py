@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on models in memory."""
+"""Tasks of lm-evaluation-harness run on models in memory."""
 
 import functools
 import json
@@ -44,8 +44,8 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
-def test_without_the_library_the_sentence_says_how_to_get_it(monkeypatch) -> None:
-    """An error of ours, not an ImportError."""
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(monkeypatch) -> None:
+    """As a ConfigError, not an ImportError."""
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'attractor-models\[eval\]'"):
         harness(None, None, ["anything"])
@@ -60,7 +60,7 @@ def tokenizer():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two tasks of our own; the thousands of built-in descriptions are left unread, for speed."""
+    """Two tasks of our own. The thousands of built-in tasks are not loaded, for speed."""
     tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
     pytest.importorskip("lm_eval.models.huggingface", reason="lm-evaluation-harness is not installed with [hf]")
     monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
@@ -73,8 +73,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_our_models_run_with_their_budget(folder, tokenizer) -> None:
-    """Scoring and generation; every call of the model gets the depth."""
+def test_attractor_models_run_with_their_budget(folder, tokenizer) -> None:
+    """In scoring and generation, every call of the model gets the depth."""
     model = AttractorForCausalLM(AttractorConfig(**SIZES))
     depths = []
     model.register_forward_pre_hook(lambda m, args, kwargs: depths.append(kwargs.get("depth")), with_kwargs=True)
@@ -82,11 +82,11 @@ def test_our_models_run_with_their_budget(folder, tokenizer) -> None:
     assert set(found) == {"tiny_choose", "tiny_write"}
     assert found["tiny_choose"]["acc,none"] in (0, 0.25, 0.5, 0.75, 1)
     assert found["tiny_write"]["exact_match,none"] == 0
-    assert depths == [2] * 4  # one batch of options, and three written tokens
+    assert depths == [2] * 4  # one batch of options, and three generated tokens
 
 
-def test_stock_models_run_without_one(folder, tokenizer) -> None:
-    """And refuse a budget that they would swallow."""
+def test_stock_models_run_without_a_budget(folder, tokenizer) -> None:
+    """A budget is refused, because they would silently ignore it."""
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
     found = harness(model, tokenizer, ["tiny_choose", "tiny_write"], include_path=folder)
     assert 0 <= found["tiny_choose"]["acc,none"] <= 1
@@ -94,8 +94,8 @@ def test_stock_models_run_without_one(folder, tokenizer) -> None:
         harness(model, tokenizer, ["tiny_choose"], include_path=folder, depth=2)
 
 
-def test_an_unknown_task_is_answered_with_the_nearest(folder, tokenizer) -> None:
-    """One sentence; without a near one, the way to the list."""
+def test_an_unknown_task_is_refused_with_the_nearest_name(folder, tokenizer) -> None:
+    """Without a similar name, the error says how to list all tasks."""
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
     with pytest.raises(ConfigError, match="did you mean 'tiny_choose'"):
         harness(model, tokenizer, ["tiny_chose"], include_path=folder)

@@ -1,42 +1,53 @@
-"""Judging: what the figures mean, on a model whose behaviour is known."""
+"""Evaluation by depth: the figures of a model with known behaviour, one trajectory for all depths, and the figures' files."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
+from attractor import Anderson, Picard
 from attractor.cli import demo
 from attractor.data import maze
 from attractor.evaluation import DepthPoint, evaluate_depths, run_restarts, trajectory
-from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.models.reasoning import AttractorReasonerConfig, Reasoner
+from attractor.nn import ConvolutionUpdateConfig
 from attractor.plots import plot_accuracy, plot_trajectory, render_digits
 
 
 class Countdown:
-    """A reasoner whose grid i is right from evaluation ``right[i]`` on, and at rest from ``rest[i]`` on."""
+    """A reasoner whose grid i is right from evaluation ``right[i]`` on, and has converged from ``converged[i]`` on."""
 
-    def __init__(self, right: list[int], rest: list[int]) -> None:
-        self.right, self.rest = torch.tensor(right), torch.tensor(rest)
-        self.work = 0
+    random_init = True
 
-    def start(self, questions):
+    def __init__(self, right: list[int], converged: list[int], solver=Picard()) -> None:  # noqa: B008
+        self.right, self.converged, self.solver = torch.tensor(right), torch.tensor(converged), solver
+        self.evaluations = 0
+
+    def check_breadth(self, breadth: int) -> None:
+        pass
+
+    def init_state(self, questions):
         return torch.stack([questions[:, 0, 0], torch.zeros(len(questions), dtype=torch.long)], dim=1)
 
-    def __call__(self, questions, state, *, stop):
-        self.work += len(questions) * stop.n
-        state = state + torch.tensor([0, stop.n])
-        which, made = state.unbind(1)
-        answer = (made >= self.right[which]).long()
-        logits = torch.nn.functional.one_hot(answer, 2).float()[:, None, None, :].expand(-1, 1, 1, -1)
-        residual = torch.where(made >= self.rest[which], 1e-9, 1.0)
-        return SimpleNamespace(logits=logits, solution=SimpleNamespace(value=state, residual=residual))
+    def decode(self, state):
+        index, count = state.unbind(1)
+        answer = (count >= self.right[index]).long()
+        return torch.nn.functional.one_hot(answer, 2).float()[:, None, None, :].expand(-1, 1, 1, -1), None
+
+    def __call__(self, questions, state, *, stop, trace):
+        self.evaluations += len(questions) * stop.n
+        points = torch.stack([state + torch.tensor([0, n]) for n in trace])
+        residual = torch.where(points[..., 1] >= self.converged[points[..., 0]], 1e-9, 1.0)
+        return SimpleNamespace(solution=SimpleNamespace(value=points[-1], trace=points, trace_residual=residual))
 
 
-def test_every_depth_is_judged_and_grids_at_rest_leave() -> None:
-    """Shares by depth, the end, and the work are those of the known model."""
-    model = Countdown(right=[2, 5, 100, 3], rest=[4, 8, 4, 1000])
+@pytest.mark.parametrize(("solver", "evaluations"), [(Picard(), 4 + 8 + 4 + 16), (Anderson(), 4 * 16)])
+def test_figures_by_depth_are_those_of_a_known_model(solver, evaluations: int) -> None:
+    """Shares by depth and at the end; a converged grid keeps its answer. Without memory it is not computed again."""
+    model = Countdown(right=[2, 5, 100, 3], converged=[4, 8, 4, 1000], solver=solver)
     questions = torch.arange(4)[:, None, None]
     done = []
     found = evaluate_depths(
@@ -47,20 +58,46 @@ def test_every_depth_is_judged_and_grids_at_rest_leave() -> None:
     assert (found.exact, found.converged) == (0.75, 0.75)
     assert found.accuracy_given_converged == pytest.approx(2 / 3)
     assert found.evaluations == (4 + 8 + 4 + 16) / 4
-    assert model.work == 4 + 8 + 4 + 16
+    assert model.evaluations == evaluations
     assert sum(done) == 4
 
 
-def test_where_nothing_rests_its_worth_is_unknown() -> None:
+def test_accuracy_given_converged_is_nan_where_nothing_converged() -> None:
     """NaN, not a number that looks like a result."""
     found = evaluate_depths(
-        Countdown(right=[1], rest=[99]), torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 1, 1), depths=(1, 2)
+        Countdown(right=[1], converged=[99]), torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 1, 1), depths=(1, 2)
     )
     assert math.isnan(found.accuracy_given_converged)
 
 
-def test_pictures_are_written(tmp_path) -> None:
-    """PNG and GIF open, with a frame a depth."""
+@pytest.fixture(params=["picard", "anderson"])
+def reasoner(request) -> Reasoner:
+    torch.manual_seed(0)
+    config = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), solver=request.param)
+    return replace(config, random_init=False).build().eval()
+
+
+def test_figures_do_not_depend_on_the_other_depths(reasoner: Reasoner) -> None:
+    """One trajectory is read at every depth: figures at depth 8 are the same when 1, 2 and 4 are listed as well."""
+    questions = torch.randint(0, 4, (6, 5, 5), generator=torch.Generator().manual_seed(0))
+    answers = torch.randint(0, 5, (6, 5, 5), generator=torch.Generator().manual_seed(1))
+    several, one = (
+        evaluate_depths(reasoner, questions, answers, depths=d, tolerance=1e-12) for d in ((1, 2, 4, 8), (8,))
+    )
+    assert several.points[-1] == one.points[0]
+    several, one = (run_restarts(reasoner, questions, depths=d) for d in ((1, 2, 4, 8), (8,)))
+    assert torch.equal(several.answers[:, -1], one.answers[:, 0])
+    assert torch.equal(several.residual[:, -1], one.residual[:, 0])
+    several, one = (trajectory(reasoner, questions[0], d) for d in ((1, 2, 4, 8), (8,)))
+    assert torch.equal(several[0][-1], one[0][0])
+    assert several[1][-1] == one[1][0]
+    solved = reasoner.solve(questions[:1], depth=8)
+    assert torch.equal(solved.logits[0].softmax(dim=-1), one[0][0])
+    assert float(solved.solution.residual[0]) == one[1][0]
+
+
+def test_figures_are_written(tmp_path) -> None:
+    """PNG and GIF open; the animation has one frame per depth."""
     from PIL import Image
 
     frames = [torch.rand(5, 5, 5).softmax(-1) for _ in range(9)]
@@ -73,23 +110,25 @@ def test_pictures_are_written(tmp_path) -> None:
         assert image.width > 300
 
 
-def test_settling_follows_one_grid() -> None:
-    """One frame and one residual a depth."""
-    frames, residuals = trajectory(Countdown(right=[3], rest=[4]), torch.zeros(1, 1, dtype=torch.long), (1, 2, 3, 4))
+def test_a_trajectory_has_one_frame_and_one_residual_per_depth() -> None:
+    """The answer changes, and the residual falls, at the depths of the known model."""
+    model = Countdown(right=[3], converged=[4])
+    frames, residuals = trajectory(model, torch.zeros(1, 1, dtype=torch.long), (1, 2, 3, 4))
     assert [int(f.argmax()) for f in frames] == [0, 0, 1, 1]
     assert residuals[-1] < 1e-6 < residuals[0]
 
 
-def test_settling_ends_at_rest_and_starts_where_it_is_told() -> None:
-    """The frame that is below the tolerance is the last; a state already far on is at rest at once."""
-    question, model = torch.zeros(1, 1, dtype=torch.long), Countdown(right=[3], rest=[4])
+@pytest.mark.parametrize("solver", [Picard(), Anderson()])
+def test_a_trajectory_ends_when_it_has_converged(solver) -> None:
+    """The first frame below the tolerance is the last; a trajectory from a converged state has one frame."""
+    question, model = torch.zeros(1, 1, dtype=torch.long), Countdown(right=[3], converged=[4], solver=solver)
     assert len(trajectory(model, question, range(1, 9), tolerance=1e-4)[0]) == 4
-    far = torch.tensor([[0, 50]])
-    assert len(trajectory(model, question, range(1, 9), start=far, tolerance=1e-4)[0]) == 1
+    converged = torch.tensor([[0, 50]])
+    assert len(trajectory(model, question, range(1, 9), init_state=converged, tolerance=1e-4)[0]) == 1
 
 
 class Far(torch.Tensor):
-    """A tensor of another device, which refuses to meet tensors of the CPU as a GPU's do. The device is called meta."""
+    """A tensor of another device (named meta) that raises when combined with CPU tensors, as a GPU's tensors do."""
 
     @staticmethod
     def __new__(cls, near: torch.Tensor) -> "Far":
@@ -102,12 +141,12 @@ class Far(torch.Tensor):
         kwargs = dict(kwargs or {})
         name, first = func.overloadpacket.__name__, args[0]
         tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if name in ("index", "index_put_"):  # indices of the CPU are welcome everywhere
+        if name in ("index", "index_put_"):  # indices may be on the CPU
             tensors = [first, *args[2:3]]
         elif name in ("copy_", "_to_copy"):
             tensors = []
         kinds = {isinstance(x, Far) for x in tensors if x.ndim}
-        assert len(kinds) < 2, f"{name}: tensors of two devices meet"
+        assert len(kinds) < 2, f"{name}: tensors of two devices"
         goes = str(kwargs.pop("device", None) or "meta")
         found = func(*tree_map(cls._near, args), **tree_map(cls._near, kwargs))
         if goes == "cpu" or name == "_local_scalar_dense" or not isinstance(first, Far | list | tuple):
@@ -119,60 +158,65 @@ class Far(torch.Tensor):
         return x.near if isinstance(x, Far) else x
 
 
-class Away(Countdown):
+class CountdownOnDevice(Countdown):
     """The same model on the other device."""
 
-    def start(self, questions):
+    def init_state(self, questions):
         assert isinstance(questions, Far)
-        return Far(super().start(questions.near))
+        return Far(super().init_state(questions.near))
 
-    def __call__(self, questions, state, *, stop):
+    def decode(self, state):
+        assert isinstance(state, Far)
+        return Far(super().decode(state.near)[0]), None
+
+    def __call__(self, questions, state, *, stop, trace):
         assert isinstance(questions, Far)
         assert isinstance(state, Far)
-        output = super().__call__(questions.near, state.near, stop=stop)
-        solution = SimpleNamespace(value=Far(output.solution.value), residual=Far(output.solution.residual))
-        return SimpleNamespace(logits=Far(output.logits), solution=solution)
+        solution = super().__call__(questions.near, state.near, stop=stop, trace=trace).solution
+        return SimpleNamespace(solution=SimpleNamespace(**{name: Far(t) for name, t in vars(solution).items()}))
 
 
-def test_judging_looks_at_another_device_from_the_cpu() -> None:
-    """The figures and frames are those of the CPU, wherever model and questions are, and come as tensors of the CPU."""
+def test_evaluation_keeps_results_on_the_cpu() -> None:
+    """Figures and frames are CPU tensors and equal those of the CPU, on any device of model and questions."""
     questions, answers = torch.arange(4)[:, None, None], torch.ones(4, 1, 1)
-    right, rest = [2, 5, 100, 3], [4, 8, 4, 1000]
-    near = evaluate_depths(Countdown(right, rest), questions, answers, depths=(2, 4, 8), batch_size=3)
-    assert evaluate_depths(Away(right, rest), Far(questions), answers, depths=(2, 4, 8), batch_size=3) == near
-    assert evaluate_depths(Away(right, rest), Far(questions), Far(answers), depths=(2, 4, 8), batch_size=3) == near
-    frames, residuals = trajectory(Away(right, rest), Far(questions[0]), (1, 2, 3, 4))
-    assert not any(isinstance(frame, Far) for frame in frames)
-    assert [int(f.argmax()) for f in frames] == [0, 1, 1, 1]
-    assert residuals[-1] < 1e-6
-    starts = run_restarts(Away(right, rest), Far(questions), depths=(2, 4), breadth=2)
-    assert not isinstance(starts.answers, Far)
+    right, converged = [2, 5, 100, 3], [4, 8, 4, 1000]
+    on_cpu = evaluate_depths(Countdown(right, converged), questions, answers, depths=(2, 4, 8), batch_size=3)
+    for solver in (Picard(), Anderson()):
+        model = CountdownOnDevice(right, converged, solver)
+        for truth in (answers, Far(answers)):
+            assert evaluate_depths(model, Far(questions), truth, depths=(2, 4, 8), batch_size=3) == on_cpu
+        frames, residuals = trajectory(model, Far(questions[0]), (1, 2, 3, 4))
+        assert not any(isinstance(frame, Far) for frame in frames)
+        assert [int(f.argmax()) for f in frames] == [0, 1, 1, 1]
+        assert residuals[-1] < 1e-6
+        restarts = run_restarts(model, Far(questions), depths=(2, 4), breadth=2)
+        assert not isinstance(restarts.answers, Far)
 
 
-def test_the_demo_asks_where_the_model_is(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    """Its questions go to the model's device, for figures and for pictures."""
+def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Questions are moved to the model's device, for numbers and for figures."""
     model, seen = AttractorReasonerConfig().build().to("meta"), []
 
-    def spy(model, questions, *rest, **settings):
+    def spy(model, questions, *args, **settings):
         seen.append(questions.device)
-        return ([], []) if questions.ndim == 2 else "judged"
+        return ([], []) if questions.ndim == 2 else "figures"
 
     monkeypatch.setattr(demo, "SIZES", {5: 2})
-    monkeypatch.setattr(demo, "judge", spy)
-    monkeypatch.setattr(demo, "settling", spy)
-    monkeypatch.setattr(demo, "draw_settling", lambda *frames, **places: None)
-    monkeypatch.setattr(demo, "draw_curves", lambda *curves: None)
+    monkeypatch.setattr(demo, "evaluate_depths", spy)
+    monkeypatch.setattr(demo, "trajectory", spy)
+    monkeypatch.setattr(demo, "plot_trajectory", lambda *frames, **files: None)
+    monkeypatch.setattr(demo, "plot_accuracy", lambda *curves: None)
     demo.judge_sizes(model, maze.generate(2, 7, seed=0), demo.Console())
     demo.write_pictures(model, {}, tmp_path)
     assert [device.type for device in seen] == ["meta", "meta"]
 
 
-def test_a_given_that_was_answered_otherwise_is_red() -> None:
-    """Black where it was kept; red where another digit or a blank stands in its place; neither where nothing was given."""
+def test_a_changed_given_is_drawn_on_red() -> None:
+    """Kept givens are black; the cell is red where another digit or a blank stands in place of a given, and only there."""
     question = torch.tensor([[1, 2, 3, 4], [0] * 4, [0] * 4, [0] * 4])
     answer = torch.tensor([[1, 3, 0, 4], [1] * 4, [1] * 4, [1] * 4])
-    picture = render_digits(question, (2, 2))(torch.nn.functional.one_hot(answer, 5).float(), 40)
-    inner = [picture[4:36, 40 * column + 4 : 40 * column + 36] for column in range(4)]
+    image = render_digits(question, (2, 2))(torch.nn.functional.one_hot(answer, 5).float(), 40)
+    inner = [image[4:36, 40 * column + 4 : 40 * column + 36] for column in range(4)]
     red = [bool(((cell[..., 0] > 200) & (cell[..., 1] < 60)).any()) for cell in inner]
     black = [bool((cell.max(axis=-1) < 60).any()) for cell in inner]
     assert red == [False, True, True, False]

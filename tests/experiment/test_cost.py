@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attractor import recipes
 from attractor.config import override
 from attractor.errors import ConfigError
 from attractor.experiment.cost.device import peak_memory
 from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost, measure_cost
 from attractor.experiment.cost.memory import memory
-from attractor.recipes import recipe
 
 SMALL = ("model.vocab_size=512", "text.batch_size=2", "text.length=128")
 RUNS = [
@@ -21,8 +21,8 @@ RUNS = [
     ("language/tiny-deq", (*SMALL, "model.qk_norm=false", "model.hidden_act=relu2")),
     ("maze", ("supervision.batch_size=16",)),
     ("sudoku/6x6", ("supervision.batch_size=16",)),
-    ("sudoku/6x6", ("supervision.batch_size=16", "model.update.cells.mixing=attention", "model.solver=anderson")),
-    ("sudoku/6x6", ("supervision.batch_size=16", "model.update.cells.mixing=convolution", "model.backprop_steps=2")),
+    ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=attention", "model.solver=anderson")),
+    ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=convolution", "model.backprop_steps=2")),
     ("sudoku/6x6-trm", ("supervision.batch_size=16", "train.precision=fp32")),
     ("sudoku/6x6-hrm", ("supervision.batch_size=16", "train.ema_decay=0")),
     ("sudoku/6x6-transformer", ("supervision.batch_size=16",)),
@@ -34,13 +34,13 @@ RUNS = [
 def test_the_estimate_is_near_the_measured_peak(name: str, changes: tuple[str, ...], monkeypatch) -> None:
     """Within 15 %, weights and optimiser included, in steps like the loop's; every family, gradient and mixing."""
     monkeypatch.setattr("attractor.experiment.cost.estimate.peak_flops", lambda device, dtype: 1e12)
-    real = measure_cost(estimate_cost(override(recipe(name), changes), evaluations=6))
+    real = measure_cost(estimate_cost(override(recipes.get(name), changes), evaluations=6))
     assert isinstance(real, MeasuredCost), real
     assert real.estimate == pytest.approx(real.peak, rel=0.15)
 
 
 def found(name: str = "language/140m", *changes: str, **settings) -> CostEstimate:
-    return estimate_cost(override(recipe(name), changes), evaluations=8, **settings)
+    return estimate_cost(override(recipes.get(name), changes), evaluations=8, **settings)
 
 
 def test_evaluations_cost_no_memory_beyond_the_solver_s_window() -> None:
@@ -48,7 +48,7 @@ def test_evaluations_cost_no_memory_beyond_the_solver_s_window() -> None:
     sizes = {
         gradient: [
             estimate_cost(
-                override(recipe("language/140m"), [f"model.gradient={gradient}"]), evaluations=n
+                override(recipes.get("language/140m"), [f"model.gradient={gradient}"]), evaluations=n
             ).memory.tracked
             for n in (8, 32)
         ]

@@ -1,4 +1,4 @@
-"""The attractor reasoner: what its settings mean, and what iterating it promises."""
+"""The attractor reasoner: its settings, and the properties of its solves."""
 
 from dataclasses import replace
 
@@ -34,90 +34,111 @@ class TestConvolutionUpdate(UpdateConformance):
 
 @torch.no_grad()
 def test_depth_adds_up() -> None:
-    """Five evaluations and then seven are twelve."""
+    """Five evaluations followed by seven equal twelve."""
     model, q = reasoner(), questions()
-    start = model.start(q)
-    once = model(q, start, stop=Steps(12))
-    twice = model(q, model(q, start, stop=Steps(5)).solution.value, stop=Steps(7))
+    state = model.init_state(q)
+    once = model(q, state, depth=12)
+    twice = model(q, model(q, state, depth=5).solution.value, depth=7)
     assert torch.equal(once.logits, twice.logits)
 
 
-def test_a_segment_counts_the_same_with_and_without_gradients() -> None:
-    """Training and evaluation make the same number of updates, to the same state."""
+def test_a_segment_is_equal_with_and_without_gradients() -> None:
+    """Training and evaluation make the same number of evaluations and reach the same state."""
     model, q = reasoner(), questions()
-    start = model.start(q)
-    tracked = model(q, start).solution.value
+    state = model.init_state(q)
+    tracked = model(q, state).solution.value
     with torch.no_grad():
-        plain = model(q, start, stop=Steps(SMALL.evaluations_per_segment)).solution.value
-    assert torch.allclose(tracked, plain, atol=1e-6)
+        untracked = model(q, state, depth=SMALL.evaluations_per_segment).solution.value
+    assert torch.allclose(tracked, untracked, atol=1e-6)
     assert tracked.requires_grad
+    assert torch.equal(tracked, model(q, state, depth=SMALL.evaluations_per_segment).solution.value)
+
+
+def test_budgets_are_those_of_the_solver() -> None:
+    """A depth makes exactly so many evaluations; a tolerance solves; both at once, or a depth below the tracked steps, fail."""
+    model, q = reasoner(damping=0.5), questions()
+    with torch.no_grad():
+        model.update.outer.weight.mul_(0.2)
+        state = model.init_state(q)
+        assert (model(q, state, depth=7).solution.evaluations == 7).all()
+        assert torch.equal(model(q, state, depth=7).logits, model(q, state, stop=Steps(7)).logits)
+        solved = model(q, state, tolerance=1e-3).solution
+        assert solved.outcome.converged
+        assert (solved.residual < 1e-3).all()
+        assert model(q, state, max_evaluations=3).solution.outcome.calls == 3
+    assert (model.solve(q, depth=5).solution.evaluations == 5).all()
+    assert (model.solve(q).solution.residual < 1e-4).all()
+    for budget in ({"depth": 3, "tolerance": 0.1}, {"depth": 3, "stop": Steps(3)}, {"depth": 1}):
+        with pytest.raises(ConfigError, match=r"depth"):
+            model(q, state, **budget)
 
 
 def test_only_tracked_evaluations_carry_gradients() -> None:
-    """With one tracked evaluation, the gradient is that of one damped step from where the others ended."""
+    """With one tracked evaluation, the gradient is that of one damped step from the state before it."""
     model, q = reasoner(backprop_steps=1), questions()
-    start = model.start(q)
-    model(q, start).logits.square().sum().backward()
+    state = model.init_state(q)
+    model(q, state).logits.square().sum().backward()
     found = model.head.weight.grad.clone(), model.update.inner.weight.grad.clone()
     model.zero_grad()
     with torch.no_grad():
-        before = model(q, start, stop=Steps(SMALL.evaluations_per_segment - 1)).solution.value
+        before = model(q, state, depth=SMALL.evaluations_per_segment - 1).solution.value
     after = torch.lerp(before, model.update(before, model.embedding(q)), SMALL.damping)
     model.head(after).square().sum().backward()
     assert torch.allclose(found[0], model.head.weight.grad, rtol=1e-4, atol=1e-6)
     assert torch.allclose(found[1], model.update.inner.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_noise_is_for_training_alone() -> None:
-    """Evaluation is deterministic given the start; training is not."""
+def test_noise_is_added_only_in_training() -> None:
+    """Evaluation is deterministic given the initial state; training is not."""
     model, q = reasoner(noise=0.1), questions()
-    start = model.start(q)
-    assert torch.equal(model(q, start).logits, model(q, start).logits)
+    state = model.init_state(q)
+    assert torch.equal(model(q, state).logits, model(q, state).logits)
     model.train()
-    assert not torch.equal(model(q, start).logits, model(q, start).logits)
+    assert not torch.equal(model(q, state).logits, model(q, state).logits)
 
 
-def test_nothing_travels_through_obstacles() -> None:
-    """Two halves of a grid, with a wall as thick as one update sees, do not know of each other; without obstacles they do."""
+def test_no_information_passes_obstacles() -> None:
+    """A wall as wide as the receptive field of one update separates two halves of a grid; without obstacles it does not."""
     q = torch.ones(1, 5, 9, dtype=torch.long)
     q[:, :, 4:6] = 0
     other = q.clone()
     other[:, :, 6:] = 2
-    for obstacles, knows in (((0,), False), ((), True)):
-        model = reasoner(obstacles=obstacles, random_start=False)
+    for obstacles, is_influenced in (((0,), False), ((), True)):
+        model = reasoner(obstacles=obstacles, random_init=False)
         with torch.no_grad():
-            a, b = (model(x, stop=Steps(12)).logits[:, :, :3] for x in (q, other))
-        assert torch.equal(a, b) != knows
+            a, b = (model(x, depth=12).logits[:, :, :3] for x in (q, other))
+        assert torch.equal(a, b) != is_influenced
 
 
-def test_the_start_is_random_or_zero() -> None:
-    """random_start decides; a generator makes it repeatable."""
+def test_the_initial_state_is_random_or_zero() -> None:
+    """``random_init`` decides; a generator makes it reproducible."""
     model, q = reasoner(), questions()
-    a, b = (model.start(q, torch.Generator().manual_seed(3)) for _ in range(2))
+    a, b = (model.init_state(q, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b)
     assert a.std() > 0.5
-    assert reasoner(random_start=False).start(q).abs().max() == 0
+    assert reasoner(random_init=False).init_state(q).abs().max() == 0
 
 
-def test_breadth_keeps_the_calmest_start() -> None:
-    """More restarts never end with a larger residual, and their evaluations add up."""
+def test_breadth_keeps_the_restart_with_the_lowest_residual() -> None:
+    """More restarts never increase the residual, and their evaluations add up."""
     model, q = reasoner(), questions()
     one, four = (
-        model.solve(q, depth=20, tolerance=1e-12, breadth=n, generator=torch.Generator().manual_seed(0)) for n in (1, 4)
+        model.solve(q, max_evaluations=20, tolerance=1e-12, breadth=n, generator=torch.Generator().manual_seed(0))
+        for n in (1, 4)
     )
     assert (four.solution.residual <= one.solution.residual).all()
     assert (four.solution.evaluations == 4 * one.solution.evaluations).all()
 
 
 def test_puzzles_do_not_influence_each_other() -> None:
-    """Every grid is one equation: alone or in a batch, the same answer."""
+    """A puzzle has the same answer alone and in a batch."""
     model, q = reasoner(), questions(4)
     generator = torch.Generator().manual_seed(0)
-    start = model.start(q, generator)
+    state = model.init_state(q, generator)
     with torch.no_grad():
-        whole = model(q, start, stop=Steps(9)).logits
-        alone = model(q[2:3], start[2:3], stop=Steps(9)).logits
-    assert torch.allclose(whole[2:3], alone, atol=1e-5)
+        batch = model(q, state, depth=9).logits
+        alone = model(q[2:3], state[2:3], depth=9).logits
+    assert torch.allclose(batch[2:3], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,63 +151,63 @@ def test_puzzles_do_not_influence_each_other() -> None:
         torch.zeros(1, 7, 7, dtype=torch.uint8),
     ],
 )
-def test_questions_that_are_no_grids_of_symbols_are_refused(bad: torch.Tensor) -> None:
-    """One sentence with the shape and the symbols."""
+def test_invalid_questions_are_refused(bad: torch.Tensor) -> None:
+    """The error names the shape and the symbols."""
     with pytest.raises(DataError, match="symbols 0 to 3"):
         reasoner()(bad)
 
 
 class Shrinking(AttractorReasoner):
-    """Halves the distance to zero at a rate that the question's symbol says, and notes how many puzzles it is asked for."""
+    """Contracts to one at a rate that the question's first symbol sets, and records the batch size of every evaluation."""
 
-    asked: list[int]
+    batch_sizes: list[int]
 
     def make_update(self, questions):
         rate = (0.05 + 0.3 * questions[:, :1, :1, None]).to(torch.float32)
 
         def update(y):
-            self.asked.append(len(y))
+            self.batch_sizes.append(len(y))
             return 1 + rate * (y - 1)
 
         return update
 
 
 @torch.no_grad()
-def test_puzzles_at_rest_leave_the_batch_and_change_nothing() -> None:
-    """Each is evaluated as often as alone and ends where it would alone; the slow ones are computed without the quick ones."""
+def test_converged_puzzles_are_not_computed_again() -> None:
+    """Each puzzle has the evaluations and the value of its own solve; slow puzzles are computed without the fast ones."""
     model = Shrinking(replace(SMALL, damping=1.0)).eval()
     q = torch.tensor([0, 2, 1, 0])[:, None, None].expand(4, 5, 5).contiguous()
-    start = torch.randn(4, 5, 5, 8, generator=torch.Generator().manual_seed(2))
+    state = torch.randn(4, 5, 5, 8, generator=torch.Generator().manual_seed(2))
     stop = Tolerance(rtol=1e-4, max_evaluations=64, patience=None)
-    model.asked = []
-    whole = model(q, start, stop=stop).solution
-    asked = model.asked
-    assert asked[0] == 4
-    assert asked[-1] == 1
-    assert sum(asked) == int(whole.evaluations.sum())
+    model.batch_sizes = []
+    batch = model(q, state, stop=stop).solution
+    sizes = model.batch_sizes
+    assert sizes[0] == 4
+    assert sizes[-1] == 1
+    assert sum(sizes) == int(batch.evaluations.sum())
     for i in range(4):
-        alone = model(q[i : i + 1], start[i : i + 1], stop=stop).solution
-        assert torch.equal(alone.value[0], whole.value[i])
-        assert alone.evaluations[0] == whole.evaluations[i]
+        alone = model(q[i : i + 1], state[i : i + 1], stop=stop).solution
+        assert torch.equal(alone.value[0], batch.value[i])
+        assert alone.evaluations[0] == batch.evaluations[i]
 
 
 @pytest.mark.parametrize("solver", ["picard", "anderson"])
 @pytest.mark.parametrize("gradient", ["phantom", "one-step", "implicit"])
-def test_every_solver_goes_with_every_gradient(solver: str, gradient: str) -> None:
-    """All parameters of the update get one, and the state is the one that the solver found."""
+def test_every_solver_works_with_every_gradient(solver: str, gradient: str) -> None:
+    """All parameters of the update get a gradient."""
     model, q = reasoner(solver=solver, gradient=gradient, noise=0.0), questions()
-    output = model(q, model.start(q, torch.Generator().manual_seed(0)))
+    output = model(q, model.init_state(q, torch.Generator().manual_seed(0)))
     output.logits.square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.update.parameters())
 
 
-def test_the_implicit_gradient_is_the_unrolled_one_at_rest() -> None:
-    """At a fixed point of a contraction, the exact gradient is that of a long unrolled loop, and the one-step gradient is not."""
+def test_the_implicit_gradient_equals_the_unrolled_one_at_a_fixed_point() -> None:
+    """At a fixed point of a contraction, the implicit gradient is that of a long unrolled loop; the one-step gradient is not."""
     found = {}
     for gradient, segment, tracked in (("implicit", 200, 1), ("one-step", 200, 1), ("phantom", 200, 60)):
         model, q = (
             reasoner(
-                gradient=gradient, noise=0.0, evaluations_per_segment=segment, backprop_steps=tracked, random_start=False
+                gradient=gradient, noise=0.0, evaluations_per_segment=segment, backprop_steps=tracked, random_init=False
             ),
             questions(1, 5),
         )
@@ -201,16 +222,17 @@ def test_the_implicit_gradient_is_the_unrolled_one_at_rest() -> None:
 
 @pytest.mark.parametrize("wrong", [{"solver": "newton"}, {"gradient": "exact"}])
 def test_unknown_methods_are_refused(wrong: dict[str, str]) -> None:
+    """The error names the setting."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         reasoner(**wrong)
 
 
 def test_the_jacobian_penalty_makes_the_update_contract() -> None:
-    """After some steps on the penalty's gradient alone, the update moves disturbances less than before."""
+    """Twenty optimiser steps on the penalty alone reduce the norm of the Jacobian."""
     from attractor import jacobian_penalty
 
     model, q = reasoner(noise=0.0), questions()
-    state = model(q, stop=Steps(20)).solution.value.detach()
+    state = model(q, depth=20).solution.value.detach()
     optimizer = torch.optim.Adam(model.update.parameters(), lr=1e-2)
     sizes = []
     for step in range(20):

@@ -97,7 +97,7 @@ UPDATES = {
     "loop": ConvolutionUpdateConfig(width=8, kernel=3),
     "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
     **{
-        mixing: TRMUpdateConfig(cells=replace(CELLS, mixing=mixing), num_latent=2)
+        mixing: TRMUpdateConfig(network=replace(CELLS, mixing=mixing), num_latent=2)
         for mixing in ("mixer", "attention", "convolution")
     },
 }
@@ -106,9 +106,9 @@ REASONERS: dict[str, ReasonerConfig] = {
     "no-head": AttractorReasonerConfig(update=UPDATES["mixer"], solver="anderson"),
     "one-step": AttractorReasonerConfig(update=UPDATES["mixer"], gradient="one-step"),
     "trm": TRMConfig(update=UPDATES["attention"]),
-    "hrm": HRMConfig(cells=replace(CELLS, mixing="attention"), num_latent=3),
-    "transformer": TransformerConfig(cells=replace(CELLS, mixing="attention")),
-    "judging-transformer": TransformerConfig(cells=replace(CELLS, mixing="mixer"), halting=True),
+    "hrm": HRMConfig(network=replace(CELLS, mixing="attention"), num_latent=3),
+    "transformer": TransformerConfig(network=replace(CELLS, mixing="attention")),
+    "halting-transformer": TransformerConfig(network=replace(CELLS, mixing="mixer"), halting=True),
 }
 
 
@@ -116,9 +116,9 @@ REASONERS: dict[str, ReasonerConfig] = {
 @pytest.mark.parametrize(("evaluations_per_segment", "backprop_steps"), [(2, 1), (5, 3)])
 @pytest.mark.parametrize("name", REASONERS)
 def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int, training: bool) -> None:
-    """So many evaluations and a reading, and a training segment of which so many carry gradients; three puzzles cost thrice one."""
+    """Evaluations and decoding, and a training segment with its backward pass; three puzzles cost three times one."""
     if "transformer" in name:
-        backprop_steps = 1  # its evaluations read nothing of one another
+        backprop_steps = 1  # its evaluations ignore the state, so only the last has gradients
     model = (
         replace(REASONERS[name], evaluations_per_segment=evaluations_per_segment, backprop_steps=backprop_steps)
         .build()

@@ -1,4 +1,4 @@
-"""TRM, HRM and the plain Transformer: faithful to their authors, and reasoners like any other."""
+"""TRM, HRM and the Transformer: equal to their authors' loops, and reasoners with the common interface."""
 
 import copy
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from attractor import DataError, Steps
+from attractor import DataError, recipes
 from attractor.config import from_dict, to_dict
 from attractor.models.reasoning import (
     HRM,
@@ -24,15 +24,14 @@ from attractor.models.reasoning.transformer import transformer_27m, transformer_
 from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
-from attractor.recipes import recipe
 
-CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
+NETWORK = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
 SYMBOLS = {"num_symbols": 5, "num_classes": 5}
-RECURSION = TRMUpdateConfig(cells=CELLS, num_latent=2)
+UPDATE = TRMUpdateConfig(network=NETWORK, num_latent=2)
 CONFIGS: dict[str, ReasonerConfig] = {
-    "trm": TRMConfig(**SYMBOLS, update=RECURSION),
-    "hrm": HRMConfig(**SYMBOLS, cells=CELLS, num_latent=3),
-    "transformer": TransformerConfig(**SYMBOLS, cells=CELLS, halting=True),
+    "trm": TRMConfig(**SYMBOLS, update=UPDATE),
+    "hrm": HRMConfig(**SYMBOLS, network=NETWORK, num_latent=3),
+    "transformer": TransformerConfig(**SYMBOLS, network=NETWORK, halting=True),
 }
 
 
@@ -64,19 +63,19 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
         (transformer_tiny(9), 854_528),
     ],
 )
-def test_presets_have_the_size_they_are_named_for(config: ReasonerConfig, count: int) -> None:
-    """5M, 7M, 27M and 27M as published; a plain configuration comes back from plain data."""
+def test_presets_have_the_published_size(config: ReasonerConfig, count: int) -> None:
+    """5M, 7M, 27M and 27M parameters as published; a configuration survives the conversion to plain data and back."""
     with torch.device("meta"):
         assert sum(p.numel() for p in build(config).parameters()) == count
     assert from_dict(type(config), to_dict(config)) == config
 
 
 @pytest.mark.parametrize("task", ["sudoku/extreme", "maze/hard"])
-def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
-    """Attractor and TRM within 2 % of HRM's 27M."""
+def test_wide_recipes_have_as_many_parameters_as_hrm(task: str) -> None:
+    """Attractor and TRM have HRM's 27M within 2 %."""
     with torch.device("meta"):
         small, large, *wide = (
-            sum(p.numel() for p in build(recipe(f"{task}{name}").model).parameters())
+            sum(p.numel() for p in build(recipes.get(f"{task}{name}").model).parameters())
             for name in ("", "-hrm", "-27m", "-27m-trm")
         )
     assert small < 7e6
@@ -85,27 +84,27 @@ def test_wide_recipes_have_the_weights_of_the_large_baseline(task: str) -> None:
 
 @torch.no_grad()
 def test_trm_is_an_attractor_reasoner_without_damping_and_noise() -> None:
-    """The same weights from the same start give the same answers over three segments."""
+    """With equal weights and initial states, answers are equal over three segments."""
     trm = build(CONFIGS["trm"]).eval()
     config = AttractorReasonerConfig(
-        **SYMBOLS, update=RECURSION, damping=1.0, noise=0.0, random_start=False, evaluations_per_segment=3, backprop_steps=1
+        **SYMBOLS, update=UPDATE, damping=1.0, noise=0.0, random_init=False, evaluations_per_segment=3, backprop_steps=1
     )
-    ours = build(config).eval()
-    ours.embedding.weight.copy_(4 * trm.embedding.weight)
-    ours.update.load_state_dict(trm.update.state_dict())
-    ours.head.weight.copy_(trm.lm_head.weight)
-    ours.head.bias.zero_()
-    q, a, b = questions(), trm.start(questions()), trm.start(questions())
+    attractor = build(config).eval()
+    attractor.embedding.weight.copy_(4 * trm.embedding.weight)
+    attractor.update.load_state_dict(trm.update.state_dict())
+    attractor.head.weight.copy_(trm.lm_head.weight)
+    attractor.head.bias.zero_()
+    q, a, b = questions(), trm.init_state(questions()), trm.init_state(questions())
     for _ in range(3):
-        left, right = trm(q, a), ours(q, b)
+        left, right = trm(q, a), attractor(q, b)
         a, b = left.solution.value, right.solution.value
         assert torch.equal(left.logits, right.logits)
 
 
 @pytest.mark.parametrize("mixing", ["mixer", "attention"])
-def test_trm_is_the_loop_of_its_authors(mixing: str) -> None:
-    """All cycles but the last without gradients; answers, state and every gradient."""
-    model = build(replace(CONFIGS["trm"], update=replace(RECURSION, cells=replace(CELLS, mixing=mixing))))
+def test_trm_equals_its_authors_loop(mixing: str) -> None:
+    """Only the last cycle has gradients; answers, state and every gradient are equal."""
+    model = build(replace(CONFIGS["trm"], update=replace(UPDATE, network=replace(NETWORK, mixing=mixing))))
     q = questions()
     net, x = model.update.net, model.embedding(q).flatten(1, 2)
     grid, angles = q.shape[1:], model.update.net.angles(q.shape[1:], x)
@@ -115,19 +114,19 @@ def test_trm_is_the_loop_of_its_authors(mixing: str) -> None:
             for _ in range(2):
                 z = net(z, y + x, grid, angles)
             y = net(y, z, grid, angles)
-    wanted = model.lm_head(y).view(3, 4, 4, 5)
+    expected = model.lm_head(y).view(3, 4, 4, 5)
     output = model(q)
-    assert torch.equal(output.logits, wanted)
+    assert torch.equal(output.logits, expected)
     assert torch.equal(output.solution.value.flatten(1, 2), torch.cat([y, z], dim=-1))
     assert torch.equal(output.halt, model.q_head.weight[0] @ y[:, 0].T + model.q_head.bias[0])
-    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, wanted))
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, expected))
     assert a.keys() == b.keys()
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_hrm_tracks_one_update_of_each_network() -> None:
-    """The one-step gradient: the very last low and high updates from wherever the others ended, and nothing else."""
+def test_hrm_differentiates_one_step_of_each_network() -> None:
+    """The one-step gradient: only the last step of each network has gradients."""
     model, q = build(CONFIGS["hrm"]), questions()
     x = model.embedding(q).flatten(1, 2)
     grid, angles = q.shape[1:], model.L_level.angles(q.shape[1:], x)
@@ -140,52 +139,52 @@ def test_hrm_tracks_one_update_of_each_network() -> None:
                 high = model.H_level(high, low, grid, angles)
     low = model.L_level(low, high + x, grid, angles)
     high = model.H_level(high, low, grid, angles)
-    wanted = model.lm_head(high).view(3, 4, 4, 5)
+    expected = model.lm_head(high).view(3, 4, 4, 5)
     output = model(q)
-    assert torch.equal(output.logits, wanted)
-    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, wanted))
+    assert torch.equal(output.logits, expected)
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, expected))
     assert a.keys() == b.keys() == {n for n, _ in model.named_parameters() if not n.startswith("q_head")}
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
 
 
 @torch.no_grad()
-def test_a_transformers_state_influences_nothing() -> None:
-    """Any state gives the same answer, and a second evaluation has no residual."""
+def test_a_transformer_ignores_its_state() -> None:
+    """Any state gives the same answer, and the residual of a second evaluation is zero."""
     model, q = build(CONFIGS["transformer"]).eval(), questions()
     first = model(q)
     again = model(q, torch.randn_like(first.solution.value))
     assert torch.equal(first.logits, again.logits)
     assert model(q, first.solution.value).solution.residual.max() < 1e-5
-    assert model.solve(q, depth=8).solution.evaluations.max() == 2
+    assert model.solve(q, max_evaluations=8).solution.evaluations.max() == 2
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_segment_is_the_same_with_and_without_gradients(name: str) -> None:
-    """Training and evaluation make the same number of updates, to the same answer; a copy answers alike."""
+def test_a_segment_is_equal_with_and_without_gradients(name: str) -> None:
+    """Training and evaluation make the same evaluations and give the same answer; so does a copy of the model."""
     model, q = build(CONFIGS[name]).eval(), questions()
-    plain = model(q)
+    output = model(q)
     with torch.enable_grad():
         tracked = model(q)
-    assert torch.allclose(plain.logits, tracked.logits, atol=1e-6)
-    assert torch.equal(plain.logits, model(q, model.start(q), stop=Steps(model.evaluations_per_segment)).logits)
-    assert torch.equal(copy.deepcopy(model)(q).logits, plain.logits)
-    assert plain.halt.shape == (3,)
+    assert torch.allclose(output.logits, tracked.logits, atol=1e-6)
+    assert torch.equal(output.logits, model(q, model.init_state(q), depth=model.evaluations_per_segment).logits)
+    assert torch.equal(copy.deepcopy(model)(q).logits, output.logits)
+    assert output.halt.shape == (3,)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_mixed_precision_reaches_what_float32_reaches(name: str) -> None:
-    """Under autocast: states stay float32, answers agree roughly, and the same parameters have about the same gradients."""
+def test_mixed_precision_is_near_float32(name: str) -> None:
+    """Under autocast, states stay float32, and answers and gradients are near those of float32."""
     model, q = build(CONFIGS[name]), questions()
-    wide = model(q)
+    full = model(q)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = model(q)
     assert mixed.logits.dtype == torch.bfloat16
     assert mixed.logits.shape == (3, 4, 4, 5)
     assert mixed.solution.value.dtype == torch.float32
-    assert torch.allclose(mixed.logits.float(), wide.logits, atol=0.2)
-    a, b = (gradients(model, output.logits.float().square().sum()) for output in (wide, mixed))
+    assert torch.allclose(mixed.logits.float(), full.logits, atol=0.2)
+    a, b = (gradients(model, output.logits.float().square().sum()) for output in (full, mixed))
     assert a.keys() == b.keys()
     for key in a:
         assert torch.nn.functional.cosine_similarity(a[key].flatten(), b[key].flatten(), dim=0) > 0.95, key
@@ -193,14 +192,14 @@ def test_mixed_precision_reaches_what_float32_reaches(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_learns_under_deep_supervision(name: str) -> None:
-    """Forty steps of a toy task: each cell's answer is the symbol after its own."""
+    """Forty steps halve the loss of a toy task: each cell's answer is the symbol after its own."""
     model = build(CONFIGS[name])
     q = questions(64)
     objective = DeepSupervision(
         q.numpy(),
         ((q + 1) % 5).numpy(),
         DeepSupervisionConfig(batch_size=16, max_segments=2, halting_weight=0.0),
-        start=model.start,
+        init_state=model.init_state,
         augment=lambda q, a, rng: (q, a),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -215,43 +214,44 @@ def test_every_model_learns_under_deep_supervision(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_mixer_refuses_another_grid() -> None:
-    """Whoever calls it; attention takes what it was not built for."""
-    big = torch.zeros(1, 5, 5, dtype=torch.long)
-    mixers = replace(CELLS, mixing="mixer")
+def test_a_mixer_refuses_another_grid_size() -> None:
+    """In every family; attention accepts any size."""
+    large = torch.zeros(1, 5, 5, dtype=torch.long)
+    mixer = replace(NETWORK, mixing="mixer")
     for config in (
-        replace(CONFIGS["trm"], update=replace(RECURSION, cells=mixers)),
-        replace(CONFIGS["hrm"], cells=mixers),
-        replace(CONFIGS["transformer"], cells=mixers),
+        replace(CONFIGS["trm"], update=replace(UPDATE, network=mixer)),
+        replace(CONFIGS["hrm"], network=mixer),
+        replace(CONFIGS["transformer"], network=mixer),
     ):
         with pytest.raises(DataError, match="a grid of 5 × 5 cells: this model's mixer is built for grids of 16"):
-            build(config)(big)
+            build(config)(large)
     for config in CONFIGS.values():
-        assert build(config)(big).logits.shape == (1, 5, 5, 5)
+        assert build(config)(large).logits.shape == (1, 5, 5, 5)
 
 
 def test_configurations_build_their_model() -> None:
+    """Each by its own class; a halting head only where it is asked for."""
     for name, kind in (("trm", TRM), ("hrm", HRM), ("transformer", TransformerReasoner)):
         assert type(build(CONFIGS[name])) is kind
     assert not hasattr(build(transformer_tiny(6)), "q_head")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_networks_compile_whole_and_once(name: str) -> None:
-    """In place, without a break: the same answers and gradients, and nothing is compiled again for a carried state."""
+def test_networks_compile_once_and_without_graph_breaks(name: str) -> None:
+    """Answers and gradients stay the same, and a carried state causes no recompilation."""
     model, q = build(CONFIGS[name]), questions()
     compiled = copy.deepcopy(model)
     torch._dynamo.reset()
     compile_blocks(compiled, backend="eager")
     assert compiled.state_dict().keys() == model.state_dict().keys()
-    state, graphs = model.start(q), counters["stats"]["unique_graphs"]
+    state, graphs = model.init_state(q), counters["stats"]["unique_graphs"]
     for step in range(3):
-        plain, fast = model(q, state), compiled(q, state)
-        assert torch.allclose(plain.logits, fast.logits, atol=1e-4)
-        a, b = (gradients(m, o.logits.square().sum()) for m, o in ((model, plain), (compiled, fast)))
+        eager, fast = model(q, state), compiled(q, state)
+        assert torch.allclose(eager.logits, fast.logits, atol=1e-4)
+        a, b = (gradients(m, o.logits.square().sum()) for m, o in ((model, eager), (compiled, fast)))
         assert a.keys() == b.keys()
         for key in a:
             assert torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-3), key
         found = counters["stats"]["unique_graphs"]
         assert found == graphs if step else found > graphs
-        state, graphs = plain.solution.value.detach(), found
+        state, graphs = eager.solution.value.detach(), found

@@ -1,4 +1,4 @@
-"""Deep supervision: how questions stay, leave and are replaced, and what is minimised."""
+"""Deep supervision: when puzzles are replaced, and which loss is minimised."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class Output:
 
 
 class Model(nn.Module):
-    """Says what it is told to; the state counts segments."""
+    """Always right or always wrong, with a fixed halting logit; the state counts segments."""
 
     def __init__(self, *, right: bool, halt: float | None = None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def objective(peak_flops: float | None = None, rank: int = 0, world_size: int = 
         grids,
         grids,
         config,
-        start=lambda q: torch.zeros(*q.shape, 1),
+        init_state=lambda q: torch.zeros(*q.shape, 1),
         augment=lambda q, a, rng: (q, a),
         peak_flops=peak_flops,
         rank=rank,
@@ -53,29 +53,29 @@ def objective(peak_flops: float | None = None, rank: int = 0, world_size: int = 
     )
 
 
-def test_every_question_stays_for_its_own_number_of_segments() -> None:
-    """From the first turnover on, no state is older than the most segments, and each goes on by one or starts anew."""
+def test_every_puzzle_counts_its_own_segments() -> None:
+    """No state is older than ``max_segments``; each step adds one segment or starts a new puzzle; counts are staggered."""
     model, supervision = Model(right=False), objective()
     for _ in range(12):
         supervision.step(model)
     ages = torch.stack(model.seen)
     assert ages.max() == 3
     assert bool(((ages[1:] == ages[:-1] + 1) | (ages[1:] == 0)).all())
-    assert len(ages[8].unique()) > 1  # staggered
+    assert len(ages[8].unique()) > 1
 
 
 @pytest.mark.parametrize(("halt", "oldest"), [(5.0, 0), (-5.0, 3)])
-def test_questions_leave_when_the_head_says_so(halt: float, oldest: int) -> None:
-    """Without exploration, a question that the head takes for solved is replaced at once."""
-    model, supervision = Model(right=False, halt=halt), objective(leave_halted=True, exploration=0.0)
+def test_halted_puzzles_are_replaced(halt: float, oldest: int) -> None:
+    """Without exploration, a puzzle that the head takes for solved is replaced at once."""
+    model, supervision = Model(right=False, halt=halt), objective(replace_halted=True, halt_exploration_prob=0.0)
     for _ in range(9):
         supervision.step(model)
     assert torch.stack(model.seen[1:]).max() == oldest
 
 
-def test_exploration_keeps_some_of_them() -> None:
-    """With exploration, some stay for a second segment and more."""
-    model, supervision = Model(right=False, halt=5.0), objective(leave_halted=True, exploration=1.0)
+def test_exploration_keeps_some_halted_puzzles() -> None:
+    """With exploration, some get a second segment and more."""
+    model, supervision = Model(right=False, halt=5.0), objective(replace_halted=True, halt_exploration_prob=1.0)
     for _ in range(20):
         supervision.step(model)
     ages = torch.stack(model.seen)
@@ -84,25 +84,25 @@ def test_exploration_keeps_some_of_them() -> None:
 
 
 @pytest.mark.parametrize(("right", "halt"), [(True, 2.0), (False, 2.0), (True, -1.0)])
-def test_the_head_learns_whether_the_answer_is_right(right: bool, halt: float) -> None:
-    """Its loss is the binary cross-entropy against exactness, with its weight."""
-    plain, _ = objective().step(Model(right=right))
-    both, metrics = objective(halting_weight=0.3).step(Model(right=right, halt=halt))
-    wanted = nn.functional.binary_cross_entropy_with_logits(torch.tensor(halt), torch.tensor(float(right)))
-    assert both - plain == pytest.approx(0.3 * float(wanted), abs=1e-6)
+def test_the_halting_loss_is_added_with_its_weight(right: bool, halt: float) -> None:
+    """It is the binary cross-entropy of the halting logit against whether the answer is right."""
+    without, _ = objective().step(Model(right=right))
+    with_halting, metrics = objective(halting_weight=0.3).step(Model(right=right, halt=halt))
+    expected = nn.functional.binary_cross_entropy_with_logits(torch.tensor(halt), torch.tensor(float(right)))
+    assert with_halting - without == pytest.approx(0.3 * float(expected), abs=1e-6)
     assert metrics["exact"] == float(right)
 
 
-def test_stablemax_is_what_it_is_defined_as() -> None:
-    """``s(x) = x + 1`` from zero up, else ``1 / (1 − x)``; the loss is the mean negative log of its share."""
+def test_stablemax_equals_its_definition() -> None:
+    """``s(x) = x + 1`` for ``x ≥ 0``, else ``1 / (1 − x)``; the loss is the mean of ``−log(s(x_target) / Σ s(x))``."""
     logits, targets = 6 * torch.randn(50, 5, dtype=torch.float64), torch.randint(0, 5, (50,))
     s = torch.where(logits >= 0, logits + 1, 1 / (1 - logits))
-    wanted = -(s / s.sum(dim=1, keepdim=True)).gather(1, targets[:, None]).log().mean()
-    assert float(stablemax_cross_entropy(logits, targets)) == pytest.approx(float(wanted), rel=1e-5)
+    expected = -(s / s.sum(dim=1, keepdim=True)).gather(1, targets[:, None]).log().mean()
+    assert float(stablemax_cross_entropy(logits, targets)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_carry_is_given_back_exactly() -> None:
-    """After loading, the next step is the one that would have come."""
+def test_a_saved_batch_is_restored_exactly() -> None:
+    """Steps after loading equal the steps of the run that was saved."""
     model, first = Model(right=False), objective()
     for _ in range(3):
         first.step(model)
@@ -124,39 +124,40 @@ def test_a_carry_is_given_back_exactly() -> None:
         {"cross_entropy": "hardmax"},
         {"halting_weight": -1.0},
         {"jacobian_weight": -1.0},
-        {"exploration": 2.0},
-        {"leave_solved": -0.1},
+        {"halt_exploration_prob": 2.0},
+        {"replace_solved_prob": -0.1},
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
+    """The error names the setting."""
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DeepSupervisionConfig(**wrong)
 
 
 def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
-    """At the state where the segment ended, for the update that the model binds to the questions."""
+    """At the last state of the segment, for the model's update with these questions."""
 
     class Linear(Model):
         def make_update(self, questions: Tensor) -> Any:
             return lambda y: 3 * y
 
-    plain, _ = objective().step(Linear(right=False))
-    both, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
-    assert float(metrics["jacobian"]) == pytest.approx(9, rel=0.5)  # ‖3 I‖² / n, by random probes
-    assert float(both - plain) == pytest.approx(0.5 * float(metrics["jacobian"]), rel=1e-4)
+    without, _ = objective().step(Linear(right=False))
+    with_penalty, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
+    assert float(metrics["jacobian"]) == pytest.approx(9, rel=0.5)  # ‖3 I‖² / n, estimated by random probes
+    assert float(with_penalty - without) == pytest.approx(0.5 * float(metrics["jacobian"]), rel=1e-4)
 
 
-def test_states_that_are_not_finite_are_left_behind() -> None:
-    """A step that blew up is skipped by the loop; the next one starts those questions afresh."""
+def test_puzzles_with_nonfinite_states_are_replaced() -> None:
+    """The training loop skips such a step; the next step starts new puzzles in their place."""
 
-    class Bursting(Model):
+    class Diverging(Model):
         def forward(self, questions: Tensor, state: Tensor) -> Output:
             output = super().forward(questions, state)
             if len(self.seen) == 3:
                 output.solution.value[2:5] = float("inf")
             return output
 
-    model, supervision = Bursting(right=False), objective(max_segments=50)
+    model, supervision = Diverging(right=False), objective(max_segments=50)
     for _ in range(5):
         supervision.step(model)
     assert model.seen[3][2:5].tolist() == [0, 0, 0]
@@ -164,14 +165,14 @@ def test_states_that_are_not_finite_are_left_behind() -> None:
     assert model.seen[3][5:].min() > 0
 
 
-def test_the_log_says_how_fast_and_what_share_of_the_peak() -> None:
-    """Segments of all puzzles a second since the last call, and MFU as their operations by the device's."""
+def test_diagnostics_report_throughput_and_mfu() -> None:
+    """Segments of all puzzles per second since the last call; MFU is their FLOP/s divided by the device's peak."""
 
-    class Known(Model):
+    class KnownCost(Model):
         def flops_per_puzzle(self, num_cells: int, *, training: bool) -> float:
             return 5.0 * num_cells if training else 0.0
 
-    model, supervision = Known(right=False), objective(peak_flops=1e6)
+    model, supervision = KnownCost(right=False), objective(peak_flops=1e6)
     assert supervision.diagnostics(model)["segments/s"] == 0
     for _ in range(3):
         supervision.step(model)
@@ -182,21 +183,21 @@ def test_the_log_says_how_fast_and_what_share_of_the_peak() -> None:
     assert "mfu" not in objective().diagnostics(model)
 
 
-def test_ranks_draw_apart_and_their_questions_are_divided_anew() -> None:
-    """Two ranks have halves of a batch, not the same; one process goes on with both, and three with a third each."""
+def test_ranks_draw_different_puzzles_and_a_batch_is_split_anew_on_loading() -> None:
+    """Two ranks have different halves of a batch; one process continues with both, and three with a third each."""
     ranks = [objective(rank=rank, world_size=2) for rank in range(2)]
     for rank in ranks:
-        torch.manual_seed(0)  # as all begin a run
+        torch.manual_seed(0)  # all ranks start with one seed
         rank.step(Model(right=False))
     states = [rank.state_dict() for rank in ranks]
     assert [len(state["questions"]) for state in states] == [6, 6]
     assert not torch.equal(states[0]["questions"], states[1]["questions"])
-    whole = torch.cat([state["questions"] for state in states])
+    batch = torch.cat([state["questions"] for state in states])
     for size in (1, 3):
         parts = []
         for rank in range(size):
             part = objective(rank=rank, world_size=size)
             part.load_state_dict(states)
             parts.append(part.state_dict()["questions"])
-        assert torch.equal(torch.cat(parts), whole)
+        assert torch.equal(torch.cat(parts), batch)
         assert {len(part) for part in parts} == {12 // size}

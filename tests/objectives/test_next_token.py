@@ -1,4 +1,4 @@
-"""The objective of language models: which rows it serves, what it counts, and that small batches add up to large ones."""
+"""The objective of language models: which rows it reads, its metrics, and accumulated batches."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from attractor.training import TrainConfig, train
 
 
 class Drawn:
-    """Row ``n`` is drawn with seed ``n``."""
+    """Random rows of tokens: row ``n`` has seed ``n``."""
 
     def __init__(self) -> None:
-        self.served: list[int] = []
+        self.read: list[int] = []
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        self.served += range(first, first + num)
+        self.read += range(first, first + num)
         rows = [torch.randint(50, (16,), generator=torch.Generator().manual_seed(n)) for n in range(first, first + num)]
         return torch.stack(rows), torch.arange(16).expand(num, 16)
 
@@ -42,32 +42,32 @@ def run(out: Path, batch_size: int, accumulate: int, **settings) -> tuple[Attrac
     return train(model, objective, config, out=out, metadata={}), rows
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path) -> None:
-    """The same rows and, to rounding, the same weights."""
-    whole, rows = run(tmp_path / "a", 8, 1)
-    parts, again = run(tmp_path / "b", 2, 4)
-    assert rows.served == again.served == list(range(32))
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+def test_accumulated_batches_equal_one_large_batch(tmp_path) -> None:
+    """They read the same rows and give the same weights up to rounding."""
+    large, rows = run(tmp_path / "a", 8, 1)
+    accumulated, again = run(tmp_path / "b", 2, 4)
+    assert rows.read == again.read == list(range(32))
+    for a, b in zip(large.parameters(), accumulated.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_training_in_bf16_follows_float32(tmp_path) -> None:
-    """Weights stay in float32, and the losses of both agree to a per cent."""
-    wide, _ = run(tmp_path / "a", 8, 1)
-    narrow, _ = run(tmp_path / "b", 8, 1, precision="bf16")
-    assert {p.dtype for p in narrow.parameters()} == {torch.float32}
+    """Weights stay in float32, and the losses differ by less than 1%."""
+    fp32, _ = run(tmp_path / "a", 8, 1)
+    bf16, _ = run(tmp_path / "b", 8, 1, precision="bf16")
+    assert {p.dtype for p in bf16.parameters()} == {torch.float32}
     ids = Drawn().batch(100, 8)[0]
     with torch.no_grad():
-        losses = [float(m(ids, labels=ids).loss) for m in (wide, narrow)]
+        losses = [float(m(ids, labels=ids).loss) for m in (fp32, bf16)]
     assert abs(losses[0] / losses[1] - 1) < 0.01
     assert losses[0] != losses[1], "nothing was computed in bf16"
 
 
-def test_weight_decay_fades_with_the_run(tmp_path) -> None:
-    """A weight without a gradient shrinks by a decay that falls linearly to its final share."""
+def test_weight_decay_falls_linearly_to_its_final_value(tmp_path) -> None:
+    """A weight whose gradient is zero shrinks by exactly this decay."""
     model = torch.nn.Linear(2, 2, bias=False)
 
-    class Nothing:
+    class ZeroLoss:
         def step(self, model):
             return 0 * model.weight.sum(), {}
 
@@ -82,16 +82,16 @@ def test_weight_decay_fades_with_the_run(tmp_path) -> None:
         num_steps=4,
         optimizer=OptimizerConfig(lr=0.1, weight_decay=1.0, final_weight_decay=0.0),
         warmup_fraction=0,
-        decay=1e-9,
+        cooldown_fraction=1e-9,
         ema_decay=0,
     )
-    train(model, Nothing(), config, out=tmp_path, metadata={})
-    shrunk = torch.tensor([1 - 0.1 * rate for rate in rates]).prod()
-    assert torch.allclose(model.weight, before * shrunk, rtol=1e-5)
+    train(model, ZeroLoss(), config, out=tmp_path, metadata={})
+    remaining = torch.tensor([1 - 0.1 * rate for rate in rates]).prod()
+    assert torch.allclose(model.weight, before * remaining, rtol=1e-5)
 
 
-def test_growth_is_that_of_a_linear_map() -> None:
-    """From a random disturbance it turns to the largest eigenvalue, and its gradient reaches the map."""
+def test_growth_of_a_linear_map_is_its_largest_eigenvalue() -> None:
+    """A random perturbation turns to that direction. Gradients reach the map."""
     torch.manual_seed(0)
     scale = torch.tensor([0.2, 1.7, 0.1, 0.3], requires_grad=True)
     factor = growth(lambda y: 1 + scale * y, torch.randn(3, 5, 4), iterations=8)
@@ -101,8 +101,8 @@ def test_growth_is_that_of_a_linear_map() -> None:
     assert torch.allclose(scale.grad, torch.tensor([0.0, 1, 0, 0]), atol=1e-3)
 
 
-def test_a_contraction_penalty_calms_the_map(tmp_path) -> None:
-    """Disturbances of the solution grow less after training with it than without, and the log says so."""
+def test_a_contraction_penalty_lowers_growth(tmp_path) -> None:
+    """Perturbations of the solution grow less after training with it than without, and growth is logged."""
     factors = []
     for weight in (0.0, 10.0):
         torch.manual_seed(0)
@@ -125,39 +125,39 @@ def test_a_contraction_penalty_calms_the_map(tmp_path) -> None:
     assert factors[1] < 0.7 * factors[0]
 
 
-def test_what_ends_above_tolerance_is_counted(tmp_path) -> None:
-    """All of it where no evaluations were left, nothing where there were enough."""
-    shares = []
-    for most in (2, 64):
+def test_unconverged_equations_are_counted(tmp_path) -> None:
+    """With too few evaluations nearly all are unconverged, with enough none."""
+    fractions = []
+    for max_evaluations in (2, 64):
         torch.manual_seed(0)
         sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
         config = AttractorConfig(
             **sizes,
             num_hidden_layers=2,
             tolerance=1e-5,
-            max_evaluations=most,
+            max_evaluations=max_evaluations,
             gate_start=0.5,
             training_min_converged_fraction=1.0,
         )
         model = AttractorForCausalLM(config).train()
-        for parameter in model.parameters():  # at first every layer is the identity, and solved at once
+        for parameter in model.parameters():  # new layers are the identity, which converges at once
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.3)
         _, metrics = NextToken(Drawn(), NextTokenConfig(batch_size=4, length=16)).step(model)
-        shares.append(float(metrics["unconverged"]))
-    assert shares[0] > 0.9
-    assert shares[1] == 0
+        fractions.append(float(metrics["unconverged"]))
+    assert fractions[0] > 0.9
+    assert fractions[1] == 0
 
 
-def test_a_pause_where_a_checkpoint_was_just_made_writes_none(tmp_path) -> None:
-    """Nor does resuming a run that is at its end."""
+def test_no_step_has_two_checkpoints(tmp_path) -> None:
+    """Neither a pause after a checkpoint nor resuming a finished run writes another one."""
     written: list[Path] = []
     model = AttractorForCausalLM(
         AttractorConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)
     )
     config = TrainConfig(num_steps=4, checkpoint_every=2, ema_decay=0)
-    for resume, asks in ((False, [False, True]), (True, [False] * 4), (True, [False] * 4)):
-        answers = iter(asks)
+    for resume, pauses in ((False, [False, True]), (True, [False] * 4), (True, [False] * 4)):
+        answers = iter(pauses)
         objective = NextToken(Drawn(), NextTokenConfig(batch_size=2, length=16))
         train(
             model, objective, config, out=tmp_path, metadata={}, resume=resume, should_pause=lambda a=answers: next(a),

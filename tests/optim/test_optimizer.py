@@ -12,7 +12,7 @@ from attractor.recipes import language
 
 
 def test_groups_follow_the_named_rules() -> None:
-    """Muon takes the matrices inside layers and no others, the attractor's at half the rate; nothing is left out or twice."""
+    """Muon trains exactly the matrices inside layers, the attractor has half the rate, and every parameter has one group."""
     recipe = override(language("tiny"), ["model.num_hidden_layers=5", "model.num_attractor_layers=2"])
     config = recipe.optimizer
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -31,27 +31,24 @@ def test_groups_follow_the_named_rules() -> None:
     assert sorted(seen) == sorted(names.values())
 
 
-def test_weight_decay_spares_norms_and_biases() -> None:
-    """Only matrices shrink."""
+def test_norms_and_biases_have_no_weight_decay() -> None:
+    """Only matrices have weight decay."""
     (optimizer,) = OptimizerConfig(weight_decay=0.1).build(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {1: 0.0, 2: 0.1}
 
 
 def test_the_trapezoid_rises_stays_and_falls() -> None:
-    """Without warm-up it starts at its full height."""
-    assert [trapezoid(p, warmup_fraction=0.5, cooldown_fraction=0.25) for p in (0, 0.25, 0.5, 0.75, 1)] == [
-        0,
-        0.5,
-        1,
-        1,
-        0,
-    ]
+    """Without warm-up it starts at 1."""
+    factors = [trapezoid(p, warmup_fraction=0.5, cooldown_fraction=0.25) for p in (0, 0.25, 0.5, 0.75, 1)]
+    assert factors == [0, 0.5, 1, 1, 0]
     assert trapezoid(0, warmup_fraction=0, cooldown_fraction=0.5) == 1
 
 
-@pytest.mark.parametrize("changes", [{"muon_pattern": "["}, {"muon_momentum": 1.0}, {"lr": 0.0}, {"final_weight_decay": -1.0}])
-def test_settings_that_cannot_work_are_refused(changes: dict) -> None:
-    """By name."""
+@pytest.mark.parametrize(
+    "changes", [{"muon_pattern": "["}, {"muon_momentum": 1.0}, {"beta2": 1.0}, {"lr": 0.0}, {"final_weight_decay": -1.0}]
+)
+def test_invalid_settings_are_refused(changes: dict) -> None:
+    """The message names the setting."""
     with pytest.raises(ConfigError, match=next(iter(changes))):
         OptimizerConfig(**changes)

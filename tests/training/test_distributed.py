@@ -53,11 +53,11 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 
 
 CELLS = GridNetworkConfig(width=16, hidden=24, cell_hidden=16, num_cells=36)
-RECURSION = TRMUpdateConfig(cells=CELLS, num_latent=1)
+RECURSION = TRMUpdateConfig(network=CELLS, num_latent=1)
 REASONERS: dict[str, ReasonerModelConfig] = {
-    "attractor": AttractorReasonerConfig(update=RECURSION, evaluations_per_segment=2, backprop_steps=1, random_start=False, noise=0),
+    "attractor": AttractorReasonerConfig(update=RECURSION, evaluations_per_segment=2, backprop_steps=1, random_init=False, noise=0),
     "trm": TRMConfig(update=RECURSION, evaluations_per_segment=2),
-    "reads-once": TransformerConfig(cells=CELLS),
+    "reads-once": TransformerConfig(network=CELLS),
 }
 
 

@@ -1,4 +1,4 @@
-"""The loop, its checkpoints and exact resume."""
+"""The training loop, its checkpoints and exact resume."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
@@ -17,14 +18,14 @@ from attractor.training import TrainConfig, find_checkpoint
 
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
-    data=MazeDataConfig(num_mazes=50, size=7),
-    supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, leave_solved=0.5),
+    data=MazeDataConfig(num_puzzles=50, size=7),
+    supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, replace_solved_prob=0.5),
     train=TrainConfig(num_steps=24, log_every=4, checkpoint_every=10),
 )
 
 
 class Interrupt:
-    """A callback that stops the run, as Ctrl-C would, after a number of steps."""
+    """A callback that interrupts the run, as Ctrl-C does, after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -35,24 +36,24 @@ class Interrupt:
 
 
 def contents(path) -> dict[str, dict[str, int]]:
-    """Checksums of all tensors in the newest checkpoint: weights, training state and what is a rank's own."""
+    """Return the checksums of all tensors in the newest checkpoint."""
     sums = json.loads((find_checkpoint(path) / "checksums.json").read_text())["files"]
     return {name: value for name, value in sums.items() if name.endswith((".safetensors", ".distcp"))}
 
 
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
-    """Weights, optimiser, average, carried states, data and random numbers all go on where they were."""
-    train_reasoner(TINY, tmp_path / "whole")
+    """Weights, optimiser, average, carried states, data and random numbers continue from the checkpoint."""
+    train_reasoner(TINY, tmp_path / "uninterrupted")
     with pytest.raises(KeyboardInterrupt):
-        train_reasoner(TINY, tmp_path / "cut", callbacks=[Interrupt(16)])
-    assert find_checkpoint(tmp_path / "cut").name == "step-00000010"
-    train_reasoner(TINY, tmp_path / "cut", resume=True)
-    assert len(contents(tmp_path / "whole")) == 3
-    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+        train_reasoner(TINY, tmp_path / "resumed", callbacks=[Interrupt(16)])
+    assert find_checkpoint(tmp_path / "resumed").name == "step-00000010"
+    train_reasoner(TINY, tmp_path / "resumed", resume=True)
+    assert len(contents(tmp_path / "uninterrupted")) == 3
+    assert contents(tmp_path / "uninterrupted") == contents(tmp_path / "resumed")
 
 
 def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
-    """Same seed, same losses; and they fall."""
+    """The same seed gives the same losses, and they fall."""
     config = replace(TINY, train=replace(TINY.train, num_steps=60, checkpoint_every=0))
     runs = []
     for name in ("a", "b"):
@@ -63,9 +64,9 @@ def test_training_lowers_the_loss_and_is_repeatable(tmp_path) -> None:
     assert runs[0][-1] < 0.7 * runs[0][0]
 
 
-def test_a_checkpoint_gives_back_the_averaged_model(tmp_path) -> None:
-    """What train returns is what load_reasoner loads, and only the newest checkpoints stay."""
-    model = train_reasoner(TINY, tmp_path)
+def test_a_checkpoint_contains_the_averaged_model(tmp_path) -> None:
+    """Loading it returns the model that training returned. Only the newest checkpoints are kept."""
+    model = train_reasoner(TINY, tmp_path).model
     loaded = load_reasoner(tmp_path).model
     assert not loaded.training
     for name, value in model.state_dict().items():
@@ -79,7 +80,7 @@ def damage(checkpoint, how: str) -> None:
     if how == "cut short":
         file.write_bytes(file.read_bytes()[:-100])
     elif how == "not safetensors":
-        file.write_bytes(b"PK\x03\x04 a pickle, say")
+        file.write_bytes(b"PK\x03\x04 such as a pickle")
     elif how == "missing":
         file.unlink()
     elif how == "other shapes":
@@ -108,7 +109,7 @@ def damage(checkpoint, how: str) -> None:
     ],
 )
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: str) -> None:
-    """One sentence, naming the file; nothing half-loaded."""
+    """The message names the file, and nothing is loaded."""
     train_reasoner(replace(TINY, train=replace(TINY.train, num_steps=2)), tmp_path)
     damage(find_checkpoint(tmp_path), how)
     with pytest.raises(CheckpointError, match=says):
@@ -116,7 +117,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, how: str, says: s
 
 
 def test_resuming_with_another_recipe_is_refused(tmp_path) -> None:
-    """The checkpoint says what differs; only how long the run is may change."""
+    """The message names the setting that differs. The length of the run may change."""
     short = replace(TINY, train=replace(TINY.train, num_steps=2))
     train_reasoner(short, tmp_path)
     with pytest.raises(CheckpointError, match=r"recipe\.model\.noise differs"):
@@ -126,7 +127,7 @@ def test_resuming_with_another_recipe_is_refused(tmp_path) -> None:
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
-    """Lines of steps that are made again are not kept twice."""
+    """Steps that are repeated after a resume are not logged twice."""
     with pytest.raises(KeyboardInterrupt):
         train_reasoner(TINY, tmp_path, callbacks=[Interrupt(16)])
     train_reasoner(TINY, tmp_path, resume=True)
@@ -135,12 +136,12 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
 
 
 def test_a_run_needs_an_end() -> None:
-    """Neither steps nor seconds is a mistake."""
+    """Without steps and seconds, the configuration is refused."""
     with pytest.raises(ConfigError, match="num_steps or seconds"):
         TrainConfig()
 
 
 def test_the_schedule_rises_stays_and_falls() -> None:
-    """From 0 over 1 to 0, by progress."""
+    """With progress, from 0 to 1 and back to 0."""
     values = [trapezoid(p, warmup_fraction=0.1, cooldown_fraction=0.5) for p in (0, 0.05, 0.1, 0.3, 0.5, 0.75, 1)]
     assert values == pytest.approx([0, 0.5, 1, 1, 1, 0.5, 0])

@@ -1,4 +1,4 @@
-"""Leaving a run and going on with it."""
+"""Runs that stop early and are resumed."""
 
 import os
 import signal
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attractor import ConfigError
-from attractor.experiment.puzzles import load_reasoner, train_reasoner
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.recipes import MazeDataConfig, maze
@@ -17,26 +18,26 @@ from attractor.training import Preemption, TrainConfig
 TINY = replace(
     maze(),
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
-    data=MazeDataConfig(num_mazes=20, size=7),
+    data=MazeDataConfig(num_puzzles=20, size=7),
     train=TrainConfig(num_steps=9),
 )
 
 
-def test_a_run_in_pieces_is_bitwise_the_run_in_one(tmp_path) -> None:
-    """Pauses after any step change nothing, the schedule included."""
-    train_reasoner(TINY, tmp_path / "whole")
+def test_a_run_in_parts_is_bitwise_the_uninterrupted_run(tmp_path) -> None:
+    """Pauses change nothing, neither the weights nor the schedule."""
+    train_reasoner(TINY, tmp_path / "uninterrupted")
     calls = iter(range(100))
-    train_reasoner(TINY, tmp_path / "cut", should_pause=lambda: next(calls) == 3)
+    train_reasoner(TINY, tmp_path / "parts", should_pause=lambda: next(calls) == 3)
     for _ in range(2):
-        train_reasoner(TINY, tmp_path / "cut", resume=True, should_pause=lambda: next(calls) % 3 == 0)
-    train_reasoner(TINY, tmp_path / "cut", resume=True)
-    a, b = (load_reasoner(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+        train_reasoner(TINY, tmp_path / "parts", resume=True, should_pause=lambda: next(calls) % 3 == 0)
+    train_reasoner(TINY, tmp_path / "parts", resume=True)
+    a, b = (load_reasoner(tmp_path / name).model.state_dict() for name in ("uninterrupted", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_signals_ask_for_a_pause_and_the_old_handlers_come_back(which: signal.Signals) -> None:
-    """The first is a request; afterwards signals mean what they meant before."""
+def test_signals_request_a_pause_and_the_old_handlers_are_restored(which: signal.Signals) -> None:
+    """The first signal is a request. After the block, signals have their old handlers."""
     before = signal.getsignal(which)
     with Preemption() as should_pause:
         assert not should_pause()
@@ -45,34 +46,36 @@ def test_signals_ask_for_a_pause_and_the_old_handlers_come_back(which: signal.Si
     assert signal.getsignal(which) is before
 
 
-def test_a_second_interrupt_is_obeyed_at_once() -> None:
+def test_a_second_interrupt_ends_the_run_at_once() -> None:
+    """It raises KeyboardInterrupt."""
     with Preemption():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_time_asks_for_a_pause() -> None:
-    """Counted from the first question, which comes after a step; never before nothing."""
+def test_a_time_limit_requests_a_pause() -> None:
+    """The time is counted from the first call, which follows the first step."""
     assert Preemption(seconds=0)()
     should_pause = Preemption(seconds=60)
     assert not should_pause()
-    assert not should_pause.taken
+    assert not should_pause.requested
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_times_that_cannot_be_are_refused(seconds: float) -> None:
+def test_invalid_times_are_refused(seconds: float) -> None:
+    """The message says which are valid."""
     with pytest.raises(ConfigError, match="from 0 up"):
         Preemption(seconds=seconds)
 
 
-def test_every_piece_makes_a_step_and_the_last_is_no_pause(tmp_path) -> None:
-    """However short the time, a chain of pieces ends; a run that is done was not paused."""
-    pieces = 0
+def test_every_part_makes_a_step_and_the_last_is_not_paused(tmp_path) -> None:
+    """A run in parts ends, however short the time limit is."""
+    parts = 0
     for resume in (False, *[True] * 8):
         should_pause = Preemption(seconds=0)
         train_reasoner(TINY, tmp_path, resume=resume, should_pause=should_pause)
-        pieces += 1
-        if not should_pause.taken:
+        parts += 1
+        if not should_pause.requested:
             break
-    assert pieces == 9
+    assert parts == 9

@@ -1,4 +1,4 @@
-"""The command line: each command is a typed function; mistakes are one sentence and exit code 2."""
+"""The command line: each command is a typed function that parses, calls :mod:`attractor.experiment`, and prints."""
 
 from attractor.cli.main import main
 

@@ -13,9 +13,9 @@ from attractor.errors import ConfigError
 from attractor.experiment.cost.device import PEAK_FLOPS
 from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost, measure_cost, parameters
 from attractor.experiment.environment import environment
-from attractor.files import finite, write_json
+from attractor.files import json_safe, write_json
 from attractor.recipes import RETROFIT
-from attractor.recipes import recipe as find_recipe
+from attractor.recipes import get as get_recipe
 
 EXPECTED_MFU = 0.4
 DAY = 86_400
@@ -48,7 +48,7 @@ def cost(
     """
     if recipe == RETROFIT:
         raise ConfigError(f"{recipe} takes its sizes from a checkpoint; ask for a recipe that has sizes of its own.")
-    settings = override(find_recipe(recipe), set)
+    settings = override(get_recipe(recipe), set)
     if strategy is not None and world_size == 1:
         raise ConfigError(f"--strategy {strategy}: one process shares with nobody; say --world-size too.")
     shared = "none" if world_size == 1 else strategy or settings.train.parallel
@@ -66,7 +66,7 @@ def cost(
 
 def figures(found: CostEstimate, real: MeasuredCost | str) -> dict[str, Any]:
     """Return everything that is printed as plain data."""
-    plain: dict[str, Any] = finite(
+    plain: dict[str, Any] = json_safe(
         {
             "parameters": parameters(found.model),
             "evaluations": found.evaluations,

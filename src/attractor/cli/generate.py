@@ -1,29 +1,19 @@
-"""``attractor generate``: a language model goes on from a prompt, word by word."""
+"""``attractor generate``: continue a prompt."""
 
 import sys
-import time
-from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import TextStreamer
-
-from attractor.errors import ConfigError
-from attractor.evaluation import encode, known_budget, max_length
-from attractor.experiment.loading import load_language_model
-from attractor.models.language import AttractorForCausalLM
 
 
 def generate(
-    checkpoint: Path,
+    checkpoint: str,
     /,
     prompt: str,
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
     top_p: float = 0.95,
-    num: int = 1,
+    num_samples: int = 1,
     seed: int = 0,
     depth: int | None = None,
     tolerance: float | None = None,
@@ -31,57 +21,50 @@ def generate(
     num_draft: int | None = None,
     draft_depth: int = 1,
 ) -> None:
-    """Continue a prompt, streaming to the terminal, until the text ends or enough is said.
+    """Continue a prompt and print the tokens one by one.
 
     Args:
-        checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken.
-        prompt: The text to go on from; "-" reads standard input.
-        max_new_tokens: The most tokens to add; the model's context bounds them too.
-        temperature: 0 always takes the likeliest token; higher is more varied.
-        top_k: Choose among so many of the likeliest tokens; 0: all.
-        top_p: Choose among the likeliest tokens that hold this much probability.
-        num: How many continuations, one after the other.
-        seed: Of the choices.
-        depth: Evaluations of the attractor per token; by default as many as the tolerance needs.
-        tolerance: Relative residual at which a token is at rest, instead of the model's.
-        max_evaluations: The most evaluations, instead of the model's.
-        num_draft: Draft so many tokens at a time and let one solve verify them; the text stays the same.
+        checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a name on the hub.
+        prompt: The text to continue; "-" reads standard input.
+        max_new_tokens: The largest number of tokens to add. The model's context is another limit.
+        temperature: 0 always takes the most probable token; higher values are more varied.
+        top_k: Choose among this number of the most probable tokens; 0 means all.
+        top_p: Choose among the most probable tokens that have this probability in total.
+        num_samples: How many continuations to print.
+        seed: The seed of the first continuation; each further one has the next seed.
+        depth: Evaluations per token, instead of a tolerance.
+        tolerance: The relative residual at which a token has converged, instead of the model's.
+        max_evaluations: The largest number of evaluations, instead of the model's.
+        num_draft: Draft this number of tokens at a time and verify them in one solve. The text stays the same.
         draft_depth: Evaluations of a draft, 0 or 1.
     """
-    for name, value, least in (("max-new-tokens", max_new_tokens, 1), ("top-k", top_k, 0), ("num", num, 1)):
-        if value < least:
-            raise ConfigError(f"--{name} {value}: give a whole number from {least} up.")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ConfigError(f"--temperature {temperature:g} --top-p {top_p:g}: give one from 0 up, and one in (0, 1].")
-    model, tokenizer = load_language_model(checkpoint)
-    console = Console(stderr=True)
+    from transformers import TextStreamer
+
+    from attractor.errors import ConfigError
+    from attractor.experiment.generation import generate as run
+    from attractor.experiment.loading import load_language_model, local_folder
+
+    if num_samples < 1:
+        raise ConfigError(f"num_samples={num_samples}: give a whole number from 1 up.")
+    loaded = load_language_model(local_folder(checkpoint))
     text = sys.stdin.read() if prompt == "-" else prompt
-    ids = encode(tokenizer, text)[None].to(model.device)
-    room = max_length(model) - ids.shape[1]
-    if room < 1:
-        raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
-    choice: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        choice = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
-    drafts = {} if num_draft is None else {"num_draft": num_draft, "draft_depth": draft_depth}
-    if drafts and not isinstance(model, AttractorForCausalLM):
-        raise ConfigError("--num-draft: this model has no proposal to draft from; leave it out.")
-    torch.manual_seed(seed)
-    for _ in range(num):
-        begun = time.perf_counter()
-        streamer: Any = TextStreamer(tokenizer, skip_special_tokens=True)
-        generate: Any = model.generate
-        out = generate(
-            ids,
-            max_new_tokens=min(max_new_tokens, room),
-            streamer=streamer,
-            pad_token_id=tokenizer.eos_token_id,
-            **choice,
-            **budget,
-            **drafts,
+    console = Console(stderr=True)
+    for sample in range(num_samples):
+        result = run(
+            loaded.model,
+            loaded.tokenizer,
+            text,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed + sample,
+            depth=depth,
+            tolerance=tolerance,
+            max_evaluations=max_evaluations,
+            num_draft=num_draft,
+            draft_depth=draft_depth,
+            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
         )
-        added = out.shape[1] - ids.shape[1]
-        full = " (the model's context is full)" if added == room < max_new_tokens else ""
-        seconds = time.perf_counter() - begun
-        console.print(f"[dim]{added} tokens in {seconds:.1f} s{full}[/dim]", highlight=False)
+        full = " (the model's context is full)" if result.is_context_full else ""
+        console.print(f"[dim]{result.num_tokens} tokens in {result.seconds:.1f} s{full}[/dim]", highlight=False)

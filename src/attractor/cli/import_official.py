@@ -1,29 +1,20 @@
-"""``attractor import-official``: a checkpoint in the paper authors' format becomes one of ours."""
+"""``attractor import-official``: convert a checkpoint in the format of the paper's authors."""
 
 from pathlib import Path
 
 from rich.console import Console
 
-from attractor.data.text import load_tokenizer
-from attractor.experiment.loading import quiet
-from attractor.interop.official_checkpoint import import_official as read_official
-from attractor.interop.weights import new_folder, require_free
-
 
 def import_official(folder: Path, out: Path, /) -> None:
-    """Read a checkpoint that the paper's authors published and write it as a folder that AutoModelForCausalLM loads.
+    """Convert a checkpoint that the paper's authors published to a folder that AutoModelForCausalLM loads.
 
     Args:
-        folder: With config.json and pytorch_model.bin or model.safetensors, whole or in shards; a tokenizer there comes along.
-        out: The folder to write.
+        folder: A folder with config.json and pytorch_model.bin or model.safetensors, in one file or in shards. A tokenizer in it
+            is copied.
+        out: The folder to write; it must not exist.
     """
-    require_free(out)
-    model = read_official(folder)
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = load_tokenizer(folder) if has_tokenizer else None
-    with new_folder(out) as part, quiet():
-        model.save_pretrained(part)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-    beside = "" if tokenizer is not None else "; it has no tokenizer yet: copy one into it"
-    Console().print(f"{out}: {model.num_parameters():,} weights{beside}", highlight=False)
+    from attractor.experiment.conversion import import_official as run
+
+    model, tokenizer = run(folder, out)
+    advice = "" if tokenizer is not None else "; it has no tokenizer yet: copy one into it"
+    Console().print(f"{out}: {model.num_parameters():,} weights{advice}", highlight=False)

@@ -1,13 +1,8 @@
-"""``attractor retrofit``: a pretrained Qwen3 or Llama becomes an attractor model to train on."""
+"""``attractor retrofit``: turn a pretrained Qwen3 or Llama into an attractor model."""
 
 from pathlib import Path
 
 from rich.console import Console
-
-from attractor.data.text import load_tokenizer
-from attractor.experiment.loading import quiet
-from attractor.interop.backbone import from_backbone
-from attractor.interop.weights import new_folder, require_free
 
 
 def retrofit(
@@ -18,27 +13,22 @@ def retrofit(
     gate_start: float = 0.7,
     gate_limit: float = 1.0,
 ) -> None:
-    """Make an attractor model of a pretrained one; at depth 1 it is the original.
+    """Make an attractor model from a pretrained model. At depth 1 it is the original.
 
     Args:
-        backbone: Folder or hub name of a Qwen3 or Llama with its tokenizer.
-        out: Folder to write; must not exist.
+        backbone: The folder or the hub name of a Qwen3 or Llama with its tokenizer.
+        out: The folder to write; it must not exist.
         num_attractor_layers: How many of its last layers become the attractor.
-        gate_start: Where the factors on the attractor's branches start.
-        gate_limit: What they stay below.
+        gate_start: The initial value of the factors on the attractor's branches.
+        gate_limit: The limit of these factors.
     """
-    require_free(out)
-    with quiet():
-        tokenizer = load_tokenizer(Path(backbone))
-        model = from_backbone(
-            backbone, num_attractor_layers=num_attractor_layers, gate_start=gate_start, gate_limit=gate_limit
-        )
-        with new_folder(out) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
+    from attractor.experiment.conversion import retrofit as run
+
+    layers = num_attractor_layers
+    model = run(backbone, out, num_attractor_layers=layers, gate_start=gate_start, gate_limit=gate_limit)
     Console().print(
-        f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {num_attractor_layers} of "
-        f"{model.config.num_hidden_layers} layers the attractor.\n"
+        f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {layers} of {model.config.num_hidden_layers} layers are "
+        f"the attractor.\n"
         f"Next: attractor data prepare TEXT --tokenizer {out} --out tokens\n"
         f"      attractor train language/retrofit --init {out} --data tokens",
         soft_wrap=True,

@@ -1,249 +1,105 @@
-"""``attractor solve``: mazes and Sudokus, answered and checked."""
+"""``attractor solve``: solve mazes and Sudokus, and check the answers."""
 
 import os
+import statistics
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.text import Text
-
-from attractor.data import maze, sudoku
-from attractor.data.puzzles import LocatedGrid
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import trajectory
-from attractor.experiment.puzzles import LoadedReasoner, load_reasoner
-from attractor.models.reasoning import ReasonerOutput
-from attractor.plots import plot_trajectory, render_digits, render_grid
-from attractor.progress import TaskProgress
-from attractor.solve import Steps
 
-Grid = NDArray[np.uint8]
-STYLES = {"#": "grey37", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
-FEW = 10  # as many puzzles are drawn; of more, a summary is printed, and as many faults
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from attractor.data import Puzzle
+    from attractor.experiment.solve import PuzzleSolution
+
+STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
+MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
 def solve(
     checkpoint: Path,
     puzzle: str,
     /,
-    depth: int = 2048,
-    tolerance: float = 1e-4,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
     breadth: int = 1,
     seed: int = 0,
     gif: Path | None = None,
 ) -> None:
-    """Solve puzzles by iterating to rest; print answer, verdict, residual, evaluations and time; of more than ten, a summary.
+    """Solve puzzles; print answer, verdict, residual, evaluations and time. For more than ten, print a summary.
 
     Args:
-        checkpoint: A checkpoint's folder, or a run's folder, whose newest is taken.
-        puzzle: Of Sudokus: one in a line, "." for blanks, or a text or csv file of several. Of mazes: a text file with "#" for
-            walls, spaces, one S and one G; blank lines between several; or a csv. "-" reads standard input.
-        depth: The most evaluations.
-        tolerance: The relative residual at which the answer is at rest.
-        breadth: Random starts to try; the answer that rests most is kept.
-        seed: Of the random start.
-        gif: A file to draw into how the first puzzle's answer settles, from the start that was kept.
+        checkpoint: A checkpoint's folder, or a run's folder, whose newest checkpoint is used.
+        puzzle: Sudokus: one in a line, "." for blanks, or a text or csv file of several. Mazes: a text file with "#" for walls,
+            spaces, one S and one G, and blank lines between several mazes; or a csv. "-" reads standard input.
+        depth: Make exactly so many evaluations, in place of solving to a tolerance.
+        tolerance: Solve to this relative residual (default 1e-4).
+        max_evaluations: With at most so many evaluations (default 2048).
+        breadth: The number of random restarts; the answer with the lowest residual is kept.
+        seed: Seed of the random initial states.
+        gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
+    from attractor.experiment.loading import load_reasoner
+    from attractor.experiment.solve import animate_solution, solve_puzzles
+
     if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
-    if depth < 1:
-        raise ConfigError(f"--depth {depth}: give a whole number from 1 up.")
-    trained = load_reasoner(checkpoint)
-    trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    task = TASKS[trained.kind]
-    puzzles = task.read(puzzle)
-    with TaskProgress() as bars:
-        _refuse(trained, task, puzzles, bars.follow("checking"))
-    console, solver = Console(), _Solver(trained, depth, tolerance, breadth, seed)
-    first = solver(puzzles[0].grid)
-    answered = zip(puzzles, chain([first], (solver(placed.grid) for placed in puzzles[1:])), strict=True)
-    if len(puzzles) > FEW:
-        _summarise(answered, len(puzzles), task, console)
-    for placed, solved in answered:
-        console.print(
-            task.draw(placed.grid, solved.answer), soft_wrap=True
-        )  # a grid wider than the window stays a grid
-        rest = "at rest" if solved.at_rest else f"not at rest within depth {depth}"
-        console.print(str(task.verdict(placed.grid, solved.answer)))
-        cost = f"{solved.evaluations} evaluations, {solved.seconds:.2f} s"
-        console.print(f"residual {solved.residual:.1e} ({rest}), {cost}\n")
+    loaded = load_reasoner(checkpoint)
+    puzzles = loaded.puzzle.parse(_standard_input(), source="standard input") if puzzle == "-" else puzzle
+    budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, seed=seed, progress=True)
+    if len(solutions) > MAX_SHOWN:
+        _print_summary(solutions)
+    else:
+        _print_each(loaded.puzzle, solutions)
     if gif is not None:
-        _animate(solver, puzzles[0].grid, first, gif)
+        animate_solution(loaded, solutions[0], gif, **budget)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Solved:
-    """One puzzle's answer, the state that it was reached from, and what it cost."""
+def _print_each(puzzle: "Puzzle", solutions: Sequence["PuzzleSolution"]) -> None:
+    from rich.console import Console
 
-    chances: torch.Tensor  # (H, W, classes)
-    start: torch.Tensor
-    residual: float
-    at_rest: bool
-    evaluations: int
-    seconds: float
-
-    @property
-    def answer(self) -> Grid:
-        return self.chances.argmax(dim=-1).numpy().astype(np.uint8)
+    console = Console()
+    for solution in solutions:
+        console.print(draw(puzzle, solution), soft_wrap=True)  # so that a wide grid is not folded
+        console.print(solution.verdict)
+        converged = "converged" if solution.converged else "not converged"
+        cost = f"{solution.evaluations} evaluations, {solution.seconds:.2f} s"
+        console.print(f"residual {solution.residual:.1e} ({converged}), {cost}\n")
 
 
-@dataclass(frozen=True)
-class _Solver:
-    """A reasoner and how it is asked; every puzzle is asked alone and with the same seed."""
-
-    trained: LoadedReasoner
-    depth: int
-    tolerance: float
-    breadth: int
-    seed: int
-
-    def __call__(self, grid: Grid) -> Solved:
-        begun = time.perf_counter()
-        output: ReasonerOutput = self.trained.model.solve(
-            as_question(self.trained, grid)[None],
-            depth=self.depth,
-            tolerance=self.tolerance,
-            breadth=self.breadth,
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        residual = float(output.solution.residual[0])
-        assert output.start is not None
-        return Solved(
-            chances=output.logits[0].softmax(dim=-1).cpu(),
-            start=output.start,
-            residual=residual,
-            at_rest=residual < self.tolerance,
-            evaluations=int(output.solution.evaluations[0]),
-            seconds=time.perf_counter() - begun,
-        )
-
-
-def as_question(trained: LoadedReasoner, grid: Grid) -> torch.Tensor:
-    """Return the grid (H, W) as int64, where the model is."""
-    return torch.from_numpy(grid).long().to(next(trained.model.parameters()).device)
-
-
-def _refuse(
-    trained: LoadedReasoner, task: "Task", puzzles: Sequence[LocatedGrid], advance: Callable[[int, int], None]
-) -> None:
-    """Refuse what is no puzzle, or none for this model, with its place, before anything is solved."""
-    shapes = set()
-    for number, placed in enumerate(puzzles):
-        advance(number, len(puzzles))
-        grid = placed.grid
-        try:
-            if trained.kind == "sudoku" and len(grid) >= trained.model.num_symbols:
-                raise DataError(
-                    f"this puzzle has {len(grid)} digits, and the model learnt Sudokus of {trained.size}; give such puzzles."
-                )
-            if grid.shape not in shapes:  # one evaluation tells whether its networks take such a grid
-                with torch.no_grad():
-                    trained.model(as_question(trained, grid)[None], stop=Steps(1))
-            shapes.add(grid.shape)
-            task.check(grid)
-        except DataError as error:
-            raise DataError(f"{placed.place}: {error}" if placed.place else str(error)) from error
-
-
-def _summarise(answered: Iterable[tuple[LocatedGrid, Solved]], num: int, task: "Task", console: Console) -> None:
-    """Solve ``num`` puzzles behind a bar; print the first faults with their places, how many are right and at rest, the cost."""
-    begun, faults, counts, evaluations = time.perf_counter(), [], Counter[str](), []
-    with TaskProgress() as bars:
-        draw = bars.follow("solving")
-        for number, (placed, solved) in enumerate(answered, start=1):
-            draw(number, num)
-            verdict = str(task.verdict(placed.grid, solved.answer))
-            right = verdict.startswith("verified")
-            counts["right"] += right
-            counts["rest"] += solved.at_rest
-            counts["both"] += right and solved.at_rest
-            evaluations.append(solved.evaluations)
-            if not right:
-                faults.append(f"{placed.place}: {verdict}")
-    for fault in faults[:FEW]:
-        console.print(fault, soft_wrap=True, highlight=False)
-    if len(faults) > FEW:
-        console.print(f"… and {len(faults) - FEW:,} more that are wrong")
-    rest = f"{counts['rest']:,} at rest, {counts['both']:,} of these verified"
-    cost = f"{np.median(evaluations):.0f} evaluations (median), {time.perf_counter() - begun:.1f} s"
-    console.print(f"{num:,} puzzles: {counts['right']:,} verified; {rest}; {cost}.", soft_wrap=True, highlight=False)
-
-
-def _animate(solver: _Solver, grid: Grid, solved: Solved, file: Path) -> None:
-    """Draw the trajectory of the start that was kept, as far as it was followed; the answer that was printed comes last."""
-    question, moments = as_question(solver.trained, grid), _moments(solver.depth)
-    frames, residuals = trajectory(
-        solver.trained.model, question, moments, start=solved.start, tolerance=solver.tolerance
+def _print_summary(solutions: Sequence["PuzzleSolution"]) -> None:
+    """Print the first wrong answers with their places, and one line about all."""
+    wrong = [f"{solution.place}: {solution.verdict}" for solution in solutions if not solution.is_correct]
+    print("\n".join(wrong[:MAX_SHOWN]))
+    if len(wrong) > MAX_SHOWN:
+        print(f"… and {len(wrong) - MAX_SHOWN:,} more that are wrong")
+    converged = [solution for solution in solutions if solution.converged]
+    print(
+        f"{len(solutions):,} puzzles: {len(solutions) - len(wrong):,} verified; {len(converged):,} converged, "
+        f"{sum(s.is_correct for s in converged):,} of these verified; "
+        f"{statistics.median(s.evaluations for s in solutions):.0f} evaluations (median), "
+        f"{sum(s.seconds for s in solutions):.1f} s."
     )
-    # A solve that is cut off answers with the point whose residual it knows, one evaluation before the last.
-    frames[-1], residuals[-1] = solved.chances, solved.residual
-    painter = render_digits(question.cpu(), sudoku.BOXES[len(grid)]) if solver.trained.kind == "sudoku" else render_grid
-    plot_trajectory(frames, moments[: len(frames)], residuals, animation=file, render_grid=painter)
 
 
-def _moments(depth: int) -> list[int]:
-    """Depths that an animation shows: all of the first, then ever fewer of them, and the last."""
-    moments = [1]
-    while moments[-1] < depth:
-        moments.append(min(depth, moments[-1] + max(1, moments[-1] // 24)))
-    return moments
+def draw(puzzle: "Puzzle", solution: "PuzzleSolution") -> "Text":
+    """Return the answer in colours: digits that were given are bold, those that were found cyan, changed givens red."""
+    from rich.text import Text
 
-
-@dataclass(frozen=True)
-class Task:
-    """What a kind of puzzles needs: reading from a file, a line or standard input; refusing; drawing; judging."""
-
-    read: Callable[[str], list[LocatedGrid]]
-    check: Callable[[Grid], None]
-    draw: Callable[[Grid, Grid], Text]
-    verdict: Callable[[Grid, Grid], Any]
-
-
-def _read_mazes(text: str) -> list[LocatedGrid]:
-    return maze.parse_located(_standard_input(), source="standard input") if text == "-" else maze.read_located(text)
-
-
-def _read_sudokus(text: str) -> list[LocatedGrid]:
-    if text == "-":
-        return sudoku.parse_located(_standard_input(), source="standard input")
-    if "\n" in text or len(text) in (16, 36, 81) or set(text) <= set(".0123456789|-+ "):
-        return [LocatedGrid(sudoku.parse(text, source="the puzzle"), "")]
-    return sudoku.read_located(text)
-
-
-def _draw_maze(question: Grid, answer: Grid) -> Text:
-    drawn = Text(maze.render(answer).rstrip("\n"))
-    for symbol, style in STYLES.items():
-        drawn.highlight_words([symbol], style)
-    return drawn
-
-
-def _draw_sudoku(question: Grid, answer: Grid) -> Text:
-    """Draw givens in bold, what was found in colour, and what stands in place of a given in red."""
-    # A model of larger Sudokus may answer with a digit that this one does not have: that is no answer.
-    text = sudoku.render(np.where(answer <= len(answer), answer, 0).astype(np.uint8))
-    drawn = Text(text)
-    cells = [place for place, character in enumerate(text) if character == "." or character.isdigit()]
-    for place, given, found in zip(cells, question.reshape(-1), answer.reshape(-1), strict=True):
-        drawn.stylize("cyan" if not given else "bold" if found == given else "bold red", place, place + 1)
-    return drawn
-
-
-TASKS = {
-    "maze": Task(_read_mazes, maze.check, _draw_maze, maze.verdict),
-    "sudoku": Task(_read_sudokus, sudoku.check, _draw_sudoku, sudoku.verdict),
-}
+    text = puzzle.render(solution.answer)
+    alphabet = puzzle.alphabet(len(solution.question))
+    drawing, cells = Text(text), [place for place, character in enumerate(text) if character in alphabet]
+    for place, given, found in zip(cells, solution.question.flat, solution.answer.flat, strict=True):
+        digit_style = "cyan" if not given else "bold" if found == given else "bold red"
+        drawing.stylize(STYLES.get(text[place], digit_style), place, place + 1)
+    return drawing
 
 
 def _standard_input() -> str:

@@ -1,1 +1,7 @@
-"""Data: drawing, reading, writing and judging puzzles. Knows no models."""
+"""Data: puzzles of every kind, and text. This package knows no models."""
+
+from attractor.data.maze import MAZE
+from attractor.data.puzzle import PUZZLES, LocatedGrid, Puzzle, PuzzleSet, Verdict, find_puzzle
+from attractor.data.sudoku import SUDOKU
+
+__all__ = ["MAZE", "PUZZLES", "SUDOKU", "LocatedGrid", "Puzzle", "PuzzleSet", "Verdict", "find_puzzle"]

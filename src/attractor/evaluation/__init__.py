@@ -1,44 +1,41 @@
-"""Evaluation: puzzles by depth and breadth, text by its bytes, language tasks. Numbers only."""
+"""Evaluation: puzzles by depth and breadth, text in bits per byte, language tasks, internalisation. Numbers only."""
 
+from attractor.evaluation.bundle import Task, find_task, read_tasks
 from attractor.evaluation.calibrate import BudgetScore, Calibration, calibrate
-from attractor.evaluation.core import (
-    CoreScore,
-    LambadaScore,
-    Task,
-    TaskScore,
-    core,
-    evaluate_task,
-    find_task,
-    lambada,
-    read_tasks,
-)
+from attractor.evaluation.core import CoreScore, TaskScore, core, evaluate_task
 from attractor.evaluation.harness import harness
-from attractor.evaluation.internalisation import Internalisation, Trajectories, measure_internalisation, trajectories
+from attractor.evaluation.internalisation import DepthStats, Internalisation, TokenStats, measure_internalisation
+from attractor.evaluation.lambada import LambadaScore, lambada
 from attractor.evaluation.puzzles import DepthEvaluation, DepthPoint, evaluate_depths, trajectory
 from attractor.evaluation.restarts import Restarts, auroc, exact, run_restarts
 from attractor.evaluation.text import (
-    Predictions,
+    DEFAULT_WINDOW,
     TextScore,
+    TokenScores,
     encode,
     known_budget,
-    log_probabilities,
     max_length,
     score_text,
+    score_tokens,
 )
+from attractor.evaluation.trajectories import Trajectories, trajectories
 
 __all__ = [
+    "DEFAULT_WINDOW",
     "BudgetScore",
     "Calibration",
     "CoreScore",
     "DepthEvaluation",
     "DepthPoint",
+    "DepthStats",
     "Internalisation",
     "LambadaScore",
-    "Predictions",
     "Restarts",
     "Task",
     "TaskScore",
     "TextScore",
+    "TokenScores",
+    "TokenStats",
     "Trajectories",
     "auroc",
     "calibrate",
@@ -51,12 +48,12 @@ __all__ = [
     "harness",
     "known_budget",
     "lambada",
-    "log_probabilities",
     "max_length",
     "measure_internalisation",
     "read_tasks",
     "run_restarts",
     "score_text",
+    "score_tokens",
     "trajectories",
     "trajectory",
 ]

@@ -1,4 +1,4 @@
-"""How little solving is enough: the cheapest budget whose held-out loss is close to that of the equilibrium."""
+"""Choose the cheapest evaluation budget whose held-out loss is close to the loss at the equilibrium."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ CANDIDATES: tuple[Budget, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetScore:
-    """One budget's held-out score and its cost in floating-point operations per token."""
+    """The held-out score of one budget, and its floating-point operations per token."""
 
     budget: Budget
     score: TextScore
@@ -26,10 +26,10 @@ class BudgetScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """All trials in the order of their cost, the solved one, and the cheapest that is close enough to it."""
+    """All budgets in order of cost, the model's own tolerance (``reference``), and the ``chosen`` one."""
 
-    trials: tuple[BudgetScore, ...]
-    solved: BudgetScore
+    budgets: tuple[BudgetScore, ...]
+    reference: BudgetScore
     chosen: BudgetScore
 
 
@@ -39,47 +39,52 @@ def calibrate(
     documents: Sequence[str],
     *,
     length: int,
-    within: float = 0.005,
+    max_loss_increase: float = 0.005,
     candidates: Sequence[Budget] = CANDIDATES,
     batch_size: int = 8,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Find the cheapest budget whose loss is at most ``1 + within`` times that of solving to the model's own tolerance.
+    """Find the cheapest budget whose loss is at most ``1 + max_loss_increase`` times the loss at the model's own tolerance.
 
-    Store it with ``model.store_budget(**calibration.chosen.budget)``; ``generate`` then keeps to it.
+    Store the result with ``model.store_budget(**calibration.chosen.budget)``; ``generate`` then uses it.
 
     Parameters
     ----------
-    model, tokenizer, documents, length
-        See :func:`attractor.evaluation.score_text`; a model that refines a proposal.
-    within
-        The loss that may be given up, as a share.
+    model, tokenizer, documents, length, batch_size
+        See :func:`attractor.evaluation.score_text`. The model must have attractor layers.
+    max_loss_increase
+        Accepted relative increase of the loss.
     candidates
-        Budgets to try besides the model's own: ``{"depth": n}`` or ``{"tolerance": rtol}``.
+        Budgets to try in addition to the model's own: ``{"depth": n}`` or ``{"tolerance": rtol}``.
     advance
-        Called with how many budgets were tried, and of how many.
-    """
-    if not within > 0:
-        raise ConfigError(f"calibrate(within={within!r}): give the share of loss that may be given up, above zero.")
-    if not getattr(model.config, "num_attractor_layers", 0):
-        raise ConfigError(
-            "calibrate: this model refines nothing, so that there is nothing to choose; give an attractor."
-        )
+        Called as ``advance(done, total)`` with numbers of budgets.
 
-    def attempt(budget: Budget) -> BudgetScore:
+    Raises
+    ------
+    ConfigError
+        For a model without attractor layers, or ``max_loss_increase`` that is not positive.
+    DataError
+        When there is no text, or the loss at the model's own tolerance is not finite.
+    """
+    if not max_loss_increase > 0:
+        raise ConfigError(f"calibrate(max_loss_increase={max_loss_increase!r}): give a relative increase above zero.")
+    if not getattr(model.config, "num_attractor_layers", 0):
+        raise ConfigError("calibrate: this model has no attractor layers, so there is no budget to choose.")
+
+    def score_budget(budget: Budget) -> BudgetScore:
         score = score_text(model, tokenizer, documents, length=length, batch_size=batch_size, **budget)
         return BudgetScore(budget=budget, score=score, flops_per_token=model.flops_per_token(length, score.evaluations))
 
     own = {"tolerance": model.config.tolerance}
     budgets = [own, *(budget for budget in candidates if budget != own)]
-    trials: list[BudgetScore] = []
+    scores: list[BudgetScore] = []
     for budget in budgets:
-        trials.append(attempt(budget))
-        advance(len(trials), len(budgets))
-    solved = trials[0]
-    if not math.isfinite(solved.score.nats):
-        raise DataError("calibrate: the loss at the equilibrium is not finite, so that nothing can be close to it.")
-    enough = [trial for trial in trials if trial.score.nats <= (1 + within) * solved.score.nats]
-    by_cost = sorted(trials, key=lambda trial: trial.flops_per_token)
-    chosen = min(enough, key=lambda trial: trial.flops_per_token)
-    return Calibration(trials=tuple(by_cost), solved=solved, chosen=chosen)
+        scores.append(score_budget(budget))
+        advance(len(scores), len(budgets))
+    reference = scores[0]
+    if not math.isfinite(reference.score.nats):
+        raise DataError("calibrate: the loss at the model's own tolerance is not finite; train the model first.")
+    by_cost = sorted(scores, key=lambda each: each.flops_per_token)
+    limit = (1 + max_loss_increase) * reference.score.nats
+    chosen = next(each for each in by_cost if each.score.nats <= limit)
+    return Calibration(budgets=tuple(by_cost), reference=reference, chosen=chosen)

@@ -1,6 +1,6 @@
-"""Any task of lm-evaluation-harness, on a model in memory.
+"""Run tasks of lm-evaluation-harness on a model in memory.
 
-The harness is an optional dependency (``attractor-models[eval]``) and imported only here, when it is used.
+The harness is an optional dependency (``attractor-models[eval]``). It is imported only when a task runs.
 """
 
 import difflib
@@ -26,42 +26,58 @@ def harness(
     include_path: Path | None = None,
     **budget: float | None,
 ) -> dict[str, dict[str, float]]:
-    """Run tasks through the harness's own adapter for ``transformers`` models.
+    """Evaluate a model with the harness's own adapter for ``transformers`` models.
 
     Parameters
     ----------
     model, tokenizer
         A :class:`transformers.PreTrainedModel` and its tokenizer.
     tasks
-        Names of tasks, groups or tags that the harness or ``include_path`` knows.
+        Names of tasks, groups or tags of the harness or of ``include_path``.
     limit
-        At most so many items of each task, its first ones.
+        Use only the first ``limit`` items of each task.
     include_path
-        A folder with YAML descriptions of more tasks.
+        A folder with YAML files of additional tasks.
     budget
-        See :func:`attractor.evaluation.score_text`; holds for generated tokens too.
+        See :func:`attractor.evaluation.score_text`. It also applies to generated tokens.
 
     Returns
     -------
-    Metrics by task, as the harness names them (``"acc,none"``), without standard errors.
+    dict
+        Metrics of each task under the harness's names (``"acc,none"``), without standard errors.
 
     Raises
     ------
     ConfigError
-        Where the harness is not installed, or does not know a task.
+        When the harness is not installed, or has no such task.
     DataError
-        Where a task cannot run, as when its data is on a hub that cannot be reached.
+        When a task cannot run, for instance because its data cannot be downloaded.
     """
-    lm_eval, adapter_module, utilities, _ = _import()
+    lm_eval = _import()[0]
     given = known_budget(model, budget)
     manager = require_tasks(tasks, include_path)
+    adapter = _adapter_class(given)(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+    try:
+        results = lm_eval.simple_evaluate(
+            adapter, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=0
+        )
+    except (OSError, AssertionError) as error:  # unreachable data; answers longer than the model's positions
+        raise DataError(f"{', '.join(tasks)}: the harness cannot run this task ({error}).") from error
+    return {
+        name: {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+        for name, metrics in results["results"].items()
+    }
+
+
+def _adapter_class(budget: dict[str, float]) -> Any:
+    _, adapter_module, utilities, _ = _import()
 
     class Adapter(adapter_module.HFLM):  # type: ignore[name-defined]
-        """HFLM that hands the budget on, and leaves it to the model whether it keeps a cache."""
+        """HFLM that passes the budget on and lets the model's configuration decide about the cache."""
 
         def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
             with torch.no_grad():
-                return self.model(input_ids=inps, **given).logits
+                return self.model(input_ids=inps, **budget).logits
 
         def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
             if settings.get("temperature", 0.0) == 0.0 and not settings.get("do_sample"):
@@ -74,32 +90,22 @@ def harness(
                 ),
                 pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=self.model.config.use_cache,
-                **given,
+                **budget,
                 **settings,
             )
 
-    adapter = Adapter(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
-    try:
-        found = lm_eval.simple_evaluate(
-            adapter, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=0
-        )
-    except (OSError, AssertionError) as error:  # data out of reach; answers longer than the model's positions
-        raise DataError(f"{', '.join(tasks)}: the harness cannot run this ({error}).") from error
-    return {
-        name: {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-        for name, metrics in found["results"].items()
-    }
+    return Adapter
 
 
 def require_tasks(tasks: Sequence[str], include_path: Path | None = None) -> Any:
-    """Return the harness's task manager after checking that it knows ``tasks``; takes some seconds. Raises ConfigError."""
+    """Return the harness's task manager (takes some seconds). Raises ConfigError for a task that it does not have."""
     *_, tasks_module = _import()
     manager = tasks_module.TaskManager(include_path=None if include_path is None else str(include_path))
     for name in tasks:
         if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
-            offer = f"did you mean {near[0]!r}?" if near else "its names are listed by: lm-eval ls tasks."
-            raise ConfigError(f"lm-evaluation-harness has no task {name!r}; {offer}")
+            nearest = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "list its tasks with: lm-eval ls tasks."
+            raise ConfigError(f"lm-evaluation-harness has no task {name!r}; {hint}")
     return manager
 
 
@@ -109,5 +115,5 @@ def _import() -> tuple[Any, ...]:
         return tuple(import_module(name) for name in names)
     except ImportError as error:
         raise ConfigError(
-            f"tasks of lm-evaluation-harness need one more library ({error}): pip install 'attractor-models[eval]'."
+            f"tasks of lm-evaluation-harness need another library ({error}): pip install 'attractor-models[eval]'."
         ) from error

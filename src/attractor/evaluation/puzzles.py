@@ -1,26 +1,18 @@
-"""How well a reasoner answers, by depth and at rest."""
+"""Accuracy and convergence of a reasoner by depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from attractor.models.reasoning import Reasoner
 from attractor.solve import Steps
-
-
-class Reasoner(Protocol):
-    """What is judged: something that refines a state and reads an answer from it."""
-
-    def start(self, questions: Tensor) -> Tensor: ...
-
-    def __call__(self, questions: Tensor, state: Tensor, *, stop: Steps) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthPoint:
-    """After at most ``depth`` evaluations: share of grids right in every cell, share at rest, and the median residual."""
+    """After at most ``depth`` evaluations: the shares of exact and of converged grids, and the median residual."""
 
     depth: int
     exact: float
@@ -30,18 +22,18 @@ class DepthPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthEvaluation:
-    """One trajectory per grid, judged along the way and where it ended.
+    """Figures of one trajectory per grid, by depth and at its end.
 
     Attributes
     ----------
     points
         By depth.
     exact
-        Share of grids that are right in every cell, at rest or at the last depth.
-    settled
-        Share that came to rest.
-    exact_of_settled
-        Share of right grids among those at rest: what rest is worth as a sign of being right. NaN where none rests.
+        Share of grids that are right in every cell, when converged or at the last depth.
+    converged
+        Share of grids that converged.
+    accuracy_given_converged
+        Share of converged grids that are right in every cell; NaN where none converged.
     evaluations
         Mean per grid.
     """
@@ -55,6 +47,44 @@ class DepthEvaluation:
 
 
 @torch.no_grad()
+def read_depths(
+    model: Reasoner,
+    questions: Tensor,
+    depths: Sequence[int],
+    *,
+    init_state: Tensor | None = None,
+    tolerance: float = 0.0,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Iterate over increasing ``depths`` of one trajectory per puzzle of ``questions`` (B, height, W).
+
+    A puzzle whose residual is below ``tolerance`` at one of the depths has converged and is left out from then on.
+
+    Yields
+    ------
+    active
+        Indices (M,) of the puzzles that had not converged at an earlier depth, on the CPU.
+    logits
+        (M, height, W, classes), on the model's device.
+    residual
+        (M,), from the evaluation that led to this depth, on the CPU.
+    """
+    state = model.init_state(questions) if init_state is None else init_state
+    active, reached = torch.arange(len(questions)), 0
+    # A solver with memory goes through all depths in one solve: restarting it would change its trajectory.
+    for solve_depths in [[d] for d in depths] if model.solver.is_memoryless else [list(depths)]:
+        trace = [depth - reached for depth in solve_depths]
+        solution = model(questions[active], state, stop=Steps(trace[-1]), trace=trace).solution
+        state, reached = solution.value, solve_depths[-1]
+        is_active = torch.ones(len(active), dtype=torch.bool)
+        for traced, residual in zip(solution.trace, solution.trace_residual.cpu(), strict=True):
+            yield active[is_active], model.decode(traced[is_active])[0], residual[is_active]
+            is_active &= ~(residual < tolerance)
+            if not is_active.any():
+                return
+        active, state = active[is_active], state[is_active]
+
+
+@torch.no_grad()
 def evaluate_depths(
     model: Reasoner,
     questions: Tensor,
@@ -65,64 +95,65 @@ def evaluate_depths(
     batch_size: int = 100,
     advance: Callable[[int], None] = lambda n: None,
 ) -> DepthEvaluation:
-    """Iterate every grid through increasing ``depths`` and judge it at each.
+    """Evaluate every grid at increasing ``depths`` of one trajectory.
 
-    A grid whose residual is below ``tolerance`` at one of the depths has come to rest: it leaves the batch with the answer it has
-    then, and costs nothing more. ``advance`` is told how many grids are done. ``questions`` are where the model is; what is known
-    of them is kept on the CPU.
+    Parameters
+    ----------
+    questions, answers
+        (N, height, W); questions on the model's device. Results are kept on the CPU.
+    tolerance
+        A grid whose residual is below it at one of the depths has converged: it keeps the answer it has then.
+    advance
+        Called with the number of grids that are finished.
     """
     answers = answers.cpu()
     shape = (len(depths), len(questions))
     exact, residual = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
     evaluations = torch.full(shape[1:], float(depths[-1]))
     for first in range(0, len(questions), batch_size):
-        moving = torch.arange(first, min(first + batch_size, len(questions)))
-        state, so_far = model.start(questions[moving]), 0
-        for row, depth in enumerate(depths):
-            output = model(questions[moving], state, stop=Steps(depth - so_far))
-            so_far = depth
-            # What is known at this depth holds for all later ones, until a later depth overwrites it.
-            exact[row:, moving] = (output.logits.argmax(dim=-1).cpu() == answers[moving]).flatten(1).all(dim=1)
-            residual[row:, moving] = output.solution.residual.cpu()
-            rest = residual[row, moving] < tolerance
-            evaluations[moving[rest]] = depth
-            advance(int(rest.sum()))
-            moving, state = moving[~rest], output.solution.value[~rest]
-            if not len(moving):
-                break
-        advance(len(moving))
-    converged = residual < tolerance
-    right, rest = exact[-1], converged[-1]
+        batch = questions[first : first + batch_size]
+        num_open = len(batch)
+        for row, (active, logits, residuals) in enumerate(read_depths(model, batch, depths, tolerance=tolerance)):
+            active = first + active
+            # A result holds for all later depths, until one of them overwrites it.
+            exact[row:, active] = (logits.argmax(dim=-1).cpu() == answers[active]).flatten(1).all(dim=1)
+            residual[row:, active] = residuals
+            converged = residuals < tolerance
+            evaluations[active[converged]] = depths[row]
+            num_open -= int(converged.sum())
+            advance(int(converged.sum()))
+        advance(num_open)
+    has_converged = residual < tolerance
     return DepthEvaluation(
         num_puzzles=len(questions),
         points=tuple(
-            DepthPoint(depth=d, exact=_share(e), converged=_share(s), residual=float(r.median()))
-            for d, e, s, r in zip(depths, exact, converged, residual, strict=True)
+            DepthPoint(depth=d, exact=_share(e), converged=_share(c), residual=float(r.median()))
+            for d, e, c, r in zip(depths, exact, has_converged, residual, strict=True)
         ),
-        exact=_share(right),
-        converged=_share(rest),
-        accuracy_given_converged=_share(right[rest]),
+        exact=_share(exact[-1]),
+        converged=_share(has_converged[-1]),
+        accuracy_given_converged=_share(exact[-1][has_converged[-1]]),
         evaluations=float(evaluations.mean()),
     )
 
 
-@torch.no_grad()
 def trajectory(
-    model: Reasoner, question: Tensor, depths: Sequence[int], *, start: Tensor | None = None, tolerance: float = 0.0
+    model: Reasoner,
+    question: Tensor,
+    depths: Sequence[int],
+    *,
+    init_state: Tensor | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[list[Tensor], list[float]]:
-    """Watch one grid (height, width): class probabilities (height, width, classes) and the residual at each depth.
+    """Return class probabilities (height, width, classes) and the residual of one grid (height, width) at each depth.
 
-    From the state ``start`` (1, height, width, state width), or from a fresh one, until the residual is below ``tolerance``.
+    The trajectory starts from ``init_state`` (1, height, width, state width), by default a new one, and ends when the
+    residual is below ``tolerance``.
     """
-    state, so_far = model.start(question[None]) if start is None else start, 0
     frames, residuals = [], []
-    for depth in depths:
-        output = model(question[None], state, stop=Steps(depth - so_far))
-        state, so_far = output.solution.value, depth
-        frames.append(output.logits[0].softmax(dim=-1).cpu())
-        residuals.append(float(output.solution.residual[0]))
-        if residuals[-1] < tolerance:
-            break
+    for _, logits, residual in read_depths(model, question[None], depths, init_state=init_state, tolerance=tolerance):
+        frames.append(logits[0].softmax(dim=-1).cpu())
+        residuals.append(float(residual[0]))
     return frames, residuals
 
 

@@ -1,4 +1,4 @@
-"""Depth and breadth: many random starts, watched along the way, and one answer chosen among them without knowing the truth."""
+"""Depth and breadth: restarts from random initial states, and the choice of one answer without knowing the truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractor.evaluation.puzzles import Reasoner
-from attractor.solve import Steps
+from attractor.evaluation.puzzles import read_depths
+from attractor.models.reasoning import Reasoner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restarts:
-    """What K starts of N puzzles answered at each of some depths.
+    """Answers of K restarts of N puzzles at several depths.
 
     Attributes
     ----------
     depths
-        Evaluations from the start.
+        In evaluations.
     answers
         (K, depths, N, height, W) uint8.
     residual
@@ -29,16 +29,19 @@ class Restarts:
     residual: Tensor
 
     def lowest_residual(self, breadth: int) -> Tensor:
-        """Of the first ``breadth`` starts, take each puzzle's answer with the smallest residual; (depths, N, height, W)."""
+        """Return each puzzle's answer with the lowest residual among the first ``breadth`` restarts; (depths, N, height, W)."""
         best = self.residual[:breadth].nan_to_num(torch.inf).argmin(dim=0)[None, :, :, None, None]
         return self.answers[:breadth].take_along_dim(best, dim=0)[0]
 
     def majority(self, breadth: int) -> Tensor:
-        """Take the answer that most of the first ``breadth`` starts gave, of equally frequent ones the calmest; shape as above."""
+        """Return each puzzle's most frequent answer among the first ``breadth`` restarts; (depths, N, height, W).
+
+        Of equally frequent answers the one with the lowest residual is taken.
+        """
         answers = self.answers[:breadth]
         votes = torch.stack([(answers == one).flatten(3).all(dim=3).sum(dim=0) for one in answers])  # (K, depths, N)
-        calm = self.residual[:breadth].nan_to_num(torch.inf).argsort(dim=0, descending=True).argsort(dim=0)
-        best = (votes * breadth + calm).argmax(dim=0)[None, :, :, None, None]
+        rank = self.residual[:breadth].nan_to_num(torch.inf).argsort(dim=0, descending=True).argsort(dim=0)
+        best = (votes * breadth + rank).argmax(dim=0)[None, :, :, None, None]
         return answers.take_along_dim(best, dim=0)[0]
 
 
@@ -52,20 +55,25 @@ def run_restarts(
     batch_size: int = 256,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Restarts:
-    """Run ``breadth`` starts of every puzzle (N, height, W) through increasing ``depths``. ``advance`` is told of puzzles done."""
+    """Run every puzzle (N, height, W) from ``breadth`` initial states, and read it at increasing ``depths``.
+
+    ``advance`` is called with the number of puzzles that are finished.
+
+    Raises
+    ------
+    ConfigError
+        For a breadth above 1 when the model's initial state is not random.
+    """
+    model.check_breadth(breadth)
     answers = torch.zeros(breadth, len(depths), *questions.shape, dtype=torch.uint8)
     residual = torch.zeros(breadth, len(depths), len(questions))
     for k in range(breadth):
         for first in range(0, len(questions), batch_size):
-            part = slice(first, first + batch_size)
-            asked = questions[part]
-            state, so_far = model.start(asked), 0
-            for row, depth in enumerate(depths):
-                output = model(asked, state, stop=Steps(depth - so_far))
-                state, so_far = output.solution.value, depth
-                answers[k, row, part] = output.logits.argmax(dim=-1).to("cpu", torch.uint8)
-                residual[k, row, part] = output.solution.residual.cpu()
-            advance(len(asked))
+            batch = slice(first, first + batch_size)
+            for row, (_, logits, residuals) in enumerate(read_depths(model, questions[batch], depths)):
+                answers[k, row, batch] = logits.argmax(dim=-1).to("cpu", torch.uint8)
+                residual[k, row, batch] = residuals
+            advance(len(questions[batch]))
     return Restarts(depths=tuple(depths), answers=answers, residual=residual)
 
 
@@ -75,7 +83,10 @@ def exact(answers: Tensor, truth: Tensor) -> Tensor:
 
 
 def auroc(score: Tensor, right: Tensor) -> float:
-    """Return the chance that a right answer scores above a wrong one, for ``score`` and ``right`` (N,). NaN without both kinds."""
+    """Return the probability that a right answer scores above a wrong one, for ``score`` and ``right`` (N,).
+
+    NaN without answers of both kinds.
+    """
     good, bad = score[right].double(), score[~right].double()
     if not len(good) or not len(bad):
         return float("nan")

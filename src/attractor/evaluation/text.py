@@ -1,11 +1,12 @@
-"""How well a language model predicts text it has not seen, and the scoring of sequences that every language task stands on.
+"""Score text with a causal language model: bits per byte and perplexity of documents, log-likelihoods of continuations.
 
-A document is read through a sliding window, so that each of its tokens is predicted exactly once and from as much context as the
-window holds. Bits per byte count the bytes of the text, not tokens, and so compare models with different tokenizers.
+A document is read through a sliding window. Each token is predicted exactly once, with as much context as the window allows.
+Bits per byte count the bytes of the text instead of its tokens, so they compare models with different tokenizers.
 """
 
 import inspect
 import math
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,33 +17,37 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve import Status, require_resolvable
 
+DEFAULT_WINDOW = (
+    2048  # tokens of the sliding window, when the caller gives no length and the model knows as many positions
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What a model thinks of tokens 1 to T − 1 of its input; all fields (B, T − 1).
+class TokenScores:
+    """Scores of tokens 1 to T − 1 of an input. All fields have shape (B, T − 1).
 
     Attributes
     ----------
-    log_probabilities
-        Of each token given those before it, in nats, float32.
+    log_probs
+        Log-probability of each token given all tokens before it, in nats, float32.
     is_greedy
-        Whether it is the one the model would have chosen.
-    evaluations, residual, is_final
-        Of the solve that predicted it; None where the model solves nothing, ``is_final`` also where no tolerance was set.
+        Whether the token is the most likely one.
+    evaluations, residual, is_converged
+        The solve that predicted the token. None for models without a solve; ``is_converged`` is also None without a tolerance.
     """
 
-    log_probabilities: Tensor
+    log_probs: Tensor
     is_greedy: Tensor
     evaluations: Tensor | None = None
     residual: Tensor | None = None
-    is_final: Tensor | None = None
+    is_converged: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuation:
-    """The end of one sequence, scored: sums over its ``num_tokens`` tokens, and whether greedy decoding would have written it.
+class ContinuationScore:
+    """Sums over the last ``num_tokens`` tokens of one sequence. ``is_greedy`` holds when every token is the most likely one.
 
-    ``evaluations``, ``residual`` and ``num_final`` are None where they are in :class:`Predictions`.
+    ``evaluations``, ``residual`` and ``num_converged`` are None where they are None in :class:`TokenScores`.
     """
 
     num_tokens: int
@@ -50,23 +55,23 @@ class Continuation:
     is_greedy: bool
     evaluations: int | None
     residual: float | None
-    num_final: int | None
+    num_converged: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore:
-    """How well held-out text was predicted.
+    """How well a model predicts held-out text.
 
     Attributes
     ----------
     num_documents, num_tokens, num_bytes
-        What was scored; bytes of UTF-8, whatever the tokenizer.
+        Size of the text; bytes of UTF-8.
     nats
-        Minus the log-likelihood of it all.
+        Negative log-likelihood of the text.
     evaluations, residual
-        Mean per scored token; None where the model solves nothing. At depth 0 no residual is measured, and it is NaN.
-    final
-        Share of scored tokens whose solve ended below tolerance; None where none was set.
+        Mean per scored token. None for models without a solve. The residual is NaN at depth 0, which measures none.
+    converged_fraction
+        Share of scored tokens whose solve converged; None without a tolerance.
     """
 
     num_documents: int
@@ -75,7 +80,7 @@ class TextScore:
     nats: float
     evaluations: float | None
     residual: float | None
-    final: float | None
+    converged_fraction: float | None
 
     @property
     def bits_per_byte(self) -> float:
@@ -83,7 +88,7 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        """Per token, so comparable only between models with one tokenizer."""
+        """Perplexity per token. It compares only models with the same tokenizer."""
         return perplexity(self.nats / self.num_tokens)
 
 
@@ -105,27 +110,27 @@ def score_text(
     model
         Any causal language model of ``transformers``, in evaluation mode.
     tokenizer
-        Its own. The end-of-text token stands before every document.
+        Its tokenizer. The end-of-text token is put before every document.
     documents
         Held-out text.
     length
-        Tokens the window holds.
+        Number of tokens in the sliding window.
     stride
-        How far it moves; by default half its length. Every token is predicted from at least ``length − stride`` tokens where
-        there are as many.
+        Tokens by which the window moves; half its length by default. Every token has at least ``length − stride`` tokens of
+        context, or all that precede it.
     batch_size
-        Windows at a time. Logits exist for one batch.
+        Windows per batch.
     advance
-        Told how many windows of how many are done.
+        Called as ``advance(done, total)`` with numbers of windows.
     budget
-        ``depth``, or ``tolerance`` and ``max_evaluations``, for models that solve; None is left out.
+        ``depth``, or ``tolerance`` and ``max_evaluations``, for models with a solve. None means not given.
 
     Raises
     ------
     ConfigError
-        For a window that cannot work, or a budget that the model does not know.
+        For an invalid window, or a budget that the model does not support.
     DataError
-        Where there is no text.
+        When there is no text.
     """
     stride = max(length // 2, 1) if stride is None else stride
     if not 1 <= stride < length:
@@ -140,6 +145,145 @@ def score_text(
     if not windows:
         raise DataError("there is no text to score; give documents that are not empty.")
     scores = score_continuations(model, windows, batch_size=batch_size, advance=advance, **budget)
+    return _text_score(scores, num_documents, num_bytes)
+
+
+def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
+    """Cut ``tokens`` (T,) into windows, each with the index of its first token that no earlier window predicts."""
+    windows, scored = [], 1  # the first token has no context
+    for begin in range(0, len(tokens), stride):
+        if scored == len(tokens):
+            break
+        windows.append((tokens[begin : begin + length], scored - begin))
+        scored = min(begin + length, len(tokens))
+    return windows
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """Return the end-of-text token and the tokens of ``text``, (T,) int64. Special tokens in the text are read as text."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise ConfigError("the tokenizer has neither a bos_token nor an eos_token to put before a text; set one.")
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return torch.tensor([first, *ids])
+
+
+def passage(text: str, size: int, rng: random.Random) -> str:
+    """Return a random part of ``text`` with at most ``size`` characters, from the beginning of a line when possible."""
+    if len(text) <= size:
+        return text
+    begin = rng.randrange(len(text) - size)
+    cut = text[text.find("\n", begin, begin + size // 2) + 1 or begin :][:size]
+    return cut.strip() or cut
+
+
+def token_texts(tokenizer: Any, text: str) -> list[str]:
+    """Return the text of each token of ``text``. A character that spans several tokens belongs to the first of them.
+
+    Raises
+    ------
+    ConfigError
+        For tokenizers that do not report the positions of their tokens.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{type(tokenizer).__name__} does not report token positions; give a tokenizer.json.")
+    found = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=True
+    )
+    parts, last = [], 0
+    for _, end in found["offset_mapping"]:
+        parts.append(text[last:end])
+        last = max(last, end)
+    return parts
+
+
+def perplexity(nats: float) -> float:
+    """Return the exponential of a mean loss, infinite on overflow."""
+    return math.inf if nats > 700 else math.exp(nats)
+
+
+def max_length(model: Any) -> int:
+    """Return the number of positions of the model, or a very large number when its configuration does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
+
+
+def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
+    """Return the settings of ``budget`` that are not None.
+
+    Raises
+    ------
+    ConfigError
+        When ``model.forward`` has no such argument (stock models would silently ignore it), or the model's dtype cannot
+        resolve the tolerance.
+    """
+    given = {name: value for name, value in budget.items() if value is not None}
+    supported = inspect.signature(model.forward).parameters
+    for name in given:
+        if name not in supported:
+            raise ConfigError(
+                f"{type(model).__name__} has no {name} setting; leave it out for a model without a solve."
+            )
+    if "tolerance" in given:
+        require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
+    return given
+
+
+@torch.no_grad()
+def score_tokens(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **budget: float | None
+) -> TokenScores:
+    """Score every next token of ``input_ids`` (B, T) in one forward pass. ``attention_mask`` (B, T) is 0 at right padding."""
+    output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **known_budget(model, budget))
+    log_probs, greedy = [], []
+    for logits, tokens in zip(output.logits, input_ids, strict=True):  # float32 copies of one row at a time
+        logits, tokens = logits[:-1].float(), tokens[1:]
+        log_probs.append(logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1))
+        greedy.append(logits.argmax(dim=1) == tokens)
+    solve: dict[str, Any] = {}
+    if (solution := getattr(output, "solution", None)) is not None:
+        outcome = solution.outcome
+        solve = {
+            "evaluations": solution.evaluations[:, :-1],
+            "residual": solution.residual[:, :-1],
+            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.judged else None,
+        }
+    return TokenScores(log_probs=torch.stack(log_probs), is_greedy=torch.stack(greedy), **solve)
+
+
+def score_continuations(
+    model: Any,
+    sequences: Sequence[tuple[Tensor, int]],
+    *,
+    batch_size: int = 8,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    **budget: float | None,
+) -> list[ContinuationScore]:
+    """Score each sequence (T,) from its index ``start ≥ 1`` to its end, in the order of ``sequences``.
+
+    ``batch_size``, ``advance`` and ``budget`` are those of :func:`score_text`.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # Sorted by length: little padding, and the largest batch comes first.
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
+    scores: dict[int, ContinuationScore] = {}
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        longest = len(sequences[batch[0]][0])
+        input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, i in enumerate(batch):
+            input_ids[row, : len(sequences[i][0])] = sequences[i][0]
+            mask[row, : len(sequences[i][0])] = 1
+        padding = None if bool(mask.all()) else mask.to(device)
+        tokens = score_tokens(model, input_ids.to(device), padding, **budget)
+        for row, i in enumerate(batch):
+            ids, start = sequences[i]
+            scores[i] = _sum_scores(tokens, row, slice(start - 1, len(ids) - 1))
+        advance(len(scores), len(order))
+    return [scores[i] for i in range(len(sequences))]
+
+
+def _text_score(scores: Sequence[ContinuationScore], num_documents: int, num_bytes: int) -> TextScore:
     num_tokens = sum(s.num_tokens for s in scores)
 
     def mean(values: list[Any]) -> float | None:
@@ -152,121 +296,22 @@ def score_text(
         nats=-math.fsum(s.log_likelihood for s in scores),
         evaluations=mean([s.evaluations for s in scores]),
         residual=mean([s.residual for s in scores]),
-        final=mean([s.num_final for s in scores]),
+        converged_fraction=mean([s.num_converged for s in scores]),
     )
 
 
-def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
-    """Cut ``tokens`` (T,) into windows and say where in each the tokens begin that no earlier window predicts."""
-    windows, scored = [], 1  # nothing comes before the first token to predict it from
-    for begin in range(0, len(tokens), stride):
-        if scored == len(tokens):
-            break
-        windows.append((tokens[begin : begin + length], scored - begin))
-        scored = min(begin + length, len(tokens))
-    return windows
-
-
-def encode(tokenizer: Any, text: str) -> Tensor:
-    """Return the tokens of ``text`` behind the end-of-text token, (T,) int64. What looks like a special token is text."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ConfigError("the tokenizer has neither a bos_token nor an eos_token to put before a text; set one.")
-    return torch.tensor(
-        [first, *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]]
-    )
-
-
-def perplexity(nats: float) -> float:
-    """Return e to the power of a mean loss, infinite where floating point ends."""
-    return math.inf if nats > 700 else math.exp(nats)
-
-
-def max_length(model: Any) -> int:
-    """Return how many tokens the model knows positions for, as far as its configuration says."""
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
-
-
-def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
-    """Return what of ``budget`` is set, after checking that the model's ``forward`` names it and does not swallow it."""
-    given = {name: value for name, value in budget.items() if value is not None}
-    known = inspect.signature(model.forward).parameters
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"{type(model).__name__} has no {name} to set; leave it out for a model that solves nothing."
-            )
-    if "tolerance" in given:
-        require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
-    return given
-
-
-@torch.no_grad()
-def log_probabilities(
-    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **budget: float | None
-) -> Predictions:
-    """Read ``input_ids`` (B, T) once, ``attention_mask`` (B, T) zero at padding on the right, and judge every next token."""
-    output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **known_budget(model, budget))
-    likely, greedy = [], []
-    for logits, tokens in zip(output.logits, input_ids, strict=True):  # by row: float32 copies of one at a time
-        logits, tokens = logits[:-1].float(), tokens[1:]
-        likely.append(logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1))
-        greedy.append(logits.argmax(dim=1) == tokens)
-    found = Predictions(log_probabilities=torch.stack(likely), is_greedy=torch.stack(greedy))
-    if (solution := getattr(output, "solution", None)) is None:
-        return found
-    return Predictions(
-        log_probabilities=found.log_probabilities,
-        is_greedy=found.is_greedy,
-        evaluations=solution.evaluations[:, :-1],
-        residual=solution.residual[:, :-1],
-        is_final=solution.outcome.status[:, :-1] == Status.CONVERGED if solution.outcome.judged else None,
-    )
-
-
-def score_continuations(
-    model: Any,
-    sequences: Sequence[tuple[Tensor, int]],
-    *,
-    batch_size: int = 8,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-    **budget: float | None,
-) -> list[Continuation]:
-    """Score each sequence (T,) from its ``start ≥ 1`` to its end, given all before; in the order of ``sequences``."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    order = sorted(
-        range(len(sequences)), key=lambda i: -len(sequences[i][0])
-    )  # little padding; the largest batch first
-    scores: dict[int, Continuation] = {}
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        longest = len(sequences[batch[0]][0])
-        input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for row, i in enumerate(batch):
-            input_ids[row, : len(sequences[i][0])] = sequences[i][0]
-            mask[row, : len(sequences[i][0])] = 1
-        padding = None if bool(mask.all()) else mask.to(device)
-        found = log_probabilities(model, input_ids.to(device), padding, **budget)
-        for row, i in enumerate(batch):
-            tokens, start = sequences[i]
-            scores[i] = _continuation(found, row, slice(start - 1, len(tokens) - 1))
-        advance(len(scores), len(order))
-    return [scores[i] for i in range(len(sequences))]
-
-
-def _continuation(found: Predictions, row: int, part: slice) -> Continuation:
+def _sum_scores(scores: TokenScores, row: int, part: slice) -> ContinuationScore:
     def total(values: Tensor | None) -> Any:
         if values is None:
             return None
-        part_of_row = values[row, part]
-        return (part_of_row.double() if values.is_floating_point() else part_of_row).sum().item()
+        selected = values[row, part]
+        return (selected.double() if values.is_floating_point() else selected).sum().item()
 
-    return Continuation(
+    return ContinuationScore(
         num_tokens=part.stop - part.start,
-        log_likelihood=total(found.log_probabilities),
-        is_greedy=bool(found.is_greedy[row, part].all()),
-        evaluations=total(found.evaluations),
-        residual=total(found.residual),
-        num_final=total(found.is_final),
+        log_likelihood=total(scores.log_probs),
+        is_greedy=bool(scores.is_greedy[row, part].all()),
+        evaluations=total(scores.evaluations),
+        residual=total(scores.residual),
+        num_converged=total(scores.is_converged),
     )

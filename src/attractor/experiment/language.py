@@ -1,43 +1,25 @@
-"""Where data, model, objective and loop meet: a recipe becomes a trained model, a checkpoint becomes a model again."""
+"""Train a language model on prepared text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from attractor.config import change, to_dict
 from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
-from attractor.errors import CheckpointError, ConfigError, DataError
+from attractor.errors import ConfigError, DataError
 from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.environment import environment
-from attractor.experiment.loading import load_language_model, quiet
+from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.models.language import LanguageModel
 from attractor.objectives import NextToken
 from attractor.recipes import LanguageRecipe
 from attractor.training import PRECISIONS, Callback, DistributedContext
 from attractor.training import train as run_loop
-
-
-@dataclass(frozen=True)
-class Start:
-    """A model to start from, and the tokenizer it was trained with."""
-
-    model: LanguageModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def load_start(path: Path) -> Start:
-    """Load what ``attractor train --init`` names: a checkpoint of one of our language models."""
-    model, tokenizer = load_language_model(path)
-    if not isinstance(model, LanguageModel):
-        raise CheckpointError(
-            f"{path}: holds a {type(model).__name__}; make a model to train of it with attractor retrofit."
-        )
-    return Start(model, tokenizer)
 
 
 def train_language(
@@ -48,16 +30,27 @@ def train_language(
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
     should_pause: Callable[[], bool] = lambda: False,
-    start: Start | None = None,
+    start: LoadedLanguageModel | None = None,
     distributed: DistributedContext | None = None,
-) -> LanguageModel:
-    """Run ``recipe`` on prepared text into ``out`` and return the model. Checkpoints are also folders of ``transformers``.
+) -> LoadedLanguageModel:
+    """Train ``recipe`` on prepared text and return the trained model. Checkpoints can also be loaded with ``transformers``.
 
-    With ``start``, weights and special tokens are its own; ``recipe.model`` is then its configuration, solved as one likes.
+    Parameters
+    ----------
+    recipe
+        The settings. Without ``start``, the vocabulary and the special tokens of the model are replaced by the data's.
+    data
+        A folder of prepared text.
+    out
+        The folder to write.
+    callbacks, resume, should_pause, distributed
+        See :func:`attractor.training.train`.
+    start
+        The model to start from; ``recipe.model`` may differ from its configuration only in how it is solved.
     """
     distributed = distributed or DistributedContext()
     shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
-    distributed.on_main_process(shards.verify)  # all of it: seconds for gigabytes, before a run of hours
+    distributed.on_main_process(shards.verify)  # reads all of it, which takes seconds
     if fingerprint(tokenizer) != shards.tokenizer:
         raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
     if start is None:
@@ -65,13 +58,13 @@ def train_language(
         recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
     elif fingerprint(start.tokenizer) != shards.tokenizer:
         raise DataError(
-            f"{data}: was prepared with another tokenizer than the model's; "
+            f"{data}: was not prepared with the tokenizer of the model; "
             "prepare the text with --tokenizer and the folder given to --init."
         )
     torch.manual_seed(recipe.train.seed)
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(distributed.device)
     if start is not None:
-        _load(model, start.model)
+        _copy_weights(start.model, model)
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
     config = replace(recipe.train, optimizer=recipe.optimizer)
     peak = peak_flops(distributed.device, PRECISIONS[recipe.train.precision])
@@ -102,14 +95,14 @@ def train_language(
         distributed=distributed,
     )
     assert isinstance(trained, LanguageModel)
-    return trained
+    return LoadedLanguageModel(trained, tokenizer, out)
 
 
-def _load(model: LanguageModel, start: LanguageModel) -> None:
+def _copy_weights(source: Any, model: Any) -> None:
     try:
-        model.load_state_dict(start.state_dict())
+        model.load_state_dict(source.state_dict())
     except RuntimeError as error:
         raise ConfigError(
-            "settings of the model ask for other weights than the checkpoint's; of those with --init, set only how it is solved."
+            "the settings of the model need other weights than the checkpoint has; with --init, set only how it is solved."
         ) from error
-    model.generation_config = start.generation_config
+    model.generation_config = source.generation_config

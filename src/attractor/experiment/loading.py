@@ -1,35 +1,135 @@
-"""A language model from a folder: our checkpoints, and plain ones of ``transformers``."""
+"""Load a trained model from a checkpoint's folder, a run's folder, or the Hugging Face hub."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-import attractor.models.language  # noqa: F401  makes our models known to the Auto classes
-from attractor.data.text import load_tokenizer
-from attractor.errors import CheckpointError, DataError
-from attractor.training import find_checkpoint, verify_weights
+from attractor.config import from_dict
+from attractor.data import Puzzle, find_puzzle
+from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
+from attractor.experiment.generation import generate
+from attractor.experiment.solve import PuzzleSolution, Puzzles, solve_puzzles
+from attractor.files import first_line
+from attractor.models.reasoning import Reasoner
+from attractor.recipes import PuzzleRecipe
+from attractor.training import find_checkpoint, load_model, read_run, verify_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+REASONER = "reasoner"  # the kind of a checkpoint, in its run.json
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.txt")
 
 
-def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model, in evaluation mode, and the tokenizer of a checkpoint's folder: all of it or nothing.
+@dataclass(frozen=True)
+class LoadedLanguageModel:
+    """A language model in evaluation mode, its tokenizer, and the folder they come from."""
 
-    The model is on the GPU if there is one.
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    path: Path
+
+    def generate(self, prompt: str, **settings: Any) -> str:
+        """Return ``prompt`` with its continuation.
+
+        ``settings`` are ``max_new_tokens``, ``temperature``, ``depth`` and others, see :func:`attractor.experiment.generation.generate`.
+        """
+        return generate(self.model, self.tokenizer, prompt, **settings).text
+
+
+@dataclass(frozen=True)
+class LoadedReasoner:
+    """A reasoner in evaluation mode, the kind and the size of the puzzles it was trained on, and the folder it comes from."""
+
+    model: Reasoner
+    puzzle: Puzzle
+    size: int
+    path: Path
+
+    @property
+    def puzzle(self) -> Puzzle:
+        """What can be done with puzzles of this kind."""
+        return find_puzzle(self.kind)
+
+    def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
+        """Solve puzzles. ``settings`` are ``depth``, ``breadth`` and others, see :func:`attractor.experiment.solve.solve_puzzles`."""
+        return solve_puzzles(self, puzzles, **settings)
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None) -> LoadedReasoner | LoadedLanguageModel:
+    """Load a model for inference. Code in a checkpoint is never run.
 
     Parameters
     ----------
     path
-        A folder with ``config.json``, weights and a tokenizer; or a run's folder, whose newest checkpoint is taken.
+        The folder of a checkpoint, the folder of a run (its newest checkpoint is loaded), the folder of any causal language model of
+        ``transformers``, or the name ``owner/name`` of a model on the Hugging Face hub.
+    device
+        The device for the model. By default the GPU if there is one, otherwise the CPU.
 
     Raises
     ------
     CheckpointError
-        For folders that hold no language model, a damaged one, or weights that are not exactly the model's.
+        If there is no model, or it is damaged.
     """
+    folder = local_folder(path)
+    return load_reasoner(folder, device=device) if is_reasoner(folder) else load_language_model(folder, device=device)
+
+
+def local_folder(path: str | Path) -> Path:
+    """Return ``path`` as a folder. The files of a model on the hub are downloaded first, except code and pickles."""
+    folder, name = Path(path), str(path)
+    if folder.exists() or not isinstance(path, str) or not HUB_NAME.fullmatch(name) or folder.parent.exists():
+        return folder
+    with requires_extra("language"):
+        from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the library raises many kinds of errors
+        raise CheckpointError(
+            f"{name}: is neither a folder nor a model that can be downloaded from the hub ({first_line(error)})."
+        ) from error
+
+
+def is_reasoner(path: Path) -> bool:
+    """Return whether a checkpoint's or a run's folder holds a reasoner."""
+    try:
+        return bool(read_run(find_checkpoint(path)).get("kind") == REASONER)
+    except CheckpointError:
+        return False
+
+
+def load_reasoner(path: Path, *, kind: str | None = None, device: str | torch.device | None = None) -> LoadedReasoner:
+    """Load a reasoner, see :func:`load`. Raises CheckpointError if it was not trained on puzzles of ``kind``."""
+    checkpoint = find_checkpoint(path)
+    run = read_run(checkpoint, REASONER)
+    try:
+        recipe = from_dict(PuzzleRecipe, run["recipe"])
+        puzzle, size = find_puzzle(run["puzzles"]["kind"]), run["puzzles"]["size"]
+        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint)
+    except (KeyError, TypeError, ConfigError, DataError) as error:
+        raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({first_line(error)}).") from error
+    if kind is not None and puzzle.kind != kind:
+        raise CheckpointError(
+            f"{checkpoint}: was trained on puzzles of kind {puzzle.kind}, not {kind}; give another one."
+        )
+    load_model(checkpoint, loaded.model)
+    loaded.model.to(_device(device)).eval()
+    return loaded
+
+
+def load_language_model(path: Path, *, device: str | torch.device | None = None) -> LoadedLanguageModel:
+    """Load a language model and its tokenizer, see :func:`load`. The weights must be exactly those of its configuration."""
+    with requires_extra("language"):
+        from transformers import AutoModelForCausalLM
+
+        import attractor.models.language  # noqa: F401  registers its models with the Auto classes
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
@@ -37,40 +137,47 @@ def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint, local_files_only=True, output_loading_info=True
+                checkpoint, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
-    except Exception as error:  # a foreign or damaged folder fails in many ways, all of which mean this
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({reason})") from error
+    except Exception as error:  # damaged folders, and those of other libraries, fail in many ways
+        raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({first_line(error)}).") from error
     model, info = loaded
-    odd = _odd(info)
-    if odd:
+    keys = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong := sorted(key if isinstance(key, str) else key[0] for key in keys):
         raise CheckpointError(
-            f"{checkpoint}: its weights do not fit its config.json ({len(odd)} differ, first {odd[0]}); "
+            f"{checkpoint}: its weights do not fit its config.json ({len(wrong)} differ, first {wrong[0]}); "
             "the checkpoint is damaged, was edited, or is of another kind."
         )
+    tokenizer = _tokenizer(checkpoint, model.get_input_embeddings().num_embeddings)
+    return LoadedLanguageModel(model.to(_device(device)).eval(), tokenizer, checkpoint)
+
+
+def _tokenizer(checkpoint: Path, num_embeddings: int) -> Any:
+    from attractor.data.text import load_tokenizer
+
     try:
         tokenizer = load_tokenizer(checkpoint)
     except DataError as error:
         raise CheckpointError(
-            f"{checkpoint}: has no tokenizer beside its model; copy the one it was trained with."
+            f"{checkpoint}: has no tokenizer; copy the one that the model was trained with."
         ) from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > num_embeddings:
         raise CheckpointError(
-            f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only "
-            f"{model.get_input_embeddings().num_embeddings}; they do not belong together."
+            f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "
+            "they do not belong together."
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return tokenizer
 
 
-def _odd(info: dict[str, Any]) -> list[str]:
-    names = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    return sorted(name if isinstance(name, str) else name[0] for name in names)
+def _device(device: str | torch.device | None) -> str | torch.device:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the reports and bars of ``transformers`` off the screen: what matters in them is said in one sentence."""
+    """Turn off the messages and the progress bars of ``transformers``."""
+    from transformers.utils import logging
+
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

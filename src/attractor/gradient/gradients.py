@@ -26,6 +26,11 @@ class Gradient(ABC):
 
     tracks_solve: ClassVar[bool] = False  # whether autograd records the solver's own steps
 
+    @property
+    def num_steps(self) -> int:
+        """Tracked steps by which the returned value lies beyond the solver's solution."""
+        return 0
+
     @abstractmethod
     def attach(self, update: Update, value: Tensor) -> Tensor:
         """Attach a gradient to ``value`` (batch first, any further shape), the solution of ``update``."""
@@ -103,6 +108,10 @@ class Phantom(Gradient):
         require_whole(self, 1, "steps")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"Phantom(damping={self.damping!r}): the damping must lie in (0, 1].")
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         y = value.detach()

@@ -82,7 +82,7 @@ def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
         return TRMConfig(
             num_symbols=theirs["vocab_size"],
             num_classes=theirs["vocab_size"],
-            update=TRMUpdateConfig(cells=cells, num_latent=theirs["L_cycles"]),
+            update=TRMUpdateConfig(network=cells, num_latent=theirs["L_cycles"]),
             evaluations_per_segment=theirs["H_cycles"],
         )
     except (AttractorError, TypeError, ValueError) as error:  # by our names, next to which stand theirs

@@ -1,7 +1,8 @@
 """A weight-tied convolutional update for puzzles on a grid.
 
-It sees only a cell's neighbourhood and knows no positions, so what it learns on small grids holds on large ones:
-distance is covered by iterating. Post-norm keeps the state on a sphere whatever the depth, as in TRM and EqR.
+One evaluation sees only a cell's neighbourhood and no absolute positions, so weights learned on small grids apply to
+large ones; iterating carries information over the distance. The last operation is a norm, which bounds the state at
+any depth (as in TRM and EqR).
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from attractor.nn.compiled import CompiledBlock
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionUpdateConfig:
-    """``width`` channels of state per cell; ``kernel`` is odd."""
+    """``width`` channels of state per cell; ``kernel`` is the odd side of both convolutions."""
 
     width: int = 32
     kernel: int = 3
@@ -28,6 +29,7 @@ class ConvolutionUpdateConfig:
 
     @property
     def state_width(self) -> int:
+        """Channels of the state per cell."""
         return self.width
 
     def build(self) -> "ConvolutionUpdate":
@@ -35,7 +37,7 @@ class ConvolutionUpdateConfig:
 
 
 class ConvolutionUpdate(CompiledBlock):
-    """``(y, x) ↦ norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
+    """``(y, x) -> norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
 
     def __init__(self, config: ConvolutionUpdateConfig) -> None:
         super().__init__()
@@ -44,12 +46,8 @@ class ConvolutionUpdate(CompiledBlock):
         self.outer = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
-    def flops(self, num_cells: int) -> float:
-        """Return the floating-point operations of one call on a grid of ``num_cells``, its border reckoned like its inside."""
-        return 4.0 * num_cells * self.inner.weight.numel()
-
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        # A contiguous (B, height, W, D) seen as (B, D, height, W) is "channels last": both views are free.
+        # A contiguous (B, height, W, D) viewed as (B, D, height, W) is channels-last: permuting copies nothing.
         h = (y + x).permute(0, 3, 1, 2)
         h = self.outer(F.gelu(self.inner(h)))
         return self.norm(y + h.permute(0, 2, 3, 1))

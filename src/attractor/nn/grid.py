@@ -1,8 +1,8 @@
-"""Post-norm layers over the cells of a puzzle, and the recursion of answer and reasoning built on them.
+"""Post-norm layers over the cells of a grid, and the TRM update built from them.
 
-Every layer ends in a norm, so that a state stays on a sphere however often it is updated (TRM, arXiv:2510.04871). Layers see a grid
-as N cells of width D; what mixes the cells is attention with rotary positions, an MLP across them, or a convolution. Parameter
-names of layers are those of TRM's published code.
+Every layer ends in a norm, so the norm of a state stays constant over any number of updates (TRM, arXiv:2510.04871).
+A grid is N cells of width D. Attention with rotary positions, an MLP across cells, or a convolution mixes the cells.
+Parameter names are those of TRM's published code.
 """
 
 import math
@@ -17,23 +17,23 @@ from attractor.errors import ConfigError, DataError
 from attractor.nn.compiled import CompiledBlock
 
 MIXINGS = ("mixer", "attention", "convolution")
-Angles = tuple[Tensor, Tensor]  # cosine and sine, (N, head_dim)
+RotaryAngles = tuple[Tensor, Tensor]  # cosine and sine, each (N, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridNetworkConfig:
-    """A stack of ``num_layers`` layers of ``width`` channels a cell.
+    """A stack of ``num_layers`` layers with ``width`` channels per cell.
 
     Attributes
     ----------
     mixing
-        ``"mixer"`` (an MLP across cells, for grids of one size), ``"attention"`` or ``"convolution"`` (3 × 3; both for any size).
+        ``"mixer"`` (an MLP across cells, for one grid size), ``"attention"`` or ``"convolution"`` (3 × 3; both for any size).
     hidden, cell_hidden
-        Hidden width of the MLP over channels, and of the mixer's over cells.
+        Hidden width of the MLP across channels, and of the mixer's MLP across cells.
     num_cells
-        Cells of a grid, which a mixer is built for; not used otherwise.
+        Number of cells of the mixer's grids; the other mixings ignore it.
     num_heads, grid_positions, theta
-        Of attention: heads, whether rotary positions count rows and columns (or cells in reading order), and their base.
+        For attention: the number of heads; rotary positions by row and column, or else in reading order; their base.
     """
 
     width: int = 128
@@ -49,21 +49,21 @@ class GridNetworkConfig:
     def __post_init__(self) -> None:
         require_whole(self, 1, "width", "num_layers", "hidden", "cell_hidden", "num_cells", "num_heads")
         if self.mixing not in MIXINGS:
-            raise ConfigError(f"CellsConfig(mixing={self.mixing!r}): {suggestion(self.mixing, MIXINGS)}")
+            raise ConfigError(f"GridNetworkConfig(mixing={self.mixing!r}): {suggestion(self.mixing, MIXINGS)}")
         step = self.num_heads * (4 if self.grid_positions else 2)
         if self.mixing == "attention" and self.width % step:
             raise ConfigError(
-                f"CellsConfig(width={self.width}): attention of {self.num_heads} heads needs a multiple of {step}."
+                f"GridNetworkConfig(width={self.width}): attention of {self.num_heads} heads needs a multiple of {step}."
             )
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate) * up)``, gate and up from one product."""
+    """``down(silu(gate) * up)``; one matrix product computes gate and up."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up_proj = linear(width, 2 * hidden)
-        self.down_proj = linear(hidden, width)
+        self.gate_up_proj = lecun_linear(width, 2 * hidden)
+        self.down_proj = lecun_linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -71,33 +71,34 @@ class SwiGLU(nn.Module):
 
 
 class TokenMixer(SwiGLU):
-    """The same across the first dimension: weights from the left, so that nothing has to be transposed."""
+    """SwiGLU across the first dimension; the weights multiply from the left, so nothing is transposed."""
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = (self.gate_up_proj.weight @ x.flatten(1)).chunk(2)
         return (self.down_proj.weight @ (F.silu(gate) * up)).view(x.shape)
 
 
-class CellAttention(nn.Module):
-    """Every cell looks at every cell of (B, N, D)."""
+class GridAttention(nn.Module):
+    """Self-attention over all cells of (B, N, D)."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv_proj = linear(width, 3 * width)
-        self.o_proj = linear(width, width)
+        self.qkv_proj = lecun_linear(width, 3 * width)
+        self.o_proj = lecun_linear(width, width)
 
-    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+    def forward(self, x: Tensor, angles: RotaryAngles | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if angles is not None:
-            q, k = _rotate(q, angles), _rotate(k, angles)
+            q, k = apply_rotary(q, angles), apply_rotary(k, angles)
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class CellLayer(nn.Module):
-    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``, of cells (B, N, D).
+class GridLayer(nn.Module):
+    """``x ← norm(x + mix(x))``, then ``x ← norm(x + mlp(x))``, for cells (B, N, D).
 
-    A mixer's first norm goes across the cells, as in TRM, and its cells are (N, B, D): rows of one matrix to mix, without a copy.
+    With a mixer, cells are (N, B, D), so that mixing is one matrix product without a copy, and the first norm is
+    across cells, as in TRM.
     """
 
     def __init__(self, config: GridNetworkConfig) -> None:
@@ -106,35 +107,41 @@ class CellLayer(nn.Module):
         if config.mixing == "mixer":
             self.mlp_t = TokenMixer(config.num_cells, config.cell_hidden)
         elif config.mixing == "attention":
-            self.self_attn = CellAttention(config.width, config.num_heads)
+            self.self_attn = GridAttention(config.width, config.num_heads)
         else:
             self.conv = nn.Conv2d(config.width, config.width, 3, padding=1, bias=False)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
+    def forward(self, x: Tensor, grid: torch.Size, angles: RotaryAngles | None) -> Tensor:
         if self.mixing == "mixer":
-            x = normalise(x + self.mlp_t(x), dim=0)
+            x = rms_norm(x + self.mlp_t(x), dim=0)
         elif self.mixing == "attention":
-            x = normalise(x + self.self_attn(x, angles))
+            x = rms_norm(x + self.self_attn(x, angles))
         else:
             h = self.conv(x.unflatten(1, grid).permute(0, 3, 1, 2))
-            x = normalise(x + h.permute(0, 2, 3, 1).flatten(1, 2))
-        return normalise(x + self.mlp(x))
+            x = rms_norm(x + h.permute(0, 2, 3, 1).flatten(1, 2))
+        return rms_norm(x + self.mlp(x))
 
 
 class GridNetwork(CompiledBlock):
-    """``(x, injection) ↦ layers(x + injection)`` on cells (B, N, D).
+    """``(x, injection) -> layers(x + injection)``, all (B, N, D).
 
-    A mixer's layers see (N, B, D), and what is returned lies in memory like that: the next call finds it in place.
+    With a mixer, the result is stored as (N, B, D), which the next call reads without a copy.
     """
 
     def __init__(self, config: GridNetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(CellLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(GridLayer(config) for _ in range(config.num_layers))
 
-    def angles(self, grid: torch.Size, like: Tensor) -> Angles | None:
-        """Return what ``forward`` needs to know of positions on a ``grid`` of (height, W) cells."""
+    def angles(self, grid: torch.Size, like: Tensor) -> RotaryAngles | None:
+        """Return the rotary angles that ``forward`` takes for a ``grid`` of (height, W) cells; ``None`` without attention.
+
+        Raises
+        ------
+        DataError
+            When a mixer was built for another number of cells.
+        """
         config = self.config
         if config.mixing == "mixer" and math.prod(grid) != config.num_cells:
             raise DataError(
@@ -143,36 +150,24 @@ class GridNetwork(CompiledBlock):
             )
         if config.mixing != "attention":
             return None
-        places = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in grid))
+        positions = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in grid))
         if not config.grid_positions:
-            places = torch.arange(len(places), device=like.device)[:, None]
-        return _angles(places.float(), config.width // config.num_heads, config.theta)
+            positions = torch.arange(len(positions), device=like.device)[:, None]
+        return rotary_angles(positions.float(), config.width // config.num_heads, config.theta)
 
-    def flops(self, num_cells: int) -> float:
-        """Return the floating-point operations of one call on a grid of ``num_cells``."""
-        config = self.config
-        width, mlp = config.width, 3 * num_cells * config.width * config.hidden
-        if config.mixing == "mixer":
-            mix = 3 * width * num_cells * config.cell_hidden
-        elif config.mixing == "attention":
-            mix = 4 * num_cells * width**2 + 2 * num_cells**2 * width
-        else:
-            mix = 9 * num_cells * width**2
-        return 2.0 * config.num_layers * (mix + mlp)
-
-    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Angles | None) -> Tensor:
-        x, across = x + injection, self.config.mixing == "mixer"
-        x = x.transpose(0, 1).contiguous() if across else x
+    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: RotaryAngles | None) -> Tensor:
+        x, cells_first = x + injection, self.config.mixing == "mixer"
+        x = x.transpose(0, 1).contiguous() if cells_first else x
         for layer in self.layers:
             x = layer(x, grid, angles)
-        return x.transpose(0, 1) if across else x
+        return x.transpose(0, 1) if cells_first else x
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRMUpdateConfig:
-    """The update of a state of two parts: ``num_latent`` times the reasoning ``z``, then once the answer ``y``."""
+    """``num_latent`` steps of the latent ``z``, then one step of the answer ``y``, both by ``network``."""
 
-    cells: GridNetworkConfig
+    network: GridNetworkConfig
     num_latent: int = 3
 
     def __post_init__(self) -> None:
@@ -180,30 +175,28 @@ class TRMUpdateConfig:
 
     @property
     def width(self) -> int:
-        return self.cells.width
+        """Channels of the answer per cell."""
+        return self.network.width
 
     @property
     def state_width(self) -> int:
-        return 2 * self.cells.width
+        """Channels of the state per cell."""
+        return 2 * self.network.width
 
     def build(self) -> "TRMUpdate":
         return TRMUpdate(self)
 
 
 class TRMUpdate(CompiledBlock):
-    """``z ← net(z + y + x)`` ``num_latent`` times, then ``y ← net(y + z)``: one network for both (TRM).
+    """``z ← net(z + y + x)``, ``num_latent`` times, then ``y ← net(y + z)``, with one network for both (TRM).
 
-    State and result are ``[y, z]``, (B, height, W, 2 D); the embedded question ``x`` is (B, height, W, D).
+    The state and the result are ``[y, z]``, (B, height, W, 2 D); the embedded question ``x`` is (B, height, W, D).
     """
 
     def __init__(self, config: TRMUpdateConfig) -> None:
         super().__init__()
         self.num_latent = config.num_latent
-        self.net = GridNetwork(config.cells)
-
-    def flops(self, num_cells: int) -> float:
-        """Return the floating-point operations of one call on a grid of ``num_cells``."""
-        return (self.num_latent + 1) * self.net.flops(num_cells)
+        self.net = GridNetwork(config.network)
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
@@ -216,34 +209,34 @@ class TRMUpdate(CompiledBlock):
         return torch.cat([y, z], dim=-1).view(state.shape)
 
 
-def normalise(x: Tensor, dim: int = -1) -> Tensor:
-    """Scale dimension ``dim`` to a root mean square of one."""
+def rms_norm(x: Tensor, dim: int = -1) -> Tensor:
+    """Scale ``x`` to a root mean square of one over ``dim``."""
     if dim == -1:
         return F.rms_norm(x, x.shape[-1:], eps=1e-5)
-    # Along the way the numbers lie in memory, in TRM's order: random networks blow a rounding up to 5e-4 in twelve updates.
+    # The operations of TRM's code, in its order: random networks amplify a rounding error to 5e-4 in twelve updates.
     return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + 1e-5)
 
 
 def swiglu_hidden(width: int, expansion: float = 4.0) -> int:
-    """Return the hidden width of HRM's and TRM's MLP: two thirds of ``expansion``, rounded up to a multiple of 256."""
+    """Return the hidden width of the MLP in HRM and TRM: ``2/3 · expansion · width``, rounded up to a multiple of 256."""
     return -(round(expansion * width * 2 / 3) // -256) * 256
 
 
 def truncated_normal_(weight: Tensor, std: float) -> Tensor:
-    """Fill with normal numbers cut at two deviations, which have the deviation ``std`` *after* the cut."""
-    std = std / 0.8796256610342398  # a standard normal's deviation between −2 and 2
+    """Fill with normal values truncated at two standard deviations; ``std`` is their deviation after truncation."""
+    std = std / 0.8796256610342398  # standard deviation of a standard normal truncated to [−2, 2]
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(num_in: int, num_out: int) -> nn.Linear:
-    """No bias, and weights that keep the size of what they are given."""
+def lecun_linear(num_in: int, num_out: int) -> nn.Linear:
+    """Return a linear layer without bias, with truncated normal weights of standard deviation ``num_in ** -0.5``."""
     module = nn.Linear(num_in, num_out, bias=False)
     truncated_normal_(module.weight, num_in**-0.5)
     return module
 
 
-class CellEmbedding(nn.Embedding):
-    """Symbols (…) to vectors (…, D) of entries about one: small weights, scaled by √D, so that they learn fast under Adam."""
+class ScaledEmbedding(nn.Embedding):
+    """Symbols (…) to vectors (…, D) with entries of about one. Weights are small and scaled by √D: Adam then learns them fast."""
 
     def __init__(self, num_symbols: int, width: int) -> None:
         super().__init__(num_symbols, width)
@@ -254,10 +247,9 @@ class CellEmbedding(nn.Embedding):
 
 
 class HaltingHead(nn.Linear):
-    """Whether the answer is right, judged from the first cell: (B, height, W, D) to logits (B,).
+    """The logit (B,) that an answer (B, height, W, D) is right, from its first cell.
 
-    Of its two outputs, which HRM and TRM have and publish, the first is to halt. The second, to continue, is not used. It begins
-    by halting nothing.
+    HRM and TRM have two outputs: to halt and to continue. Only the first is used here. A new head halts nothing.
     """
 
     def __init__(self, width: int) -> None:
@@ -269,16 +261,17 @@ class HaltingHead(nn.Linear):
         return super().forward(answer[:, 0, 0])[:, 0]
 
 
-def _angles(places: Tensor, head_dim: int, theta: float) -> Angles:
-    """Cosine and sine (N, head_dim) for places (N, axes): each axis turns an equal share of the channel pairs."""
-    axes = places.shape[1]
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> RotaryAngles:
+    """Return cosine and sine (N, head_dim) for positions (N, axes); each axis rotates an equal share of channel pairs."""
+    axes = positions.shape[1]
     pairs = head_dim // 2 // axes
-    frequency = theta ** -(torch.arange(pairs, device=places.device) / pairs)
-    angle = (places[:, :, None] * frequency).flatten(1).repeat(1, 2)
+    frequency = theta ** -(torch.arange(pairs, device=positions.device) / pairs)
+    angle = (positions[:, :, None] * frequency).flatten(1).repeat(1, 2)
     return angle.cos(), angle.sin()
 
 
-def _rotate(x: Tensor, angles: Angles) -> Tensor:
+def apply_rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
+    """Rotate queries or keys (…, N, head_dim)."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Objectives: a batch and a model to a loss and metrics. They know nothing of the training loop."""
+"""Objectives: from a batch and a model to a loss and metrics. They do not know the training loop."""
 
 from attractor.objectives.batch import split_batch
 from attractor.objectives.deep_supervision import DeepSupervision, DeepSupervisionConfig

@@ -1,8 +1,9 @@
-"""Deep supervision with a carried state: every optimiser step refines a batch by one segment and judges it.
+"""Deep supervision with carried states: every optimiser step runs and supervises one segment of a batch.
 
-Each sequence of the batch counts its own segments. When it has had ``max_segments``, or is solved and chance says so, it is
-replaced by a fresh question with a fresh state; the others carry theirs on, detached. So the network meets states of every
-age, near the answer and far from it, and learns to rest at the right one (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488).
+Each puzzle of the batch counts its own segments. After ``max_segments``, or with some probability once it is solved,
+a new puzzle with a new initial state replaces it; the other states are carried over, detached. The network thus trains
+on states near the answer and far from it, and the right answer becomes a fixed point (TRM, arXiv:2510.04871; EqR,
+arXiv:2605.21488).
 """
 
 import time
@@ -28,41 +29,41 @@ Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSupervisionConfig:
-    """How a batch turns over.
+    """Settings of deep supervision.
 
     Attributes
     ----------
     batch_size
-        Questions worked on at a time, over all processes.
+        Puzzles of a batch, over all processes.
     max_segments
-        Segments after which a question is replaced.
-    leave_solved
-        The chance, after each segment, that a solved question is replaced at once.
-    leave_halted
-        Whether a question is replaced when the model's halting head takes it for solved, as TRM and HRM train.
-    exploration
-        The chance with which such a question has to stay for a random number of segments all the same.
+        Number of segments after which a puzzle is replaced.
+    replace_solved_prob
+        Probability, after each segment, that a solved puzzle is replaced at once.
+    replace_halted
+        Whether a puzzle is replaced when the halting head takes it for solved, as in the training of TRM and HRM.
+    halt_exploration_prob
+        Probability that such a puzzle must first reach a random number of segments.
     cross_entropy
         ``"softmax"``, or ``"stablemax"``: see :func:`stablemax_cross_entropy`.
     halting_weight
-        Weight of the halting head's loss, where the model has one.
+        Weight of the halting head's loss, for models that have this head.
     jacobian_weight
-        Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends, which makes the update contract. Attention
-        has it where its kernel can be differentiated twice.
+        Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends. The penalty makes the update
+        contract. It needs second derivatives, which some attention kernels do not have.
     """
 
     batch_size: int = 64
     max_segments: int = 8
-    leave_solved: float = 0.0
-    leave_halted: bool = False
-    exploration: float = 0.1
+    replace_solved_prob: float = 0.0
+    replace_halted: bool = False
+    halt_exploration_prob: float = 0.1
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
     jacobian_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
-        for name in ("leave_solved", "exploration"):
+        for name in ("replace_solved_prob", "halt_exploration_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
         for name in ("halting_weight", "jacobian_weight"):
@@ -73,7 +74,8 @@ class DeepSupervisionConfig:
 
 
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of ``logits`` (N, classes) where ``exp`` is replaced by ``1 + x`` above zero and ``1 / (1 − x)`` below.
+    """Return the mean cross-entropy of ``logits`` (N, classes) with a softmax in which ``1 + x`` (for ``x ≥ 0``) and
+    ``1 / (1 − x)`` (for ``x < 0``) replace ``exp(x)``.
 
     Its gradient does not vanish when logits grow (Prieto et al. 2025, arXiv:2501.04697).
     """
@@ -88,30 +90,30 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class DeepSupervision:
-    """An :class:`attractor.training.Objective` for models that refine a state.
+    """An :class:`attractor.training.Objective` for models that update a state.
 
     Parameters
     ----------
     questions, answers
-        Integer arrays (N, height, W), which may be mapped from disk.
+        Integer arrays (N, height, W), which may be memory-mapped.
     config
-        See there.
-    start
-        ``start(questions) -> state``, the model's fresh state.
-    device
-        Where the model is.
-    held_out
-        Questions and answers (N, height, W), of which the log says how many the model, with its latest weights, solves in
-        ``max_segments`` segments.
+        See :class:`DeepSupervisionConfig`.
+    init_state
+        ``init_state(questions) -> state``, the model's initial state.
     augment
-        ``augment(questions, answers, rng)`` draws a random symmetry of each pair.
+        ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
+    device
+        The model's device.
+    held_out
+        Questions and answers (N, height, W). The log gets the share that the current weights solve in ``max_segments``
+        segments.
     peak_flops
-        Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
+        Peak of the device in FLOP/s, for model FLOPs utilization (MFU) in the log; ``None`` leaves it out.
     rank, world_size
-        This process among those that share every batch. Each draws its own questions.
+        This process, and the number of processes that share every batch. Each draws its own questions.
 
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and ``halt``;
-    for MFU it also has ``flops_per_puzzle(num_cells, training)``.
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
+    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``; the Jacobian penalty needs ``make_update(questions)``.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class DeepSupervision:
         answers: Grids,
         config: DeepSupervisionConfig,
         *,
-        start: Callable[[Tensor], Tensor],
+        init_state: Callable[[Tensor], Tensor],
         augment: Augment,
         device: torch.device | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
@@ -129,95 +131,104 @@ class DeepSupervision:
         world_size: int = 1,
     ) -> None:
         self._rank, self._world_size = rank, world_size
-        self._begin, self._num = split_batch(config.batch_size, rank, world_size)
-        self._all = questions, answers
-        self._config, self._start, self._augment, self._device = config, start, augment, device
+        self._first, self._num = split_batch(config.batch_size, rank, world_size)
+        self._data = questions, answers
+        self._config, self._init_state, self._augment, self._device = config, init_state, augment, device
         self._held_out, self._peak_flops = held_out, peak_flops
-        self._since = 0, time.perf_counter()  # segments since the last look at the clock
+        self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
         self._carry: dict[str, Tensor] | None = None
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run one segment of the batch and return its loss and metrics."""
         config = self._config
-        carry = self._replace(self._carry) if self._carry is not None else self._first()
+        carry = self._replace_finished(self._carry) if self._carry is not None else self._first_batch()
         output: Any = model(carry["questions"], carry["state"])
-        answers = carry["answers"]
-        loss = LOSSES[config.cross_entropy](output.logits.flatten(0, -2), answers.flatten())
-        solved = (output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1)
-        metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
+        self._num_segments += config.batch_size
+        solved = (output.logits.argmax(dim=-1) == carry["answers"]).flatten(1).all(dim=1)
         segments = carry["segments"] + 1
-        self._since = self._since[0] + config.batch_size, self._since[1]
-        leaving = segments >= config.max_segments
-        if config.leave_solved:
-            leaving |= solved & (self._chance(solved) < config.leave_solved)
+        state = output.solution.value.detach()
+        finished = self._is_finished(output, solved, segments)
+        finished |= ~state.isfinite().flatten(1).all(dim=1)
+        loss, metrics = self._loss(model, carry, output, solved)
+        self._carry = {**carry, "state": state, "segments": segments, "finished": finished}
+        return loss, metrics
+
+    def _loss(
+        self, model: nn.Module, carry: dict[str, Tensor], output: Any, solved: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self._config
+        loss = LOSSES[config.cross_entropy](output.logits.flatten(0, -2), carry["answers"].flatten())
+        metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
         if output.halt is not None:
-            judged = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
-            loss = loss + config.halting_weight * judged
-            metrics |= {"halting": judged.detach()}
-            if config.leave_halted:
-                least = (2 + (config.max_segments - 1) * self._chance(solved)).long()
-                stays = (self._chance(solved) < config.exploration) & (segments < least)
-                leaving |= (output.halt > 0) & ~stays
+            halting = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
+            loss = loss + config.halting_weight * halting
+            metrics["halting"] = halting.detach()
         if config.jacobian_weight:
             penalty = jacobian_penalty(unwrap_model(model).make_update(carry["questions"]), output.solution.value)
             loss = loss + config.jacobian_weight * penalty
-            metrics |= {"jacobian": penalty.detach()}
-        state = output.solution.value.detach()
-        leaving |= ~state.isfinite().flatten(1).all(dim=1)  # nothing good would come of them
-        self._carry = {**carry, "state": state, "segments": segments, "leaving": leaving}
+            metrics["jacobian"] = penalty.detach()
         return loss, metrics
 
-    def _chance(self, like: Tensor) -> Tensor:
-        return torch.rand(len(like)).to(like.device)
+    def _is_finished(self, output: Any, solved: Tensor, segments: Tensor) -> Tensor:
+        """Return which puzzles are replaced before the next segment, (B,) bool."""
+        config = self._config
+        finished = segments >= config.max_segments
+        if config.replace_solved_prob:
+            finished |= solved & (_uniform(solved) < config.replace_solved_prob)
+        if output.halt is not None and config.replace_halted:
+            min_segments = (2 + (config.max_segments - 1) * _uniform(solved)).long()
+            explores = (_uniform(solved) < config.halt_exploration_prob) & (segments < min_segments)
+            finished |= (output.halt > 0) & ~explores
+        return finished
 
     def _draw(self, num: int) -> dict[str, Tensor]:
-        index = torch.randint(len(self._all[0]), (num,)).numpy()
+        """Draw ``num`` puzzles with initial states."""
+        index = torch.randint(len(self._data[0]), (num,)).numpy()
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        pair = self._augment(self._all[0][index], self._all[1][index], rng)
+        pair = self._augment(self._data[0][index], self._data[1][index], rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
-        leaving = torch.zeros(num, dtype=torch.bool, device=self._device)
-        state = self._start(questions)
-        return {"questions": questions, "answers": answers, "state": state, "segments": segments, "leaving": leaving}
+        finished = torch.zeros(num, dtype=torch.bool, device=self._device)
+        state = self._init_state(questions)
+        return {"questions": questions, "answers": answers, "state": state, "segments": segments, "finished": finished}
 
-    def _first(self) -> dict[str, Tensor]:
-        self._part()
+    def _first_batch(self) -> dict[str, Tensor]:
+        self._seed_rank()
         carry = self._draw(self._num)
-        # Staggered, so that the batch never turns over all at once.
+        # Staggered counts, so that puzzles are not all replaced in the same step.
         staggered = torch.randint(self._config.max_segments, (self._num,))
         return {**carry, "segments": staggered.to(self._device)}
 
-    def _part(self) -> None:
-        """Let this rank's random numbers, which all ranks have alike until now, be its own."""
+    def _seed_rank(self) -> None:
+        """Give this rank its own random numbers; until here all ranks draw the same ones."""
         if self._world_size > 1:
             torch.manual_seed(int(torch.randint(2**62, ())) + self._rank)
 
-    def _replace(self, carry: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put fresh questions where some are leaving."""
-        where = carry["leaving"].nonzero()[:, 0]
-        if not len(where):
+    def _replace_finished(self, carry: dict[str, Tensor]) -> dict[str, Tensor]:
+        index = carry["finished"].nonzero()[:, 0]
+        if not len(index):
             return carry
-        fresh = self._draw(len(where))
-        return {name: value.index_put((where,), fresh[name]) for name, value in carry.items()}
+        new = self._draw(len(index))
+        return {name: value.index_put((index,), new[name]) for name, value in carry.items()}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return segments/s since the last call, each of one puzzle, MFU, and the share of held-out puzzles that is solved."""
-        done, begun = self._since
-        rate = done / (time.perf_counter() - begun)
+        """Return segments per second (of all puzzles) since the last call, MFU, and the share of held-out puzzles solved."""
+        rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
-            work = unwrap_model(model).flops_per_puzzle(self._all[0][0].size, training=True)
-            figures["mfu"] = rate * work / (self._world_size * self._peak_flops)
+            flops = unwrap_model(model).flops_per_puzzle(self._data[0][0].size, training=True)
+            figures["mfu"] = rate * flops / (self._world_size * self._peak_flops)
         if self._held_out is not None:
-            figures["held_out"] = self._exact(model, *self._held_out)
-        self._since = 0, time.perf_counter()
+            figures["held_out"] = self._accuracy(model, *self._held_out)
+        self._num_segments, self._since = 0, time.perf_counter()
         return figures
 
-    def _exact(self, model: nn.Module, questions: Tensor, answers: Tensor) -> float:
+    def _accuracy(self, model: nn.Module, questions: Tensor, answers: Tensor) -> float:
         model = unwrap_model(model).eval()
         devices = [questions.device] if questions.is_cuda else []
-        with torch.random.fork_rng(devices), torch.no_grad():  # looking must not change the run
-            state = self._start(questions)
+        with torch.random.fork_rng(devices), torch.no_grad():  # evaluation does not change the run
+            state = self._init_state(questions)
             for _ in range(self._config.max_segments):
                 output: Any = model(questions, state)
                 state = output.solution.value
@@ -225,13 +236,20 @@ class DeepSupervision:
         return float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Return the carried batch of this rank."""
         return dict(self._carry or {})
 
     def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Continue with the batch of all ranks' ``states``, split anew where the number of ranks differs."""
         if len(states) == self._world_size:
             state = states[self._rank]
-        else:  # the whole batch, divided anew
-            mine = slice(self._begin, self._begin + self._num)
+        else:
+            mine = slice(self._first, self._first + self._num)
             state = {name: torch.cat([rank[name] for rank in states])[mine] for name in states[0]}
-            self._part()
+            self._seed_rank()
         self._carry = {name: value.to(self._device) for name, value in state.items()} or None
+
+
+def _uniform(like: Tensor) -> Tensor:
+    """Return uniform random numbers (B,) on the device of ``like``, drawn on the CPU."""
+    return torch.rand(len(like)).to(like.device)

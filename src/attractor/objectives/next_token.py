@@ -16,19 +16,28 @@ from attractor.solve import Solution, Status, Update
 
 
 class Rows(Protocol):
-    """Where tokens come from: row ``n`` of a run is always the same."""
+    """A source of tokens, in rows of equal length. Row ``n`` is always the same."""
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        """Return tokens and positions, both (num, length) int64."""
+        """Return the tokens and positions of ``num`` rows, both (num, length) int64."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokenConfig:
-    """``batch_size`` rows of ``length`` tokens a batch, over all processes; ``seed`` of their order.
+    """Settings of :class:`NextToken`.
 
-    ``contraction`` is the weight of the mean squared :func:`growth` of a disturbance of the solution, added to the loss of a model
-    that solves; 0 leaves it out.
+    Attributes
+    ----------
+    batch_size
+        Rows per batch, over all processes.
+    length
+        Tokens per row.
+    seed
+        Seed of the order of the rows.
+    contraction_penalty
+        Weight of the mean squared :func:`growth` at the solution, which is added to the loss of a model that solves an equation.
+        It makes the update contract. 0: no penalty.
     """
 
     batch_size: int = 16
@@ -41,48 +50,50 @@ class NextTokenConfig:
         require_whole(self, 2, "length")
         require_whole(self, 0, "seed")
         if not 0 <= self.contraction_penalty < float("inf"):
-            raise ConfigError(f"NextTokenConfig(contraction={self.contraction_penalty!r}): give a weight from 0 up.")
+            raise ConfigError(
+                f"NextTokenConfig(contraction_penalty={self.contraction_penalty!r}): give a finite number from 0 up."
+            )
 
 
 def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03) -> Tensor:
-    """Return by which factor one call of ``update`` changes a disturbance of ``y`` (B, T, D), for every token, (B, T).
+    """Return the factor by which one call of ``update`` changes the norm of a perturbation of ``y`` (B, T, D), per token (B, T).
 
-    A random disturbance of ``size`` times each token's norm is first sent through ``update`` ``iterations`` times, brought back to
-    that size each time, so that it turns to where it grows most. Differences instead of derivatives: fused attention has no
-    second derivative, and over this distance bf16 still resolves them.
+    A random perturbation, of ``size`` times each token's norm, passes through ``update`` ``iterations`` times and is scaled back
+    to that size each time (power iteration), so that it turns to the direction of largest growth. Differences replace
+    derivatives, because fused attention has no second derivative; they are large enough for bf16.
     """
     y = y.detach()
     radius = size * y.norm(dim=-1, keepdim=True)
 
-    def scaled(v: Tensor) -> Tensor:
+    def rescale(v: Tensor) -> Tensor:
         return v * (radius / v.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
-    v = scaled(torch.randn_like(y))
+    v = rescale(torch.randn_like(y))
     with torch.no_grad():
-        rest = update(y)
+        image = update(y)
         for _ in range(iterations):
-            v = scaled(update(y + v) - rest)
+            v = rescale(update(y + v) - image)
     return (update(y + v) - update(y)).norm(dim=-1) / radius[..., 0].clamp_min(1e-12)
 
 
 class NextToken:
     """An :class:`attractor.training.Objective` for language models.
 
-    The model is called with ``input_ids``, ``position_ids`` and ``labels``; its output has ``loss`` and, where something was
-    solved, ``solution``, ``proposal`` and ``hidden``. It has ``flops_per_token(length, evaluations, training)``,
-    ``inspect(input_ids)`` and, for ``contraction``, ``update_of(output, position_ids)``, the map that was solved.
+    The model is called with ``input_ids``, ``position_ids`` and ``labels``. Its output has ``loss`` and, if it solved an equation,
+    ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations, training)``,
+    ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which returns the update.
 
     Parameters
     ----------
     rows
-        See there.
+        The tokens.
     config
-        See there.
+        Settings.
     peak_flops
-        Of the device, per second; None leaves the share of it that is used (MFU) out of the log.
+        Peak FLOP/s of the device, for the metric ``mfu`` (model FLOPs utilisation). None: no such metric.
     rank, world_size
-        This process among those that share every batch. Rows are counted over all of them, so that a resumed run with more or
-        fewer processes continues where the previous one stopped.
+        This process among those that share every batch. Rows are counted over all of them, so a resumed run with another number
+        of processes continues at the right row.
     """
 
     def __init__(
@@ -96,30 +107,32 @@ class NextToken:
     ) -> None:
         self._rows, self._config, self._peak_flops = rows, config, peak_flops
         self._first_row, self._num_rows = split_batch(config.batch_size, rank, world_size)
-        self._num_ranks = world_size
+        self._world_size = world_size
         self._row = 0
-        self._calls: list[int] = []
-        self._since = 0, time.perf_counter()
-        self._first: Tensor | None = None
+        self._calls: list[int] = []  # of each batch since the last report
+        self._last_report = 0, time.perf_counter()  # tokens, time
+        self._example: Tensor | None = None  # (1, T), for the model's diagnostics
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the next batch, and metrics of its solve."""
         device = next(model.parameters()).device
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)
         tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size
-        self._first = tokens[:1]
+        self._example = tokens[:1]
         output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens)
         loss, metrics = output.loss, {}
         if (solution := output.solution) is not None:
             self._calls.append(solution.outcome.calls)
+            proposal, solved = output.proposal.detach().float(), output.hidden.detach().float()
+            distance = (solved - proposal).norm(dim=-1) / proposal.norm(dim=-1).clamp_min(1e-12)
             metrics = {
                 "evaluations": solution.evaluations.float().mean(),
                 "calls": torch.tensor(float(solution.outcome.calls)),
                 "residual": solution.residual.mean(),
-                "unconverged": _unsolved(solution),
+                "unconverged": _unconverged_fraction(solution),
+                "proposal_distance": distance.mean(),
             }
-            start, end = output.proposal.detach().float(), output.hidden.detach().float()
-            metrics["proposal_distance"] = ((end - start).norm(dim=-1) / start.norm(dim=-1).clamp_min(1e-12)).mean()
             if self._config.contraction_penalty:
                 factor = growth(unwrap_model(model).update_of(output, positions), output.hidden)
                 loss = loss + self._config.contraction_penalty * factor.square().mean()
@@ -127,33 +140,35 @@ class NextToken:
         return loss, metrics
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return tokens so far, tokens/s since the last call, MFU, and what the model says of itself."""
-        (before, begun), now = self._since, time.perf_counter()
-        done = self._row * self._config.length
-        rate = (done - before) / (now - begun)
-        figures = {"tokens": float(done), "tokens/s": rate}
+        """Return the number of tokens so far, tokens per second since the last call, MFU, and the model's diagnostics."""
+        (tokens_before, time_before), now = self._last_report, time.perf_counter()
+        tokens = self._row * self._config.length
+        rate = (tokens - tokens_before) / (now - time_before)
+        metrics = {"tokens": float(tokens), "tokens_per_second": rate}
         if self._peak_flops is not None:
-            # Linear in the number of evaluations, so that their mean counts every batch since the last call.
+            # FLOPs are linear in the number of evaluations, so the mean number counts every batch since the last call.
             calls = sum(self._calls) / len(self._calls) if self._calls else 1.0
-            work = unwrap_model(model).flops_per_token(self._config.length, calls, training=True)
-            figures["mfu"] = rate * work / (self._num_ranks * self._peak_flops)
-        if self._first is not None:
-            figures |= unwrap_model(model).diagnostics(self._first)
+            flops = unwrap_model(model).flops_per_token(self._config.length, calls, training=True)
+            metrics["mfu"] = rate * flops / (self._world_size * self._peak_flops)
+        if self._example is not None:
+            metrics |= unwrap_model(model).diagnostics(self._example)
         self._calls.clear()
-        self._since = done, time.perf_counter()
-        return figures
+        self._last_report = tokens, time.perf_counter()
+        return metrics
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Return the next row, which is the same on all ranks."""
         return {"row": torch.tensor(self._row)}
 
     def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
-        self._row = int(states[0]["row"])  # the same on all ranks
-        self._since = self._row * self._config.length, time.perf_counter()
+        """Continue at the row in ``states``."""
+        self._row = int(states[0]["row"])
+        self._last_report = self._row * self._config.length, time.perf_counter()
 
 
-def _unsolved(solution: Solution) -> Tensor:
-    """Return the share of equations that gave up, or still moved when no evaluation was left."""
+def _unconverged_fraction(solution: Solution) -> Tensor:
+    """Return the fraction of equations that gave up, or were still active when the evaluation limit was reached."""
     status, outcome = solution.outcome.status, solution.outcome
     gave_up = status > Status.CONVERGED
-    out_of_time = outcome.judged and outcome.calls == outcome.limit
-    return (gave_up | (status == Status.ACTIVE) if out_of_time else gave_up).float().mean()
+    at_limit = outcome.judged and outcome.calls == outcome.limit
+    return (gave_up | (status == Status.ACTIVE) if at_limit else gave_up).float().mean()

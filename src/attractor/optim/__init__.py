@@ -1,4 +1,4 @@
-"""Optimisers and schedules. Knows no models."""
+"""Optimisers and learning-rate schedules. They know no models."""
 
 from attractor.optim.optimizer import OptimizerConfig
 from attractor.optim.schedule import trapezoid

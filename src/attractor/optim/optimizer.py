@@ -1,7 +1,8 @@
-"""AdamW, with weight decay on matrices only; and Muon for the matrices inside layers, where asked for."""
+"""AdamW, with weight decay on matrices only; and Muon for selected matrices."""
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,22 +13,24 @@ from attractor.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW's settings, and which parameters do not follow them.
+    """Settings of AdamW, and which parameters have others.
 
     Attributes
     ----------
     lr, weight_decay, beta1, beta2, eps
-        AdamW's.
+        Settings of AdamW.
     clip
-        Bounds the norm of all gradients together.
-    muon
-        Pattern (``re.search``) of the names of matrices that Muon trains instead; empty: none.
-    muon_lr, muon_momentum, muon_decay
-        Its learning rate, momentum and weight decay.
-    final_decay
-        The share of all weight decay that is left at the end of a run; it changes linearly with the run's progress.
-    slow
-        Pattern of the names of parameters whose learning rate is multiplied by ``slow_factor``; empty: none.
+        The largest total norm of all gradients. Larger gradients are scaled down.
+    muon_pattern
+        Regular expression (``re.search``) for the names of the matrices that Muon trains instead of AdamW. Empty: none.
+    muon_lr, muon_momentum, muon_weight_decay
+        Settings of Muon.
+    final_weight_decay
+        Factor on all weight decays at the end of a run. It changes linearly from 1 with the run's progress.
+    slow_pattern
+        Regular expression for the names of parameters whose learning rate is multiplied by ``slow_factor``. Empty: none.
+    slow_factor
+        See ``slow_pattern``.
     """
 
     lr: float = 3e-3
@@ -46,41 +49,40 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "lr", "clip", "eps", "muon_lr", "slow_factor")
-        if min(self.weight_decay, self.muon_weight_decay, self.final_weight_decay) < 0 or not (
-            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1
-        ):
-            raise ConfigError(f"{self}: weight decays cannot be negative, and both betas must lie in [0, 1).")
-        if not 0 <= self.muon_momentum < 1:
-            raise ConfigError(f"OptimizerConfig(muon_momentum={self.muon_momentum}): must lie in [0, 1).")
+        for name in ("weight_decay", "muon_weight_decay", "final_weight_decay"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"OptimizerConfig({name}={value!r}): give a number from 0 up.")
+        for name in ("beta1", "beta2", "muon_momentum"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ConfigError(f"OptimizerConfig({name}={value!r}): give a number in [0, 1).")
         for name in ("muon_pattern", "slow_pattern"):
             try:
-                re.compile(getattr(self, name))
+                re.compile(pattern := getattr(self, name))
             except re.error as error:
                 raise ConfigError(
-                    f"OptimizerConfig({name}={getattr(self, name)!r}): not a pattern ({error})."
+                    f"OptimizerConfig({name}={pattern!r}): not a valid regular expression ({error})."
                 ) from error
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Return the optimisers of all parameters of ``model``. Each group's ``lr`` is what a schedule scales."""
+        """Return the optimisers of all trainable parameters of ``model``. A schedule scales each group's ``lr``."""
         groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
-                muon = bool(self.muon_pattern) and p.ndim == 2 and re.search(self.muon_pattern, name) is not None
-                slow = bool(self.slow_pattern) and re.search(self.slow_pattern, name) is not None
-                groups.setdefault((muon, slow, p.ndim >= 2), []).append(p)
-        adamw, muons = [], []
-        for (muon, slow, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0]):
-            factor = self.slow_factor if slow else 1.0
-            if muon:
-                muons.append(
-                    {"params": parameters, "lr": self.muon_lr * factor, "weight_decay": self.muon_weight_decay}
-                )
-            else:  # norms, gates and biases do not decay
-                decay = self.weight_decay if is_matrix else 0.0
-                adamw.append({"params": parameters, "lr": self.lr * factor, "weight_decay": decay})
+                is_muon = bool(self.muon_pattern) and p.ndim == 2 and re.search(self.muon_pattern, name) is not None
+                is_slow = bool(self.slow_pattern) and re.search(self.slow_pattern, name) is not None
+                groups.setdefault((is_muon, is_slow, p.ndim >= 2), []).append(p)
+        adamw: list[dict[str, Any]] = []
+        muon: list[dict[str, Any]] = []
+        for (is_muon, is_slow, is_matrix), params in sorted(groups.items(), key=lambda item: item[0]):
+            factor = self.slow_factor if is_slow else 1.0
+            if is_muon:
+                muon.append({"params": params, "lr": self.muon_lr * factor, "weight_decay": self.muon_weight_decay})
+            else:  # norms, gates and biases have no weight decay
+                weight_decay = self.weight_decay if is_matrix else 0.0
+                adamw.append({"params": params, "lr": self.lr * factor, "weight_decay": weight_decay})
         optimizers: list[torch.optim.Optimizer] = []
         if adamw:
             optimizers.append(torch.optim.AdamW(adamw, betas=(self.beta1, self.beta2), eps=self.eps))
-        if muons:
-            optimizers.append(torch.optim.Muon(muons, momentum=self.muon_momentum))
+        if muon:
+            optimizers.append(torch.optim.Muon(muon, momentum=self.muon_momentum))
         return optimizers

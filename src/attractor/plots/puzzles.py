@@ -1,64 +1,80 @@
-"""Pictures of an answer that settles: a strip of moments, an animation, and curves over depth."""
+"""Figures of a reasoner's trajectory (a strip of frames, an animation) and of accuracy by depth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # pictures go to files; no screen is needed
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attractor.evaluation.puzzles import DepthPoint
 
-Paint = Callable[[Tensor, int], npt.NDArray[np.uint8]]  # probabilities (height, width, classes), pixels a cell
-# wall, floor, start, goal, path; chosen to stay apart for colour-blind readers
-COLOURS = np.array([[38, 50, 56], [245, 245, 240], [0, 121, 107], [194, 24, 91], [255, 160, 0]], dtype=np.float32)
+Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
+Renderer = Callable[[Tensor, int], Image]  # probabilities (height, width, classes) and pixels per cell
+# Distinguishable with any colour vision (Okabe & Ito 2008): wall, floor, start, goal, path.
+MAZE_COLOURS = np.array(
+    [[38, 50, 56], [245, 245, 240], [0, 114, 178], [204, 121, 167], [230, 159, 0]], dtype=np.float32
+)
+LINE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = "os^Dv*"
 
 
-def render_grid(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
-    """Mix the colours of the classes by their probabilities: (height, width, classes) to an RGB image ``scale`` times as large."""
-    image = probabilities.numpy() @ COLOURS
+def render_grid(probabilities: Tensor, scale: int) -> Image:
+    """Return an image of a maze: the colours of the classes, mixed by their probabilities (height, width, classes).
+
+    ``scale`` is the number of pixels per cell.
+    """
+    image = probabilities.numpy() @ MAZE_COLOURS
     return np.kron(image, np.ones((scale, scale, 1))).round().astype(np.uint8)
 
 
-def render_digits(question: Tensor, box: tuple[int, int]) -> Paint:
-    """Return what draws the board of a Sudoku: the likeliest digit of each cell, the darker the surer.
+def render_digits(question: Tensor, box: tuple[int, int]) -> Renderer:
+    """Return the renderer of a Sudoku: the most likely digit of each cell, darker for a higher probability.
 
-    Givens are black where the answer keeps them; what stands in place of a given is red.
+    Givens are black. Where the answer changes a given, the cell is red with a white digit.
 
-    ``question`` is (size, size), ``box`` the (height, width) of a box in cells.
+    Parameters
+    ----------
+    question
+        (size, size), 0 for blank cells.
+    box
+        (height, width) of a box in cells.
     """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
     size = question.shape[0]
 
-    def render_grid(probabilities: Tensor, scale: int) -> npt.NDArray[np.uint8]:
-        image = Image.new("RGB", (size * scale + 1, size * scale + 1), "white")
+    def render(probabilities: Tensor, scale: int) -> Image:
+        image = Pillow.new("RGB", (size * scale + 1, size * scale + 1), "white")
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(round(0.6 * scale))
-        chance, digits = probabilities[..., 1:].max(dim=-1)
+        confidence, digits = probabilities[..., 1:].max(dim=-1)
         answer = probabilities.argmax(dim=-1)
         for row in range(size):
             for column in range(size):
-                given, sure = int(question[row, column]), float(chance[row, column])
-                faint = tuple(round(255 + sure * (dark - 255)) for dark in (0, 90, 160))
-                where = ((column + 0.5) * scale, (row + 0.5) * scale)
-                digit = int(answer[row, column]) if given else int(digits[row, column]) + 1
-                colour = faint if not given else "black" if digit == given else "red"
-                draw.text(where, str(digit or "."), colour, font, anchor="mm")
+                given, digit = int(question[row, column]), int(answer[row, column])
+                colour: str | tuple[int, ...] = "black"
+                if not given:
+                    digit = int(digits[row, column]) + 1
+                    weight = float(confidence[row, column])
+                    colour = tuple(round(255 + weight * (dark - 255)) for dark in (0, 90, 160))
+                elif digit != given:
+                    left, top = column * scale, row * scale
+                    draw.rectangle([left, top, left + scale, top + scale], fill="red")
+                    colour = "white"
+                draw.text(((column + 0.5) * scale, (row + 0.5) * scale), str(digit or "."), colour, font, anchor="mm")
         for line in range(size + 1):
-            for end, start, thick in (
-                ((line * scale, size * scale), (line * scale, 0), line % box[1] == 0),
-                ((size * scale, line * scale), (0, line * scale), line % box[0] == 0),
+            for start, end, lines_per_box in (
+                ((line * scale, 0), (line * scale, size * scale), box[1]),
+                ((0, line * scale), (size * scale, line * scale), box[0]),
             ):
-                draw.line(
-                    [start, end], fill="black" if thick else "lightgrey", width=max(1, scale // 20) if thick else 1
-                )
+                is_edge = line % lines_per_box == 0
+                width = max(1, scale // 20) if is_edge else 1
+                draw.line([start, end], fill="black" if is_edge else "lightgrey", width=width)
         return np.asarray(image)
 
-    return render_grid
+    return render
 
 
 def plot_trajectory(
@@ -68,59 +84,66 @@ def plot_trajectory(
     *,
     strip: Path | None = None,
     animation: Path | None = None,
-    render_grid: Paint = render_grid,
+    render: Renderer = render_grid,
 ) -> None:
-    """Write a strip of six moments (PNG), and the whole trajectory (GIF), whichever of them has a place."""
+    """Write six frames of a trajectory side by side to ``strip`` (PNG), and all of them to ``animation`` (GIF)."""
     if strip is not None:
-        _strip(frames, depths, residuals, strip, render_grid)
+        _write_strip(frames, depths, residuals, strip, render)
     if animation is not None:
-        _animate(frames, depths, residuals, animation, render_grid)
+        _write_animation(frames, depths, residuals, animation, render)
 
 
-def _strip(
-    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render_grid: Paint
+def _write_strip(
+    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
 ) -> None:
-    chosen = sorted({round(i) for i in np.geomspace(1, len(frames), 6)})
-    figure, axes = plt.subplots(1, len(chosen), figsize=(2.3 * len(chosen), 2.8), squeeze=False)
-    for axis, index in zip(axes[0], chosen, strict=True):
-        axis.imshow(render_grid(frames[index - 1], 300 // len(frames[index - 1])), interpolation="none")
-        axis.set_title(f"depth {depths[index - 1]}\nresidual {residuals[index - 1]:.0e}", fontsize=9)
+    from matplotlib.figure import Figure
+
+    chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
+    figure = Figure(figsize=(2.3 * len(chosen), 2.8), layout="tight")
+    for axis, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
+        axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
         axis.axis("off")
-    figure.tight_layout()
     figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
-def _animate(
-    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render_grid: Paint
+def _write_animation(
+    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
 ) -> None:
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
     scale = max(4, 360 // frames[0].shape[0])
     font = ImageFont.load_default(14)
     images = []
     for frame, depth, residual in zip(frames, depths, residuals, strict=True):
-        body = Image.fromarray(render_grid(frame, scale))
-        image = Image.new("RGB", (body.width, body.height + 26), "white")
-        image.paste(body, (0, 26))
+        grid = Pillow.fromarray(render(frame, scale))
+        image = Pillow.new("RGB", (grid.width, grid.height + 26), "white")
+        image.paste(grid, (0, 26))
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
-        images.append(image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64))
+        images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
     images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
-def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:
-    """Plot exact accuracy and median residual against depth, one line per name in ``curves``."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
-    for name, points in curves.items():
+def plot_accuracy(
+    curves: Mapping[str, Sequence[DepthPoint]], file: Path, *, legend_title: str = "unseen mazes"
+) -> None:
+    """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.6), layout="tight")
+    left, right = figure.subplots(1, 2)
+    for number, (name, points) in enumerate(curves.items()):
+        style = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
         depths = [p.depth for p in points]
-        left.plot(depths, [100 * p.exact for p in points], marker="o", markersize=3, label=name)
-        right.plot(depths, [p.residual for p in points], marker="o", markersize=3, label=name)
-    left.set(xscale="log", xlabel="depth (evaluations)", ylabel="exact grids, %", ylim=(-3, 103))
-    right.set(xscale="log", yscale="log", xlabel="depth (evaluations)", ylabel="median residual")
-    left.set_xscale("log", base=2)
-    right.set_xscale("log", base=2)
-    left.legend(title="unseen mazes", fontsize=8)
+        left.plot(depths, [100 * p.exact for p in points], **style)
+        right.plot(depths, [p.residual for p in points], **style)
+    left.set(title="Accuracy by depth", ylabel="grids right in every cell (%)", ylim=(-3, 103))
+    right.set(title="Convergence by depth", ylabel="median relative residual", yscale="log")
+    left.legend(title=legend_title, fontsize=8)
     for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("depth (evaluations)")
         axis.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(file, dpi=130)
-    plt.close(figure)

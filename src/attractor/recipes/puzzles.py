@@ -1,7 +1,7 @@
-"""Puzzles: mazes and Sudokus for the attractor reasoner and its baselines, under one loop.
+"""Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
-``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for processors and draw their own puzzles;
-``sudoku/extreme`` and ``maze/hard`` are the published tasks at the published sizes, for a GPU and data of one's own.
+``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for CPUs and generate their own puzzles.
+``sudoku/extreme`` and ``maze/hard`` are the published tasks at the published sizes, for a GPU.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,28 +19,33 @@ from attractor.training import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MazeDataConfig:
-    """``num_mazes`` perfect mazes of ``size`` × ``size`` cells to learn from.
+    """``num_puzzles`` perfect mazes of ``size`` × ``size`` cells for training.
 
-    In ``corner_share`` of them S and G are in opposite corners: long paths teach the answer to travel far. ``winding_share`` of
-    these are winding mazes, with the longest paths of all: answers then rest sooner and more often, not more exactly.
+    In ``corner_fraction`` of them S and G are in opposite corners; long paths teach the answer to spread far. ``dfs_fraction`` of
+    these are made by depth-first search, which gives the longest paths; solves then converge sooner and more often, and answers
+    are as exact as before.
     """
 
-    num_mazes: int = 1000
+    kind = "maze"
+
+    num_puzzles: int = 1000
     size: int = 11
     corner_fraction: float = 0.9
     dfs_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_whole(self, 1, "num_mazes")
+        require_whole(self, 1, "num_puzzles")
         for name in ("corner_fraction", "dfs_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): the share must lie in [0, 1].")
+                raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): give a fraction from 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SudokuDataConfig:
-    """``num_puzzles`` Sudokus of ``size`` digits to learn from, with ``clues`` digits given (null: as few as possible)."""
+    """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` digits given (None: as few as possible)."""
+
+    kind = "sudoku"
 
     num_puzzles: int = 1000
     size: int = 9
@@ -56,7 +61,7 @@ ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | HRMConfig | Transfor
 
 @dataclass(frozen=True, kw_only=True)
 class PuzzleRecipe:
-    """Everything about a run on puzzles. ``data`` is what is drawn when no folder of puzzles is given."""
+    """All settings of a run on puzzles. ``data`` describes the puzzles to generate if no folder of puzzles is given."""
 
     model: ReasonerModelConfig
     data: MazeDataConfig | SudokuDataConfig
@@ -66,32 +71,32 @@ class PuzzleRecipe:
     def __post_init__(self) -> None:
         if self.train.accumulate > 1:
             raise ConfigError(
-                "train.accumulate: puzzles are carried on from batch to batch, so that adding up batches would be no larger batch; "
-                "raise supervision.batch_size instead, on more devices if need be."
+                "train.accumulate: puzzles stay from batch to batch, so accumulated batches are not one larger batch; "
+                "raise supervision.batch_size instead, or use more devices."
             )
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
-        if self.supervision.leave_halted and not halting:
-            raise ConfigError("supervision.leave_halted needs a halting head; set model.halting=true, or leave it out.")
+        if self.supervision.replace_halted and not halting:
+            raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
 
     @property
     def kind(self) -> str:
-        """What puzzles it is about."""
-        return "maze" if isinstance(self.data, MazeDataConfig) else "sudoku"
+        """The kind of puzzles."""
+        return self.data.kind
 
 
-def fitted(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int) -> PuzzleRecipe:
-    """Return the recipe with a model for such puzzles."""
+def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int) -> PuzzleRecipe:
+    """Return the recipe with the model's symbols, classes and cells set to those of the puzzles."""
     changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
     model = recipe.model
     if isinstance(model, HRMConfig | TransformerConfig):
-        changes["cells"] = replace(model.cells, num_cells=num_cells)
+        changes["network"] = replace(model.network, num_cells=num_cells)
     elif isinstance(model.update, TRMUpdateConfig):
-        changes["update"] = replace(model.update, cells=replace(model.update.cells, num_cells=num_cells))
+        changes["update"] = replace(model.update, network=replace(model.update.network, num_cells=num_cells))
     return replace(recipe, model=replace(model, **changes))
 
 
 def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
-    """The demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
+    """Return the recipe of the demonstration: 1,000 mazes of 11×11, four minutes on two CPU cores."""
     return PuzzleRecipe(
         model=AttractorReasonerConfig(
             obstacles=(int(Cell.WALL),), damping=0.7, noise=0.1, evaluations_per_segment=8, backprop_steps=7
@@ -103,12 +108,12 @@ def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
 
 
 def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
-    """A plain unrolled loop for comparison: from a zero state, undamped, without noise, as many steps as the run it controls."""
+    """Return the recipe of a plain unrolled loop for comparison: zero initial state, no damping, no noise, a number of steps."""
     recipe = maze(seed=seed)
     assert isinstance(recipe.model, AttractorReasonerConfig)
     return replace(
         recipe,
-        model=replace(recipe.model, random_start=False, noise=0.0, damping=1.0),
+        model=replace(recipe.model, random_init=False, noise=0.0, damping=1.0),
         train=replace(recipe.train, seconds=None, num_steps=num_steps),
     )
 
@@ -117,10 +122,10 @@ MINUTES = {6: 6, 9: 60}
 
 
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
-    """Sudokus of 6 or 9 digits on a processor: six minutes, or an hour, of two cores.
+    """Return the recipe for Sudokus of 6 or 9 digits on a CPU: six minutes, or an hour, on two cores.
 
-    All families have layers of one kind and width and the same steps; only what is iterated differs. ``trm`` has the attractor's
-    network; ``hrm`` two of them; ``transformer`` four of them, one after another, each used once.
+    All families have layers of the same kind and width and the same training; they differ in the update. ``trm`` has the
+    attractor's network, ``hrm`` two of them, and ``transformer`` four of them in sequence, each used once.
     """
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
@@ -143,15 +148,15 @@ WIDTHS_27M = {"sudoku": 1216, "maze": 1024}  # at which two layers have the weig
 
 
 def published(task: str, family: str = "attractor", *, width: int = 512, seed: int = 0) -> PuzzleRecipe:
-    """The published tasks at the published sizes and steps (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488), for one GPU.
+    """Return the recipe of a published task at the published size and steps (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488).
 
-    ``sudoku`` mixes its 81 cells by an MLP (5M weights), ``maze`` its 900 by attention (7M); HRM and the Transformer have 27M and
-    attention. At the ``width`` of ``WIDTHS_27M`` attractor and TRM have as many: wider in all proportions, with more heads of the
-    same size, and not deeper, which TRM's authors found to hurt. Give ``--data``, 1,000 puzzles of the published sets; else as many
-    are drawn.
+    It is for one GPU. The task ``sudoku`` mixes its 81 cells by an MLP (5M weights), ``maze`` its 900 cells by attention (7M). HRM
+    and the Transformer have 27M weights and attention. At the ``width`` of ``WIDTHS_27M`` the attractor and TRM have 27M too: they
+    are wider with more heads of the same size, and not deeper, which hurts according to TRM's authors. Give 1,000 puzzles of the
+    published data sets as ``data``; otherwise 1,000 puzzles are generated.
 
-    Not theirs: AdamW where they have AdamATan2, gradients clipped at 1, and for HRM the settings of TRM. The attractor's positions
-    count rows and columns, the baselines' cells in reading order.
+    Different from the papers: AdamW instead of AdamATan2, gradients clipped at 1, and for HRM the settings of TRM. Positions are
+    rows and columns for the attractor, and the cells in reading order for the baselines.
     """
     mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
     cells = GridNetworkConfig(
@@ -174,7 +179,9 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
             halting=True,
         ),
         data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
-        supervision=_supervision(family, batch_size=768, max_segments=16, leave_halted=True, cross_entropy="stablemax"),
+        supervision=_supervision(
+            family, batch_size=768, max_segments=16, replace_halted=True, cross_entropy="stablemax"
+        ),
         train=TrainConfig(
             num_steps=65_000,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=1.0),
@@ -188,7 +195,7 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
     )
 
 
-FAMILIES = ("attractor", "trm", "hrm", "transformer")
+REASONER_FAMILIES = ("attractor", "trm", "hrm", "transformer")
 
 
 def _model(
@@ -202,21 +209,25 @@ def _model(
     halting: bool = False,
 ) -> ReasonerModelConfig:
     counts: Any = {"num_symbols": num_symbols, "num_classes": num_classes}
-    recursion = TRMUpdateConfig(cells=cells, num_latent=num_latent)
+    recursion = TRMUpdateConfig(network=cells, num_latent=num_latent)
     if family == "attractor":
         return AttractorReasonerConfig(
-            update=recursion, evaluations_per_segment=evaluations_per_segment, backprop_steps=1, halting=halting, **counts
+            update=recursion,
+            evaluations_per_segment=evaluations_per_segment,
+            backprop_steps=1,
+            halting=halting,
+            **counts,
         )
     if family == "trm":
         return TRMConfig(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
     wide = cells.width >= 512
     if family == "hrm":
-        return HRMConfig(cells=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
+        return HRMConfig(network=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
     if family == "transformer":
-        return TransformerConfig(cells=replace(cells, num_layers=8), halting=halting, **counts)
-    raise ConfigError(f"there is no family {family!r}; {suggestion(family, FAMILIES)}")
+        return TransformerConfig(network=replace(cells, num_layers=8), halting=halting, **counts)
+    raise ConfigError(f"there is no family {family!r}; {suggestion(family, REASONER_FAMILIES)}")
 
 
 def _supervision(family: str, *, max_segments: int, **settings: Any) -> DeepSupervisionConfig:
-    """A Transformer has no state to carry: each of its questions is answered once."""
+    """Return the settings of supervision. A Transformer has no state, so that it has one segment per question."""
     return DeepSupervisionConfig(max_segments=1 if family == "transformer" else max_segments, **settings)

@@ -17,7 +17,7 @@ Only what is *due* is looked at: active equations, and settled ones that are bei
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def solve(
     stop: StopRule,
     equation_dims: int = 1,
     causal: bool = False,
-    trace: bool = False,
+    trace: bool | Collection[int] = False,
 ) -> Solution:
     """Iterate ``update`` from ``y0`` to a fixed point. See :func:`attractor.fixed_point` for the arguments.
 
@@ -85,15 +85,16 @@ def solve(
     slack = 1 + 64 * torch.finfo(y.dtype).eps  # some updates keep the size of the residual exactly, but for rounding
     ledger = _Ledger(layout, plain(unknown), stop)
     judging = isinstance(stop, Tolerance)
-    points: list[Tensor] = []
+    points: list[tuple[Tensor, Tensor]] = []
+    kept_calls = range(stop.max_evaluations) if trace is True else trace or ()
     due = ledger.active
     none = ~due
     tried = none  # whose last step was a guarded solver's
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
-        if trace:
-            points.append(layout.unflatten(y).detach())
+        if call - 1 in kept_calls:
+            points.append((layout.unflatten(y).detach(), kept.residual.view(layout.leading)))
         point = _evaluate(update, y, layout, due, kept)
         size = plain(point.size)
         rejected = none
@@ -124,6 +125,8 @@ def solve(
 
     residual = kept.residual
     y = kept.y if judging else y
+    if not judging and trace is not True and call in kept_calls:
+        points.append((layout.unflatten(y).detach(), residual.view(layout.leading)))
     if judging and not is_empty(ledger.is_open):
         answer, lowest = solver.finalize(state, kept.y, residual)
         # Moving what a final equation depends on would make that untrue. In time, what is still active has none after it.
@@ -137,7 +140,8 @@ def solve(
         outcome=Outcome(
             status=tensor(ledger.status).view(layout.leading), calls=call, limit=stop.max_evaluations, judged=judging
         ),
-        trace=torch.stack(points) if points else None,
+        trace=torch.stack([point for point, _ in points]) if points else None,
+        trace_residual=torch.stack([residual for _, residual in points]) if points else None,
     )
 
 

@@ -91,7 +91,9 @@ class Solution:
     outcome
         What happened, as data and as a sentence.
     trace
-        The points at which ``update`` was called, shape (calls, *y0.shape), where asked for.
+        The points that were asked for, by evaluation count, shape (points, *y0.shape).
+    trace_residual
+        For each of them the last residual measured on the way to it, at the point before it; NaN at ``y0``.
     """
 
     value: Tensor
@@ -99,3 +101,4 @@ class Solution:
     evaluations: Tensor
     outcome: Outcome
     trace: Tensor | None = None
+    trace_residual: Tensor | None = None

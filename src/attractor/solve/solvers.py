@@ -7,7 +7,7 @@ has its own history, its own Gram matrix and its own weights.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from attractor.solve.array_ops import Plain, choose, fill, namespace, plain, ten
 
 class Solver(ABC):
     """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``."""
+
+    is_memoryless: ClassVar[bool] = False  # whether a step depends on the last point alone
 
     @property
     @abstractmethod
@@ -71,6 +73,7 @@ class Picard(Solver):
 
     damping: float = 1.0
     max_growth = float("inf")
+    is_memoryless = True
 
     def __post_init__(self) -> None:
         require_positive(self, "damping")

@@ -1,4 +1,4 @@
-"""The one training loop, its checkpoints and its callbacks. Knows no concrete model."""
+"""The training loop, its checkpoints and its callbacks. It knows no concrete model."""
 
 from attractor.training.checkpoint import (
     Checkpoints,

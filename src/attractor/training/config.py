@@ -1,4 +1,4 @@
-"""What a run is told: how long and how to train, and what an objective is."""
+"""The settings of a training run, and the interface of an objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,27 +23,32 @@ class TrainConfig:
     Attributes
     ----------
     num_steps, seconds
-        The run ends at whichever is reached first; at least one is given. Evaluation and checkpoints count as time.
-    warmup, decay
-        Shares of the run for the rise and the fall of the learning rate, see :func:`attractor.optim.trapezoid`.
-    ema
-        Decay of the averaged weights, which are the ones that evaluation and inference use; 0 uses the last ones.
+        The run ends at the limit that it reaches first; give at least one. Evaluation and checkpoints count as time.
+    optimizer
+        Optimisers and their learning rates.
+    warmup_fraction, cooldown_fraction
+        Fractions of the run in which the learning rate rises and falls, see :func:`attractor.optim.trapezoid`.
+    ema_decay
+        Decay of the averaged weights, which evaluation and inference use. 0: no average; the last weights are used.
     accumulate
-        Batches per optimiser step; their gradients are averaged.
+        Batches per optimiser step. Their gradients are averaged.
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
     compile
-        Whether the model's blocks are compiled, see :func:`attractor.nn.compile_blocks`; ``None``: on a GPU. It takes a minute or
-        two and changes roundings, so a resumed run keeps it.
-    parallel, reduce
-        On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` divides its weights, their averages and the optimiser's
-        state among them. Gradients are added up in ``"fp32"``, or ``"bf16"`` at half the traffic.
+        Whether to compile the model's blocks, see :func:`attractor.nn.compile_blocks`. None: on a GPU only. Compiling takes a
+        minute or two and changes rounding, so a resumed run must keep the setting.
+    parallel
+        On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` shards weights, averages and optimiser states.
+    grad_reduce_dtype
+        Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
     guard
-        What is taken for divergence, and what is done then.
+        What counts as divergence, and what happens then.
+    seed
+        Seed of torch's random numbers.
     log_every, checkpoint_every
-        In steps; ``checkpoint_every=0`` checkpoints only at the end.
-    keep
-        Newest checkpoints that stay.
+        In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
+    max_checkpoints
+        How many of the newest checkpoints to keep.
     """
 
     num_steps: int | None = None
@@ -66,40 +71,42 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(
-            self, 1, "log_every", "accumulate", "max_checkpoints", *(["num_steps"] if self.num_steps is not None else [])
-        )
+        require_whole(self, 1, "log_every", "accumulate", "max_checkpoints", *(["num_steps"] if self.num_steps is not None else []))
         require_whole(self, 0, "checkpoint_every", "seed")
-        for name, known in (("precision", PRECISIONS), ("grad_reduce_dtype", PRECISIONS), ("parallel", STRATEGIES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"TrainConfig({name}={getattr(self, name)!r}): {suggestion(getattr(self, name), known)}"
-                )
         require_positive(self, *(["seconds"] if self.seconds is not None else []))
-        if not 0 <= self.cooldown_fraction <= 1:
-            raise ConfigError(f"TrainConfig(decay={self.cooldown_fraction!r}): the share must lie in [0, 1].")
-        if not 0 <= self.warmup_fraction < 1:
-            raise ConfigError(f"TrainConfig(warmup={self.warmup_fraction!r}): the share must lie in [0, 1).")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"TrainConfig(ema={self.ema_decay!r}): the decay must lie in [0, 1).")
+        for name, valid in (("precision", PRECISIONS), ("grad_reduce_dtype", PRECISIONS), ("parallel", STRATEGIES)):
+            if (value := getattr(self, name)) not in valid:
+                raise ConfigError(f"TrainConfig({name}={value!r}): {suggestion(value, valid)}")
+        for name, is_valid, interval in (
+            ("cooldown_fraction", 0 <= self.cooldown_fraction <= 1, "[0, 1]"),
+            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "[0, 1)"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "[0, 1)"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"TrainConfig({name}={getattr(self, name)!r}): give a number in {interval}.")
 
 
 class Objective(Protocol):
-    """What is minimised, and everything about it that a resumed run needs.
+    """A loss to minimise, and the state that a resumed run needs.
 
-    On several processes each has its own, which draws this rank's part of every batch.
+    On several processes each has its own objective, which draws this rank's part of every batch.
     """
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the next batch, and detached scalars worth watching. ``model`` may be wrapped: see :func:`bare`."""
+        """Return the loss of the next batch and detached scalar metrics.
+
+        ``model`` may be wrapped for several processes: see :func:`attractor.nn.unwrap_model`.
+        """
         ...
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return further figures for the log, which may cost a little: it is called every ``log_every`` steps."""
+        """Return more metrics for the log. They may take some time: this is called every ``log_every`` steps."""
         ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return this rank's state."""
+        ...
 
     def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Go on from what every rank of the run that is resumed had; it may have had more or fewer ranks."""
+        """Restore the states of all ranks of the saved run, in rank order. It may have had another number of ranks."""
         ...

@@ -1,7 +1,7 @@
-"""The processes that train one model together: who this one is among them, and what they tell each other.
+"""The processes of a distributed run: which one this is, and how they exchange numbers and errors.
 
-Started by ``torchrun``, which sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` and keeps a store for them; without it there is one
-process, for which everything here costs nothing.
+``torchrun`` starts the processes; it sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` and keeps a key-value store for them.
+Without it there is one process, and everything here is free.
 """
 
 import os
@@ -21,41 +21,41 @@ from attractor.training.preemption import Preemption
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """This process among ``size``; ``rank`` counts from 0.
+    """This process among ``size``. ``rank`` counts from 0.
 
     Attributes
     ----------
     device
-        Where this process computes.
-    writers
-        A process group of its own for whoever writes checkpoints beside the training, so that messages of the two never mix; None
-        in one process.
+        The device of this process.
+    checkpoint_group
+        A gloo process group for the threads that write checkpoints, so that their messages do not mix with those of training.
+        None for one process.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    writers: Any = None
+    checkpoint_group: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks, logs and names checkpoints."""
+        """Whether this is rank 0, which writes the log and prints."""
         return self.rank == 0
 
     def total(self, numbers: Sequence[float]) -> list[float]:
-        """Return every number added up over the ranks, which all call this with as many."""
+        """Return the sum over the ranks of each number. All ranks must call this, with equally many numbers."""
         if self.size == 1:
             return list(numbers)
-        wide = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(wide)
-        return wide.tolist()
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(values)
+        return values.tolist()
 
     def mean(self, numbers: Sequence[float]) -> list[float]:
-        """Return every number's mean over the ranks."""
+        """Return the mean over the ranks of each number. All ranks must call this, with equally many numbers."""
         return [number / self.size for number in self.total(numbers)]
 
     def on_main_process(self, action: Callable[[], None]) -> None:
-        """Let rank 0 do something before the others go on; what it raises on purpose is raised everywhere."""
+        """Run ``action`` on rank 0 while the others wait. If it raises an :class:`AttractorError`, all ranks raise it."""
         error: list[AttractorError | None] = [None]
         if self.is_main:
             try:
@@ -70,58 +70,62 @@ class DistributedContext:
 
 @contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """Join the processes that ``torchrun`` has started, if it has, and leave them at the end."""
+    """Join the other processes if ``torchrun`` started this one, and leave them at the end."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield DistributedContext()
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {local} of this machine finds only {torch.cuda.device_count()} GPUs; start as many processes as GPUs."
-            )
-        torch.cuda.set_device(local)
-        device = torch.device("cuda", local)
+        if local_rank >= (num_gpus := torch.cuda.device_count()):
+            raise ConfigError(f"process {local_rank} of this machine has no GPU; start at most {num_gpus} processes on it.")
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         device = torch.device("cpu")
         dist.init_process_group("gloo")
     try:
-        yield DistributedContext(rank=rank, size=size, device=device, writers=dist.new_group(backend="gloo"))
+        yield DistributedContext(rank=rank, size=size, device=device, checkpoint_group=dist.new_group(backend="gloo"))
     finally:
-        with Preemption():  # to processes that are left torchrun sends SIGTERM, and they have something to say
+        # If another process has ended, torchrun sends SIGTERM to this one, which still has to report its error.
+        with Preemption():
             dist.destroy_process_group()
 
 
 @contextmanager
-def report_lost_ranks(distributed: DistributedContext, whole: Callable[[], str]) -> Iterator[None]:
-    """Turn the error of a rank that is gone into a sentence; ``whole()`` says which checkpoint is left."""
+def report_lost_ranks(distributed: DistributedContext, last_checkpoint: Callable[[], str]) -> Iterator[None]:
+    """Turn the error that a lost rank causes on this one into a :class:`LostRankError`.
+
+    ``last_checkpoint()`` returns a sentence about the last checkpoint, which ends the message.
+    """
     try:
         yield
-    except RuntimeError as error:  # gloo and NCCL have no common exception
-        silent = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-        if distributed.size == 1 or isinstance(error, AttractorError) or not silent:
+    except RuntimeError as error:  # gloo and NCCL have no exception class in common
+        from_backend = isinstance(error, dist.DistError) or any(
+            word in str(error) for word in ("gloo", "NCCL", "Connection")
+        )
+        if distributed.size == 1 or isinstance(error, AttractorError) or not from_backend:
             raise
-        # Not where in gloo, nor its advice.
-        why = re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]
+        # Without the place in gloo's source and without its advice.
+        reason = re.sub(r"^\[\S*/\S*\] ", "", str(error)).splitlines()[0].split(". ")[0]
         raise LostRankError(
-            f"rank {distributed.rank} of {distributed.size}: another process no longer answers ({why}); "
-            f"look at its own output for the cause. {whole()}"
+            f"rank {distributed.rank} of {distributed.size}: another process no longer answers ({reason}); "
+            f"read the output of that process for the cause. {last_checkpoint()}"
         ) from error
 
 
 def should_report_error(error: AttractorError) -> bool:
-    """Tell whether it is for this process to say why all of them end: the first that asks torchrun's store.
+    """Return whether this process prints the error that ends all of them: the first that asks torchrun's store does.
 
-    That another one is gone is asked apart, since whoever finds so may be quicker than the other, which knows why.
+    Lost ranks are counted separately, because a process that finds one may ask before the lost process has reported the cause.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
-    lost, start = isinstance(error, LostRankError), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_lost, restart = isinstance(error, LostRankError), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=2))
-        return store.add(f"attractor/{'lost' if lost else 'failed'}/{start}", 1) == 1
-    except (RuntimeError, KeyError):  # whoever kept it is gone
-        return lost or os.environ.get("RANK") == "0"
+        return store.add(f"attractor/{'lost' if is_lost else 'failed'}/{restart}", 1) == 1
+    except (RuntimeError, KeyError):  # the process that kept the store has ended
+        return is_lost or os.environ.get("RANK") == "0"

@@ -1,24 +1,35 @@
-"""What a run tells of itself: ``metrics.jsonl``, a line a report, and ``events.jsonl``, a line for whatever went wrong."""
+"""The log of a run: ``metrics.jsonl`` with one line per report, and ``events.jsonl`` with one line per problem."""
 
 import json
-import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from attractor.errors import ConfigError
+from attractor.files import json_safe, reported_write_errors, write_text
+
+ADVICE = "check the disk and resume"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One line of the log.
+    """The metrics of a run at one step.
 
-    ``progress`` in [0, 1]; ``seconds`` since the start of training, over all resumed parts; ``events`` tell of bad steps, drifts
-    and rollbacks since the last report, a sentence each.
+    Attributes
+    ----------
+    step
+        Number of steps made.
+    seconds
+        Training time, over all parts of a resumed run.
+    progress
+        Fraction of the run that is done, in [0, 1].
+    lr
+        Learning rate of the step.
+    metrics
+        By name: ``loss``, ``grad_norm``, and those of the objective.
+    events
+        Bad steps, drifts and rollbacks since the last report, one sentence each.
     """
 
     step: int
@@ -30,84 +41,65 @@ class Report:
 
 
 class Callback(Protocol):
-    """Something that watches: called every ``log_every`` steps, and once at the end."""
+    """A function that receives a :class:`Report` every ``log_every`` steps and at the end of the run."""
 
     def __call__(self, report: Report) -> None: ...
 
 
-@contextmanager
-def writing(file: str | Path) -> Iterator[None]:
-    """Turn what goes wrong in writing a run's files, as when the disk is full, into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written ({error.strerror or error}); make room and resume.") from error
-
-
 class Log:
-    """Writes both files and calls the callbacks. Lines after ``step``, where a resumed run goes on, are dropped: they recur."""
+    """Write both files and call the callbacks. Lines after ``step``, where a resumed run starts, are removed: they recur."""
 
     def __init__(self, out: Path, step: int, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
-        self._metrics, self._events = _opened(out / "metrics.jsonl", step), _opened(out / "events.jsonl", step)
-        self._told: list[str] = []
+        self._metrics, self._events = (_open_log(out / f"{name}.jsonl", step) for name in ("metrics", "events"))
+        self._new_events: list[str] = []
 
-    def tell(self, step: int, what: str) -> None:
-        """Write that something happened in a step."""
-        self._told.append(what)
-        _write(self._events, {"step": step, "event": what})
+    def event(self, step: int, message: str) -> None:
+        """Write what happened in a step."""
+        self._new_events.append(message)
+        _write_line(self._events, {"step": step, "event": message})
 
     def report(self, report: Report) -> None:
-        """Write figures, and show them with what has been told since the last ones."""
-        finite = {k: v if math.isfinite(v) else None for k, v in report.metrics.items()}  # JSON knows no infinity
-        line = {"step": report.step, "seconds": round(report.seconds, 3), "lr": report.lr, **finite}
-        _write(self._metrics, line)
+        """Write metrics, and call the callbacks with them and the events since the last report."""
+        line = {"step": report.step, "seconds": round(report.seconds, 3), "lr": report.lr, **report.metrics}
+        _write_line(self._metrics, line)
         for callback in self._callbacks:
-            callback(replace(report, events=tuple(self._told)))
-        self._told.clear()
+            callback(replace(report, events=tuple(self._new_events)))
+        self._new_events.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in (self._metrics, self._events):
-            with suppress(OSError):  # every line is in its file, or its writing has failed already
+            with suppress(OSError):  # lines are flushed one by one: an error here was raised by a write before
                 file.close()
 
 
 class NullLog:
-    """The log of a rank that leaves talking to another."""
+    """The log of all ranks but the main one: it writes nothing."""
 
-    def tell(self, step: int, what: str) -> None: ...
+    def event(self, step: int, message: str) -> None: ...
 
     def report(self, report: Report) -> None: ...
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
-def _write(file: TextIO, line: dict[str, Any]) -> None:
-    with writing(file.name):
-        file.write(json.dumps(line) + "\n")
+def _write_line(file: TextIO, line: dict[str, Any]) -> None:
+    with reported_write_errors(file.name, ADVICE):
+        file.write(json.dumps(json_safe(line)) + "\n")
 
 
-def _opened(file: Path, step: int) -> TextIO:
-    """Open a log for appending line by line, without what was written after ``step``."""
+def _open_log(file: Path, step: int) -> TextIO:
+    """Open a log for appending, flushed at every line, after removing the lines after ``step``."""
     kept = []
     for line in file.read_text().splitlines(keepends=True) if step and file.exists() else []:
-        try:
-            before = json.loads(line)["step"] <= step
-        except json.JSONDecodeError:  # torn when the machine stopped
-            continue
-        kept += [line] if before else []
-    part = file.with_name(f".{file.name}.part")
-    with writing(file):
-        part.write_text("".join(kept))
-        os.replace(part, file)
+        with suppress(json.JSONDecodeError):  # a crash can cut off the last line
+            kept += [line] if json.loads(line)["step"] <= step else []
+    write_text(file, "".join(kept))
+    with reported_write_errors(file, ADVICE):
         return file.open("a", buffering=1)

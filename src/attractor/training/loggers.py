@@ -1,4 +1,4 @@
-"""Where the log is drawn as curves: TensorBoard, or a tracking service whose library is installed. All are callbacks."""
+"""Draw the metrics of a run as curves: with TensorBoard, or with a tracking service. Each logger is a callback."""
 
 import importlib
 import importlib.util
@@ -8,59 +8,65 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import ConfigError
-from attractor.training.log import Callback, Report, writing
+from attractor.files import reported_write_errors
+from attractor.training.log import ADVICE, Callback, Report
 
-Log = Callable[[dict[str, float], int], None]
-LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+LOGGERS = ("tensorboard", "wandb", "trackio")  # also the names of their packages
+WriteMetrics = Callable[[dict[str, float], int], None]
 
 
 def make_logger(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> Callback | None:
-    """Return the callback of that name, or None for ``"none"``.
+    """Return the callback for a logger, or None for ``"none"``.
 
     Parameters
     ----------
     name
-        ``tensorboard`` (writes ``out/tensorboard``), ``wandb`` or ``trackio``; or ``none``.
+        ``"tensorboard"`` (writes ``out/tensorboard``), ``"wandb"``, ``"trackio"`` or ``"none"``.
     out
-        The run's folder, whose name is the run's.
+        The run's folder. Its name becomes the run's name.
     recipe
-        Groups runs in a service.
+        Name of the recipe. A service groups runs by it.
     settings
         Plain data to store with the run.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or its package is not installed.
     """
     if name == "none":
         return None
-    if name not in LIBRARIES:
-        raise ConfigError(f"there is no tracker {name!r}; {suggestion(name, [*LIBRARIES, 'none'])}")
-    if importlib.util.find_spec(LIBRARIES[name]) is None:
-        raise ConfigError(f"the tracker {name!r} needs its library: pip install {LIBRARIES[name]}.")
-    log: Log | None = None
+    if name not in LOGGERS:
+        raise ConfigError(f"there is no logger {name!r}; {suggestion(name, [*LOGGERS, 'none'])}")
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"the logger {name!r} needs a package: pip install {name}.")
+    write: WriteMetrics | None = None
 
     def callback(report: Report) -> None:
-        nonlocal log
-        if log is None:  # only now: a run that is refused leaves no trace
-            log = _tensorboard(out) if name == "tensorboard" else _service(name, out, recipe, settings)
-        log({"lr": report.lr, "seconds": report.seconds, **report.metrics}, report.step)
+        nonlocal write
+        if write is None:  # at the first report, so that a run that cannot start leaves nothing behind
+            write = _tensorboard(out) if name == "tensorboard" else _service(name, out, recipe, settings)
+        write({"lr": report.lr, "seconds": report.seconds, **report.metrics}, report.step)
 
     return callback
 
 
-def _tensorboard(out: Path) -> Log:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
+def _tensorboard(out: Path) -> WriteMetrics:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    with writing(out / "tensorboard"):
+    with reported_write_errors(out / "tensorboard", ADVICE):
         writer: Any = SummaryWriter(str(out / "tensorboard"))
 
-    def log(values: dict[str, float], step: int) -> None:
-        with writing(out / "tensorboard"):
-            for name, value in values.items():
+    def write(metrics: dict[str, float], step: int) -> None:
+        with reported_write_errors(out / "tensorboard", ADVICE):
+            for name, value in metrics.items():
                 writer.add_scalar(name, value, step)
             writer.flush()
 
-    return log
+    return write
 
 
-def _service(library: str, out: Path, recipe: str, settings: dict[str, Any]) -> Log:
-    service: Any = importlib.import_module(library)
+def _service(package: str, out: Path, recipe: str, settings: dict[str, Any]) -> WriteMetrics:
+    service: Any = importlib.import_module(package)
     run = service.init(project=f"attractor-{recipe.replace('/', '-')}", name=out.name, config=settings)
-    return lambda values, step: run.log(values, step=step)
+    return lambda metrics, step: run.log(metrics, step=step)

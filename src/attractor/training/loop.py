@@ -1,28 +1,29 @@
-"""The one loop, on one process or many: steps or a wall-clock budget, a schedule, averaged weights, guards, checkpoints, resume.
+"""The training loop, on one process or many, bounded by steps or by time.
 
-It knows an objective, which yields a loss a step, and a model, whose parameters it moves; nothing else.
+It knows an objective, which returns a loss at each step, and a model, whose parameters it trains; nothing else. A step computes
+gradients, exchanges numbers with the other ranks, asks the guard, updates or skips, logs, writes checkpoints, and may end the run.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from attractor.errors import CheckpointError, ConfigError, DivergedError
 from attractor.nn import compile_blocks
-from attractor.optim import trapezoid
 from attractor.solve import synchronized
 from attractor.training.checkpoint import Checkpoints, find_checkpoint, save_weights
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext, report_lost_ranks
-from attractor.training.guard import Guard, GuardConfig
+from attractor.training.guard import Action, Decision, Guard
 from attractor.training.log import Callback, Log, NullLog, Report
-from attractor.training.parallel import Unit, clip, gradient_sync
+from attractor.training.parallel import Unit, clip_gradients, gradient_sync
 from attractor.training.state import TrainingState
 
 
@@ -42,161 +43,180 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. ``describe`` goes into every checkpoint's ``run.json``,
-    so that the checkpoint can be built again by whoever knows what it means; ``save_model`` writes the model for inference. With
-    ``resume``, the newest checkpoint in ``out`` is continued: bitwise as if never interrupted when the run is bounded
-    by steps and the processes are as many as before. Only how long it runs, how often it logs and saves, and how it is spread over
-    processes may differ. When ``pause()`` says so on any rank, after a step, it writes a checkpoint and leaves; nothing of the
-    schedule changes.
+    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``.
 
     Parameters
     ----------
+    metadata
+        Plain data for the ``run.json`` of every checkpoint, from which the model can be built again.
+    callbacks
+        Receive a :class:`Report` every ``config.log_every`` steps and at the end.
+    resume
+        Continue the newest checkpoint in ``out``. The result is bitwise that of an uninterrupted run if the run is bounded by
+        steps and the number of processes is the same. Only the settings in ``state.MAY_DIFFER`` may differ.
+    should_pause
+        Called after every step. If it returns True on any rank, all ranks write a checkpoint and return. The schedule does not
+        change.
+    save_model
+        Writes weights for inference into a folder.
     units
-        Which modules have their weights gathered as one under ``parallel="fsdp"``; all others have theirs with the model's root.
-    world
-        The processes that train together, see :func:`attractor.training.joined`; all call this with the same arguments.
+        Modules whose weights are gathered together under ``parallel="fsdp"``. All other weights are gathered with the root.
+    distributed
+        The processes of the run, see :func:`attractor.training.init_distributed`. All must call this with the same arguments.
 
     Raises
     ------
     DivergedError
-        As ``config.guard`` says. The last checkpoint stays.
+        See ``config.guard``. The last checkpoint stays.
     LostRankError
-        When another process is gone.
+        If another process has ended.
     """
     distributed = distributed or DistributedContext(device=next(model.parameters()).device)
-    if config.precision == "bf16" and distributed.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+    on_gpu = distributed.device.type == "cuda"
+    if config.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
-    if config.compile or (config.compile is None and distributed.device.type == "cuda"):
+    if config.compile or (config.compile is None and on_gpu):
         compile_blocks(model)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
     state = TrainingState(model, objective, guard, config, units, distributed)
     if resume:
         state.restore(find_checkpoint(out), metadata)
-    distributed.on_main_process(lambda: _prepare(out, resume=resume))
-    begun = time.perf_counter() - state.seconds
+    distributed.on_main_process(lambda: _prepare_folder(out, resume=resume))
+    start_time = time.perf_counter() - state.seconds
     model.train()
-
-    def progress() -> float:
-        by_steps = state.step / config.num_steps if config.num_steps else 0.0
-        by_time = state.seconds / config.seconds if config.seconds else 0.0
-        return min(1.0, max(by_steps, by_time))
-
     with (
-        report_lost_ranks(distributed, lambda: _left(out)),
+        report_lost_ranks(distributed, lambda: _last_checkpoint(out)),
         Log(out, state.step, callbacks) if distributed.is_main else NullLog() as log,
         Checkpoints(
             out,
             metadata=metadata,
             save_model=save_model,
             max_checkpoints=config.max_checkpoints,
-            group=distributed.writers,
+            group=distributed.checkpoint_group,
         ) as checkpoints,
     ):
-        while (now := progress()) < 1:
-            factor = state.rate * trapezoid(
-                now, warmup_fraction=config.warmup_fraction, cooldown_fraction=config.cooldown_fraction
-            )
-            state.schedule(factor, 1 + now * (config.optimizer.final_weight_decay - 1))
-            total, metrics = _gradients(state.forward, objective, config, distributed)
-            loss, norm = torch.stack([total, clip(model, config.optimizer.clip)]).tolist()  # waits for the device, once
-            state.seconds = time.perf_counter() - begun
-            is_last = state.step + 1 == config.num_steps or progress() == 1
-            # The one exchange of a step: all ranks judge it alike, leave together, and go by one clock.
-            loss, norm, asked, state.seconds = distributed.total(
-                [
-                    loss / distributed.size,
-                    norm / distributed.size,
-                    float(not is_last and should_pause()),
-                    distributed.is_main * state.seconds,
-                ]
-            )
-            trouble = guard.judge(loss, norm)
-            if trouble is None:
-                state.move()
-            else:
-                state.skip_step()
-                log.tell(state.step + 1, f"{trouble}; the step is left out")
-            model.zero_grad(set_to_none=True)
-            state.step += 1
-            done, drift = progress(), None
-            if state.step % config.log_every == 0 or done >= 1:
-                figures = {name: float(value) for name, value in metrics.items()}
-                figures |= objective.diagnostics(state.forward) if trouble is None else {}
-                figures = {
-                    "loss": loss,
-                    "gradient": norm,
-                    **dict(zip(figures, distributed.mean([*figures.values()]), strict=True)),
-                }
-                figures |= {"skipped": float(state.skipped)} if state.skipped else {}
-                if (drift := guard.look(figures)) and config.guard.policy == "skip":
-                    log.tell(state.step, drift)
-                lr = config.optimizer.lr * factor
-                log.report(Report(step=state.step, seconds=state.seconds, progress=done, lr=lr, metrics=figures))
-            if verdict := _verdict(state, trouble, drift, config.guard):
-                checkpoints.wait()
-                if end := _end(state, out, verdict, config.guard):
-                    log.tell(state.step, end)
-                    raise DivergedError(f"step {state.step}: {end}")
-                back = find_checkpoint(out)
-                state.roll_back(back, config.guard.rollback_rate)
-                log.tell(
-                    state.step,
-                    f"{verdict}; back to the weights of {back.name}, on with new data at {state.rate:g} times the learning rate",
-                )
-            # Not amid trouble: good checkpoints would make room for one that cannot go on.
-            elif (
-                config.checkpoint_every
-                and state.step % config.checkpoint_every == 0
-                and done < 1
-                and not state.in_trouble
-            ):
-                state.save(checkpoints)
-            if done < 1 and asked:
-                break
+        run = _Run(objective, config, out, distributed, guard, state, log, checkpoints, start_time)
+        run.until_end(should_pause)
         state.save(checkpoints)
-    return state.result().eval()
+    return state.trained_model().eval()
 
 
-def _gradients(
-    model: nn.Module, objective: Objective, config: TrainConfig, distributed: DistributedContext
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add up the gradients of one step's batches, and return their mean loss and the last one's metrics."""
-    loss, metrics = torch.zeros((), device=distributed.device), dict[str, Tensor]()
-    for index in range(config.accumulate):
-        with gradient_sync(model, now=index == config.accumulate - 1):
-            mixed = config.precision != "fp32"
-            with (
-                torch.autocast(distributed.device.type, PRECISIONS[config.precision], enabled=mixed),
-                synchronized(distributed.total) if distributed.size > 1 else nullcontext(),
-            ):
-                part, metrics = objective.step(model)
-            (part / config.accumulate).backward()
-        loss += part.detach() / config.accumulate
-    return loss, metrics
+@dataclass
+class _Run:
+    """The loop of :func:`train`, and the objects that its steps share."""
 
+    objective: Objective
+    config: TrainConfig
+    out: Path
+    distributed: DistributedContext
+    guard: Guard
+    state: TrainingState
+    log: Log | NullLog
+    checkpoints: Checkpoints
+    start_time: float
 
-def _verdict(state: TrainingState, trouble: str | None, drift: str | None, guard: GuardConfig) -> str | None:
-    """Return why a run cannot go on as it is; None where it can."""
-    if trouble is not None and (guard.policy == "stop" or state.num_bad > guard.max_skipped):
-        return f"{trouble}, {state.num_bad} times in a row"
-    return drift if guard.policy != "skip" else None
+    def until_end(self, should_pause: Callable[[], bool]) -> None:
+        """Train until the end of the run, a pause or divergence."""
+        state, guard, log = self.state, self.guard, self.log
+        while state.progress < 1:
+            lr = state.apply_schedule()
+            mean_loss, metrics = self._compute_gradients()
+            loss, grad_norm, pause = self._exchange(mean_loss, should_pause)
+            decision = guard.check_step(loss, grad_norm)
+            if decision.action is Action.SKIP:
+                log.event(state.step + 1, f"{decision.reason}; the step is skipped")
+            else:
+                state.optimizer_step()
+            state.model.zero_grad(set_to_none=True)
+            state.step += 1
+            report = None
+            if state.step % self.config.log_every == 0 or state.progress >= 1:
+                report = self._report({"loss": loss, "grad_norm": grad_norm}, metrics, lr, decision)
+            decision = guard.check_run(report.metrics if report else {})
+            if decision.action is Action.WARN:
+                log.event(state.step, decision.reason)
+            if report:
+                log.report(report)
+            if decision.action is Action.STOP:
+                self._stop(decision.reason)
+            elif decision.action is Action.ROLLBACK:
+                self._roll_back(decision.reason)
+            elif self._checkpoint_is_needed():
+                state.save(self.checkpoints)
+            if pause and state.progress < 1:
+                break
 
+    def _compute_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add up the gradients of one step's batches. Return their mean loss and the metrics of the last batch."""
+        config, model, device = self.config, self.state.forward, self.distributed.device
+        mean_loss, metrics = torch.zeros((), device=device), dict[str, Tensor]()
+        for index in range(config.accumulate):
+            with gradient_sync(model, now=index == config.accumulate - 1):
+                with (
+                    torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"),
+                    synchronized(self.distributed.total) if self.distributed.size > 1 else nullcontext(),
+                ):
+                    loss, metrics = self.objective.step(model)
+                (loss / config.accumulate).backward()
+            mean_loss += loss.detach() / config.accumulate
+        return mean_loss, metrics
 
-def _end(state: TrainingState, out: Path, verdict: str, guard: GuardConfig) -> str | None:
-    """Return why a run ends that cannot go on as it is; None where it goes back to a checkpoint instead."""
-    if guard.policy != "rollback":
-        return (
-            f"{verdict}; begin anew with a lower train.optimizer.lr (or muon_lr) or in fp32, or resume with "
-            f"train.guard.policy=rollback. {_left(out)}"
+    def _exchange(self, loss: Tensor, should_pause: Callable[[], bool]) -> tuple[float, float, bool]:
+        """Clip the gradients. Return loss and gradient norm, averaged over the ranks, and whether any rank wants to pause.
+
+        This is the one exchange of a step: all ranks then decide the same and use the clock of rank 0.
+        """
+        state, size, is_main = self.state, self.distributed.size, self.distributed.is_main
+        grad_norm = clip_gradients(state.model, self.config.optimizer.clip)
+        local_loss, local_norm = torch.stack([loss, grad_norm]).tolist()  # the one host synchronisation of a step
+        state.seconds = time.perf_counter() - self.start_time
+        is_last = state.step + 1 == self.config.num_steps or state.progress == 1
+        pause = float(not is_last and should_pause())
+        numbers = [local_loss / size, local_norm / size, pause, is_main * state.seconds]
+        mean_loss, mean_norm, num_pauses, state.seconds = self.distributed.total(numbers)
+        return mean_loss, mean_norm, num_pauses > 0
+
+    def _report(self, basic: dict[str, float], metrics: dict[str, Tensor], lr: float, decision: Decision) -> Report:
+        """Return the metrics of a step, averaged over the ranks."""
+        state, skipped = self.state, self.guard.counters.skipped
+        local = {name: float(value) for name, value in metrics.items()}
+        if decision.action is not Action.SKIP:
+            local |= self.objective.diagnostics(state.forward)
+        means = dict(zip(local, self.distributed.mean([*local.values()]), strict=True))
+        extra = {"skipped": float(skipped)} if skipped else {}
+        return Report(
+            step=state.step, seconds=state.seconds, progress=state.progress, lr=lr, metrics={**basic, **means, **extra}
         )
-    if state.rollbacks == guard.max_rollbacks:
-        return f"{verdict}, after {state.rollbacks} rollbacks. {_left(out)}"
-    return None if any(out.glob("step-*")) else f"{verdict}, before there was a checkpoint to go back to."
+
+    def _checkpoint_is_needed(self) -> bool:
+        # Not while in trouble: bad checkpoints would replace the good ones that a rollback needs.
+        every, state = self.config.checkpoint_every, self.state
+        return every > 0 and state.step % every == 0 and state.progress < 1 and not self.guard.in_trouble
+
+    def _stop(self, reason: str) -> NoReturn:
+        """Raise :class:`DivergedError`."""
+        self.checkpoints.wait()
+        message = f"{reason} {_last_checkpoint(self.out)}"
+        self.log.event(self.state.step, message)
+        raise DivergedError(f"step {self.state.step}: {message}")
+
+    def _roll_back(self, reason: str) -> None:
+        """Restore the last checkpoint, or stop if there is none."""
+        self.checkpoints.wait()
+        if not any(self.out.glob("step-*")):
+            self._stop(f"{reason}, and a rollback needs a checkpoint.")
+        checkpoint = find_checkpoint(self.out)
+        self.state.roll_back(checkpoint)
+        self.log.event(
+            self.state.step,
+            f"{reason}; rolled back to the weights of {checkpoint.name}, continuing with new data "
+            f"at {self.guard.counters.lr_factor:g} times the learning rate",
+        )
 
 
-def _prepare(out: Path, *, resume: bool) -> None:
-    """Make the folder ready: an older run's checkpoints and curves must not pass for this one's."""
+def _prepare_folder(out: Path, *, resume: bool) -> None:
+    """Create the run's folder. Unless resuming, remove the checkpoints and curves of an earlier run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for old in [] if resume else [*out.glob("step-*"), *out.glob("tensorboard")]:
@@ -205,9 +225,9 @@ def _prepare(out: Path, *, resume: bool) -> None:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder.") from error
 
 
-def _left(out: Path) -> str:
-    """Say what is left of a run that ends."""
+def _last_checkpoint(out: Path) -> str:
+    """Return a sentence about the last checkpoint."""
     try:
-        return f"The last checkpoint, {find_checkpoint(out)}, is whole."
+        return f"The last checkpoint, {find_checkpoint(out)}, is complete."
     except CheckpointError:
         return "There is no checkpoint."

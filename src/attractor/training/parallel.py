@@ -1,12 +1,13 @@
-"""One model on many processes, by PyTorch's own means: replicated (DDP) or with its weights divided (FSDP2).
+"""One model on many processes, with PyTorch's own tools: replicated (DDP) or sharded (FSDP2).
 
-Either way gradients are the mean over the processes, whose parts of a batch are equal, so that a step is the one that a single
-process with the whole batch would make.
+Gradients are the mean over the processes, whose parts of a batch have equal size. So a step equals the step of one process with
+the complete batch.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,40 +21,47 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from attractor.training.distributed import DistributedContext
 
 STRATEGIES = ("ddp", "fsdp")
-# Modules whose weights are gathered as one, and whether they stay gathered until gradients have passed: those of a solve do, so
-# that it gathers once however often it evaluates, and ranks may evaluate differently often.
+# Modules whose weights are gathered in one operation, and whether the weights stay gathered until the backward pass. Those of a
+# solve do: it then gathers once for any number of evaluations, and ranks may make different numbers of evaluations.
 Unit = tuple[Sequence[nn.Module], bool]
 
 
 def apply_fsdp(model: nn.Module, units: Sequence[Unit], distributed: DistributedContext, reduce: torch.dtype) -> None:
-    """Divide the weights of ``model`` among the ranks, in place (FSDP2). Gradients are added up in ``reduce``."""
-    # Some of our models return views; nothing of ours changes one in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    """Shard the weights of ``model`` over the ranks, in place (FSDP2). Gradients are summed in dtype ``reduce``."""
     mesh = init_device_mesh(distributed.device.type, (distributed.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce)
-    for modules, stays in units:
-        fully_shard(list(modules), mesh=mesh, reshard_after_forward=not stays, mp_policy=policy)
+    for modules, stays_gathered in units:
+        fully_shard(list(modules), mesh=mesh, reshard_after_forward=not stays_gathered, mp_policy=policy)
+    model.register_forward_hook(lambda _module, _inputs, output: _copy_views(output))  # before FSDP's own hooks
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def _copy_views(output: Any) -> Any:
+    """Replace the differentiable views in a model's output by copies: FSDP's backward hooks do not support all uses of views."""
+    if isinstance(output, Tensor):
+        return output.clone() if output.requires_grad and output._base is not None else output
+    if is_dataclass(output) and not isinstance(output, dict | type):
+        return replace(output, **{f.name: _copy_views(getattr(output, f.name)) for f in fields(output)})
+    return output
+
+
 def apply_ddp(model: nn.Module, distributed: DistributedContext, reduce: torch.dtype) -> DistributedDataParallel:
-    """Return ``model`` with gradients averaged over the ranks in ``reduce`` (DDP)."""
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)  # on purpose, see below
+    """Return ``model`` with gradients averaged over the ranks in dtype ``reduce`` (DDP)."""
     replicated = DistributedDataParallel(
         model,
         device_ids=[distributed.device] if distributed.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # Looking for unused parameters costs little and keeps buckets as they are. Otherwise they are laid out anew after a run's
-        # first step, sums are made in another order than in the first step after a resume, and that would not be bitwise.
+        # The search is cheap and keeps the buckets fixed. Without it DDP rebuilds them after the first step of a run, so the
+        # first step after a resume would sum in another order and the resumed run would not be bitwise the same.
         find_unused_parameters=True,
     )
     if reduce != torch.float32:
-        replicated.register_comm_hook(reduce, _mean_in)
+        replicated.register_comm_hook(reduce, _average_in_dtype)
     return replicated
 
 
-def _mean_in(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Average a bucket of gradients over the ranks in another precision. PyTorch's own hook for this asks for NCCL."""
+def _average_in_dtype(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients over the ranks in another dtype. PyTorch's own hook for this needs NCCL."""
     narrow = (bucket.buffer() / dist.get_world_size()).to(dtype)
     work = dist.all_reduce(narrow, async_op=True)
     assert work is not None
@@ -62,7 +70,7 @@ def _mean_in(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Futur
 
 @contextmanager
 def gradient_sync(model: nn.Module, *, now: bool) -> Iterator[None]:
-    """Add up gradients over the ranks in the backward passes of this block, or leave them for a later one."""
+    """Sum gradients over the ranks in the backward passes of this block, or leave them for a later one."""
     if isinstance(model, DistributedDataParallel) and not now:
         with model.no_sync():
             yield
@@ -72,12 +80,12 @@ def gradient_sync(model: nn.Module, *, now: bool) -> Iterator[None]:
     yield
 
 
-def clip(model: nn.Module, most: float) -> Tensor:
-    """Bound the norm of all gradients together, and return what it was."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), most)
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale all gradients so that their total norm is at most ``max_norm``, and return the norm before that."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a model whose weights are a moving average of those of ``model``, in which a share ``decay`` stays at every step."""
+def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a model whose weights are the exponential moving average, with this decay, of those of ``model``."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -1,4 +1,4 @@
-"""Everything of a run that moves, and how it goes into a checkpoint and comes back."""
+"""The state of a run that changes from step to step, and how a checkpoint saves and restores it."""
 
 import json
 from collections.abc import Sequence
@@ -17,28 +17,30 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from attractor.errors import CheckpointError
-from attractor.training.checkpoint import Checkpoints, load, load_own, load_scalars, read_run
+from attractor.optim import trapezoid
+from attractor.training.checkpoint import Checkpoints, load, load_rank_tensors, load_scalars, read_run
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext
 from attractor.training.guard import Guard
-from attractor.training.parallel import Unit, apply_ddp, apply_fsdp, averaged
+from attractor.training.parallel import Unit, apply_ddp, apply_fsdp, averaged_model
 
-# What a resumed run may change of its settings: how long, how often, what it does when it diverges, and how it is spread over
-# processes.
-FREE = ("num_steps", "seconds", "log_every", "checkpoint_every", "max_checkpoints", "guard", "parallel", "grad_reduce_dtype")
+# Settings that may differ in a resumed run: its length, its log and checkpoints, its guard, and how it uses several processes.
+MAY_DIFFER = (
+    "num_steps", "seconds", "log_every", "checkpoint_every", "max_checkpoints", "guard", "parallel", "grad_reduce_dtype",
+)  # fmt: skip
 
 
 class TrainingState:
-    """Weights, their average, optimisers, an objective's position, and counters.
+    """Weights, their average, optimisers, counters, and the states of the objective and the guard.
 
     Attributes
     ----------
+    model
+        The model itself. Under FSDP its weights are sharded.
     forward
-        The model as it is to be called: replicated, divided, or itself.
+        The model to call: ``model``, or its DDP wrapper.
     step, seconds
-        Steps made, and the time they took, over all parts of a run.
-    num_bad, skipped, rollbacks, rate
-        Bad steps in a row, in all, returns to a checkpoint, and the factor on the learning rate that these have left.
+        Steps made and their time, over all parts of a resumed run.
     """
 
     def __init__(
@@ -50,83 +52,80 @@ class TrainingState:
         units: Sequence[Unit],
         distributed: DistributedContext,
     ) -> None:
-        self.model, self._objective, self._guard, self._world = model, objective, guard, distributed
-        self._averaged = averaged(model, config.ema_decay) if config.ema_decay else None
+        self.model, self._objective, self._guard = model, objective, guard
+        self._config, self._distributed = config, distributed
+        self._average = averaged_model(model, config.ema_decay) if config.ema_decay else None
         reduce = PRECISIONS[config.grad_reduce_dtype]
         self.forward = model
-        self._divided = distributed.size > 1 and config.parallel == "fsdp"
-        if self._divided:
+        self._is_sharded = distributed.size > 1 and config.parallel == "fsdp"
+        if self._is_sharded:
             apply_fsdp(model, units, distributed, reduce)
-            if self._averaged:  # only its weights matter, so that all may be gathered as one
-                apply_fsdp(self._averaged.module, (), distributed, reduce)
+            if self._average:  # is never called, so its weights need no units
+                apply_fsdp(self._average.module, (), distributed, reduce)
         elif distributed.size > 1:
             self.forward = apply_ddp(model, distributed, reduce)
         self.optimizers = config.optimizer.build(model)
-        self._full = [(group["lr"], group["weight_decay"]) for group in self._groups]
-        self.step, self.seconds, self._saved = 0, 0.0, -1
-        self.num_bad, self.skipped, self.rollbacks, self.rate = 0, 0, 0, 1.0
+        self._initial_rates = [(group["lr"], group["weight_decay"]) for group in self._groups]
+        self.step, self.seconds, self._saved_step = 0, 0.0, -1
 
     @property
-    def in_trouble(self) -> bool:
-        """Whether what would be saved now is nothing to go back to."""
-        return self.num_bad > 0 or self._guard.is_drifting
+    def progress(self) -> float:
+        """The fraction of the run that is done, in [0, 1]."""
+        by_steps = self.step / self._config.num_steps if self._config.num_steps else 0.0
+        by_time = self.seconds / self._config.seconds if self._config.seconds else 0.0
+        return min(1.0, max(by_steps, by_time))
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]  # new ones after loading
+        # Not stored: loading a checkpoint replaces the groups.
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def schedule(self, rate: float, decay: float) -> None:
-        """Set all learning rates and weight decays to such shares of the full ones."""
-        for group, (full_rate, full_decay) in zip(self._groups, self._full, strict=True):
-            group["lr"], group["weight_decay"] = full_rate * rate, full_decay * decay
+    def apply_schedule(self) -> float:
+        """Set the learning rates and weight decays of the next step. Return its learning rate (AdamW's, for most parameters)."""
+        config, progress = self._config, self.progress
+        lr_factor = self._guard.counters.lr_factor * trapezoid(
+            progress, warmup_fraction=config.warmup_fraction, cooldown_fraction=config.cooldown_fraction
+        )
+        decay_factor = 1 + progress * (config.optimizer.final_weight_decay - 1)
+        for group, (lr, weight_decay) in zip(self._groups, self._initial_rates, strict=True):
+            group["lr"], group["weight_decay"] = lr * lr_factor, weight_decay * decay_factor
+        return config.optimizer.lr * lr_factor
 
-    def move(self) -> None:
-        """Make the optimisers' step."""
-        self.num_bad = 0
+    def optimizer_step(self) -> None:
+        """Update the weights and their average."""
         for optimizer in self.optimizers:
             optimizer.step()
-        if self._averaged:
-            self._averaged.update_parameters(self.model)
+        if self._average:
+            self._average.update_parameters(self.model)
 
-    def skip_step(self) -> None:
-        """Count a bad step instead."""
-        self.num_bad, self.skipped = self.num_bad + 1, self.skipped + 1
-
-    def result(self) -> nn.Module:
-        """Return the model with averaged weights, or the model."""
-        return self._averaged.module if self._averaged else self.model
+    def trained_model(self) -> nn.Module:
+        """Return the model with averaged weights, or the model if there is no average."""
+        return self._average.module if self._average else self.model
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Write a checkpoint, in the background, unless this step has one."""
-        if self._saved == self.step:
+        """Write a checkpoint, in the background, unless this step already has one."""
+        if self._saved_step == self.step:
             return
-        self._saved = self.step
+        self._saved_step = self.step
         checkpoints.save(
             self.step,
-            # Of what all ranks have alike, one copy is enough.
-            state=self._shared() if self._divided or self._world.is_main else {},
-            own=self._own(),
-            scalars={
-                "step": self.step,
-                "seconds": self.seconds,
-                "num_bad": self.num_bad,
-                "skipped": self.skipped,
-                "rollbacks": self.rollbacks,
-                "rate": self.rate,
-            },
-            weights=self._weights(),
+            # Replicated state is the same on all ranks: one copy is enough.
+            state=self._shared_state() if self._is_sharded or self._distributed.is_main else {},
+            rank_tensors=self._rank_tensors(),
+            scalars={"step": self.step, "seconds": self.seconds, **self._guard.scalars()},
+            weights=self._inference_weights(),
         )
 
     def restore(self, checkpoint: Path, metadata: dict[str, Any]) -> None:
-        """Go on from a checkpoint of a run with the same settings.
+        """Continue from a checkpoint of a run with the same settings.
 
         Raises
         ------
         CheckpointError
-            When a setting differs, or something is missing or damaged.
+            If a setting differs, or something is missing or damaged.
         """
-        before, now = _fixed(read_run(checkpoint)), _fixed(json.loads(json.dumps(metadata)))
-        if changed := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        saved, current = _fixed_settings(read_run(checkpoint)), _fixed_settings(json.loads(json.dumps(metadata)))
+        if changed := sorted(k for k in saved.keys() | current.keys() if saved.get(k) != current.get(k)):
             raise CheckpointError(
                 f"{checkpoint}: {', '.join(changed)} differs from this run's; "
                 "resume with the same settings, or train into another folder."
@@ -134,77 +133,75 @@ class TrainingState:
         scalars = load_scalars(checkpoint)
         try:
             self.step, self.seconds = int(scalars["step"]), float(scalars["seconds"])
-            self._saved = self.step
-            self.num_bad, self.skipped = int(scalars["num_bad"]), int(scalars["skipped"])
-            self.rollbacks, self.rate = int(scalars["rollbacks"]), float(scalars["rate"])
-            self._load(checkpoint)
-            ranks = load_own(checkpoint)
-            mine = ranks[self._world.rank] if len(ranks) == self._world.size else ranks[0]
-            torch.set_rng_state(mine["random"])
-            if torch.cuda.is_available() and "random_cuda" in mine:
-                torch.cuda.set_rng_state(mine["random_cuda"])
-            self._guard.load_state_dict(_under("guard.", mine))
-            self._objective.load_state_dict([_under("objective.", rank) for rank in ranks])
+            self._saved_step = self.step
+            self._load_shared_state(checkpoint)
+            ranks = load_rank_tensors(checkpoint)
+            own = ranks[self._distributed.rank] if len(ranks) == self._distributed.size else ranks[0]
+            torch.set_rng_state(own["random"])
+            if torch.cuda.is_available() and "random_cuda" in own:
+                torch.cuda.set_rng_state(own["random_cuda"])
+            self._guard.load_state_dict(_remove_prefix("guard.", own), scalars)
+            self._objective.load_state_dict([_remove_prefix("objective.", rank) for rank in ranks])
         except CheckpointError:
             raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
 
-    def roll_back(self, checkpoint: Path, rate: float) -> None:
-        """Take the weights, their average and the optimisers' state of a checkpoint; all else goes on."""
-        self._load(checkpoint)
-        self.rollbacks, self.rate, self.num_bad = self.rollbacks + 1, self.rate * rate, 0
-        self._guard.forget()
+    def roll_back(self, checkpoint: Path) -> None:
+        """Restore the weights, their average and the optimisers of a checkpoint. Steps, data and random numbers continue."""
+        self._load_shared_state(checkpoint)
+        self._guard.record_rollback()
 
-    def _shared(self) -> dict[str, Any]:
-        """What all ranks have together."""
+    def _shared_state(self) -> dict[str, Any]:
+        """Return the state that all ranks share: replicated, or each rank's shards of it."""
         model, optimizers = get_state_dict(self.model, self.optimizers)
-        # Of the optimisers their moments alone: rates and decays are this run's settings.
+        # Without the optimisers' learning rates and weight decays: they come from the settings.
         shared: dict[str, Any] = {"model": model, "optimizers": optimizers["state"]}
-        if self._averaged:
-            shared |= {"averaged": get_model_state_dict(self._averaged.module), "count": self._averaged.n_averaged}
+        if self._average:
+            shared |= {"averaged": get_model_state_dict(self._average.module), "count": self._average.n_averaged}
         return shared
 
-    def _load(self, checkpoint: Path) -> None:
-        shared = self._shared()
-        load(checkpoint, shared, group=self._world.writers)
+    def _load_shared_state(self, checkpoint: Path) -> None:
+        shared = self._shared_state()
+        load(checkpoint, shared, group=self._distributed.checkpoint_group)
         set_state_dict(
             self.model,
             self.optimizers,
             model_state_dict=shared["model"],
             optim_state_dict={**get_optimizer_state_dict(self.model, self.optimizers), "state": shared["optimizers"]},
         )
-        if self._averaged:
-            set_model_state_dict(self._averaged.module, shared["averaged"])
-            self._averaged.n_averaged.copy_(shared["count"])
+        if self._average:
+            set_model_state_dict(self._average.module, shared["averaged"])
+            self._average.n_averaged.copy_(shared["count"])
 
-    def _own(self) -> dict[str, Tensor]:
-        """What this rank has for itself."""
-        own = {f"objective.{k}": v for k, v in self._objective.state_dict().items()}
-        own |= {f"guard.{k}": v for k, v in self._guard.state_dict().items()}
-        own |= {"random": torch.get_rng_state()}
-        return own | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    def _rank_tensors(self) -> dict[str, Tensor]:
+        """Return the state that differs between ranks: random numbers and position in the data. The guard's is small."""
+        tensors = {f"objective.{k}": v for k, v in self._objective.state_dict().items()}
+        tensors |= {f"guard.{k}": v for k, v in self._guard.state_dict().items()}
+        tensors |= {"random": torch.get_rng_state()}
+        return tensors | ({"random_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Weights for inference, whole, on rank 0."""
-        if self._divided:
-            whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            return cast(dict[str, Tensor], get_model_state_dict(self.result(), options=whole))
-        return self.result().state_dict() if self._world.is_main else {}
+    def _inference_weights(self) -> dict[str, Tensor]:
+        """Return the unsharded weights of :meth:`trained_model` on rank 0, and nothing on other ranks."""
+        if self._is_sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            return cast(dict[str, Tensor], get_model_state_dict(self.trained_model(), options=options))
+        return self.trained_model().state_dict() if self._distributed.is_main else {}
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _remove_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _fixed(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+def _fixed_settings(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Flatten nested settings to ``{path: value}``, without those that a resumed run may change."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in FREE or path == "environment.":
+        if name in MAY_DIFFER or path == "environment.":
             continue
         if isinstance(value, dict):
-            flat |= _fixed(value, f"{path}{name}.")
+            flat |= _fixed_settings(value, f"{path}{name}.")
         else:
             flat[path + name] = value
     return flat

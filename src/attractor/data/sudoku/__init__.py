@@ -1,15 +1,18 @@
-"""Sudoku of 4, 6 or 9 digits: drawn with one solution, solved exactly, told apart up to symmetry, read, written and judged."""
+"""Sudoku with 4, 6 or 9 digits: generate puzzles with one solution, solve, compare up to symmetry, read, write and check."""
 
-from attractor.data.sudoku.draw import generate
+from attractor.data.sudoku.generate import generate
+from attractor.data.sudoku.puzzle import SUDOKU, Sudoku
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, solves
 from attractor.data.sudoku.solver import check, count_solutions, solve
 from attractor.data.sudoku.symmetry import augment, canonical, equivalent_pairs
-from attractor.data.sudoku.text import parse, parse_all, parse_located, read, read_located, read_table, render, verdict
+from attractor.data.sudoku.text import parse, parse_all, render, verdict
 
 __all__ = [
     "BOXES",
+    "SUDOKU",
     "Grid",
     "Grids",
+    "Sudoku",
     "augment",
     "canonical",
     "check",
@@ -18,10 +21,6 @@ __all__ = [
     "generate",
     "parse",
     "parse_all",
-    "parse_located",
-    "read",
-    "read_located",
-    "read_table",
     "render",
     "solve",
     "solves",

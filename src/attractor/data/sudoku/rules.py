@@ -1,26 +1,26 @@
-"""What a Sudoku of ``size`` digits is: its boxes, and whether grids keep its rules."""
+"""The rules of a Sudoku with ``size`` digits."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attractor.data.puzzle import Grid, Grids
 from attractor.errors import ConfigError, DataError
 
-Grid = NDArray[np.uint8]  # (size, size), 0 for a blank, else a digit from 1
-Grids = NDArray[np.uint8]  # (N, size, size)
+__all__ = ["BOXES", "Grid", "Grids", "require_grids", "require_size", "solves", "unit_name", "units"]
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box, by size
 
 
 def require_size(size: int) -> None:
-    """Refuse a size without known boxes."""
+    """Raise a ConfigError for a size that is not supported."""
     if size not in BOXES:
         raise ConfigError(f"size={size!r}: give 4, 6 or 9, the sizes of Sudoku that are known.")
 
 
 def require_grids(grids: NDArray[Any], name: str = "questions") -> int:
-    """Return the size of grids (N, size, size), or raise a DataError that says what they are instead."""
+    """Return the size of grids (N, size, size). Raise a DataError for other shapes and values out of range."""
     shape = grids.shape
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] not in BOXES:
         raise DataError(f"{name} have the shape {shape}; give (N, size, size) with a size of 4, 6 or 9.")
@@ -32,7 +32,7 @@ def require_grids(grids: NDArray[Any], name: str = "questions") -> int:
 
 
 def units(size: int) -> NDArray[np.intp]:
-    """The cells (3 * size, size) of every row, then every column, then every box, as flat indices."""
+    """Return the cells (3 * size, size) of every row, then every column, then every box, as flat indices."""
     height, width = BOXES[size]
     cells = np.arange(size * size)
     rows = cells.reshape(size, size)
@@ -41,19 +41,19 @@ def units(size: int) -> NDArray[np.intp]:
 
 
 def unit_name(index: int, size: int) -> str:
-    """How a unit of ``units`` is called, counted from 1."""
+    """Return the name of a unit of :func:`units`, such as "row 1"."""
     kind, number = divmod(index, size)
     return f"{('row', 'column', 'box')[kind]} {number + 1}"
 
 
 def solves(questions: Grids, answers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether each answer (N, size, size) keeps its question's digits and has every digit once in all rows, columns and boxes."""
+    """Return for each answer (N, size, size) whether it keeps the clues and has every digit once in each unit."""
     size = require_grids(questions)
     if answers.shape != questions.shape:
         raise DataError(
             f"questions and answers have the shapes {questions.shape} and {answers.shape}; give equal ones."
         )
     flat = answers.reshape(len(answers), -1)
-    whole = (np.sort(flat[:, units(size)], axis=2) == np.arange(1, size + 1)).all(axis=(1, 2))
-    kept = ((questions == 0) | (questions == answers)).all(axis=(1, 2))
-    return np.asarray(whole & kept)
+    follows_rules = (np.sort(flat[:, units(size)], axis=2) == np.arange(1, size + 1)).all(axis=(1, 2))
+    keeps_clues = ((questions == 0) | (questions == answers)).all(axis=(1, 2))
+    return np.asarray(follows_rules & keeps_clues)

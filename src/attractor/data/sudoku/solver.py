@@ -1,7 +1,7 @@
-"""An exact solver for many Sudokus at once: bit sets of candidates, singles, and a depth-first search over all of them together.
+"""An exact solver for many Sudokus in parallel: bit sets of candidates, singles, and a depth-first search.
 
-A state is one uint16 of candidates a cell. States stand in columns, (cells, states), so that every operation of numpy runs
-along many states; one alone costs milliseconds, thousands cost little more.
+A state is one uint16 of candidates per cell. States are columns, (cells, states), so that every NumPy operation runs along many
+states: one puzzle costs milliseconds, and thousands cost little more.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from attractor.errors import DataError
 
 States = NDArray[np.uint16]  # (cells, M)
 
-_POOL = 256, 2048  # the fewest and the most states that are worked on together
-MAX_GUESSES = 50_000  # half a second; four notoriously hard puzzles and 300 drawn ones needed 348 at most
+_POOL = 256, 2048  # the least and the most states that are processed in parallel
+MAX_GUESSES = 50_000  # half a second; four notoriously hard puzzles and 300 generated ones needed 348 at most
 _NUM_BITS = np.array([bin(m).count("1") for m in range(1 << 9)], np.uint8)
 
 
 def solve(question: Grid) -> Grid:
-    """Return the one solution (size, size) of a question; raises DataError like :func:`check`."""
+    """Return the unique solution (size, size) of a question. Raises DataError like :func:`check`."""
     return _solved(question)
 
 
 def check(question: Grid) -> None:
-    """Raise a DataError for a question that repeats a digit (it says where), or has no or several solutions.
+    """Raise a DataError for a question that repeats a digit, or has no or several solutions.
 
-    A question still open after 50,000 guesses, half a second, is refused too: finding out may take hours.
+    A question that is not decided after 50,000 guesses, half a second, is refused too, because it could take hours.
     """
     _solved(question)
 
 
 def count_solutions(question: Grid, limit: int = 2) -> int:
-    """Return how many solutions a question (size, size) has, counting no further than ``limit``."""
+    """Return the number of solutions of a question (size, size), at most ``limit``."""
     require_grids(question[None], "a question")
     return int(search(candidates(question[None]), limit=limit).counts[0])
 
@@ -55,7 +55,7 @@ def _solved(question: Grid) -> Grid:
 
 
 def candidates(questions: Grids) -> States:
-    """States (cells, N) in which clues have their digit and blanks all digits."""
+    """Return states (cells, N): a clue has its digit as the only candidate, a blank has all digits."""
     size = questions.shape[1]
     bits = np.array([(1 << size) - 1, *(1 << d for d in range(size))], np.uint16)
     return np.ascontiguousarray(bits[questions.reshape(len(questions), -1)].T)
@@ -63,9 +63,10 @@ def candidates(questions: Grids) -> States:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """``counts`` (N,) of solutions up to the limit, and the ``first`` one found (N, cells), zeros where there is none.
+    """The result of a search.
 
-    ``cut`` says that one of the counts may be too small, because no more guesses were allowed.
+    ``counts`` (N,) are the numbers of solutions up to the limit; ``first`` (N, cells) is the first solution found, or zeros. With
+    ``cut``, a count may be too small, because the limit of guesses was reached.
     """
 
     counts: NDArray[np.int64]
@@ -74,7 +75,7 @@ class Found:
 
 
 def search(roots: States, *, limit: int, rng: np.random.Generator | None = None, max_guesses: float = np.inf) -> Found:
-    """Count the solutions of every state (cells, N), each up to ``limit``. With ``rng``, guesses are drawn at random."""
+    """Count the solutions of every state (cells, N), each up to ``limit``. With ``rng``, guesses are random."""
     size, num = int(len(roots) ** 0.5), roots.shape[1]
     counts, first = np.zeros(num, np.int64), np.zeros((num, len(roots)), np.uint8)
     pool_size = min(max(num, _POOL[0]), _POOL[1])
@@ -87,28 +88,31 @@ def search(roots: States, *, limit: int, rng: np.random.Generator | None = None,
             states, owners = np.concatenate([states, more], axis=1), np.concatenate([owners, more_owners])
         after, alive = _propagate(states, size)
         alive &= counts[owners] < limit
-        moved = (after != states).any(axis=0)
+        changed = (after != states).any(axis=0)
         single = (after & (after - np.uint16(1))) == 0
-        whole = alive & ~moved & single.all(axis=0)
-        if whole.any():
-            solved = owners[whole]
+        complete = alive & ~changed & single.all(axis=0)
+        if complete.any():
+            solved = owners[complete]
             counts += np.bincount(solved, minlength=num)
             new = first[solved, 0] == 0
-            first[solved[new]] = np.log2(after[:, whole][:, new]).T.astype(np.uint8) + 1
-        stuck = alive & ~moved & ~whole
+            first[solved[new]] = np.log2(after[:, complete][:, new]).T.astype(np.uint8) + 1
+        stuck = alive & ~changed & ~complete
         if stuck.any():
             yes, no = _branch(after[:, stuck], rng)
             stack += [(no, owners[stuck]), (yes, owners[stuck])]
             num_guesses += int(stuck.sum())
-        go_on = alive & moved
-        states, owners = after[:, go_on], owners[go_on]
+        active = alive & changed
+        states, owners = after[:, active], owners[active]
     return Found(
         counts=np.minimum(counts, limit), first=first, cut=num_guesses > max_guesses and bool((counts < limit).any())
     )
 
 
 def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
-    """Strike out the digits of solved cells in their units, set the only places of digits; say which states may have a solution."""
+    """Remove the digits of solved cells from their units, and set digits that have one place left.
+
+    Returns the new states, and which of them can still have a solution.
+    """
     height, width = BOXES[size]
     every, one = np.uint16((1 << size) - 1), np.uint16(1)
     num = states.shape[1]
@@ -118,7 +122,7 @@ def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
         return grid.reshape(size // height, height, size // width, width, num)
 
     def spread(rows: States, columns: States, of_boxes: States) -> States:
-        """What is true of a cell's row, column or box, for each cell (size, size, M)."""
+        """Return for each cell (size, size, M) the union of the values of its row, column and box."""
         both = rows[:, None] | columns[None, :]
         both_boxes = boxes(both)
         both_boxes |= of_boxes[:, None, :, None]
@@ -139,20 +143,20 @@ def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
         for cell in cells[1:]:
             twice |= once & cell
             once |= cell
-        alive &= (once == every).all(axis=tuple(range(once.ndim - 1)))  # else a digit has no place left
+        alive &= (once == every).all(axis=tuple(range(once.ndim - 1)))  # otherwise a digit has no place left
         seen.append(once & ~twice)
     only = lines & spread(*seen)
     lines = np.where(only != 0, only, lines)
-    alive &= ((only & (only - one)) == 0).all(axis=(0, 1))  # else a cell is the only place of two digits
+    alive &= ((only & (only - one)) == 0).all(axis=(0, 1))  # otherwise a cell is the only place of two digits
     alive &= (lines != 0).all(axis=(0, 1))
     return lines.reshape(size * size, num), alive
 
 
 def _branch(states: States, rng: np.random.Generator | None) -> tuple[States, States]:
-    """States in which one open cell has one of its candidates, and states in which it has not.
+    """Return states in which one open cell has one of its candidates, and states without that candidate.
 
-    With ``rng``, any of the cells with the fewest candidates. Else what is most nearly decided: such a cell, or a digit with fewer
-    places yet in a row, column or box. Otherwise three digits for two cells of a column are found out by trying all the rest.
+    With ``rng``, the cell is a random one with the fewest candidates. Otherwise it is such a cell, or a place of a digit that has
+    even fewer places in a row, column or box: this finds contradictions such as three digits for two cells of a column early.
     """
     size, column = int(len(states) ** 0.5), np.arange(states.shape[1])
     bits = np.uint16(1) << np.arange(size, dtype=np.uint16)

@@ -1,7 +1,7 @@
-"""The symmetries of Sudoku: drawing one at random, and knowing puzzles that are the same up to them.
+"""The symmetries of Sudoku: apply a random one, and recognise puzzles that are equal up to symmetry.
 
-Digits may be renamed; bands, stacks, the rows of a band and the columns of a stack may be permuted; where boxes are square, the
-grid may be transposed. For 9x9 that is 9! times 3,359,232 copies of a puzzle.
+Digits can be renamed; bands, stacks, the rows of a band and the columns of a stack can be permuted; with square boxes, the grid
+can be transposed. For 9x9 this makes 9! times 3,359,232 copies of a puzzle.
 """
 
 from functools import cache
@@ -10,16 +10,16 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data.puzzles import Puzzles
+from attractor.data.puzzle import PuzzleSet
 from attractor.data.sudoku.rules import BOXES, Grids, require_grids, solves
 from attractor.data.sudoku.solver import MAX_GUESSES, candidates, search
 from attractor.errors import DataError
 
-_CHUNK = 4096  # puzzles of which invariants are computed at once
+_CHUNK = 4096  # puzzles whose invariants are computed at a time
 
 
 def augment(questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
-    """Each puzzle (N, size, size) under a symmetry drawn at random, the same for question and answer."""
+    """Apply a random symmetry to each puzzle (N, size, size), the same to question and answer."""
     size, num = require_grids(questions), len(questions)
     height, width = BOXES[size]
     digits = np.zeros((num, size + 1), np.uint8)
@@ -36,22 +36,22 @@ def augment(questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple
 
 
 def _lines(num: int, size: int, group: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Random orders (num, size) of lines that stay together in groups."""
+    """Return random orders (num, size) of lines. The lines of a group stay adjacent."""
     groups = rng.random((num, size // group)).argsort(axis=1)
     inside = rng.random((num, size // group, group)).argsort(axis=2)
     return (groups[:, :, None] * group + inside).reshape(num, size)
 
 
 def canonical(questions: Grids, answers: Grids) -> Grids:
-    """The same question (N, size, size) for all symmetric copies of a puzzle, and another one for every other puzzle.
+    """Return the canonical form of each question (N, size, size): equal for symmetric copies, different for other puzzles.
 
-    Of all copies of a solved grid it takes the ones that are least when read row by row, and of these the one whose clues come
-    last. The first row is then 1, 2, 3, ..., and which row comes first and how columns are permuted decides all else.
+    It is the copy whose solved grid is lexicographically least, row by row; among equal grids, the one whose clues come last.
+    Its first row is 1, 2, 3, ..., so the choice of the first row and the order of the columns determine the rest.
 
     Raises
     ------
     DataError
-        Where an answer does not solve its question.
+        If an answer does not solve its question.
     """
     size = require_grids(questions)
     for wrong in np.flatnonzero(~solves(questions, answers)):
@@ -65,9 +65,9 @@ def canonical(questions: Grids, answers: Grids) -> Grids:
 def _least(grid: NDArray[np.uint8], clues: NDArray[np.bool_], size: int) -> NDArray[np.uint8]:
     """Return the canonical question of one solved grid with its clues."""
     height, width = BOXES[size]
-    orders, places = _column_orders(size)  # (K, size): which column comes j-th, and where column c went
+    orders, places = _column_orders(size)  # (K, size): the column at position j, and the position of column c
     grids = [(grid, clues), (grid.T, clues.T)] if height == width else [(grid, clues)]
-    # Row by row below the first: where its digits stand in the first row, which is what they are renamed to.
+    # For each candidate of a first and a second row: the digits of the second, renamed by the first (pairs, size).
     seconds, of = [], []
     for turned, (side, _) in enumerate(grids):
         where = np.empty((size, size + 1), np.intp)
@@ -78,8 +78,8 @@ def _least(grid: NDArray[np.uint8], clues: NDArray[np.bool_], size: int) -> NDAr
                 if mate != top:
                     seconds.append(where[top][side[mate]])
                     of.append((turned, top))
-    columns = np.stack(seconds)  # (pairs, size)
-    # The second row (pairs, K) as one number, most significant place first, one place after another for the least alone.
+    columns = np.stack(seconds)
+    # Keep the pairs and orders with the least second row, one digit after another.
     pair, order = (index.reshape(-1) for index in np.indices((len(columns), len(orders)), dtype=np.int32))
     for j in range(size):
         digit = places[order, columns[pair, orders[order, j]]]
@@ -92,20 +92,20 @@ def _least(grid: NDArray[np.uint8], clues: NDArray[np.bool_], size: int) -> NDAr
         names = np.zeros(size + 1, np.uint8)
         names[side[top, orders[k]]] = np.arange(1, size + 1)
         copy = names[side[:, orders[k]]]
-        # Rows by their first digit within bands, and bands by their first row's: nothing else is least.
+        # The least copy has the rows of a band, and the bands, in the order of their first digits.
         bands = copy[:, 0].reshape(-1, height)
         inside = np.argsort(bands, axis=1) + np.arange(0, size, height)[:, None]
         rows = inside[np.argsort(bands.min(axis=1))].reshape(-1)
         form = copy[rows].tobytes() + (~given[:, orders[k]][rows]).tobytes()
         best = form if best is None or form < best else best
     assert best is not None
-    whole, blank = np.frombuffer(best, np.uint8).reshape(2, size, size)
-    return np.where(blank, np.uint8(0), whole)
+    solved, blank = np.frombuffer(best, np.uint8).reshape(2, size, size)
+    return np.where(blank, np.uint8(0), solved)
 
 
 @cache
 def _column_orders(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All orders (K, size) of columns that keep stacks together, and their inverses."""
+    """Return all orders (K, size) of columns in which stacks stay adjacent, and their inverses."""
     width = BOXES[size][1]
     inside = list(permutations(range(width)))
     orders = np.array(
@@ -119,9 +119,9 @@ def _column_orders(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def invariants(questions: Grids) -> NDArray[np.uint64]:
-    """A number (N,) for each question that all its symmetric copies share, and hardly any other: cheap, and no proof.
+    """Return a hash (N,) of each question. Symmetric copies have equal hashes; other puzzles rarely do.
 
-    Cells get colours; in four rounds each is mixed with the colours in its row, column and box, and of its own digit.
+    Cells get colours. In four rounds, each colour is mixed with those of its row, column and box, and of its digit.
     """
     size = require_grids(questions)
     parts = [_invariants(questions[i : i + _CHUNK], size) for i in range(0, len(questions), _CHUNK)]
@@ -136,7 +136,7 @@ def _invariants(questions: Grids, size: int) -> NDArray[np.uint64]:
     is_digit = np.stack([questions == d for d in range(1, size + 1)])  # (size, N, size, size)
     for _ in range(4):
         rows, columns = (_mix(colours.sum(axis=axis, keepdims=True)) for axis in (2, 1))
-        if height != width:  # where the grid cannot be transposed, rows differ from columns
+        if height != width:  # the grid cannot be transposed, so rows and columns differ
             columns = _mix(columns)
         in_boxes = colours.reshape(num, size // height, height, size // width, width)
         boxes = np.broadcast_to(in_boxes.sum(axis=(2, 4), keepdims=True), in_boxes.shape).reshape(colours.shape)
@@ -148,7 +148,7 @@ def _invariants(questions: Grids, size: int) -> NDArray[np.uint64]:
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, modulo 2⁶⁴."""
+    """Apply the finaliser of SplitMix64, modulo 2⁶⁴."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -156,19 +156,19 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Seen:
-    """Puzzles that were met, known again in any symmetric copy. Exact: forms are compared wherever invariants agree.
+    """A set of puzzles up to symmetry. It is exact: canonical forms are compared where invariants agree.
 
-    Only a question with several solutions has no form of its own, because the form follows from the solution: it is taken for a
-    copy of any other such question with its invariant.
+    A question with several solutions has no canonical form, because the form depends on the solution. It counts as a copy of
+    every other such question with its invariant.
     """
 
     def __init__(self) -> None:
         self._forms: dict[int, dict[bytes, int]] = {}
-        self._unformed: dict[int, tuple[Grids, Grids, int]] = {}  # the only one yet of its invariant
+        self._unformed: dict[int, tuple[Grids, Grids, int]] = {}  # the only puzzle so far with its invariant
         self._num = 0
 
     def find(self, questions: Grids, answers: Grids) -> NDArray[np.int64]:
-        """The number of the equivalent puzzle that was added, or -1, for each puzzle (N,)."""
+        """Return for each puzzle (N,) the index of the equivalent puzzle that was added, or -1."""
         found = np.full(len(questions), -1, np.int64)
         for i, key in enumerate(invariants(questions).tolist()):
             if key in self._unformed:
@@ -179,7 +179,7 @@ class Seen:
         return found
 
     def add(self, questions: Grids, answers: Grids) -> NDArray[np.bool_]:
-        """Add puzzles one after another; say which (N,) were new."""
+        """Add puzzles one after another, and return which (N,) were new."""
         new = np.zeros(len(questions), np.bool_)
         for i, key in enumerate(invariants(questions).tolist()):
             one = questions[i : i + 1], answers[i : i + 1], self._num
@@ -199,14 +199,14 @@ class Seen:
 
 
 def _form(questions: Grids, answers: Grids) -> bytes:
-    """The form of one puzzle (1, size, size), the same for all that have several solutions."""
+    """Return the canonical form of a puzzle (1, size, size), or a constant for a question with several solutions."""
     found = search(candidates(questions), limit=2, max_guesses=MAX_GUESSES)
     unique = found.counts[0] == 1 and not found.cut
     return canonical(questions, answers).tobytes() if unique else b"several solutions"
 
 
-def equivalent_pairs(test: Puzzles, train: Puzzles) -> NDArray[np.int64]:
-    """Pairs (K, 2): the number of each test puzzle that is a symmetric copy of a training puzzle, and of the first such one."""
+def equivalent_pairs(test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
+    """Return pairs (K, 2): the index of a test puzzle that is a symmetric copy of a training puzzle, and the first such index."""
     if test.questions.shape[1:] != train.questions.shape[1:]:
         return np.empty((0, 2), np.int64)
     keys_test, keys_train = invariants(test.questions), invariants(train.questions)

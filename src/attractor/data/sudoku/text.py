@@ -1,21 +1,21 @@
-"""Sudokus as text: drawn with their boxes, read from lines, drawings and csv, and judged in a sentence."""
+"""Sudokus as text: drawings with boxes, lines, drawings and csv files, and a verdict about an answer."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from attractor.data.puzzles import LocatedGrid, Puzzles, Rows, read_csv
+from attractor.data.puzzle import LocatedGrid, Verdict
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solves, unit_name, units
+from attractor.data.table import Rows, read_rows
 from attractor.errors import DataError
 
-_LINES = str.maketrans("", "", "|-+ \t\r")  # what draws boxes and means nothing
-_CODES = {".": 0} | {str(digit): digit for digit in range(10)}
+_LINES = str.maketrans("", "", "|-+ \t\r")  # characters that draw boxes and mean nothing
+_VALUES = {".": 0} | {str(digit): digit for digit in range(10)}
 
 
 def render(grid: Grid) -> str:
-    """A grid (size, size) drawn with the lines of its boxes and '.' for blanks, without a final newline."""
+    """Return a drawing of a grid (size, size): lines between the boxes, '.' for blanks, no final newline."""
     size = require_grids(grid[None], "a grid")
     height, width = BOXES[size]
     rule = "+".join("-" * (2 * width + (1 if 0 < stack < size // width - 1 else 0)) for stack in range(size // width))
@@ -29,27 +29,27 @@ def render(grid: Grid) -> str:
 
 
 def parse(text: str, *, source: str = "<text>") -> Grid:
-    """The one grid (size, size) in a text: one line of 16, 36 or 81 characters, or a drawing of it.
-
-    Digits are clues; '.' and '0' are blanks; '|', '-', '+' and spaces mean nothing. Whatever is malformed raises a DataError
-    that names source and line (from 1) and says what to do. Whether it can be solved is for :func:`check` to say.
-    """
+    """Return the one grid (size, size) in ``text``: see :func:`parse_all`."""
     grids = parse_all(text, source=source)
     if len(grids) > 1:
         raise DataError(f"{source}: holds {len(grids)} puzzles; give one at a time.")
-    return grids[0]
+    return grids[0].grid
 
 
-def parse_all(text: str, *, source: str = "<text>") -> list[Grid]:
-    """All grids of a text, of any sizes, one after another."""
-    return [placed.grid for placed in parse_located(text, source=source)]
+def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
+    """Return all grids of a text, of any sizes, each with the line where it begins.
 
+    A grid is one line of 16, 36 or 81 characters, or a drawing. Digits are clues; '.' and '0' are blanks; '|', '-', '+'
+    and spaces mean nothing. :func:`check` says whether a grid can be solved.
 
-def parse_located(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
-    """All grids of a text, each with the line where it begins."""
+    Raises
+    ------
+    DataError
+        For malformed text. The message names ``source`` and line (from 1).
+    """
     grids: list[LocatedGrid] = []
-    rows: list[str] = []  # of the drawing that has begun
-    begun = number = 0
+    rows: list[str] = []  # of a drawing that is not complete yet
+    first = number = 0
     for number, line in enumerate(text.splitlines(), start=1):
         cells = line.translate(_LINES)
         if not cells:
@@ -58,20 +58,20 @@ def parse_located(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
                 raise DataError(f"{break_at}; give a drawing as many rows as columns.")
             continue
         for character in cells:
-            if character not in _CODES:
+            if character not in _VALUES:
                 raise DataError(
                     f"{source}, line {number}: unexpected {character!r}; write digits, and '.' or '0' for blanks."
                 )
         if not rows and len(cells) in [size**2 for size in BOXES]:
             grids.append(_grid(cells, source, number))
             continue
-        begun = begun if rows else number
+        first = first if rows else number
         if len(cells) not in BOXES or (rows and len(cells) != len(rows[0])):
-            known = f"{len(rows[0])} as in line {begun}" if rows else "4, 6 or 9 for a row, or 16, 36 or 81 for a grid"
+            known = f"{len(rows[0])} as in line {first}" if rows else "4, 6 or 9 for a row, or 16, 36 or 81 for a grid"
             raise DataError(f"{source}, line {number}: has {len(cells)} cells; give {known}.")
         rows.append(cells)
         if len(rows) == len(cells):
-            grids.append(_grid("".join(rows), source, begun))
+            grids.append(_grid("".join(rows), source, first))
             rows = []
     if rows:
         raise DataError(f"{source}, line {number}: ends after {len(rows)} rows of {len(rows[0])}; draw all of them.")
@@ -80,79 +80,44 @@ def parse_located(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     return grids
 
 
-def read(path: str | os.PathLike[str]) -> list[Grid]:
-    """All questions (size, size) of a text file, or of a csv. Raises DataError like :func:`parse`."""
-    return [placed.grid for placed in read_located(path)]
-
-
-def read_located(path: str | os.PathLike[str]) -> list[LocatedGrid]:
-    """The same, each with its line."""
-    path = Path(path)
-    if path.suffix == ".csv":
-        return [
-            LocatedGrid(question, rows.place(row))
-            for rows, questions, _ in _tables(path, "train")
-            for row, question in enumerate(questions)
-        ]
-    try:
-        return parse_located(path.read_text(encoding="utf-8-sig"), source=str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); give a text file of Sudokus.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as plain text.") from error
-
-
-def read_table(source: str | os.PathLike[str], split: str = "train") -> Puzzles:
-    """Read a csv in the format of Sudoku-Extreme: ``source,question,answer,rating``, '.' or '0' for blanks.
-
-    Parameters
-    ----------
-    source
-        A path, or a hub dataset ``OWNER/NAME``, such as sapientinc/sudoku-extreme, of which ``SPLIT.csv`` is read.
-
-    Raises
-    ------
-    DataError
-        With file and line, for whatever is malformed and for answers that do not solve their question.
-    """
-    parts = [(questions, answers, rows.ratings) for rows, questions, answers in _tables(source, split)]
-    questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Puzzles(kind="sudoku", questions=questions, answers=answers, ratings=ratings)
-
-
-def _tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
-    """Rows of a csv with their questions and answers (N, size, size), checked."""
-    for rows in read_csv(source, split, num_cells=[size**2 for size in BOXES], codes=_CODES):
+def tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
+    """Yield rows of a csv in the format of Sudoku-Extreme with questions and answers (N, size, size), both checked."""
+    for rows in read_rows(source, split, num_cells=[size**2 for size in BOXES], values=_VALUES):
         size = int(rows.questions.shape[1] ** 0.5)
         questions, answers = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
         for name, grids in (("question", questions), ("answer", answers)):
             for row in np.flatnonzero((grids > size).any(axis=(1, 2))):
-                raise rows.fault(row, f"the {name} has a digit above {size}; correct it.")
+                raise rows.error(row, f"the {name} has a digit above {size}; correct it.")
         for row in np.flatnonzero(~solves(questions, answers)):
-            raise rows.fault(row, f"the answer is {verdict(questions[row], answers[row])}; correct it.")
+            raise rows.error(row, f"the answer is {verdict(questions[row], answers[row])}; correct it.")
         yield rows, questions, answers
 
 
-def verdict(question: Grid, answer: Grid) -> str:
-    """Judge an ``answer`` (size, size): one sentence that begins with "verified" or with "wrong" and says what and where."""
+def verdict(question: Grid, answer: Grid) -> Verdict:
+    """Check an ``answer`` (size, size). The message begins with "verified" or "wrong" and names the first mistake."""
+    mistake = _find_mistake(question, answer)
+    message = f"wrong: the answer {mistake}" if mistake else "verified: solved"
+    return Verdict(is_correct=mistake is None, message=message)
+
+
+def _find_mistake(question: Grid, answer: Grid) -> str | None:
     size = require_grids(question[None], "a question")
     if answer.shape != question.shape:
-        return f"wrong: the answer has the shape {answer.shape} and the puzzle {question.shape}"
+        return f"has the shape {answer.shape} and the puzzle {question.shape}"
     for row, column in np.argwhere((question > 0) & (answer != question)):
-        given = question[row, column]
-        return f"wrong: the answer changes the given {given} at row {row + 1}, column {column + 1}"
+        return f"changes the given {question[row, column]} at row {row + 1}, column {column + 1}"
     for row, column in np.argwhere((answer < 1) | (answer > size)):
-        return f"wrong: the answer leaves row {row + 1}, column {column + 1} blank"
+        return f"leaves row {row + 1}, column {column + 1} blank"
     for index, cells in enumerate(units(size)):
         digits, counts = np.unique(answer.reshape(-1)[cells], return_counts=True)
         for digit in digits[counts > 1]:
-            return f"wrong: the answer has the digit {digit} twice in {unit_name(index, size)}"
-    return "verified: solved"
+            return f"has the digit {digit} twice in {unit_name(index, size)}"
+    return None
 
 
 def _grid(cells: str, source: str, line: int) -> LocatedGrid:
     size = int(len(cells) ** 0.5)
-    grid = np.array([_CODES[cell] for cell in cells], np.uint8).reshape(size, size)
+    grid = np.array([_VALUES[cell] for cell in cells], np.uint8).reshape(size, size)
     if grid.max() > size:
         raise DataError(f"{source}, line {line}: has the digit {grid.max()} in a puzzle of size {size}; correct it.")
     return LocatedGrid(grid, f"{source}, line {line}")

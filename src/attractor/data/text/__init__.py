@@ -3,7 +3,7 @@
 from attractor.data.text.documents import ReadStats, read_documents, total_bytes
 from attractor.data.text.held_out import read_held_out
 from attractor.data.text.rows import PackedRows
-from attractor.data.text.shards import Shards, list_splits, prepare, require_new
+from attractor.data.text.shards import Shards, list_splits, prepare
 from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "prepare",
     "read_documents",
     "read_held_out",
-    "require_new",
     "total_bytes",
     "train_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Documents from files and hubs, one string each."""
+"""Read documents from files, folders and hub datasets, one string each."""
 
 import bz2
 import gzip
@@ -18,21 +18,33 @@ from attractor.errors import DataError
 KINDS = (".jsonl", ".txt", ".md", ".parquet")
 HUB = {"fineweb-edu": "HuggingFaceFW/fineweb-edu:sample-10BT", "fineweb": "HuggingFaceFW/fineweb:sample-10BT"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # half a surrogate pair has no UTF-8
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and surrogates, which have no UTF-8
 
 
 @dataclass
 class ReadStats:
-    """What has been read so far."""
+    """Counts of what has been read so far.
+
+    Attributes
+    ----------
+    num_documents
+        Documents that were returned.
+    num_empty
+        Empty documents, which are skipped.
+    num_repaired
+        Documents in which bytes that are not UTF-8 text were replaced by U+FFFD.
+    num_bytes_read
+        Bytes of the files, compressed as they are. Hub datasets are not counted.
+    """
 
     num_documents: int = 0
-    num_empty: int = 0  # left out
-    num_repaired: int = 0  # documents in which something that is no UTF-8 text was replaced by U+FFFD
-    num_read: int = 0  # bytes of the files that lie behind, compressed as they are; hub datasets count nothing
+    num_empty: int = 0
+    num_repaired: int = 0
+    num_bytes_read: int = 0
 
 
 def read_documents(
-    sources: Sequence[str | Path], *, field: str = "text", reading: ReadStats | None = None
+    sources: Sequence[str | Path], *, field: str = "text", stats: ReadStats | None = None
 ) -> Iterator[str]:
     """Yield the documents of files, folders and hub datasets, in order.
 
@@ -41,34 +53,34 @@ def read_documents(
     sources
         ``.jsonl`` (one object a line), ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``, ``.gz``,
         ``.bz2``, ``.zst``); ``.parquet``; folders of such; the name of a hub dataset, ``owner/name`` or
-        ``owner/name:configuration``, whose split ``train`` is streamed; ``fineweb-edu`` for that one.
+        ``owner/name:configuration``, whose split ``train`` is streamed; ``fineweb-edu`` is short for that dataset.
     field
-        Where the text stands in a record.
-    reading
-        Counts are kept here.
+        The field of a record that holds the text.
+    stats
+        An object whose counts are updated.
 
     Raises
     ------
     DataError
         For sources that do not exist, are empty, binary or malformed.
     """
-    reading = reading if reading is not None else ReadStats()
-    for source, files in [(s, _files(s)) for s in sources]:  # all are looked up before the first is read
-        before = reading.num_documents
-        for text in _source(source, files, field, reading):
+    stats = stats if stats is not None else ReadStats()
+    for source, files in [(s, _files(s)) for s in sources]:  # find all files before the first is read
+        before = stats.num_documents
+        for text in _source(source, files, field, stats):
             if not text.strip():
-                reading.num_empty += 1
+                stats.num_empty += 1
                 continue
-            mended = _mend(text)
-            reading.num_repaired += mended is not text
-            reading.num_documents += 1
-            yield mended
-        if reading.num_documents == before:
+            repaired = _repair(text)
+            stats.num_repaired += repaired is not text
+            stats.num_documents += 1
+            yield repaired
+        if stats.num_documents == before:
             raise DataError(f"{source}: holds no text.")
 
 
 def total_bytes(sources: Sequence[str | Path]) -> int | None:
-    """Return what ``Reading.num_read`` will be in the end, or None where a hub dataset is among the sources."""
+    """Return the final value of ``ReadStats.num_bytes_read``, or None if a source is a hub dataset."""
     files = [_files(source) for source in sources]
     if any(f is None for f in files):
         return None
@@ -90,14 +102,14 @@ def _files(source: str | Path) -> list[Path] | None:
         return [path]
     if str(source) in HUB or (_HUB_NAME.fullmatch(str(source)) and _kind(path) not in KINDS):
         return None
-    raise DataError(f"{source}: no such file or folder, nor a dataset known by name; {suggestion(str(source), HUB)}")
+    raise DataError(f"{source}: no such file or folder, nor a known dataset; {suggestion(str(source), HUB)}")
 
 
 def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
 
 
-def _source(source: str | Path, files: list[Path] | None, field: str, reading: ReadStats) -> Iterator[str]:
+def _source(source: str | Path, files: list[Path] | None, field: str, stats: ReadStats) -> Iterator[str]:
     where = str(source)
     try:
         if files is None:
@@ -105,29 +117,29 @@ def _source(source: str | Path, files: list[Path] | None, field: str, reading: R
             yield from _records(_hub(HUB.get(str(source), str(source))), field, where)
         for file in files or ():
             where = str(file)
-            before = reading.num_read
-            yield from _file(file, field, reading)
-            reading.num_read = before + file.stat().st_size
+            before = stats.num_bytes_read
+            yield from _file(file, field, stats)
+            stats.num_bytes_read = before + file.stat().st_size
     except DataError:
         raise
-    except Exception as error:  # every format and every library has kinds of its own
+    except Exception as error:  # every format and library has its own classes
         raise DataError(f"{where}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
-def _file(path: Path, field: str, reading: ReadStats) -> Iterator[str]:
-    before = reading.num_read
+def _file(path: Path, field: str, stats: ReadStats) -> Iterator[str]:
+    before = stats.num_bytes_read
     with path.open("rb") as raw:
         if _kind(path) == ".parquet":
             texts = _parquet(raw, path, field)
         else:
             file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
-            texts = _lines(file, path, field) if _kind(path) == ".jsonl" else _whole(file, path)
+            texts = _lines(file, path, field) if _kind(path) == ".jsonl" else _one_document(file, path)
         for text in texts:
-            reading.num_read = before + raw.tell()
+            stats.num_bytes_read = before + raw.tell()
             yield text
 
 
-def _whole(file: Any, path: Path) -> Iterator[str]:
+def _one_document(file: Any, path: Path) -> Iterator[str]:
     raw = file.read()
     if b"\0" in raw:
         raise DataError(f"{path}: holds NUL bytes, so it is binary or UTF-16; give UTF-8 text.")
@@ -147,7 +159,7 @@ def _lines(file: Any, path: Path, field: str) -> Iterator[str]:
 
 def _parquet(raw: Any, path: Path, field: str) -> Iterator[str]:
     file = _library("pyarrow.parquet", "parquet files").ParquetFile(raw)
-    columns = [field] if field in file.schema_arrow.names else None  # without it, all names are needed for the message
+    columns = [field] if field in file.schema_arrow.names else None  # otherwise the error message needs all names
     batches = file.iter_batches(batch_size=1024, columns=columns)
     yield from _records((record for batch in batches for record in batch.to_pylist()), field, str(path))
 
@@ -167,10 +179,10 @@ def _text(record: Any, field: str, where: str) -> str:
 
 
 def _decode(raw: bytes) -> str:
-    return raw.decode("utf-8-sig", "surrogateescape")  # what is no UTF-8 is left to _mend
+    return raw.decode("utf-8-sig", "surrogateescape")  # _repair replaces bytes that are not UTF-8
 
 
-def _mend(text: str) -> str:
+def _repair(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Held-out documents to evaluate on: files, folders, and the split ``val`` of prepared folders."""
+"""Read held-out documents: from files, folders, and the split ``val`` of prepared folders."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from attractor.data.text.tokenizer import load_tokenizer
 
 
 def read_held_out(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]:
-    """Yield held-out documents: all of files and folders, the split val of prepared folders."""
+    """Yield all documents of files and folders, and those of the split ``val`` of prepared folders."""
     for path in paths:
         if (path / "index.json").is_file():
             yield from _prepared(path)
@@ -20,7 +20,7 @@ def read_held_out(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]
 
 
 def _prepared(folder: Path) -> Iterator[str]:
-    """Yield the held-out documents of a prepared folder, as text: the model judged may have another tokenizer."""
+    """Yield the documents as text, because the evaluated model may have another tokenizer."""
     shards, tokenizer = Shards(folder, "val"), load_tokenizer(folder / "tokenizer")
     tokens = shards.read(0, shards.num_tokens)
     for document in np.split(tokens, np.flatnonzero(tokens == shards.end_of_text)):

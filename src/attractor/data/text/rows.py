@@ -1,4 +1,4 @@
-"""Rows for training: the whole sequence cut to one length and shuffled, every row exactly once an epoch."""
+"""Rows for training: the token sequence is cut to one length and shuffled. An epoch has every row exactly once."""
 
 import numpy as np
 import torch
@@ -10,23 +10,23 @@ from attractor.errors import DataError
 
 
 class PackedRows:
-    """Row ``n`` of a run is fixed by ``seed`` alone, so that a run resumes at any row and any batch size.
+    """Rows of equal length. Row ``n`` of a run depends only on ``seed``, so a run resumes at any row and batch size.
 
-    The sequence is a circle: every epoch cuts it from another place on, and leaves out less than one row.
+    The sequence is circular: every epoch starts to cut it at another token, and leaves out less than one row.
 
     Parameters
     ----------
     shards
-        See there.
+        The tokens.
     length
-        Tokens a row.
+        Tokens per row.
     seed
-        Of the shuffling, which differs from epoch to epoch.
+        Seed of the order, which differs between epochs.
 
     Raises
     ------
     DataError
-        When there are too few tokens for one row.
+        If there are too few tokens for one row.
     """
 
     def __init__(self, shards: Shards, length: int, seed: int = 0) -> None:
@@ -41,9 +41,9 @@ class PackedRows:
         self._epoch, self._shift, self._order = -1, 0, np.zeros(0, dtype=np.int64)
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        """Return rows ``first`` to ``first + num − 1`` of the run, and their positions, both (num, length) int64.
+        """Return the tokens and positions of rows ``first`` to ``first + num − 1``, both (num, length) int64.
 
-        Positions start again from 0 at every document.
+        Positions restart from 0 at every document.
         """
         if first < 0 or num < 1:
             raise DataError(f"rows {first} to {first + num - 1} do not exist; count from 0 and ask for at least one.")

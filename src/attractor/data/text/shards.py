@@ -1,16 +1,13 @@
-"""Token shards: flat little-endian files with an index that says what they must hold, written whole or not at all.
+"""Token shards: flat little-endian files, and an index with their sizes and checksums.
 
-A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. Every document stands behind one end-of-text token.
+A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. One end-of-text token precedes every document.
 """
 
-import json
-import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,30 +20,30 @@ from attractor.config import from_dict, suggestion
 from attractor.data.text.documents import ReadStats
 from attractor.data.text.tokenizer import encoder, fingerprint
 from attractor.errors import AttractorError, ConfigError, DataError
+from attractor.files import checksum, new_folder, read_json, require_free, write_json
 
-FORMAT = "attractor-tokens-1"
-_START = 1 << 20  # bytes at the start of a shard that are checked at every opening
-_CHUNK = 1 << 24  # bytes read at once where all are checked
-_BATCH = 4_000_000  # characters tokenised in one parallel call
-_PIECE = 1_000_000  # characters after which a long document goes on as another piece
-_LINE = re.compile(r"\n(?=\S)")  # no tokenizer of words merges across this
+FORMAT = "attractor-tokens-2"
+_START = 1 << 20  # bytes at the start of a shard whose checksum is compared at every opening
+_BATCH = 4_000_000  # characters that are tokenised in one parallel call
+_PIECE = 1_000_000  # characters after which a long document is split
+_LINE = re.compile(r"\n(?=\S)")  # tokenizers of words do not merge across the start of a line
 
-Piece = tuple[str, str, bool]  # of which split, its text, whether a document begins with it
+Piece = tuple[str, str, bool]  # the split, the text, whether it begins a document
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file; crc32 of its first MiB and of all of it."""
+    """One file, with the CRC-32 of its first MiB and of its content."""
 
     file: str
     num_tokens: int
-    start: int
-    whole: int
+    crc32_start: int
+    crc32: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What the index says of a split: ``num_bytes`` of UTF-8 text became ``num_tokens``; see :class:`Reading`."""
+    """A split in the index: ``num_bytes`` of UTF-8 text became ``num_tokens``. See :class:`ReadStats` for other counts."""
 
     num_tokens: int
     num_documents: int
@@ -61,7 +58,7 @@ def prepare(
     documents: Mapping[str, Iterable[str]] | Iterable[tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    readings: Mapping[str, ReadStats] | None = None,
+    stats: Mapping[str, ReadStats] | None = None,
     shard_tokens: int = 100_000_000,
     advance: Callable[[int, int], None] = lambda num_bytes, num_tokens: None,
 ) -> None:
@@ -72,22 +69,24 @@ def prepare(
     out
         Must not exist.
     documents
-        ``{"train": documents, "val": documents}``, or pairs of a split's name and a document in any order.
+        ``{"train": documents, "val": documents}``, or pairs (split, document) in any order.
     tokenizer
-        Its ``eos_token_id`` stands before every document. A copy is kept beside the shards.
-    readings
-        By split, what to note about the reading when it is over; splits that stand here must not stay empty.
+        Its ``eos_token_id`` precedes every document. A copy is stored with the shards.
+    stats
+        Counts of the reading for each split, which are read at the end. Each of these splits must have a document.
     shard_tokens
-        About how many tokens a file holds.
+        The approximate number of tokens in a file.
     advance
         Called with the numbers of bytes and tokens just done.
 
     Raises
     ------
+    ConfigError
+        If ``out`` exists or cannot be written, or for an invalid ``shard_tokens``.
     DataError
-        Where ``out`` exists or cannot be written, a split holds no text, or the tokenizer has no end-of-text token.
+        If a split holds no text, or the tokenizer has no end-of-text token.
     """
-    require_new(out)
+    require_free(out)
     if shard_tokens < 1:
         raise ConfigError(f"shard_tokens={shard_tokens}: give a whole number from 1 up.")
     end_of_text = tokenizer.eos_token_id
@@ -96,66 +95,45 @@ def prepare(
     encode = encoder(tokenizer)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    readings = dict(readings or {})
+    stats = dict(stats or {})
     if isinstance(documents, Mapping):
-        readings = dict.fromkeys(documents, ReadStats()) | readings
+        stats = dict.fromkeys(documents, ReadStats()) | stats
         pairs: Iterable[tuple[str, str]] = ((split, text) for split, texts in documents.items() for text in texts)
     else:
         pairs = documents
-    writers = {split: _Writer(part, split, shard_tokens) for split in readings}
-    try:
-        with _writing(out):
-            part.mkdir(parents=True)
-            tokenizer.save_pretrained(part / "tokenizer")
-        for batch in _tokenize(pairs, encode):
-            done_bytes = done_tokens = 0
-            with _writing(out):
+    with new_folder(out) as part:
+        tokenizer.save_pretrained(part / "tokenizer")
+        writers = {split: _ShardWriter(part, split, shard_tokens) for split in stats}
+        try:
+            for batch in _tokenize(pairs, encode):
+                done_bytes = done_tokens = 0
                 for (split, text, first), encoding in batch:
                     if split not in writers:
-                        writers[split] = _Writer(part, split, shard_tokens)
+                        writers[split] = _ShardWriter(part, split, shard_tokens)
                     tokens = np.array([end_of_text, *encoding.ids] if first else encoding.ids, dtype=dtype)
                     num_bytes = len(text.encode())
                     writers[split].add(tokens, num_bytes, begins=first)
                     done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
-            advance(done_bytes, done_tokens)
-        with _writing(out):
-            index = {
-                "format": FORMAT,
-                "dtype": dtype.str,
-                "vocab_size": vocab_size,
-                "end_of_text": end_of_text,
-                "tokenizer": fingerprint(tokenizer),
-                "splits": {
-                    split: asdict(writer.finish(readings.get(split, ReadStats()))) for split, writer in writers.items()
-                },
-            }
-            (part / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-            part.rename(out)
-    finally:
-        for writer in writers.values():
-            writer.close()
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def require_new(out: Path) -> None:
-    """Refuse a place that is taken."""
-    if out.exists() or out.is_symlink():
-        raise DataError(f"{out}: exists already; choose another folder, or remove this one first.")
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error}); choose another place.") from error
+                advance(done_bytes, done_tokens)
+            splits = {split: writer.finish(stats.get(split, ReadStats())) for split, writer in writers.items()}
+        finally:
+            for writer in writers.values():
+                writer.close()
+        index = {
+            "format": FORMAT,
+            "dtype": dtype.str,
+            "vocab_size": vocab_size,
+            "end_of_text": end_of_text,
+            "tokenizer": fingerprint(tokenizer),
+            "splits": {split: asdict(summary) for split, summary in splits.items()},
+        }
+        write_json(part / "index.json", index)
 
 
 def _tokenize(
     pairs: Iterable[tuple[str, str]], encode: Callable[[list[str]], list[Any]]
 ) -> Iterator[Iterable[tuple[Piece, Any]]]:
-    """Yield batches of pieces with their encodings. The next one is in work while its receiver writes this one."""
+    """Yield batches of pieces with their encodings. The next batch is tokenised while the caller writes this one."""
     with ThreadPoolExecutor(1) as pool:
         before: list[Piece] = []
         encoded: Future[list[Any]] = pool.submit(list)
@@ -172,7 +150,7 @@ def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
     for split, document in pairs:
         for text, first in _pieces(document):
             batch.append((split, text, first))
-            size += len(text) + 100  # many short ones have their cost too
+            size += len(text) + 100  # a short piece has its cost too
             if size >= _BATCH:
                 yield batch
                 batch, size = [], 0
@@ -181,7 +159,7 @@ def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
 
 
 def _pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long document at starts of lines, for all cores to have work and none to need memory for all of it."""
+    """Split a long document at starts of lines, so that all cores have work and memory use is bounded."""
     begin = 0
     while cut := _LINE.search(document, begin + _PIECE):
         yield document[begin : cut.end()], begin == 0
@@ -189,7 +167,7 @@ def _pieces(document: str) -> Iterator[tuple[str, bool]]:
     yield document[begin:], begin == 0
 
 
-class _Writer:
+class _ShardWriter:
     """The shards of one split, one open at a time."""
 
     def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
@@ -197,7 +175,7 @@ class _Writer:
         self._file: IO[bytes] | None = None
         self._shards: list[Shard] = []
         self._num_documents = self._num_bytes = 0
-        self._num_tokens = self._start = self._whole = self._size = 0  # of the open shard
+        self._num_tokens = self._crc32_start = self._crc32 = self._size = 0  # of the open shard
 
     def add(self, tokens: NDArray[Any], num_bytes: int, *, begins: bool) -> None:
         if begins and self._num_tokens >= self._limit:
@@ -206,14 +184,14 @@ class _Writer:
             self._file = (self._folder / f"{self._split}-{len(self._shards):05d}.bin").open("wb")
         data = tokens.tobytes()
         self._file.write(data)
-        self._start = zlib.crc32(data[: max(0, _START - self._size)], self._start)
-        self._whole = zlib.crc32(data, self._whole)
+        self._crc32_start = zlib.crc32(data[: max(0, _START - self._size)], self._crc32_start)
+        self._crc32 = zlib.crc32(data, self._crc32)
         self._size += len(data)
         self._num_tokens += len(tokens)
         self._num_documents += begins
         self._num_bytes += num_bytes
 
-    def finish(self, reading: ReadStats) -> Split:
+    def finish(self, stats: ReadStats) -> Split:
         if not self._num_documents:
             raise DataError(f"split {self._split!r} holds no text.")
         self._end_shard()
@@ -221,13 +199,13 @@ class _Writer:
             num_tokens=sum(s.num_tokens for s in self._shards),
             num_documents=self._num_documents,
             num_bytes=self._num_bytes,
-            num_empty=reading.num_empty,
-            num_repaired=reading.num_repaired,
+            num_empty=stats.num_empty,
+            num_repaired=stats.num_repaired,
             shards=tuple(self._shards),
         )
 
     def close(self) -> None:
-        """Let go of the file, whatever state it is in."""
+        """Close the open file, also after an error."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -236,27 +214,29 @@ class _Writer:
         assert self._file is not None
         self._file.close()
         name = Path(self._file.name).name
-        self._shards.append(Shard(file=name, num_tokens=self._num_tokens, start=self._start, whole=self._whole))
+        self._shards.append(
+            Shard(file=name, num_tokens=self._num_tokens, crc32_start=self._crc32_start, crc32=self._crc32)
+        )
         self._file = None
-        self._num_tokens = self._start = self._whole = self._size = 0
+        self._num_tokens = self._crc32_start = self._crc32 = self._size = 0
 
 
 class Shards:
-    """One split of a prepared folder, as one long memory-mapped sequence of tokens.
+    """One split of a prepared folder, as one memory-mapped sequence of tokens.
 
-    Opening checks sizes and the start of every file; :meth:`verify` checks all of it.
+    Opening checks the size and the start of every file; :meth:`verify` checks the rest.
 
     Attributes
     ----------
     num_tokens, num_documents, num_bytes
-        Of the split.
+        Counts of the split; bytes are those of the UTF-8 text.
     vocab_size, end_of_text, tokenizer
-        Of the vocabulary; ``tokenizer`` is its :func:`fingerprint`.
+        The size of the vocabulary, the end-of-text token, and the :func:`fingerprint` of the tokenizer.
 
     Raises
     ------
     DataError
-        Where the index or a file is not what was written, or there is no such split.
+        If the index or a file is damaged, or the split does not exist.
     """
 
     def __init__(self, folder: Path, split: str = "train") -> None:
@@ -274,7 +254,7 @@ class Shards:
         self._ends = np.cumsum([s.num_tokens for s in about.shards])
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """Return ``length`` tokens from ``start`` on, int64."""
+        """Return ``length`` tokens from ``start`` on, (length,) int64."""
         if not 0 <= start <= start + length <= self.num_tokens:
             raise DataError(f"tokens {start} to {start + length} do not exist; there are {self.num_tokens}.")
         tokens = np.empty(length, dtype=np.int64)
@@ -291,38 +271,24 @@ class Shards:
             )
         return tokens
 
-    def verify(self, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Read all files and compare their checksums; ``advance`` is called with the number of bytes just read.
-
-        Raises
-        ------
-        DataError
-            For the first file that is not what was written.
-        """
+    def verify(self) -> None:
+        """Read all files and compare their checksums. Raises DataError for the first damaged file."""
         for shard in self._shards:
-            checksum = 0
-            with (self._folder / shard.file).open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    checksum = zlib.crc32(chunk, checksum)
-                    advance(len(chunk))
-            if checksum != shard.whole:
-                raise _other_file(self._folder / shard.file)
+            if checksum(self._folder / shard.file) != shard.crc32:
+                raise _damaged_shard(self._folder / shard.file)
 
 
 def list_splits(folder: Path) -> list[str]:
-    """Return the names of the splits that lie in a prepared folder."""
+    """Return the names of the splits in a prepared folder."""
     return list(_read_index(folder)["splits"])
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / "index.json"
-    try:
-        index = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: no index.json here; make one with: attractor data prepare.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error}).") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    if not file.exists():
+        raise DataError(f"{folder}: no index.json here; make one with: attractor data prepare.")
+    index = read_json(file, DataError, advice="prepare the text again")
+    if index.get("format") != FORMAT:
         raise DataError(f"{file}: not the index of prepared text (its format is not {FORMAT!r}).")
     try:
         if index["dtype"] not in ("<u2", "<u4"):
@@ -340,19 +306,19 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _open(file: Path, shard: Shard, dtype: np.dtype[Any]) -> NDArray[Any]:
-    wanted = shard.num_tokens * dtype.itemsize
+    expected = shard.num_tokens * dtype.itemsize
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
             start = zlib.crc32(handle.read(_START))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); prepare the text again.") from error
-    if size != wanted:
-        raise DataError(f"{file}: should hold {wanted} bytes and holds {size}; prepare the text again.")
-    if start != shard.start:
-        raise _other_file(file)
+    if size != expected:
+        raise DataError(f"{file}: should hold {expected} bytes and holds {size}; prepare the text again.")
+    if start != shard.crc32_start:
+        raise _damaged_shard(file)
     return np.memmap(file, dtype=dtype, mode="r")
 
 
-def _other_file(file: Path) -> DataError:
+def _damaged_shard(file: Path) -> DataError:
     return DataError(f"{file}: is not the file that was written (its checksum differs); prepare the text again.")

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on the text at hand; and any fast tokenizer at full speed."""
+"""Train a byte-level BPE tokenizer, and use any fast tokenizer on all cores."""
 
 import hashlib
 import json
@@ -10,20 +10,21 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from attractor.errors import DataError
+from attractor.files import first_line
 
-END_OF_TEXT = "<|endoftext|>"  # stands before every document, and so also after it
+END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows every document but the last
 
-# GPT-4's way to cut text into words before merging, with numbers in twos, which suits vocabularies of this size.
+# GPT-4's pattern that splits text into words before merging, with at most two digits, for smaller vocabularies.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of ``vocab_size`` entries; no byte is ever unknown to it.
+    """Train and return a tokenizer of ``vocab_size`` entries that can encode every byte.
 
     Raises
     ------
     DataError
-        When the vocabulary cannot hold all bytes, or the text is too short to fill it.
+        If the vocabulary cannot hold all bytes, or the text is too short to fill it.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
@@ -51,19 +52,18 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies in ``folder``, ours or any other, in a folder of prepared text, or under a name on the hub."""
+    """Load a tokenizer from its folder, from a folder of prepared text, or by its name on the hub."""
     inner = folder / "tokenizer"
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # no owner/name either
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # not owner/name
         raise DataError(f"{folder}: no such folder; give one with a tokenizer or with prepared text.")
     try:
         return AutoTokenizer.from_pretrained(inner if inner.is_dir() else folder)
-    except Exception as error:  # of many kinds: the library parses whatever lies there
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise DataError(f"{folder}: no tokenizer can be loaded from here ({reason}).") from error
+    except Exception as error:  # the library raises many classes
+        raise DataError(f"{folder}: no tokenizer can be loaded from here ({first_line(error)}).") from error
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[Any]]:
-    """Return a function from texts to objects with ``ids``, on all cores, that never finds a special token in a text.
+    """Return a function from texts to objects with ``ids``, which uses all cores and finds no special tokens in texts.
 
     Raises
     ------
@@ -72,14 +72,14 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[An
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"{type(tokenizer).__name__}: give a tokenizer with a tokenizer.json.")
-    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy, as these are settings of the object
+    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy, because the next lines change it
     own.no_truncation()
     own.no_padding()
-    own.encode_special_tokens = True  # a document that speaks of <|endoftext|> does not end there
-    return lambda texts: own.encode_batch_fast(texts, add_special_tokens=False)  # no offsets, no wrapper
+    own.encode_special_tokens = True  # <|endoftext|> in a document does not end it
+    return lambda texts: own.encode_batch_fast(texts, add_special_tokens=False)  # without offsets
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest by which equal vocabularies are known."""
+    """Return a hash of the vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from attractor.experiment.cost.memory import Memory, Run, memory
 from attractor.experiment.cost.step_benchmark import StepBenchmark, build, with_batch
 from attractor.models.language import LanguageModel, LoopedConfig
 from attractor.objectives import split_batch
-from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fitted
+from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
 from attractor.training import PRECISIONS, DistributedContext
 
 LONGEST = 60.0  # seconds that measuring may take
@@ -108,7 +108,7 @@ def estimate_cost(recipe: Recipe, *, evaluations: int, world_size: int = 1, stra
         side, config = recipe.data.size, recipe.model
         symbols = side + 1 if isinstance(recipe.data, SudokuDataConfig) else config.num_symbols
         classes = symbols if isinstance(recipe.data, SudokuDataConfig) else config.num_classes
-        recipe = fitted(recipe, num_cells=side**2, num_symbols=symbols, num_classes=classes)
+        recipe = fit_to_puzzles(recipe, num_cells=side**2, num_symbols=symbols, num_classes=classes)
         batch, size, unit, optimizer = recipe.supervision.batch_size, side**2, "puzzle", recipe.train.optimizer
         evaluations = recipe.model.evaluations_per_segment
         units = batch

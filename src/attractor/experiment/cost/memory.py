@@ -186,7 +186,7 @@ def _reasoner(model: Reasoner, run: Run) -> tuple[float, float, float, float]:
     config: Any = model.config
     device = next(model.parameters()).device
     cells = run.batch_size * run.size
-    state = WIDE * model.start(torch.zeros(1, 1, run.size, dtype=torch.long, device=device)).shape[-1]  # of a cell
+    state = WIDE * model.init_state(torch.zeros(1, 1, run.size, dtype=torch.long, device=device)).shape[-1]  # of a cell
     per_evaluation, width = _evaluation(model, run)
     carried = 4 * state + 2 * WIDE * width + 64  # states before and after, the embedded question, integers
     gradient, solver = model.gradient, model.solver

@@ -107,7 +107,7 @@ def _objective(recipe: Recipe, model: Any, device: torch.device) -> Objective:
         grids[0],
         grids[1],
         recipe.supervision,
-        start=model.start,
+        init_state=model.init_state,
         augment=lambda questions, answers, rng: (questions, answers),
         device=device,
     )

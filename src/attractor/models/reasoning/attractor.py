@@ -1,10 +1,10 @@
-"""The attractor reasoner: a state on a grid that an update network moves until it rests, and a reading of it.
+"""The attractor reasoner: an update network iterated to its fixed point, and a decoder of that point.
 
-The update ``f`` is weight-tied and sees the embedded question ``x`` at every step. A solve iterates
-``y ← (1 − λ) y + λ (f(y, x) + ε)``: damping λ, and in training a little noise ε, from a random start. Both widen
-the basins of right answers (EqR, arXiv:2605.21488). Trained a few updates at a time, every such segment supervised and
-the state carried over detached, the right answer becomes a fixed point; at inference the same iteration just goes
-on until nothing changes (Attractor Models, arXiv:2605.12466).
+The update ``f`` is weight-tied and receives the embedded question ``x`` at every evaluation. A solve iterates
+``y ← (1 − λ) y + λ (f(y, x) + ε)`` from a random state, with damping λ and, in training, a little noise ε. Random
+initial states and noise enlarge the basins of attraction of correct answers (EqR, arXiv:2605.21488). Training
+supervises every segment of a few evaluations and carries the state over, detached; the correct answer becomes a
+fixed point. Inference iterates until the state converges (Attractor Models, arXiv:2605.12466).
 """
 
 from collections.abc import Callable
@@ -16,32 +16,34 @@ from torch import Tensor, nn
 from attractor.config import suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig, TRMUpdateConfig
 from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttractorReasonerConfig(ReasonerConfig):
-    """What is built and how it is iterated.
+    """Settings of the attractor reasoner.
 
     Attributes
     ----------
     obstacles
-        Symbols whose cells keep a state of zero, such as the walls of a maze: only what a single update sees gets past them.
+        Symbols whose cells keep a state of zero, such as the walls of a maze. Information passes them only within
+        the receptive field of one evaluation.
     update
-        The update network. A recursion's state has two parts, of which the first is the answer that is read.
+        The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``.
     halting
-        Whether a head judges, from the mean of all cells, if the answer is right.
+        Whether a head predicts, from the mean of all cells, that the answer is right.
     damping
         λ above, in (0, 1].
     solver
         ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
     gradient
-        ``"phantom"`` through the last ``tracked`` evaluations, ``"one-step"`` or ``"implicit"``, the exact one of an equilibrium.
+        ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
+        exact at a fixed point.
     noise
-        Standard deviation of ε while training.
-    random_start
+        Standard deviation of ε in training.
+    random_init
         Start from a standard normal state; otherwise from zero.
     """
 
@@ -54,7 +56,7 @@ class AttractorReasonerConfig(ReasonerConfig):
     solver: str = "picard"
     gradient: str = "phantom"
     noise: float = 0.01
-    random_start: bool = True
+    random_init: bool = True
     evaluations_per_segment: int = 8
     backprop_steps: int = 4
 
@@ -84,11 +86,13 @@ GRADIENTS: dict[str, Callable[[AttractorReasonerConfig], Gradient]] = {
 
 
 class AttractorReasoner(Reasoner):
-    """See the module's text."""
+    """The state is that of the update network, (B, height, W, state width)."""
+
+    config: AttractorReasonerConfig
 
     def __init__(self, config: AttractorReasonerConfig) -> None:
         super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
-        self.config, self.random_start = config, config.random_start
+        self.random_init = config.random_init
         width = config.update.width
         self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()
@@ -96,42 +100,34 @@ class AttractorReasoner(Reasoner):
         if config.halting:
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
-            nn.init.constant_(self.halt.bias, -5.0)  # at first it takes nothing for solved
+            nn.init.constant_(self.halt.bias, -5.0)  # a new model halts nothing
 
-    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         shape, dtype = (*questions.shape, self.config.update.state_width), self.head.weight.dtype
-        if (
-            not self.config.random_start
-        ):  # as the questions are, not as the weights: those may be divided among processes
+        if not self.config.random_init:  # made from the questions, because FSDP may shard the weights
             return questions.new_zeros(shape, dtype=dtype)
-        # A generator is of the CPU: a seed then means the same on every device.
         device = questions.device if generator is None else generator.device
         state = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(questions.device)
-        return state * self._open(questions)
+        return state * self._mask(questions)
 
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
-        x, is_open = self.embedding(questions), self._open(questions)
+        x, mask = self.embedding(questions), self._mask(questions)
         noise = self.config.noise if self.training else 0.0
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
-            return (f + noise * torch.randn_like(f) if noise else f) * is_open
+            return (f + noise * torch.randn_like(f) if noise else f) * mask
 
         return update
 
-    def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+    def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         answer = state[..., : self.config.update.width]
         halt = self.halt(answer.flatten(1, -2).mean(dim=1))[:, 0] if self.config.halting else None
         return self.head(answer), halt
 
-    def work(self, num_cells: int) -> Work:
-        evaluation = self.update.flops(num_cells)
-        reading = 2.0 * (num_cells * self.head.weight.numel() + self.config.halting * self.config.update.width)
-        return Work(evaluation=evaluation, differentiated=evaluation, reading=reading)
-
-    def _open(self, questions: Tensor) -> Tensor | float:
-        """1 where a cell has a state, 0 at obstacles; (B, height, W, 1)."""
+    def _mask(self, questions: Tensor) -> Tensor | float:
+        """Return 0 at obstacles and 1 elsewhere, (B, height, W, 1)."""
         if not self.config.obstacles:
             return 1.0
-        closed = torch.isin(questions, torch.tensor(self.config.obstacles, device=questions.device))
-        return (~closed)[..., None].to(self.head.weight.dtype)
+        is_obstacle = torch.isin(questions, torch.tensor(self.config.obstacles, device=questions.device))
+        return (~is_obstacle)[..., None].to(self.head.weight.dtype)

@@ -1,11 +1,11 @@
-"""HRM, the hierarchical reasoning model (arXiv:2506.21734), as its authors have it.
+"""HRM, the hierarchical reasoning model (arXiv:2506.21734), as in its authors' code.
 
-Two networks: the low one is updated ``L_cycles`` times, ``z_L ← L(z_L + z_H + x)``, then the high one once, ``z_H ← H(z_H + z_L)``,
-from which the answer is read. That is one evaluation of its update; a segment is ``H_cycles`` of them. Gradients flow through
-the very last update of either network alone: the one-step gradient of a fixed point that is assumed, not sought.
+One evaluation of its update makes ``L_cycles`` steps of the low network, ``z_L ← L(z_L + z_H + x)``, and then one step
+of the high network, ``z_H ← H(z_H + z_L)``; the answer is decoded from ``z_H``. A segment is ``H_cycles`` evaluations.
+Gradients flow only through the last step of each network: the one-step gradient of a fixed point, without a solve for it.
 
-Theirs learns when to halt by Q-learning, to halt against to continue. Both weights are here, but of the head's two outputs only
-the first, to halt, is used.
+The authors train halting by Q-learning, with one output to halt and one to continue. Both have weights here, but only
+the output to halt is used.
 """
 
 from collections.abc import Callable
@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 from attractor.config import require_whole
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetwork, GridNetworkConfig
-from attractor.nn.grid import CellEmbedding, HaltingHead, linear, swiglu_hidden, truncated_normal_
+from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu_hidden, truncated_normal_
 
 
 @dataclass(frozen=True, kw_only=True)
 class HRMConfig(ReasonerConfig):
-    """What is built and how it is iterated; ``segment`` is HRM's ``H_cycles``.
+    """Settings of HRM; ``evaluations_per_segment`` is its ``H_cycles``.
 
     Attributes
     ----------
-    cells
+    network
         Each of the two networks.
     num_latent
-        Updates of the low network before one of the high, ``L_cycles``. Only the last carries gradients.
+        Steps of the low network in one evaluation, ``L_cycles``. Only the last carries gradients.
     """
 
-    cells: GridNetworkConfig = field(
+    network: GridNetworkConfig = field(
         default_factory=lambda: GridNetworkConfig(num_layers=4, mixing="attention", grid_positions=False)
     )
     num_latent: int = 2
@@ -48,20 +48,21 @@ class HRMConfig(ReasonerConfig):
 class HRM(Reasoner):
     """The state is ``[z_H, z_L]``, (B, height, W, 2 D)."""
 
+    config: HRMConfig
     H_init: Tensor
     L_init: Tensor
 
     def __init__(self, config: HRMConfig) -> None:
         super().__init__(config)
-        self.config, width = config, config.cells.width
-        self.embedding = CellEmbedding(config.num_symbols, width)
-        self.H_level, self.L_level = GridNetwork(config.cells), GridNetwork(config.cells)
-        self.lm_head = linear(width, config.num_classes)
+        width = config.network.width
+        self.embedding = ScaledEmbedding(config.num_symbols, width)
+        self.H_level, self.L_level = GridNetwork(config.network), GridNetwork(config.network)
+        self.lm_head = lecun_linear(width, config.num_classes)
         self.q_head = HaltingHead(width)
-        for name in ("H_init", "L_init"):  # drawn once, never learnt
+        for name in ("H_init", "L_init"):  # random constants, not trained
             self.register_buffer(name, truncated_normal_(torch.empty(width), 1.0))
 
-    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.cat([self.H_init, self.L_init]).expand(*questions.shape, -1)
 
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
@@ -69,7 +70,7 @@ class HRM(Reasoner):
         angles = self.L_level.angles(grid, x)
 
         def update(state: Tensor) -> Tensor:
-            # Contiguous, as what the layers return is: compiled networks then see tensors of one kind.
+            # Contiguous like the networks' outputs, so that compiled networks see one memory layout.
             high, low = (part.contiguous() for part in state.flatten(1, 2).chunk(2, dim=-1))
             with torch.no_grad():
                 for _ in range(self.config.num_latent - 1):
@@ -80,25 +81,20 @@ class HRM(Reasoner):
 
         return update
 
-    def read(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        answer = state[..., : self.config.cells.width]
+    def decode(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        answer = state[..., : self.config.network.width]
         return self.lm_head(answer), self.q_head(answer)
-
-    def work(self, num_cells: int) -> Work:
-        low, high = self.L_level.flops(num_cells), self.H_level.flops(num_cells)
-        reading = 2.0 * (num_cells * self.lm_head.weight.numel() + self.q_head.weight.numel())
-        return Work(evaluation=self.config.num_latent * low + high, differentiated=low + high, reading=reading)
 
 
 def hrm_27m() -> HRMConfig:
     """Return the published model."""
-    cells = GridNetworkConfig(
+    network = GridNetworkConfig(
         width=512, num_layers=4, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
     )
-    return HRMConfig(cells=cells)
+    return HRMConfig(network=network)
 
 
 def hrm_tiny(size: int = 9) -> HRMConfig:
-    """Return one of width 128 with two layers a network for Sudokus of ``size`` × ``size``, for processors."""
-    cells = GridNetworkConfig(mixing="attention", grid_positions=False)
-    return HRMConfig(num_symbols=size + 1, num_classes=size + 1, cells=cells)
+    """Return a small model for CPUs: width 128, two layers per network, Sudokus of ``size`` × ``size``."""
+    network = GridNetworkConfig(mixing="attention", grid_positions=False)
+    return HRMConfig(num_symbols=size + 1, num_classes=size + 1, network=network)

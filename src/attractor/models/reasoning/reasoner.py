@@ -1,12 +1,12 @@
-"""What every reasoner is: an update of a state, iterated by the one solver, and a reading of the state.
+"""The base class of all reasoners: an update of a state, solved for its fixed point, and a decoder of the state.
 
-A model says how a question is embedded, what one evaluation of its update does, where a trajectory starts and how an answer is
-read. A *segment* is what one supervised training step makes of a state: ``segment`` evaluations, of which gradients flow through
-the last ``tracked``. At inference the same iteration goes on, puzzle by puzzle, until it rests.
+A model defines the initial state, one evaluation of its update, and how to decode an answer. Training supervises
+*segments* of ``evaluations_per_segment`` evaluations; gradients flow through the last ``backprop_steps`` of them.
+Inference iterates the same update until each puzzle has converged.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -17,23 +17,26 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, OneStep, Phantom
+from attractor.models.budget import stop_rule
+from attractor.models.reasoning.flops import forward_cost
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
-ONE_START = "this model starts every puzzle from one and the same state, so that more starts only cost; leave it at 1."
+# On a large grid the residual can stay constant for a long time while information travels: never stop early.
+SOLVE_BUDGET = Tolerance(rtol=1e-4, max_evaluations=1024, patience=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasonerConfig:
-    """What all reasoners have.
+class ReasonerConfig(ABC):
+    """Settings that all reasoners share.
 
     Attributes
     ----------
     num_symbols, num_classes
-        Symbols of a question's cell and of an answer's.
-    segment
+        Number of symbols in a cell of a question, and in a cell of an answer.
+    evaluations_per_segment
         Evaluations of one supervised segment.
-    tracked
-        How many of them, the last, gradients flow through.
+    backprop_steps
+        Number of these evaluations, counted from the last, that gradients flow through.
     """
 
     num_symbols: int = 10
@@ -45,107 +48,99 @@ class ReasonerConfig:
         require_whole(self, 1, "num_symbols", "num_classes", "evaluations_per_segment", "backprop_steps")
         if self.backprop_steps > self.evaluations_per_segment:
             raise ConfigError(
-                f"backprop_steps={self.backprop_steps}: must lie between 1 and evaluations_per_segment={self.evaluations_per_segment}."
+                f"backprop_steps={self.backprop_steps}: must lie between 1 and "
+                f"evaluations_per_segment={self.evaluations_per_segment}."
             )
+
+    @abstractmethod
+    def build(self) -> "Reasoner":
+        """Return a new model with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasonerOutput:
-    """What a segment or a solve ended with.
+    """The result of a segment or of a solve.
 
     Attributes
     ----------
     logits
         (B, height, W, classes).
     solution
-        How it was found; its ``value`` is the state.
+        The solve; ``solution.value`` is the state (B, height, W, state width).
     halt
-        (B,), the logit of the answer being right in every cell, from models that have a head for it.
-    start
-        The states (B, height, W, state width) from which a solve came here: of several starts, each puzzle's that was kept.
+        (B,), the logit that the answer is right in every cell; ``None`` for models without a halting head.
+    init_state
+        (B, height, W, state width), the initial state that ``Reasoner.solve`` kept for each puzzle.
     """
 
     logits: Tensor
     solution: Solution
     halt: Tensor | None = None
-    start: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Floating-point operations for one puzzle, two per multiply-add; matrix products and convolutions only.
-
-    Attributes
-    ----------
-    evaluation
-        Of one evaluation of the update.
-    differentiated
-        Of the part of it that gradients flow through where it is tracked.
-    reading
-        Of reading the answer, and of judging it.
-    """
-
-    evaluation: float
-    differentiated: float
-    reading: float
+    init_state: Tensor | None = None
 
 
 class Reasoner(nn.Module, ABC):
-    """Questions are integer grids (B, height, W). ``random_start`` says whether two trajectories of one question can differ."""
+    """Questions are integer grids (B, height, W). ``random_init`` tells whether initial states are random."""
 
-    random_start = False
+    random_init = False
 
     def __init__(
         self, config: ReasonerConfig, *, solver: Solver | None = None, gradient: Gradient | None = None
     ) -> None:
         super().__init__()
+        self.config = config
         self.num_symbols, self.evaluations_per_segment = config.num_symbols, config.evaluations_per_segment
         self.solver = solver or Picard()
         self.gradient = gradient or Phantom(steps=config.backprop_steps)
 
     @abstractmethod
-    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the state that a trajectory starts from, (B, height, W, state width)."""
+    def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the initial state, (B, height, W, state width)."""
 
     @abstractmethod
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return one evaluation, ``state ↦ state``, for these questions."""
+        """Return the update ``state -> state`` for these questions."""
 
     @abstractmethod
-    def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the answer's logits (B, height, W, classes), and the halting logit (B,) where there is a head for it."""
-
-    @abstractmethod
-    def work(self, num_cells: int) -> Work:
-        """Return what a grid of ``num_cells`` costs."""
-
-    def flops_per_puzzle(self, num_cells: int, evaluations: float | None = None, *, training: bool = False) -> float:
-        """Return the floating-point operations for one puzzle of ``num_cells``: so many evaluations, and a reading.
-
-        ``evaluations`` are a segment's if not given. When ``training``, the last ``tracked`` of them cost three times as much as a
-        forward pass, which is once forward and twice on the way back; other gradients than the phantom one add such an evaluation.
-        NaN where an adjoint solve decides. Recomputation and the penalty on the Jacobian are not counted.
-        """
-        work, evaluations = self.work(num_cells), self.evaluations_per_segment if evaluations is None else evaluations
-        if not training:
-            return evaluations * work.evaluation + work.reading
-        back = 2 * work.differentiated
-        if isinstance(self.gradient, Phantom):
-            back *= min(self.gradient.steps, evaluations)
-        elif isinstance(self.gradient, OneStep):
-            back += work.evaluation
-        else:
-            back = float("nan")
-        return evaluations * work.evaluation + back + 3 * work.reading
+    def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the answer's logits (B, height, W, classes) and the halting logit (B,), or ``None`` without a head."""
 
     def forward(
-        self, questions: Tensor, state: Tensor | None = None, *, stop: StopRule | None = None
+        self,
+        questions: Tensor,
+        state: Tensor | None = None,
+        *,
+        depth: int | None = None,
+        tolerance: float | None = None,
+        max_evaluations: int | None = None,
+        stop: StopRule | None = None,
+        trace: bool | Collection[int] = False,
     ) -> ReasonerOutput:
-        """Refine ``state`` (default: a fresh start) and read the answer.
+        """Update ``state`` and decode the answer. Without a budget, make one segment.
 
-        Without ``stop``, one segment: with gradients on, its last ``tracked`` evaluations carry them.
+        Parameters
+        ----------
+        questions
+            (B, height, W), int64 or int32.
+        state
+            (B, height, W, state width); by default a new initial state.
+        depth
+            Make exactly so many evaluations. With gradients on, the last ``backprop_steps`` of them are tracked.
+        tolerance, max_evaluations
+            Solve to this relative residual, with at most so many evaluations (by default 1e-4 and 1024).
+        stop
+            A stop rule for the solver, in place of the three above.
+        trace
+            See :func:`attractor.fixed_point`.
+
+        Raises
+        ------
+        DataError
+            For questions that are not grids of this model's symbols.
+        ConfigError
+            For contradictory budgets.
         """
-        # On accelerators looking costs, and a foreign symbol ends in the embedding's own error.
+        # On accelerators the range check would synchronize; there an unknown symbol fails in the embedding.
         if (
             questions.ndim != 3
             or not questions.numel()
@@ -156,74 +151,119 @@ class Reasoner(nn.Module, ABC):
                 f"questions are {tuple(questions.shape)} {questions.dtype}; give at least one grid (B, height, W) int64 of "
                 f"symbols 0 to {self.num_symbols - 1}."
             )
-        state = self.start(questions) if state is None else state
-        # A phantom gradient's tracked steps are evaluations of the segment; other gradients look at where it ended.
-        gradient = self.gradient
-        tracked = gradient.steps if isinstance(gradient, Phantom) and torch.is_grad_enabled() else 0
+        budget = stop_rule(depth, tolerance, max_evaluations, default=SOLVE_BUDGET)
+        if stop is None:
+            stop = budget if budget is not None and depth is None else self._fixed_depth(depth)
+        elif budget is not None:
+            raise ConfigError("give stop, or depth, tolerance and max_evaluations, not both.")
+        state = self.init_state(questions) if state is None else state
         solution = fixed_point(
-            _Refinement(self, questions) if isinstance(stop, Tolerance) else self.make_update(questions),
+            self.make_update(questions) if isinstance(stop, Steps) else _ActivePuzzles(self, questions),
             state,
             solver=self.solver,
-            stop=Steps(self.evaluations_per_segment - tracked) if stop is None else stop,
-            gradient=gradient,
+            stop=stop,
+            gradient=self.gradient,
             equation_dims=state.ndim - 1,
+            trace=trace,
         )
-        logits, halt = self.read(solution.value)
+        logits, halt = self.decode(solution.value)
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
+
+    def _fixed_depth(self, depth: int | None) -> Steps:
+        """Return the solver's part of ``depth`` evaluations, by default a segment; the gradient makes the others."""
+        tracked = self.gradient.num_steps if torch.is_grad_enabled() else 0
+        if depth is not None and depth < tracked:
+            raise ConfigError(f"depth={depth}: with gradients on, give at least {tracked}, or use torch.no_grad().")
+        return Steps((self.evaluations_per_segment if depth is None else depth) - tracked)
 
     @torch.no_grad()
     def solve(
         self,
         questions: Tensor,
         *,
-        depth: int = 1024,
-        tolerance: float | None = 1e-4,
+        depth: int | None = None,
+        tolerance: float | None = None,
+        max_evaluations: int | None = None,
         breadth: int = 1,
         generator: torch.Generator | None = None,
     ) -> ReasonerOutput:
-        """Iterate to rest and return the answer that rests most. Puzzles at rest cost nothing more.
+        """Solve each puzzle and return its answer with the lowest residual. Converged puzzles are not computed again.
 
         Parameters
         ----------
         questions
             (B, height, W).
-        depth
-            The most evaluations.
-        tolerance
-            The relative residual at which a puzzle is at rest; ``None`` makes exactly ``depth`` evaluations.
+        depth, tolerance, max_evaluations
+            See :meth:`forward`; by default a tolerance of 1e-4 and at most 1024 evaluations.
         breadth
-            How many random starts are tried; of a puzzle's trajectories the one with the smallest residual is kept.
+            The number of restarts. For each puzzle the one with the lowest residual is kept.
+        generator
+            Draws the initial states; on the CPU, so that a seed means the same on every device.
         """
-        # A large grid's residual may stand still for a long time while the answer spreads, so nothing gives up early.
-        stop = Steps(depth) if tolerance is None else Tolerance(rtol=tolerance, max_evaluations=depth, patience=None)
+        self.check_breadth(breadth)
+        stop = stop_rule(depth, tolerance, max_evaluations, default=SOLVE_BUDGET) or SOLVE_BUDGET
+        states = (self.init_state(questions, generator) for _ in range(breadth))
+        return reduce(lower_residual, (replace(self(questions, s, stop=stop), init_state=s) for s in states))
+
+    def check_breadth(self, breadth: int) -> None:
+        """Raise a ``ConfigError`` unless the model can make ``breadth`` different restarts."""
         if breadth < 1:
             raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
-        if breadth > 1 and not self.random_start:
-            raise ConfigError(f"breadth={breadth}: {ONE_START}")
-        starts = (self.start(questions, generator) for _ in range(breadth))
-        return reduce(_calmer, (replace(self(questions, start, stop=stop), start=start) for start in starts))
+        if breadth > 1 and not self.random_init:
+            raise ConfigError(
+                f"breadth={breadth}: this model has one fixed initial state, so restarts change nothing; use breadth 1."
+            )
+
+    def flops_per_puzzle(self, num_cells: int, evaluations: float | None = None, *, training: bool = False) -> float:
+        """Return the floating-point operations for one puzzle: the evaluations, and decoding the answer.
+
+        Parameters
+        ----------
+        num_cells
+            Cells of the grid.
+        evaluations
+            By default those of a segment.
+        training
+            Add the backward pass through the tracked evaluations. The result is NaN for gradients that solve an
+            adjoint system. Recomputation and the Jacobian penalty are not counted.
+        """
+        evaluations = self.evaluations_per_segment if evaluations is None else evaluations
+        cost = forward_cost(self.config, num_cells)
+        forward = evaluations * cost.evaluation + cost.decode
+        if not training:
+            return forward
+        if self.gradient.num_steps:
+            tracked = min(self.gradient.num_steps, evaluations) * cost.evaluation_backward
+        elif isinstance(self.gradient, OneStep):  # differentiates one more evaluation, at the solution
+            tracked = cost.evaluation + cost.evaluation_backward
+        else:
+            tracked = float("nan")
+        return forward + tracked + 2 * cost.decode
 
 
-class _Refinement(PartialUpdate):
-    """The update of a batch of which puzzles at rest are left out."""
+class _ActivePuzzles(PartialUpdate):
+    """The update of a batch, computed only for the puzzles that have not converged."""
 
     def __init__(self, model: Reasoner, questions: Tensor) -> None:
-        self._model, self._questions, self._whole = model, questions, model.make_update(questions)
+        self._model, self._questions, self._all = model, questions, model.make_update(questions)
 
     def __call__(self, y: Tensor) -> Tensor:
-        return self._whole(y)
+        return self._all(y)
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         return self._model.make_update(self._questions[index])(y)
 
 
-def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
-    """Take each puzzle from the output in which it has the smaller residual; evaluations add up."""
+def lower_residual(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
+    """Take each puzzle from the output with the lower residual, ``a`` if equal. Evaluations add up."""
     x, y = a.solution, b.solution
     take = y.residual.nan_to_num(torch.inf) < x.residual.nan_to_num(torch.inf)  # (B,)
 
     def pick(old: Tensor, new: Tensor) -> Tensor:
         return torch.where(take.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+    def pick_optional(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+        return None if old is None or new is None else pick(old, new)
 
     outcome = replace(
         x.outcome,
@@ -237,6 +277,9 @@ def _calmer(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
         evaluations=x.evaluations + y.evaluations,
         outcome=outcome,
     )
-    halt = None if a.halt is None or b.halt is None else pick(a.halt, b.halt)
-    start = None if a.start is None or b.start is None else pick(a.start, b.start)
-    return ReasonerOutput(logits=pick(a.logits, b.logits), solution=solution, halt=halt, start=start)
+    return ReasonerOutput(
+        logits=pick(a.logits, b.logits),
+        solution=solution,
+        halt=pick_optional(a.halt, b.halt),
+        init_state=pick_optional(a.init_state, b.init_state),
+    )

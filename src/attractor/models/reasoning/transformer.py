@@ -1,7 +1,7 @@
-"""The plain Transformer: every layer its own weights, each used once. What recursion is compared with.
+"""The Transformer baseline: every layer has its own weights and is used once.
 
-It is the direct prediction of HRM's paper (arXiv:2506.21734): layers, embedding and heads are those of HRM and TRM, so that only
-the iteration differs.
+It is the direct prediction of the HRM paper (arXiv:2506.21734). Layers, embedding and heads are those of HRM and TRM,
+so the only difference is the iteration.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, Work
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetwork, GridNetworkConfig
-from attractor.nn.grid import CellEmbedding, HaltingHead, linear, swiglu_hidden
+from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu_hidden
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(ReasonerConfig):
-    """``cells`` are all its layers; ``halting`` says whether a head judges, from the first cell, if the answer is right."""
+    """``network`` is all layers; ``halting`` adds a head that predicts, from the first cell, that the answer is right."""
 
-    cells: GridNetworkConfig = field(
+    network: GridNetworkConfig = field(
         default_factory=lambda: GridNetworkConfig(num_layers=8, mixing="attention", grid_positions=False)
     )
     halting: bool = False
@@ -30,48 +30,44 @@ class TransformerConfig(ReasonerConfig):
 
 
 class TransformerReasoner(Reasoner):
-    """One evaluation is the whole answer. The state, (B, height, W, D), is what was computed last and influences nothing.
+    """One evaluation computes the answer. The update ignores its state (B, height, W, D) and returns the last layer's output.
 
-    So a second evaluation changes nothing, and its residual is zero.
+    A second evaluation therefore changes nothing, and its residual is zero.
     """
+
+    config: TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.config, width = config, config.cells.width
-        self.embedding = CellEmbedding(config.num_symbols, width)
-        self.net = GridNetwork(config.cells)
-        self.lm_head = linear(width, config.num_classes)
+        width = config.network.width
+        self.embedding = ScaledEmbedding(config.num_symbols, width)
+        self.net = GridNetwork(config.network)
+        self.lm_head = lecun_linear(width, config.num_classes)
         if config.halting:
             self.q_head = HaltingHead(width)
 
-    def start(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        # As the questions are, not as the weights: those may be divided among processes.
-        return questions.new_zeros(*questions.shape, self.config.cells.width, dtype=self.lm_head.weight.dtype)
+    def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        # Made from the questions, because FSDP may shard the weights.
+        return questions.new_zeros(*questions.shape, self.config.network.width, dtype=self.lm_head.weight.dtype)
 
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         grid, x = questions.shape[1:], self.embedding(questions).flatten(1, 2)
         angles = self.net.angles(grid, x)
         return lambda state: self.net(x, torch.zeros_like(x), grid, angles).view(state.shape).to(state.dtype)
 
-    def read(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+    def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.lm_head(state), self.q_head(state) if self.config.halting else None
-
-    def work(self, num_cells: int) -> Work:
-        evaluation = self.net.flops(num_cells)
-        judging = self.q_head.weight.numel() if self.config.halting else 0
-        reading = 2.0 * (num_cells * self.lm_head.weight.numel() + judging)
-        return Work(evaluation=evaluation, differentiated=evaluation, reading=reading)
 
 
 def transformer_27m() -> TransformerConfig:
-    """Return one of HRM's size and layers: eight of width 512."""
-    cells = GridNetworkConfig(
+    """Return a model of HRM's size: eight layers of width 512."""
+    network = GridNetworkConfig(
         width=512, num_layers=8, mixing="attention", hidden=swiglu_hidden(512), num_heads=8, grid_positions=False
     )
-    return TransformerConfig(cells=cells)
+    return TransformerConfig(network=network)
 
 
 def transformer_tiny(size: int = 9) -> TransformerConfig:
-    """Return one of width 128 and four layers, as many as :func:`hrm_tiny`, for Sudokus of ``size`` × ``size``."""
-    cells = GridNetworkConfig(num_layers=4, mixing="attention", grid_positions=False)
-    return TransformerConfig(num_symbols=size + 1, num_classes=size + 1, cells=cells)
+    """Return a small model for CPUs: width 128, four layers as in :func:`hrm_tiny`, Sudokus of ``size`` × ``size``."""
+    network = GridNetworkConfig(num_layers=4, mixing="attention", grid_positions=False)
+    return TransformerConfig(num_symbols=size + 1, num_classes=size + 1, network=network)

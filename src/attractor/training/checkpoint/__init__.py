@@ -1,17 +1,17 @@
-"""Checkpoints: folders that are whole or absent, checked before they are read, written while training goes on.
+"""Checkpoints: folders that are complete or absent, verified before they are read, and written while training continues.
 
 ::
 
     step-00000500/
-      run.json                  what it is
-      model.safetensors ...     the weights for inference, beside whatever else ``save_model`` writes
-      training/                 state common to all ranks, in shards: PyTorch's distributed checkpoint
-      rank-00000.safetensors    tensors of one rank's own: random state, carry, position in the data
+      run.json                  metadata: what the run is
+      model.safetensors ...     weights for inference, and the other files that ``save_model`` writes
+      training/                 state that all ranks share, in shards: PyTorch's distributed checkpoint
+      rank-00000.safetensors    tensors of one rank: random state, position in the data, carried states
       training.json             numbers, and how many ranks there were
       checksums.json            size and CRC-32 of every other file, written last
 
-Inference reads ``run.json`` and safetensors alone. The shards in ``training/`` have a pickle for an index, and unpickling runs
-code: resume only checkpoints of people you trust. Checksums guard against accidents, not against them.
+Inference reads only ``run.json`` and safetensors. The index of the shards in ``training/`` is a pickle, and unpickling runs code:
+resume only checkpoints of people you trust. Checksums protect against accidents, not against attacks.
 """
 
 from attractor.training.checkpoint.folder import (
@@ -23,7 +23,7 @@ from attractor.training.checkpoint.folder import (
     verify_weights,
     write_checksums,
 )
-from attractor.training.checkpoint.reading import load, load_model, load_own, load_scalars
+from attractor.training.checkpoint.reading import load, load_model, load_rank_tensors, load_scalars
 from attractor.training.checkpoint.writing import Checkpoints, save_weights
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "inference_files",
     "load",
     "load_model",
-    "load_own",
+    "load_rank_tensors",
     "load_scalars",
     "read_run",
     "save_weights",

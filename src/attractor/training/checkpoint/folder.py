@@ -1,10 +1,9 @@
-"""The folder of a checkpoint: finding it, and what holds it together."""
+"""The folder of a checkpoint: find it, list its files and verify them."""
 
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,38 @@ from typing import Any
 import torch.distributed as dist
 
 from attractor.errors import CheckpointError
-from attractor.training.checkpoint.ranks import agree, rank_and_world
+from attractor.files import checksum, read_json, sync_file, sync_folder, write_json
+from attractor.training.checkpoint.ranks import rank_and_size, run_on_all_ranks
 
 FORMAT = "attractor-1"
 CHECKSUMS = "checksums.json"
-DAMAGED = "; the checkpoint is damaged."
-TRAINING = ("training/*", "training.json", "rank-*.safetensors")  # files that inference never reads
+ADVICE = "the checkpoint is damaged"
+DAMAGED = f"; {ADVICE}."
+TRAINING_FILES = ("training/*", "training.json", "rank-*.safetensors")  # inference never reads them
 Checksums = dict[str, dict[str, int]]  # by file name, relative to the folder: "size" in bytes and "crc32"
 
 
 def checkpoints_in(out: Path) -> list[Path]:
     """Return the checkpoints in a run's folder, oldest first.
 
-    One that was about to be replaced by another of the same step (``step-N-old``) stands before its successor.
+    ``step-N-old``, which a new checkpoint of the same step was about to replace, comes before ``step-N``.
     """
-    found = [(re.fullmatch(r"step-(\d+)(-old)?", path.name), path) for path in out.glob("step-*")]
-    return [path for match, path in sorted(found, key=_order) if match and path.is_dir()]
-
-
-def _order(found: tuple[re.Match[str] | None, Path]) -> tuple[int, bool]:
-    match = found[0]
-    return (int(match[1]), match[2] is None) if match else (-1, False)
+    found = [
+        (int(match[1]), match[2] is None, path)
+        for path in out.glob("step-*")
+        if (match := re.fullmatch(r"step-(\d+)(-old)?", path.name)) and path.is_dir()
+    ]
+    return [path for *_, path in sorted(found)]
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that ``path`` means: itself, or the newest one in a run's folder."""
+    """Return ``path`` if it is a checkpoint, or else the newest checkpoint in this run's folder.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
     if (path / "run.json").is_file():
         return path
     found = checkpoints_in(path)
@@ -46,9 +52,15 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_run(checkpoint: Path, kind: str | None = None) -> dict[str, Any]:
-    """Return what ``run.json`` describes, after checking that it is ours and of that kind."""
+    """Return the metadata in ``run.json``.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not a checkpoint of this package, or not of this ``kind``.
+    """
     file = checkpoint / "run.json"
-    data = read_json(file)
+    data = read_json(file, CheckpointError, advice=ADVICE)
     if data.pop("format", None) != FORMAT:
         raise CheckpointError(f"{file}: not a checkpoint of this package (its format is not {FORMAT!r}).")
     if kind is not None and data.get("kind") != kind:
@@ -56,154 +68,114 @@ def read_run(checkpoint: Path, kind: str | None = None) -> dict[str, Any]:
     return data
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a file."""
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}){DAMAGED}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: holds no JSON object{DAMAGED}")
-    return data
-
-
 def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json`` for all that lies in ``folder``, and all of it to the disk."""
-    write_checksum_file(folder, checksums(folder, files(folder)))
+    """Write ``checksums.json`` for all files in ``folder``, and wait until everything is on the disk."""
+    write_checksum_file(folder, compute_checksums(folder, list_files(folder)))
 
 
 def update_checksums(checkpoint: Path, name: str) -> None:
-    """Take note that a file was changed on purpose. Folders without checksums need no note."""
+    """Renew the checksum of a file that was changed on purpose. Does nothing in a folder without checksums."""
     if (checkpoint / CHECKSUMS).is_file():
-        write_checksum_file(checkpoint, read_checksums(checkpoint) | checksums(checkpoint, [name]))
+        write_checksum_file(checkpoint, read_checksums(checkpoint) | compute_checksums(checkpoint, [name]))
 
 
 def verify(checkpoint: Path, group: dist.ProcessGroup | None = None) -> None:
-    """Check every file of a checkpoint; with a ``group``, each rank some of them.
+    """Verify every file of a checkpoint. With a ``group``, each rank verifies some of them.
 
     Raises
     ------
     CheckpointError
-        On all ranks, naming a file that is missing, damaged or foreign, and the newest older checkpoint that is whole.
+        On all ranks, with the name of a file that is missing, damaged or foreign, and of the newest older checkpoint that is
+        complete.
     """
-    rank, world = rank_and_world(group)
+    rank, size = rank_and_size(group)
 
-    def mine() -> None:
+    def verify_share() -> None:
         try:
             expected = read_checksums(checkpoint)
-            verify_files(checkpoint, expected, sorted(expected.keys() | set(files(checkpoint)))[rank::world])
+            verify_files(checkpoint, expected, sorted(expected.keys() | set(list_files(checkpoint)))[rank::size])
         except CheckpointError as error:
-            raise CheckpointError(f"{str(error).removesuffix(DAMAGED)}; {_way_on(checkpoint)}") from error
+            raise CheckpointError(f"{str(error).removesuffix(DAMAGED)}; {_what_to_do(checkpoint)}") from error
 
-    agree(group, mine)
+    run_on_all_ranks(group, verify_share)
 
 
 def verify_weights(checkpoint: Path) -> None:
-    """Check the weights for inference, where there are checksums: plain folders of ``transformers`` have none."""
+    """Verify the weights for inference, if there are checksums: folders that only ``transformers`` wrote have none."""
     if (checkpoint / CHECKSUMS).is_file():
         expected = read_checksums(checkpoint)
         verify_files(checkpoint, expected, [name for name in expected if fnmatch(name, "model*.safetensors*")])
 
 
 def inference_files(checkpoint: Path) -> list[str]:
-    """Return the names of the files that are not for training alone, once they have been checked."""
+    """Verify the files that inference needs, and return their names."""
     expected = read_checksums(checkpoint)
-    names = [name for name in expected if not any(fnmatch(name, pattern) for pattern in TRAINING)]
+    names = [name for name in expected if not any(fnmatch(name, pattern) for pattern in TRAINING_FILES)]
     verify_files(checkpoint, expected, names)
     return names
 
 
 def verify_files(checkpoint: Path, expected: Checksums, names: Iterable[str]) -> None:
-    """Check some files, and refuse the first that is not what it should be."""
+    """Raise a CheckpointError for the first of these files that is missing, damaged or foreign."""
     for name in names:
         file = checkpoint / name
         if name not in expected:
             raise CheckpointError(f"{file}: does not belong to this checkpoint{DAMAGED}")
         if not file.is_file():
             raise CheckpointError(f"{file}: is missing{DAMAGED}")
-        if file.stat().st_size != expected[name]["size"]:
-            raise CheckpointError(
-                f"{file}: has {file.stat().st_size:,} bytes and not {expected[name]['size']:,}{DAMAGED}"
-            )
-        if _crc32(file) != expected[name]["crc32"]:
+        size, expected_size = file.stat().st_size, expected[name]["size"]
+        if size != expected_size:
+            raise CheckpointError(f"{file}: has {size:,} bytes and not {expected_size:,}{DAMAGED}")
+        if checksum(file) != expected[name]["crc32"]:
             raise CheckpointError(f"{file}: does not match its checksum{DAMAGED}")
 
 
-def files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """Return the names of all files but ``checksums.json``, relative to ``folder``."""
-    return sorted(
-        name for p in folder.rglob("*") if p.is_file() and (name := p.relative_to(folder).as_posix()) != CHECKSUMS
-    )
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != CHECKSUMS)
 
 
-def checksums(folder: Path, names: Iterable[str]) -> Checksums:
-    """Return the checksums of files, once they are on the disk."""
+def compute_checksums(folder: Path, names: Iterable[str]) -> Checksums:
+    """Wait until these files are on the disk, and return their checksums."""
     found = {}
     for name in names:
-        with (folder / name).open("rb+") as stream:
-            os.fsync(stream.fileno())
-        found[name] = {"size": (folder / name).stat().st_size, "crc32": _crc32(folder / name)}
+        sync_file(folder / name)
+        found[name] = {"size": (folder / name).stat().st_size, "crc32": checksum(folder / name)}
     return found
 
 
-def write_checksum_file(folder: Path, found: Checksums) -> None:
-    """Write ``checksums.json`` beside its place, and rename it into it."""
-    part = folder / f".{CHECKSUMS}.part"
-    part.write_text(json.dumps({"crc32": _crc32_of(found), "files": dict(sorted(found.items()))}, indent=1))
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, folder / CHECKSUMS)
-    for each in {folder, *(p for p in folder.rglob("*") if p.is_dir())}:
+def write_checksum_file(folder: Path, checksums: Checksums) -> None:
+    """Write ``checksums.json``, and wait until the folder is on the disk."""
+    write_json(folder / CHECKSUMS, {"crc32": _own_checksum(checksums), "files": dict(sorted(checksums.items()))}, sync=True)
+    for each in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(each)
 
 
-def sync_folder(folder: Path) -> None:
-    """Write to the disk which files a folder holds, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def read_checksums(checkpoint: Path) -> Checksums:
-    """Return what the checkpoint says of its files."""
+    """Return the checksums in ``checksums.json``."""
     file = checkpoint / CHECKSUMS
     if not file.is_file():
         raise CheckpointError(f"{file}: is missing{DAMAGED}")
-    data = read_json(file)
-    found: Checksums = data.get("files", {})
-    if data.get("crc32") != _crc32_of(found):
+    data = read_json(file, CheckpointError, advice=ADVICE)
+    checksums: Checksums = data.get("files", {})
+    if data.get("crc32") != _own_checksum(checksums):
         raise CheckpointError(f"{file}: does not match its own checksum{DAMAGED}")
-    return found
+    return checksums
 
 
-def _crc32_of(found: Checksums) -> int:
-    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+def _own_checksum(checksums: Checksums) -> int:
+    return zlib.crc32(json.dumps(checksums, sort_keys=True).encode())
 
 
-def _crc32(file: Path) -> int:
-    value = 0
-    for block in _blocks(file):
-        value = zlib.crc32(block, value)
-    return value
-
-
-def _blocks(file: Path) -> Iterator[bytes]:
-    with file.open("rb", buffering=0) as stream:
-        while block := stream.read(1 << 22):
-            yield block
-
-
-def _way_on(checkpoint: Path) -> str:
-    """Say how to go on without this checkpoint."""
-    beside = checkpoints_in(checkpoint.parent)
-    for older in reversed(beside[: beside.index(checkpoint)] if checkpoint in beside else []):
+def _what_to_do(checkpoint: Path) -> str:
+    """Return which older checkpoint can be used instead of a damaged one."""
+    found = checkpoints_in(checkpoint.parent)
+    for older in reversed(found[: found.index(checkpoint)] if checkpoint in found else []):
         try:
             expected = read_checksums(older)
-            verify_files(older, expected, sorted(expected.keys() | set(files(older))))
+            verify_files(older, expected, sorted(expected.keys() | set(list_files(older))))
         except CheckpointError:
             continue
-        return f"{older.name} is whole: remove {checkpoint.name} to resume from there."
-    return "no older checkpoint is whole."
+        return f"{older.name} is complete: remove {checkpoint.name} to resume from there."
+    return "no older checkpoint is complete."

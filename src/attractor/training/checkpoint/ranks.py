@@ -1,6 +1,5 @@
-"""What ranks do together: all succeed, or all fail in one sentence."""
+"""What all ranks do at the same time: all succeed, or all fail with the same sentence."""
 
-import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,46 +7,50 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from attractor.errors import AttractorError, CheckpointError
+from attractor.files import DISK_FULL, first_line
 
 T = TypeVar("T")
 FULL = "the disk is full"
 LOST = "another rank has ended"
 
 
-def rank_and_world(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """Return this rank and the number of ranks; ``None`` is one process alone."""
+def rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Return this rank and the number of ranks. ``None`` means one process."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
-def agree(group: dist.ProcessGroup | None, act: Callable[[], T]) -> list[T]:
-    """Let every rank act and return the results in rank order. What fails on one rank fails on all of them."""
+def run_on_all_ranks(group: dist.ProcessGroup | None, action: Callable[[], T]) -> list[T]:
+    """Run ``action`` on every rank and return the results in rank order.
+
+    Raises
+    ------
+    CheckpointError
+        On all ranks, if the action fails on any of them.
+    """
     result, failure, cause = None, None, None
     try:
-        result = act()
+        result = action()
     except Exception as error:
-        failure, cause = reason(error), error
-    every: list[Any] = [(result, failure)]
+        failure, cause = short_reason(error), error
+    outcomes: list[Any] = [(result, failure)]
     if group is not None:
-        every = every * dist.get_world_size(group)
-        dist.all_gather_object(every, (result, failure), group=group)
-    for _, failed in every:
+        outcomes = outcomes * dist.get_world_size(group)
+        dist.all_gather_object(outcomes, (result, failure), group=group)
+    for _, failed in outcomes:
         if failed is not None:
             raise CheckpointError(failed) from cause
-    return [each for each, _ in every]
+    return [each for each, _ in outcomes]
 
 
-def reason(error: BaseException) -> str:
-    """Return why something failed, in some words: what lies at its root rather than what was made of it."""
+def short_reason(error: BaseException) -> str:
+    """Return in a few words why something failed: a full disk or a lost rank if that is the root cause."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    root: BaseException | None = error
-    while root is not None:
-        number = root.errno if isinstance(root, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(root):
+    cause: BaseException | None = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in DISK_FULL) or "No space left" in str(cause):
             return FULL
-        root = root.__cause__ or root.__context__
-    if "by peer" in str(error):  # gloo: connection closed, or reset
+        cause = cause.__cause__ or cause.__context__
+    if "by peer" in str(error):  # gloo: connection closed, or reset, by peer
         return LOST
-    if isinstance(error, AttractorError):
-        return str(error)
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return str(error) if isinstance(error, AttractorError) else first_line(error)

@@ -1,18 +1,16 @@
-"""Drawing Sudokus with one solution: random solved grids, from which clues are dug out one by one, many grids at once."""
-
-from collections.abc import Callable
+"""Generate Sudokus with one solution: random solved grids lose clues one after another, many grids in parallel."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data.puzzles import Puzzles
+from attractor.data.puzzle import Advance, PuzzleSet
 from attractor.data.sudoku.rules import Grids, require_size
 from attractor.data.sudoku.solver import candidates, search
 from attractor.data.sudoku.symmetry import Seen, augment
 from attractor.errors import ConfigError
 
-_BATCH = 256  # puzzles drawn at a time, part of what a seed means
-_PATIENCE = 8  # batches in a row without a new puzzle after which a setting counts as used up
+_BATCH = 256  # puzzles generated at a time; a change would change the puzzles of a seed
+_PATIENCE = 8  # batches in a row without a new puzzle after which generation stops
 
 
 def generate(
@@ -21,32 +19,32 @@ def generate(
     size: int,
     seed: int,
     clues: int | None = None,
-    exclude: Puzzles | None = None,
-    advance: Callable[[int], None] = lambda num: None,
-) -> Puzzles:
-    """Puzzles with exactly one solution, none of them a symmetric copy of another.
+    exclude: PuzzleSet | None = None,
+    advance: Advance = lambda num: None,
+) -> PuzzleSet:
+    """Return puzzles with exactly one solution. None is a symmetric copy of another.
 
-    Not every puzzle is equally likely: solved grids come from random guesses, and few clues come from digging until it works.
+    Puzzles are not equally likely: solved grids come from random guesses, and clues are removed in a random order.
 
     Parameters
     ----------
     num
-        How many, from 0 up. Fewer puzzles of a seed are the first of more.
+        The number of puzzles, from 0 up. With one seed, fewer puzzles are the first of more.
     size
         4 (boxes of 2 x 2), 6 (2 rows x 3 columns) or 9 (3 x 3).
     seed
         The same seed, size, clues and exclusion give the same puzzles on every platform.
     clues
-        How many digits are given. By default puzzles are minimal: without any of its clues, each would have several solutions.
+        The number of given digits. By default puzzles are minimal: without any one clue, several solutions would exist.
     exclude
-        No symmetric copy of one of these is returned: give the training set to draw a test set.
+        No symmetric copy of one of these puzzles is returned. Give the training set to generate a test set.
     advance
         Called with the number of puzzles just found.
 
     Raises
     ------
     ConfigError
-        A number, seed or size that cannot work, or more puzzles than are found.
+        For invalid settings, or if fewer puzzles are found than asked for.
     """
     require_size(size)
     for name, value in (("num", num), ("seed", seed)):
@@ -59,35 +57,35 @@ def generate(
     if exclude is not None and exclude.questions.shape[1] == size:
         seen.add(exclude.questions, exclude.answers)
     questions, answers = [np.empty((0, size, size), np.uint8)], [np.empty((0, size, size), np.uint8)]
-    num_found, num_vain = 0, 0
+    num_found, num_failed_batches = 0, 0
     while num_found < num:
         solved = _solved_grids(_BATCH, size, rng)
-        dug = _dig(solved, size, clues, rng)
-        right = np.flatnonzero((dug > 0).sum(axis=(1, 2)) == clues) if clues is not None else np.arange(_BATCH)
-        new = right[seen.add(dug[right], solved[right])][: num - num_found]
-        questions.append(dug[new])
+        reduced = _remove_clues(solved, size, clues, rng)
+        valid = np.flatnonzero((reduced > 0).sum(axis=(1, 2)) == clues) if clues is not None else np.arange(_BATCH)
+        new = valid[seen.add(reduced[valid], solved[valid])][: num - num_found]
+        questions.append(reduced[new])
         answers.append(solved[new])
         num_found += len(new)
-        num_vain = 0 if len(new) else num_vain + 1
-        if num_vain == _PATIENCE:
+        num_failed_batches = 0 if len(new) else num_failed_batches + 1
+        if num_failed_batches == _PATIENCE:
             what = "minimal puzzles" if clues is None else f"puzzles with {clues} clues"
             raise ConfigError(
                 f"Only {num_found} of {num} different {what} of size {size} were found before {_PATIENCE * _BATCH} draws "
                 "in a row gave no new one; ask for fewer, for more clues or for a larger size."
             )
         advance(len(new))
-    return Puzzles(kind="sudoku", questions=np.concatenate(questions), answers=np.concatenate(answers))
+    return PuzzleSet(kind="sudoku", questions=np.concatenate(questions), answers=np.concatenate(answers))
 
 
 def _solved_grids(num: int, size: int, rng: np.random.Generator) -> Grids:
-    """Solved grids (num, size, size), found by random guesses and turned by a random symmetry."""
+    """Return solved grids (num, size, size): random guesses, then a random symmetry."""
     found = search(candidates(np.zeros((num, size, size), np.uint8)), limit=1, rng=rng)
     grids = found.first.reshape(num, size, size)
     return augment(grids, grids, rng)[0]
 
 
-def _dig(solved: Grids, size: int, clues: int | None, rng: np.random.Generator) -> Grids:
-    """Empty the cells of each grid in a random order, except where a second solution would appear or ``clues`` are reached."""
+def _remove_clues(solved: Grids, size: int, clues: int | None, rng: np.random.Generator) -> Grids:
+    """Empty the cells of each grid in a random order, unless a second solution would appear or ``clues`` are left."""
     num = len(solved)
     states = candidates(solved)
     bits = states.copy()
@@ -97,7 +95,7 @@ def _dig(solved: Grids, size: int, clues: int | None, rng: np.random.Generator) 
     for cell in order.T:
         which = np.flatnonzero(num_clues > (clues or 0))
         places = cell[which], which
-        # It was unique before, so any second solution has another digit here.
+        # The solution was unique before, so every second solution has another digit in this cell.
         other = states[:, which]
         other[cell[which], np.arange(len(which))] = every & ~bits[places]
         unique = search(other, limit=1).counts == 0

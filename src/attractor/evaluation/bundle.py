@@ -1,0 +1,152 @@
+"""Read the tasks of an evaluation bundle: a folder in the layout of DCLM's CORE benchmark.
+
+A bundle holds ``core.yaml`` (the tasks), ``eval_meta_data.csv`` (random baselines), and one ``.jsonl`` file per task, which
+may be compressed. Source: DCLM, arXiv:2406.11794.
+"""
+
+import csv
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from attractor.config import suggestion
+from attractor.data.text.documents import OPENERS
+from attractor.errors import AttractorError, DataError
+
+Item = dict[str, Any]
+# Required fields of an item of each kind, and their types.
+FIELDS: dict[str, dict[str, type]] = {
+    "multiple_choice": {"query": str, "choices": list, "gold": int},
+    "schema": {"context_options": list, "continuation": str, "gold": int},
+    "language_modeling": {"context": str, "continuation": str},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task of a bundle.
+
+    Attributes
+    ----------
+    kind
+        ``multiple_choice``, ``schema`` or ``language_modeling``.
+    file
+        Its data; None when the bundle does not contain it.
+    rebuilt
+        Whether the file is ``NAME_rebuilt.jsonl``: equivalent data made again from its source, not the original file.
+    num_fewshot
+        Number of solved examples before each question.
+    delimiter
+        Text between a context and its continuation.
+    baseline
+        Accuracy of random guessing, in [0, 1).
+    """
+
+    label: str
+    kind: str
+    file: Path | None
+    rebuilt: bool
+    num_fewshot: int
+    delimiter: str
+    baseline: float
+
+
+def read_tasks(bundle: Path) -> tuple[Task, ...]:
+    """Return the tasks of ``bundle`` in the order of its ``core.yaml``.
+
+    Raises
+    ------
+    DataError
+        When the folder is not a valid bundle.
+    """
+    listing = bundle / "core.yaml"
+    try:
+        entries = yaml.safe_load(listing.read_text())["icl_tasks"]
+        with (bundle / "eval_meta_data.csv").open(newline="") as file:
+            baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+        tasks = tuple(_parse_task(bundle, entry, baselines) for entry in entries)
+    except AttractorError:
+        raise
+    except OSError as error:
+        raise DataError(f"{bundle}: no evaluation bundle ({error}); give a folder with core.yaml in it.") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{bundle}: core.yaml and eval_meta_data.csv cannot be parsed ({error!r}).") from error
+    if not tasks:
+        raise DataError(f"{listing}: lists no task; give the complete evaluation bundle.")
+    return tasks
+
+
+def find_task(bundle: Path, label: str) -> Task:
+    """Return the task of ``bundle`` with this label."""
+    tasks = {task.label: task for task in read_tasks(bundle)}
+    if label not in tasks:
+        raise DataError(f"{bundle}: has no task {label!r}; {suggestion(label, tasks)}")
+    return tasks[label]
+
+
+def read_items(task: Task) -> list[Item]:
+    """Return the validated items of a task in the order of its file.
+
+    Raises
+    ------
+    DataError
+        When the file is missing, damaged, or holds other data.
+    """
+    file, items = task.file, []
+    if file is None:
+        raise DataError(f"{task.label}: the bundle has no file for this task; add the file, or leave the task out.")
+    try:
+        with file.open("rb") as raw:
+            lines = OPENERS[file.suffix](raw) if file.suffix in OPENERS else raw
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    items.append(_check_item(json.loads(line), task.kind, f"{file}: line {number}"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}: line {number} is not JSON ({error.msg}).") from error
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise DataError(f"{file}: cannot be read ({error}).") from error
+    if len(items) <= task.num_fewshot:
+        raise DataError(f"{file}: {len(items)} item(s) are too few for {task.num_fewshot} examples before each.")
+    return items
+
+
+def _parse_task(bundle: Path, entry: dict[str, Any], baselines: dict[str, float]) -> Task:
+    label, kind = entry["label"], entry["icl_task_type"]
+    if kind not in FIELDS:
+        raise DataError(
+            f"{bundle / 'core.yaml'}: {label} has the unknown type {kind!r}; {suggestion(str(kind), FIELDS)}"
+        )
+    if label not in baselines:
+        raise DataError(f"{bundle / 'eval_meta_data.csv'}: has no random baseline for {label}; add its row.")
+    original = Path(entry["dataset_uri"])
+    candidates = [
+        (bundle / folder / name.with_name(name.name + suffix), name != original)
+        for name in (original, original.with_stem(original.stem + "_rebuilt"))
+        for folder in ("", "eval_data")  # the published archive uses eval_data
+        for suffix in ("", *OPENERS)
+    ]
+    file, rebuilt = next(((path, rebuilt) for path, rebuilt in candidates if path.is_file()), (None, False))
+    return Task(
+        label=label,
+        kind=kind,
+        file=file,
+        rebuilt=rebuilt,
+        num_fewshot=int(entry["num_fewshot"][0]),
+        delimiter=entry.get("continuation_delimiter", " "),
+        baseline=baselines[label],
+    )
+
+
+def _check_item(item: Any, kind: str, where: str) -> Item:
+    for name, expected in FIELDS[kind].items():
+        if not isinstance(item, dict) or not isinstance(item.get(name), expected):
+            raise DataError(f"{where}: a {kind} item needs {name!r} ({expected.__name__}).")
+    if kind != "language_modeling":
+        options = item["choices" if kind == "multiple_choice" else "context_options"]
+        if not (all(isinstance(option, str) for option in options) and 0 <= item["gold"] < len(options)):
+            raise DataError(f"{where}: gold={item['gold']} must be one of its {len(options)} options, each a text.")
+    return item

@@ -1,0 +1,77 @@
+"""Choose the cheapest budget of a language model that loses little, and store it in the checkpoint."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from attractor.data.text import read_held_out
+from attractor.errors import ConfigError
+from attractor.evaluation.calibrate import Calibration
+from attractor.evaluation.calibrate import calibrate as find_budget
+from attractor.evaluation.text import DEFAULT_WINDOW, max_length
+from attractor.experiment.language_evaluation import held_out_paths
+from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
+from attractor.experiment.progress import progress_bars
+from attractor.files import new_file
+from attractor.training import update_checksums
+
+
+def calibrate(
+    model: str | Path | LoadedLanguageModel,
+    data: str | Path | Sequence[str | Path],
+    *,
+    max_loss_increase: float = 0.005,
+    field: str = "text",
+    limit: int = 8,
+    characters: int = 20_000,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Calibration:
+    """Find the cheapest budget whose held-out loss is close to that of the equilibrium. Generation then keeps to it.
+
+    The budget becomes that of the loaded model, and is stored in the generation config of its checkpoint.
+
+    Parameters
+    ----------
+    model
+        A loaded attractor model, or what :func:`attractor.load` takes.
+    data
+        Files or folders of held-out documents, or folders of prepared text, whose split ``val`` is read.
+    max_loss_increase
+        The largest increase of the loss, as a fraction of the loss at the equilibrium.
+    field
+        The field of a record that holds the text.
+    limit, characters
+        The largest number of documents, and of characters from the beginning of each.
+    batch_size
+        Sequences in a batch.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ConfigError, DataError, CheckpointError
+        If an argument, the data or the checkpoint is invalid.
+    """
+    for name, value in (("limit", limit), ("characters", characters), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+    paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
+    loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
+    language_model: Any = loaded.model
+    with progress_bars(progress) as follow:
+        found = find_budget(
+            language_model,
+            loaded.tokenizer,
+            [text[:characters] for text in islice(read_held_out(paths, field), limit)],
+            length=min(max_length(language_model), DEFAULT_WINDOW),
+            max_loss_increase=max_loss_increase,
+            batch_size=batch_size,
+            advance=follow("budgets"),
+        )
+    language_model.store_budget(**found.chosen.budget)
+    with new_file(loaded.path / "generation_config.json") as part:
+        language_model.generation_config.save_pretrained(part.parent, config_file_name=part.name)
+    update_checksums(loaded.path, "generation_config.json")
+    return found

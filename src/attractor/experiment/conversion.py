@@ -1,0 +1,159 @@
+"""Write a model in another form: for inference only, as a stock model, or from another format."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attractor.data.text import load_tokenizer, read_held_out
+from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
+from attractor.experiment.language_evaluation import held_out_paths
+from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
+from attractor.files import new_folder, require_free
+from attractor.interop.backbone import from_backbone
+from attractor.interop.official_checkpoint import import_official as read_official
+from attractor.interop.stock_export import HeldOut, require_exportable
+from attractor.interop.stock_export import export as write_stock
+from attractor.training import find_checkpoint
+from attractor.training.checkpoint import inference_files, save_weights, write_checksums
+from attractor.training.checkpoint import load as load_state
+
+
+def export(
+    model: str | Path | LoadedLanguageModel,
+    out: str | Path,
+    *,
+    depth: int,
+    data: str | Path | Sequence[str | Path] = (),
+) -> tuple[Any, HeldOut | None]:
+    """Write an attractor model at depth 0 or 1 as a stock Qwen3 or Llama, which ``transformers`` loads without this package.
+
+    Parameters
+    ----------
+    model
+        A loaded model, or what :func:`attractor.load` takes.
+    out
+        The folder to write; it must not exist.
+    depth
+        1 for one evaluation, which is the plain Transformer of all layers; 0 for the proposal.
+    data
+        Held-out text to evaluate for the model card: files or folders of documents, or folders of prepared text.
+
+    Returns
+    -------
+    model, held_out
+        The stock model, and the losses on ``data`` if there are any.
+
+    Raises
+    ------
+    ConfigError
+        If no stock model computes the same, or ``out`` exists or cannot be written.
+    """
+    require_free(Path(out))
+    paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
+    loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
+    require_exportable(loaded.model, depth)
+    held_out = _held_out_loss(loaded, paths, depth) if paths else None
+    with quiet():
+        stock = write_stock(loaded.model, out, depth=depth, tokenizer=loaded.tokenizer, held_out=held_out)
+    return stock, held_out
+
+
+def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: int) -> HeldOut:
+    """Return the loss at the exported depth and, if the model has an equilibrium, there."""
+    model: Any = loaded.model
+    length, has_equilibrium = min(max_length(model), DEFAULT_WINDOW), bool(model.config.num_attractor_layers)
+
+    def score(depth: int | None) -> Any:
+        return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, depth=depth)
+
+    exported = score(depth if has_equilibrium else None)
+    return HeldOut(
+        num_documents=exported.num_documents,
+        num_bytes=exported.num_bytes,
+        exported=exported.bits_per_byte,
+        equilibrium=score(None).bits_per_byte if has_equilibrium else None,
+    )
+
+
+def export_inference(checkpoint: str | Path, out: str | Path, *, latest: bool = False) -> Path:
+    """Write the files of a checkpoint that inference needs: weights, configuration and tokenizer. Return the checkpoint's folder.
+
+    Parameters
+    ----------
+    checkpoint
+        The folder of a checkpoint, or of a run, whose newest checkpoint is taken.
+    out
+        The folder to write; it must not exist.
+    latest
+        Write the weights of the last step instead of the averaged weights.
+    """
+    target = Path(out)
+    require_free(target)
+    source = find_checkpoint(local_folder(checkpoint))
+    names = inference_files(source)
+    model = _latest_model(source) if latest else None
+    with new_folder(target) as part:
+        for name in names:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, part / name)
+        if model is not None:
+            _replace_weights(model, part)
+        write_checksums(part)
+    return source
+
+
+def _latest_model(checkpoint: Path) -> Any:
+    model = load(checkpoint, device="cpu").model
+    load_state(checkpoint, {"model": model.state_dict()}, partial=True)
+    return model
+
+
+def _replace_weights(model: Any, folder: Path) -> None:
+    for stale in folder.glob("model*.safetensors*"):
+        stale.unlink()
+    if hasattr(model, "save_pretrained"):
+        with quiet():
+            model.save_pretrained(folder)
+    else:
+        save_weights(model.state_dict(), folder)
+
+
+def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
+    """Convert a checkpoint in the format of the paper's authors. Return the model and the tokenizer, or None where it has none.
+
+    Parameters
+    ----------
+    folder
+        A folder with ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards, and perhaps a
+        tokenizer.
+    out
+        The folder to write; it must not exist.
+    """
+    source = Path(folder)
+    require_free(Path(out))
+    model = read_official(source)
+    has_tokenizer = any((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = load_tokenizer(source) if has_tokenizer else None
+    _save(Path(out), model, tokenizer)
+    return model, tokenizer
+
+
+def retrofit(backbone: str | Path, out: str | Path, **settings: Any) -> Any:
+    """Write the attractor model of a pretrained Qwen3 or Llama, with its tokenizer, to a new folder, and return the model.
+
+    ``settings`` are those of :func:`attractor.retrofit`.
+    """
+    require_free(Path(out))
+    with quiet():
+        tokenizer = load_tokenizer(Path(backbone))
+        model = from_backbone(backbone, **settings)
+    _save(Path(out), model, tokenizer)
+    return model
+
+
+def _save(out: Path, model: Any, tokenizer: Any) -> None:
+    with new_folder(out) as part, quiet():
+        model.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)

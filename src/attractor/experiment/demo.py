@@ -1,0 +1,105 @@
+"""The demonstration: train on small mazes, then solve large ones with more evaluations, and draw it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attractor.data import PuzzleSet, maze
+from attractor.errors import ConfigError
+from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
+from attractor.experiment.progress import Advance, progress_bars, training_bar
+from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
+from attractor.files import check_output_dir, write_json
+from attractor.models.reasoning import Reasoner
+from attractor.plots import plot_accuracy, plot_trajectory
+from attractor.recipes import maze as maze_recipe
+
+SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # the number of unseen mazes of each size
+DEPTHS = (4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
+DRAWN_DEPTHS = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
+TOLERANCE = 1e-4  # the relative residual at which a maze has converged
+TEST_SEED = 1_000_000  # no training seed is near; symmetric copies of training mazes are also excluded
+
+
+def demo(
+    out: str | Path = "demo",
+    *,
+    minutes: float = 4.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, DepthEvaluation]:
+    """Train a small attractor model on 11×11 mazes, and evaluate it on unseen mazes up to eight times their area.
+
+    Writes a checkpoint, ``metrics.json``, ``trajectory.png``, ``trajectory.gif``, ``accuracy.png`` and ``maze.txt``.
+
+    Parameters
+    ----------
+    out
+        The folder to write.
+    minutes
+        The time to train. Evaluation takes about one more minute.
+    seed
+        The seed of data, weights and initial states.
+    overwrite
+        Write into a folder that is not empty.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    dict
+        The evaluation of each size, such as ``"31×31"``.
+    """
+    if not minutes > 0:
+        raise ConfigError(f"minutes={minutes:g}: give a positive number.")
+    folder = Path(out)
+    check_output_dir(folder, overwrite=overwrite)
+    recipe = maze_recipe(minutes=minutes, seed=seed)
+    with training_bar("training", progress) as bar:
+        model = train_reasoner(recipe, folder, callbacks=[] if bar is None else [bar]).model
+    torch.manual_seed(seed)
+    with progress_bars(progress) as follow:
+        sizes = evaluate_sizes(model, training_puzzles(recipe), advance=follow("unseen mazes"))
+    draw(model, sizes, folder)
+    metrics: dict[str, Any] = {
+        "minutes": minutes,
+        "seed": seed,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "sizes": {name: asdict(evaluation) for name, evaluation in sizes.items()},
+    }
+    write_json(folder / "metrics.json", metrics)
+    return sizes
+
+
+def evaluate_sizes(
+    model: Reasoner, seen: PuzzleSet, *, advance: Advance = lambda done, total: None
+) -> dict[str, DepthEvaluation]:
+    """Evaluate unseen mazes of every size. ``seen`` are the training mazes."""
+    evaluations, device, done = {}, next(model.parameters()).device, 0
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        advance(done, sum(SIZES.values()))
+
+    for size, num in SIZES.items():
+        exclude = seen if size == seen.size else None
+        questions, answers = as_tensors(maze.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
+        evaluations[f"{size}×{size}"] = evaluate_depths(
+            model, questions.to(device), answers, depths=DEPTHS, tolerance=TOLERANCE, advance=count
+        )
+    return evaluations
+
+
+def draw(model: Reasoner, sizes: dict[str, DepthEvaluation], out: Path) -> None:
+    """Draw the trajectory of one of the largest mazes and the accuracy by depth, and write that maze as text."""
+    largest = maze.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
+    maze.write(out / "maze.txt", list(largest.questions))
+    question = as_tensors(largest)[0][0].to(next(model.parameters()).device)
+    frames, residuals = trajectory(model, question, DRAWN_DEPTHS, tolerance=TOLERANCE)
+    strip, animation = out / "trajectory.png", out / "trajectory.gif"
+    plot_trajectory(frames, DRAWN_DEPTHS[: len(frames)], residuals, strip=strip, animation=animation)
+    plot_accuracy({name: evaluation.points for name, evaluation in sizes.items()}, out / "accuracy.png")

@@ -1,0 +1,152 @@
+"""Evaluate a model from Python: ``attractor.evaluate``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attractor.data import PuzzleSet
+from attractor.errors import ConfigError
+from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, is_reasoner, load_reasoner, local_folder
+from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles, require_rising
+from attractor.files import json_safe, write_json
+
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # for puzzles
+Figures = dict[str, Any]
+
+
+def evaluate(
+    model: str | Path | LoadedLanguageModel | LoadedReasoner,
+    data: str | Path | PuzzleSet | Sequence[str | Path] = (),
+    *,
+    tasks: Sequence[str] | None = None,
+    bundle: str | Path | None = None,
+    field: str | None = None,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+    length: int | None = None,
+    stride: int | None = None,
+    depths: Sequence[int] | None = None,
+    breadths: Sequence[int] | None = None,
+    seed: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Figures:
+    """Evaluate a language model on text and tasks, or a reasoner on puzzles.
+
+    Parameters
+    ----------
+    model
+        A loaded model, or what :func:`attractor.load` takes.
+    data
+        For the task ``text``: files or folders of held-out documents, or folders of prepared text, whose split ``val`` is read. For
+        a reasoner: a folder of puzzles, whose split ``test`` is read, a csv file, or a set of puzzles.
+    tasks
+        For language models: ``"text"`` (default), ``"lambada"``, ``"core"``, the label of one CORE task, or ``"harness:NAME"`` for a
+        task of lm-evaluation-harness.
+    bundle
+        For ``lambada``, ``core`` and CORE tasks: the folder of the evaluation bundle, which holds ``core.yaml``.
+    field
+        For ``text``: the field of a record that holds the text; ``"text"`` by default.
+    depth, tolerance, max_evaluations
+        For language models: the budget of a solve, instead of the model's own. Depth 0 decodes the proposal.
+    length, stride
+        For ``text``: tokens in the sliding window, by default the model's positions, at most 2048; and tokens by which it moves, by
+        default half of them.
+    depths, breadths
+        For reasoners: the numbers of evaluations after which answers are compared, and the numbers of restarts from which one
+        answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order.
+    seed
+        For reasoners: the seed of the initial states; 0 by default.
+    limit
+        The largest number of documents, items of each task, or puzzles.
+    batch_size
+        Sequences or puzzles in a batch.
+    out
+        A JSON file for the returned figures. It is written after every task.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    dict
+        Plain nested data, ready for JSON: ``"checkpoint"``, the settings, and ``"results"``. The results of a language model are
+        figures by task, such as ``["results"]["text"]["bits_per_byte"]``; those of a reasoner are lists by breadth and depth,
+        such as ``["results"]["exact_by_residual"]``.
+
+    Raises
+    ------
+    ConfigError, DataError, CheckpointError
+        If an argument, the data or the checkpoint is invalid.
+    """
+    _require_counts(limit, batch_size)
+    target = None if out is None else Path(out)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise ConfigError(f"{target}: cannot be written; give a file in a folder that exists as out.")
+    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
+    puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed}
+    model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
+    if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
+        language_only = {"tasks": tasks, "bundle": bundle, **budget, **text_only}
+        _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
+        return _evaluate_reasoner(model, data, depths, breadths, seed or 0, limit, batch_size, target, progress)
+    _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
+    if isinstance(data, PuzzleSet):
+        raise ConfigError("puzzles are for reasoners; give a language model files or folders of text as data.")
+    from attractor.experiment.language_evaluation import LanguageEvaluation
+
+    paths = (data,) if isinstance(data, str | Path) else data
+    evaluation = LanguageEvaluation(
+        tasks=tuple(tasks) if tasks is not None else ("text",),
+        data=tuple(Path(path) for path in paths),
+        bundle=None if bundle is None else Path(bundle),
+        limit=limit,
+        batch_size=batch_size,
+        **text_only,
+    )
+    return evaluation.run(model, budget, out=target, progress=progress)
+
+
+def _evaluate_reasoner(
+    model: LoadedReasoner | Path,
+    data: Any,
+    depths: Sequence[int] | None,
+    breadths: Sequence[int] | None,
+    seed: int,
+    limit: int | None,
+    batch_size: int,
+    out: Path | None,
+    progress: bool,
+) -> Figures:
+    depths, breadths = tuple(depths or DEPTHS), tuple(breadths or (1,))
+    require_rising(depths=depths, breadths=breadths)
+    loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
+    results = evaluate_puzzles(
+        loaded,
+        held_out_puzzles(loaded, data, limit),
+        depths=depths,
+        breadths=breadths,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    figures: Figures = json_safe({"checkpoint": str(loaded.path), "seed": seed, "results": results})
+    if out is not None:
+        write_json(out, figures)
+    return figures
+
+
+def _require_counts(limit: int | None, batch_size: int) -> None:
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Raise a ConfigError for an option that was given but has no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} {why}")

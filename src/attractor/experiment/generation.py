@@ -1,0 +1,122 @@
+"""Continue a prompt with a language model."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attractor.config import require_whole
+from attractor.errors import ConfigError
+from attractor.evaluation.text import encode, known_budget, max_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A prompt with its continuation, the number of tokens in the continuation, and the time it took."""
+
+    text: str
+    num_tokens: int
+    seconds: float
+    is_context_full: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, see :func:`generate`."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        require_whole(self, 1, "max_new_tokens")
+        require_whole(self, 0, "top_k")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"temperature={self.temperature:g}, top_p={self.top_p:g}: give a temperature from 0 up and a top_p in (0, 1]."
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments for ``model.generate``."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    seed: int = 0,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+    num_draft: int | None = None,
+    draft_depth: int = 1,
+    streamer: Any = None,
+    **sampling: Any,
+) -> Generation:
+    """Continue ``prompt`` until the text ends, enough tokens are added, or the context of the model is full.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal language model of ``transformers``.
+    prompt
+        The text to continue.
+    seed
+        The seed of the choices. The random state of the process stays as it is.
+    depth, tolerance, max_evaluations
+        The budget of each token's solve: exactly ``depth`` evaluations, or until the residual is below ``tolerance`` with at most
+        ``max_evaluations``. By default the model's own.
+    num_draft, draft_depth
+        Draft this many tokens at a time, at depth 0 or 1, and verify them in one solve. The text stays the same.
+    streamer
+        A streamer of ``transformers`` that receives the tokens one by one.
+    sampling
+        ``max_new_tokens`` (200), ``temperature`` (0.8; 0 always takes the most probable token), ``top_k`` (50; 0 means all),
+        ``top_p`` (0.95).
+
+    Raises
+    ------
+    ConfigError
+        If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
+    """
+    chosen = Sampling(**sampling)
+    ids = encode(tokenizer, prompt)[None].to(model.device)
+    available = max_length(model) - ids.shape[1]
+    if available < 1:
+        raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
+    budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+    begun = time.perf_counter()
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        output = model.generate(
+            ids,
+            max_new_tokens=min(chosen.max_new_tokens, available),
+            streamer=streamer,
+            pad_token_id=tokenizer.eos_token_id,
+            **chosen.arguments(),
+            **budget,
+            **_drafts(model, num_draft, draft_depth),
+        )
+    num_tokens = output.shape[1] - ids.shape[1]
+    return Generation(
+        text=tokenizer.decode(output[0], skip_special_tokens=True),
+        num_tokens=num_tokens,
+        seconds=time.perf_counter() - begun,
+        is_context_full=num_tokens == available < chosen.max_new_tokens,
+    )
+
+
+def _drafts(model: Any, num_draft: int | None, draft_depth: int) -> dict[str, int]:
+    from attractor.models.language import AttractorForCausalLM
+
+    if num_draft is None:
+        return {}
+    if not isinstance(model, AttractorForCausalLM):
+        raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
+    return {"num_draft": num_draft, "draft_depth": draft_depth}

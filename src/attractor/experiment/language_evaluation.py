@@ -1,0 +1,129 @@
+"""Evaluate a language model on held-out text, LAMBADA, CORE, and tasks of lm-evaluation-harness."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from attractor.config import suggestion
+from attractor.data.text import read_held_out
+from attractor.errors import ConfigError, DataError
+from attractor.evaluation.bundle import find_task, read_tasks
+from attractor.evaluation.core import core, evaluate_task
+from attractor.evaluation.harness import harness, require_tasks
+from attractor.evaluation.lambada import lambada
+from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
+from attractor.experiment.loading import LoadedLanguageModel, load_language_model
+from attractor.experiment.progress import Advance, progress_bars
+from attractor.files import json_safe, write_json
+
+Figures = dict[str, Any]
+HARNESS = "harness:"
+
+
+def held_out_paths(data: tuple[str | Path, ...]) -> tuple[Path, ...]:
+    """Return paths of held-out text. Raises DataError if one does not exist."""
+    for path in map(Path, data):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give held-out documents with --data.")
+    return tuple(map(Path, data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageEvaluation:
+    """What to evaluate, see :func:`attractor.evaluate`. Mistakes are found before a model is loaded."""
+
+    tasks: tuple[str, ...]
+    data: tuple[Path, ...]
+    bundle: Path | None
+    field: str | None
+    length: int | None
+    stride: int | None
+    limit: int | None
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError("there is no task; give text, lambada, core or harness:NAME as tasks.")
+        if "text" in self.tasks:
+            if not self.data:
+                raise ConfigError("the task text needs held-out documents; give files or folders with --data.")
+        else:
+            for name in ("data", "field", "length", "stride"):
+                if getattr(self, name) not in (None, ()):
+                    raise ConfigError(f"{name} is for the task text, not for {', '.join(self.tasks)}.")
+        held_out_paths(self.data)
+        if foreign := [task.removeprefix(HARNESS) for task in self.tasks if task.startswith(HARNESS)]:
+            require_tasks(foreign)
+        self._require_bundle_tasks([task for task in self.tasks if task != "text" and not task.startswith(HARNESS)])
+
+    def _require_bundle_tasks(self, tasks: list[str]) -> None:
+        if not tasks:
+            if self.bundle is not None:
+                raise ConfigError("bundle is for lambada, core and CORE tasks; name one of them in tasks.")
+            return
+        if self.bundle is None:
+            raise ConfigError(
+                f"the task {tasks[0]!r} is not known without an evaluation bundle; choose text, lambada, core or harness:NAME, or "
+                "give the bundle that has the task with --bundle."
+            )
+        known = ["lambada", "core", *(task.label for task in read_tasks(self.bundle))]
+        for task in tasks:
+            if task not in known:
+                raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', *known])}")
+
+    def run(
+        self,
+        model: LoadedLanguageModel | Path,
+        budget: dict[str, float | None],
+        *,
+        out: Path | None,
+        progress: bool,
+    ) -> Figures:
+        """Run every task and return all figures."""
+        loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(model)
+        known = known_budget(loaded.model, budget)
+        figures: Figures = {"checkpoint": str(loaded.path), "budget": known, "limit": self.limit, "results": {}}
+        with progress_bars(progress) as follow:
+            for task in self.tasks:
+                figures["results"] |= json_safe(self._run_task(task, loaded, known, follow))
+                if out is not None:  # after every task, because the next one may fail or take hours
+                    write_json(out, figures)
+        return figures
+
+    def _run_task(
+        self, task: str, loaded: LoadedLanguageModel, budget: dict[str, float], follow: Callable[[str], Advance]
+    ) -> dict[str, Figures]:
+        model, tokenizer = loaded.model, loaded.tokenizer
+        shared: dict[str, Any] = {"batch_size": self.batch_size, **budget}
+        if task == "text":
+            return {task: self._text(loaded, shared, follow(task))}
+        shared["limit"] = self.limit
+        if task.startswith(HARNESS):
+            found = harness(model, tokenizer, [task.removeprefix(HARNESS)], **shared)
+            return {HARNESS + name: figures for name, figures in found.items()}
+        assert self.bundle is not None
+        if task == "lambada":
+            words = lambada(model, tokenizer, self.bundle, advance=follow(task), **shared)
+            return {task: {"perplexity": words.perplexity, **asdict(words)}}
+        if task != "core":
+            score = evaluate_task(model, tokenizer, find_task(self.bundle, task), advance=follow(task), **shared)
+            return {score.label: {"centred": score.centred, **asdict(score)}}
+        total = core(model, tokenizer, self.bundle, advance=lambda label, *counts: follow(label)(*counts), **shared)
+        results = {score.label: {"centred": score.centred, **asdict(score)} for score in total.tasks}
+        return results | {total.name: {"centred": total.value, "missing": list(total.missing)}}
+
+    def _text(self, loaded: LoadedLanguageModel, shared: dict[str, Any], advance: Advance) -> Figures:
+        window = min(max_length(loaded.model), DEFAULT_WINDOW) if self.length is None else self.length
+        documents = islice(read_held_out(self.data, self.field or "text"), self.limit)
+        score = score_text(
+            loaded.model,
+            loaded.tokenizer,
+            documents,
+            length=window,
+            stride=self.stride,
+            advance=advance,
+            **shared,
+        )
+        return {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, **asdict(score), "length": window}

@@ -1,0 +1,38 @@
+"""Prepare data from Python: text becomes token shards, and puzzles are generated or read from csv files into a folder.
+
+Functions return summaries and never print. With ``progress=True`` they draw bars on standard error.
+"""
+
+from pathlib import Path
+
+from attractor.data import puzzles
+from attractor.data.text import Shards, list_splits
+from attractor.experiment.prepare.puzzles import PuzzleSplit, PuzzleSummary, prepare_mazes, prepare_sudoku, summarize
+from attractor.experiment.prepare.text import TextSplit, TextSummary, prepare_text, text_splits
+
+__all__ = [
+    "PuzzleSplit",
+    "PuzzleSummary",
+    "TextSplit",
+    "TextSummary",
+    "prepare_mazes",
+    "prepare_sudoku",
+    "prepare_text",
+    "verify_data",
+]
+
+
+def verify_data(folder: Path | str) -> TextSummary | PuzzleSummary:
+    """Read a folder of prepared text or puzzles completely, compare all checksums, and return its summary.
+
+    Raises
+    ------
+    DataError
+        If a file is damaged, or the folder holds neither.
+    """
+    folder = Path(folder)
+    if puzzles.is_puzzle_folder(folder):
+        return summarize(folder, {split: puzzles.read(folder, split) for split in puzzles.read_index(folder)["splits"]})
+    for split in list_splits(folder):
+        Shards(folder, split).verify()
+    return TextSummary(folder=folder, splits=text_splits(folder))

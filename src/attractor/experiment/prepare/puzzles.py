@@ -1,0 +1,245 @@
+"""Prepare puzzles: generate them, or read them from csv files, and write a folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attractor.data import MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
+from attractor.errors import ConfigError, DataError
+from attractor.files import require_free
+from attractor.progress import TaskProgress
+
+# Training puzzles are generated with seeds below this number and test puzzles with seeds from here up, so that the test split of
+# one seed is never the training split of another.
+FIRST_TEST_SEED = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleSplit:
+    """One split: its number of puzzles, the size of a grid in cells, mean difficulty and mean rating."""
+
+    name: str
+    num_puzzles: int
+    height: int
+    width: int
+    difficulty: float
+    rating: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleSummary:
+    """A folder of puzzles.
+
+    Attributes
+    ----------
+    difficulty_name
+        The unit of the difficulties, such as "clues".
+    num_copies
+        Test puzzles of a csv that are symmetric copies of training puzzles, and were left out.
+    """
+
+    folder: Path
+    kind: str
+    difficulty_name: str
+    splits: tuple[PuzzleSplit, ...]
+    num_copies: int = 0
+
+
+def prepare_sudoku(
+    out: Path | str,
+    *,
+    size: int | None = None,
+    num: int | None = None,
+    num_test: int | None = None,
+    clues: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    num_train: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> PuzzleSummary:
+    """Write a folder of Sudokus: generated ones with one solution, or csv files in the format of Sudoku-Extreme.
+
+    No test puzzle is a symmetric copy of a training puzzle: copies are not generated, and those in a csv are left out.
+
+    Parameters
+    ----------
+    out
+        The folder to write. It must not exist.
+    size, num, num_test, clues
+        For generated puzzles: digits (4, 6 or 9, the default), numbers of puzzles for training and test (1000 each), and given
+        digits of each. By default puzzles are minimal.
+    train, test, num_train
+        Two csv files or hub datasets to read instead, of which ``num_train`` and ``num_test`` puzzles are sampled.
+    seed
+        Seed of everything random.
+    progress
+        Whether to draw a progress bar.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For invalid settings, and for csv files that cannot be read.
+    """
+    settings = {"size": size, "clues": clues}
+    source = _Source(train=train, test=test, num_train=num_train, num=num, num_test=num_test, seed=seed)
+    return _prepare_puzzles(SUDOKU, Path(out), source, settings, {"size": 9, "clues": None}, progress)
+
+
+def prepare_mazes(
+    out: Path | str,
+    *,
+    style: str | None = None,
+    size: int | None = None,
+    num: int | None = None,
+    num_test: int | None = None,
+    min_path: int | None = None,
+    max_path: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    num_train: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> PuzzleSummary:
+    """Write a folder of mazes with shortest paths: generated ones, or csv files in the format of Maze-Hard.
+
+    Parameters
+    ----------
+    style
+        For generated mazes: "perfect" (the default), with one path between any two cells, or "walls", random walls with loops.
+    size
+        Height and width, border included; odd for perfect mazes. By default 31, or 30 for walls.
+    min_path, max_path
+        The fewest and the most steps from S to G. Walls of size 30 with at least 111 steps are as hard as Maze-Hard.
+    num, num_test, train, test, num_train, seed, out, progress
+        As in :func:`prepare_sudoku`.
+    """
+    settings = {"style": style, "size": size, "min_path": min_path, "max_path": max_path}
+    defaults = {"style": "perfect", "size": 30 if style == "walls" else 31, "min_path": 1, "max_path": None}
+    source = _Source(train=train, test=test, num_train=num_train, num=num, num_test=num_test, seed=seed)
+    return _prepare_puzzles(MAZE, Path(out), source, settings, defaults, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where puzzles come from: two csv files, or the generator."""
+
+    train: str | None
+    test: str | None
+    num_train: int | None
+    num: int | None
+    num_test: int | None
+    seed: int
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise an error for settings that do not fit to each other, before minutes are spent."""
+        if bool(self.train) != bool(self.test):
+            raise ConfigError("give both train and test, or neither of them to generate puzzles.")
+        for name, value in settings.items():
+            if self.train and value is not None:
+                raise ConfigError(
+                    f"{name} is for generated puzzles, but train and test name files; leave one of them out."
+                )
+        if self.num_train is not None and not self.train:
+            raise ConfigError("num_train takes a sample of the csv given as train; to generate puzzles give num.")
+        if not 0 <= self.seed < FIRST_TEST_SEED:
+            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to {FIRST_TEST_SEED - 1}.")
+        for name in ("num", "num_train", "num_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+
+
+def _prepare_puzzles(
+    puzzle: Puzzle,
+    out: Path,
+    source: _Source,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    progress: bool,
+) -> PuzzleSummary:
+    require_free(out)
+    source.check({**settings, "num": source.num})
+    if source.train and source.test:
+        metadata: dict[str, Any] = {"train": source.train, "test": source.test, "num_train": source.num_train}
+        metadata |= {"num_test": source.num_test, "seed": source.seed}
+        splits = {
+            "train": _read_sample(puzzle, source.train, "train", source.num_train, source.seed),
+            "test": _read_sample(puzzle, source.test, "test", source.num_test, source.seed),
+        }
+        copies = puzzle.find_copies(splits["test"], splits["train"])
+        splits["test"] = _remove(splits["test"], copies)
+    else:
+        chosen = {name: defaults[name] if value is None else value for name, value in settings.items()}
+        num, num_test = source.num or 1000, source.num_test or 1000
+        metadata = {**chosen, "num": num, "num_test": num_test, "seed": source.seed}
+        with TaskProgress(enabled=progress) as bars:
+            train = _generate(puzzle, num, source.seed, None, chosen, bars, "training puzzles")
+            test = _generate(puzzle, num_test, FIRST_TEST_SEED + source.seed, train, chosen, bars, "test puzzles")
+        splits, copies = {"train": train, "test": test}, np.empty(0, np.int64)
+    puzzles.write(out, splits, metadata=metadata)
+    return summarize(out, splits, num_copies=len(copies))
+
+
+def _read_sample(puzzle: Puzzle, source: str, split: str, num: int | None, seed: int) -> PuzzleSet:
+    """Read a csv, and keep ``num`` of its puzzles, in order. A larger sample of a seed contains the smaller ones."""
+    found = puzzle.read_table(source, split)
+    if num is None:
+        return found
+    if num > len(found):
+        raise DataError(f"{source}: holds {len(found)} puzzles; give at most as many as num_{split}.")
+    keys = np.random.PCG64(seed).random_raw(len(found))  # raw bits, because NumPy guarantees that they never change
+    return found[np.sort(np.argsort(keys, kind="stable")[:num])]
+
+
+def _remove(test: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
+    kept = np.ones(len(test), np.bool_)
+    kept[copies] = False
+    if not kept.any():
+        raise DataError(f"all {len(test)} test puzzles are symmetric copies of training puzzles; give other files.")
+    return test[kept]
+
+
+def _generate(
+    puzzle: Puzzle,
+    num: int,
+    seed: int,
+    exclude: PuzzleSet | None,
+    settings: Mapping[str, Any],
+    bars: TaskProgress,
+    title: str,
+) -> PuzzleSet:
+    draw, done = bars.follow(title), 0
+
+    def advance(num_found: int) -> None:
+        nonlocal done
+        done += num_found
+        draw(done, num)
+
+    return puzzle.generate(num, seed=seed, exclude=exclude, advance=advance, **settings)
+
+
+def summarize(folder: Path, splits: Mapping[str, PuzzleSet], num_copies: int = 0) -> PuzzleSummary:
+    """Return the summary of puzzles in a folder."""
+    puzzle = next(iter(splits.values())).puzzle
+    return PuzzleSummary(
+        folder=folder,
+        kind=puzzle.kind,
+        difficulty_name=puzzle.difficulty_name,
+        splits=tuple(
+            PuzzleSplit(
+                name=name,
+                num_puzzles=len(found),
+                height=found.questions.shape[1],
+                width=found.questions.shape[2],
+                difficulty=puzzle.difficulty(found),
+                rating=None if found.ratings is None else float(found.ratings.mean()),
+            )
+            for name, found in splits.items()
+        ),
+        num_copies=num_copies,
+    )

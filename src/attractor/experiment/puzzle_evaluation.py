@@ -1,0 +1,112 @@
+"""Evaluate a reasoner on puzzles, by depth and by breadth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attractor.data import PuzzleSet, puzzles
+from attractor.errors import ConfigError, DataError
+from attractor.evaluation import auroc, exact, run_restarts
+from attractor.experiment.loading import LoadedReasoner
+from attractor.experiment.progress import progress_bars
+from attractor.experiment.puzzles import as_tensors
+
+Figures = dict[str, Any]
+
+
+def require_rising(**lists: Sequence[int]) -> None:
+    """Raise a ConfigError for a list that is not rising whole numbers from 1 up."""
+    for name, values in lists.items():
+        if min(values) < 1 or sorted(set(values)) != list(values):
+            raise ConfigError(f"{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
+
+
+def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> PuzzleSet:
+    """Return the split ``test`` of a folder of puzzles, a csv file, or the given puzzles, if they are of the model's kind."""
+    if isinstance(data, PuzzleSet):
+        found, place = data, "these"
+    else:
+        paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+        if len(paths) != 1:
+            raise ConfigError(
+                "a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data."
+            )
+        place = str(paths[0])
+        if paths[0].suffix == ".csv":
+            found = loaded.puzzle.read_table(paths[0])
+        else:
+            found = puzzles.read(paths[0], "test")
+    if found.kind != loaded.puzzle.kind:
+        raise DataError(
+            f"{place}: holds puzzles of the kind {found.kind}; this model was trained on {loaded.puzzle.kind}."
+        )
+    return found[slice(limit)]
+
+
+def evaluate_puzzles(
+    loaded: LoadedReasoner,
+    data: PuzzleSet,
+    *,
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    progress: bool = False,
+) -> Figures:
+    """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
+
+    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell, chosen among the
+    restarts by the lowest residual or by majority; rows are breadths and columns are depths. ``right_by_residual`` also counts other
+    correct answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+    """
+    loaded.model.check_breadth(max(breadths))
+    torch.manual_seed(seed)
+    questions, truth = as_tensors(data)
+    device = next(loaded.model.parameters()).device
+    with progress_bars(progress) as follow:
+        restarts = run_restarts(
+            loaded.model,
+            questions.to(device),
+            depths=depths,
+            breadth=max(breadths),
+            batch_size=batch_size,
+            advance=_counted(follow("puzzles"), max(breadths) * len(data)),
+        )
+    first = exact(restarts.answers[0], truth)  # (depths, N)
+
+    def correct(answers: Tensor) -> list[float]:
+        return [float(fraction) for fraction in exact(answers, truth).float().mean(dim=1)]
+
+    figures: Figures = {
+        "num_puzzles": len(data),
+        "depths": list(depths),
+        "breadths": list(breadths),
+        "exact_by_residual": [correct(restarts.lowest_residual(breadth)) for breadth in breadths],
+        "exact_by_majority": [correct(restarts.majority(breadth)) for breadth in breadths],
+        "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
+        "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
+    }
+    if not loaded.puzzle.has_unique_answer:
+        figures["right_by_residual"] = [
+            [
+                float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
+                for found in restarts.lowest_residual(breadth)
+            ]
+            for breadth in breadths
+        ]
+    return figures
+
+
+def _counted(advance: Any, total: int) -> Any:
+    """Return a function that takes numbers of finished items, adds them up, and reports the sum to ``advance``."""
+    done = 0
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        advance(done, total)
+
+    return count

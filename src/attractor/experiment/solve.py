@@ -1,0 +1,223 @@
+"""Solve puzzles with a trained reasoner, and check the answers."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attractor.data import LocatedGrid, Puzzle, PuzzleSet
+from attractor.data.puzzle import Grid, Grids
+from attractor.errors import ConfigError, DataError
+from attractor.progress import TaskProgress
+
+if TYPE_CHECKING:
+    from attractor.experiment.loading import LoadedReasoner
+
+TOLERANCE, MAX_EVALUATIONS = 1e-4, 2048  # by default
+Puzzles = str | Path | LocatedGrid | PuzzleSet | Grid | Grids | Iterable["Puzzles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleSolution:
+    """A puzzle with the answer of a reasoner.
+
+    Attributes
+    ----------
+    question, answer
+        (H, W) uint8.
+    verdict
+        One sentence: whether the answer is correct, and otherwise what is wrong.
+    is_correct
+        Whether the answer is correct.
+    residual
+        The relative residual of the answer.
+    converged
+        Whether the residual is below the tolerance.
+    evaluations
+        Evaluations of the update, over all restarts.
+    seconds
+        The time for this puzzle.
+    place
+        Where the puzzle was read from, such as "file.txt, line 3".
+    probabilities
+        (H, W, classes), on the CPU.
+    init_state
+        (1, H, W, state width), the initial state of the restart that was kept.
+    """
+
+    question: Grid
+    answer: Grid
+    verdict: str
+    is_correct: bool
+    residual: float
+    converged: bool
+    evaluations: int
+    seconds: float
+    place: str = ""
+    probabilities: Tensor = field(repr=False)
+    init_state: Tensor = field(repr=False)
+
+
+def solve_puzzles(
+    loaded: "LoadedReasoner",
+    puzzles: Puzzles,
+    *,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+    breadth: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[PuzzleSolution]:
+    """Solve puzzles one after another. All are checked before the first is solved.
+
+    Parameters
+    ----------
+    loaded
+        The reasoner.
+    puzzles
+        A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a :class:`~attractor.data.PuzzleSet`; or
+        a sequence of these.
+    depth
+        Make exactly so many evaluations.
+    tolerance, max_evaluations
+        Without ``depth``: solve to this relative residual with at most so many evaluations (by default 1e-4 and 2048).
+    breadth
+        The number of random restarts. The answer with the lowest residual is kept.
+    seed
+        Seed of the initial states, the same for every puzzle.
+    progress
+        Whether to draw progress bars.
+
+    Raises
+    ------
+    DataError
+        For a puzzle that is malformed, has no unique answer, or does not fit to the model. The message names its place.
+    ConfigError
+        For invalid settings.
+    """
+    if depth is not None and depth < 1:
+        raise ConfigError(f"depth={depth}: give a whole number from 1 up.")
+    if depth is None:
+        tolerance = TOLERANCE if tolerance is None else tolerance
+        max_evaluations = MAX_EVALUATIONS if max_evaluations is None else max_evaluations
+    located = locate_puzzles(loaded.puzzle, puzzles)
+    solutions = []
+    with TaskProgress(enabled=progress) as bars:
+        checking, solving = bars.follow("checking"), bars.follow("solving")
+        shapes: set[tuple[int, ...]] = set()
+        for number, one in enumerate(located, start=1):
+            _check(loaded, one, shapes)
+            checking(number, len(located))
+        for number, one in enumerate(located, start=1):
+            start = time.perf_counter()
+            output = loaded.model.solve(
+                _as_question(loaded, one.grid)[None],
+                depth=depth,
+                tolerance=tolerance,
+                max_evaluations=max_evaluations,
+                breadth=breadth,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
+            verdict = loaded.puzzle.verdict(one.grid, answer)
+            residual = float(output.solution.residual[0])
+            assert output.init_state is not None
+            solutions.append(
+                PuzzleSolution(
+                    question=one.grid,
+                    answer=answer,
+                    verdict=str(verdict),
+                    is_correct=verdict.is_correct,
+                    residual=residual,
+                    converged=residual < (tolerance or TOLERANCE),
+                    evaluations=int(output.solution.evaluations[0]),
+                    seconds=time.perf_counter() - start,
+                    place=one.place,
+                    probabilities=output.logits[0].softmax(dim=-1).cpu(),
+                    init_state=output.init_state,
+                )
+            )
+            solving(number, len(located))
+    return solutions
+
+
+def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:
+    """Return questions with the places where they were read, see :func:`solve_puzzles`. Raises DataError."""
+    if isinstance(puzzles, LocatedGrid):
+        return [puzzles]
+    if isinstance(puzzles, str) and puzzle.is_text(puzzles):
+        return puzzle.parse(puzzles, source="the puzzle")
+    if isinstance(puzzles, str | Path):
+        return puzzle.read(puzzles)
+    grids = puzzles.questions if isinstance(puzzles, PuzzleSet) else puzzles
+    if not isinstance(grids, np.ndarray):
+        return [located for one in grids for located in locate_puzzles(puzzle, one)]
+    if grids.ndim not in (2, 3):
+        raise DataError(f"puzzles have the shape {grids.shape}; give one grid (H, W), or several (N, H, W).")
+    several = grids[None] if grids.ndim == 2 else grids
+    return [LocatedGrid(np.asarray(grid, np.uint8), f"puzzle {n} (from 0)") for n, grid in enumerate(several)]
+
+
+def animate_solution(
+    loaded: "LoadedReasoner",
+    solution: PuzzleSolution,
+    file: Path,
+    *,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+) -> None:
+    """Write a GIF of the trajectory from the initial state that was kept. The budget is that of the solve."""
+    from attractor.evaluation import trajectory
+    from attractor.plots import plot_trajectory, render_digits, render_grid
+
+    question = _as_question(loaded, solution.question)
+    depths = _animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
+    tolerance = tolerance or (TOLERANCE if depth is None else 0.0)
+    frames, residuals = trajectory(loaded.model, question, depths, init_state=solution.init_state, tolerance=tolerance)
+    # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is known.
+    frames[-1], residuals[-1] = solution.probabilities, solution.residual
+    box = loaded.puzzle.box_shape(len(solution.question))
+    render = render_grid if box is None else render_digits(question.cpu(), box)
+    plot_trajectory(frames, depths[: len(frames)], residuals, animation=file, render=render)
+
+
+def _check(loaded: "LoadedReasoner", located: LocatedGrid, shapes: set[tuple[int, ...]]) -> None:
+    """Raise a DataError with the place of a puzzle that is invalid or does not fit to the model.
+
+    ``shapes`` are those of grids that the model is known to accept.
+    """
+    grid, puzzle = located.grid, loaded.puzzle
+    try:
+        num_symbols = puzzle.num_symbols(len(grid))
+        if num_symbols > loaded.model.num_symbols:
+            raise DataError(
+                f"this puzzle of size {len(grid)} has {num_symbols} symbols, and the model knows {loaded.model.num_symbols}; "
+                f"give puzzles of size {loaded.size}."
+            )
+        if grid.shape not in shapes:  # one evaluation shows whether its networks accept such a grid
+            with torch.no_grad():
+                loaded.model(_as_question(loaded, grid)[None], depth=1)
+        shapes.add(grid.shape)
+        puzzle.check(grid)
+    except DataError as error:
+        raise DataError(f"{located.place}: {error}" if located.place else str(error)) from error
+
+
+def _as_question(loaded: "LoadedReasoner", grid: Grid) -> Tensor:
+    """Return the grid (H, W) as int64, on the model's device."""
+    return torch.from_numpy(np.array(grid)).long().to(next(loaded.model.parameters()).device)
+
+
+def _animation_depths(last: int) -> Sequence[int]:
+    """Return the depths of the frames: all of the first ones, then fewer and fewer, and the last."""
+    depths = [1]
+    while depths[-1] < last:
+        depths.append(min(last, depths[-1] + max(1, depths[-1] // 24)))
+    return depths

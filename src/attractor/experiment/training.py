@@ -1,0 +1,147 @@
+"""Train a recipe from Python: ``attractor.train``."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attractor import recipes
+from attractor.config import override, to_dict
+from attractor.errors import CheckpointError, ConfigError
+from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, load_language_model, local_folder
+from attractor.experiment.progress import training_bar
+from attractor.experiment.puzzles import train_reasoner
+from attractor.files import check_output_dir
+from attractor.recipes import RETROFIT, PuzzleRecipe
+from attractor.training import Callback, DistributedContext, Preemption, find_checkpoint, init_distributed, make_logger
+
+if TYPE_CHECKING:
+    from attractor.recipes import LanguageRecipe, Recipe
+
+
+def train(
+    recipe: "str | Recipe",
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    init: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    logger: str = "none",
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    pause: Preemption | None = None,
+) -> LoadedReasoner | LoadedLanguageModel:
+    """Train a recipe and return the trained model, with averaged weights if the recipe averages them.
+
+    Under ``torchrun``, every process calls this with the same arguments.
+
+    Parameters
+    ----------
+    recipe
+        A recipe or its name, see :func:`attractor.recipes.names`.
+    data
+        The folder of prepared text or puzzles. Recipes of puzzles generate their own puzzles without it.
+    out
+        The folder to write: checkpoints, ``metrics.jsonl``, ``events.jsonl``. By default ``runs/NAME``.
+    overrides
+        Settings to change, see :func:`attractor.recipes.override`. They are applied after ``init``.
+    init
+        For language models: the checkpoint to start from. It then decides the sizes of the model.
+    resume
+        Continue the newest checkpoint in ``out``.
+    overwrite
+        Write into a folder that is not empty.
+    logger
+        ``"tensorboard"``, ``"wandb"``, ``"trackio"`` or ``"none"``.
+    callbacks
+        Functions that receive every :class:`attractor.training.Report`.
+    progress
+        Show a progress bar.
+    pause
+        Decides when to write a checkpoint and return early. While the run lasts, it also handles SIGTERM and SIGINT.
+        ``pause.requested`` tells whether the run was paused.
+
+    Raises
+    ------
+    ConfigError, DataError, CheckpointError
+        If an argument, the data or a checkpoint is invalid. Nothing is written then.
+    DivergedError
+        If training diverges. The last checkpoint stays.
+    """
+    name = recipe if isinstance(recipe, str) else None
+    config = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
+    start = None if init is None else _load_start(init, config, name)
+    if name == RETROFIT and start is None:
+        raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
+    if start is not None:
+        assert not isinstance(config, PuzzleRecipe)  # or init was refused
+        model_config: Any = start.model.config
+        config = recipes.fit_to_model(config, model_config)
+    config = override(config, overrides)
+    folder = None if data is None else Path(data)
+    if isinstance(config, PuzzleRecipe):
+        if folder is not None and any(str(setting).startswith("data.") for setting in overrides):
+            raise ConfigError("settings data.* describe puzzles to generate; with --data FOLDER leave them out.")
+    elif folder is None:
+        raise ConfigError(f"{name or 'this recipe'} needs text: give --data FOLDER, made with attractor data prepare.")
+    if name is None and out is None:
+        raise ConfigError("give the folder to write as out.")
+    target = Path("runs") / str(name) if out is None else Path(out)
+    if resume:
+        find_checkpoint(target)
+    curves = make_logger(logger, target, name or target.name, to_dict(config))
+    with init_distributed() as distributed, pause or nullcontext():
+        distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
+        with training_bar(name or target.name, progress and distributed.is_main) as bar:
+            trained = _run(
+                config,
+                folder,
+                target,
+                start,
+                callbacks=[callback for callback in (bar, curves, *callbacks) if callback is not None],
+                resume=resume,
+                should_pause=pause or (lambda: False),
+                distributed=distributed,
+            )
+        if pause is not None:
+            [asked] = distributed.total([float(pause.requested)])  # any rank may have been asked
+            pause.requested = bool(asked)
+        return replace(trained, path=find_checkpoint(target)) if distributed.is_main else trained
+
+
+def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedLanguageModel:
+    from attractor.models.language import LanguageModel
+
+    if isinstance(config, PuzzleRecipe):
+        raise ConfigError(f"{name or 'this recipe'} starts from random weights; leave out --init.")
+    loaded = load_language_model(local_folder(init))
+    if not isinstance(loaded.model, LanguageModel):
+        raise CheckpointError(
+            f"{init}: holds a {type(loaded.model).__name__}; convert it with attractor retrofit first."
+        )
+    return loaded
+
+
+def _run(
+    config: "PuzzleRecipe | LanguageRecipe",
+    data: Path | None,
+    out: Path,
+    start: LoadedLanguageModel | None,
+    *,
+    callbacks: Sequence[Callback],
+    resume: bool,
+    should_pause: Callable[[], bool],
+    distributed: DistributedContext,
+) -> LoadedReasoner | LoadedLanguageModel:
+    """Train on puzzles or on text."""
+    shared: dict[str, Any] = {"callbacks": callbacks, "resume": resume, "should_pause": should_pause}
+    if isinstance(config, PuzzleRecipe):
+        return train_reasoner(config, out, data=data, distributed=distributed, **shared)
+    from attractor.experiment.language import train_language
+
+    assert data is not None
+    return train_language(config, data, out, start=start, distributed=distributed, **shared)

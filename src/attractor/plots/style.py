@@ -1,0 +1,44 @@
+"""Shared style of figures: a colour-blind-safe palette, light grids, and logarithmic axes with few ticks."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design" (2008).
+BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "#777777"
+
+
+def new_figure(num_axes: int = 1, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
+    """Return a figure with axes in one row. It is not registered with pyplot, and no backend is chosen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, height), dpi=130, layout="constrained")
+    axes = list(figure.subplots(1, num_axes, squeeze=False)[0])
+    for each in axes:
+        each.grid(alpha=0.3)
+        each.set_axisbelow(True)
+    return figure, axes
+
+
+def use_integer_ticks(axis: "Axis") -> None:
+    """Label whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def use_log_scale(axes: "Axes") -> None:
+    """Make the y axis logarithmic, with ticks at powers of ten, or at 1, 2 and 5 when the data spans less than a decade."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(numticks=8))

@@ -1,0 +1,168 @@
+"""Language models of several sizes: the attractor and three baselines of the same size.
+
+The size fixes the shape, see ``sizes.py``. The settings of training follow from it:
+
+* heads of 128 channels (64 if the width is below 512), as in the paper;
+* SwiGLU of 8/3 of the width, rounded up to 64: as many weights as the paper's squared ReLU of 4 times the width;
+* rows of 2,048 tokens and 524,288 tokens a step from ``60m`` up; ``tiny`` trains for minutes on a laptop;
+* training tokens: 80 per weight from 140M to 770M, and a billion at 60M;
+* Muon at 8e-3 on the matrices inside layers, and at half of it on the attractor's; AdamW on the rest. AdamW's rate falls with the
+  square root of the width, because the change of a logit grows with the width;
+* weight decay 0.2 on Muon's matrices, which falls to 0 during the run; no warm-up; the rate falls over the last half;
+* a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times theirs.
+
+Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP, the optimiser
+and its settings are this project's, and no run of these sizes has been made with them.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from attractor.config import require_positive, suggestion
+from attractor.errors import ConfigError
+from attractor.models.language import AttractorConfig, LoopedConfig
+from attractor.objectives import NextTokenConfig
+from attractor.optim import OptimizerConfig
+from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES, VOCAB_SIZE
+from attractor.training import GuardConfig, TrainConfig
+
+BATCH_TOKENS = 524_288
+IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRecipe:
+    """All settings of a run on text.
+
+    ``model.vocab_size`` and the special tokens are replaced by those of the prepared text. ``attractor_rate`` is the fraction of
+    the learning rate for the attractor's layers of a model that also has backbone layers.
+    """
+
+    model: AttractorConfig | LoopedConfig
+    attractor_rate: float = 0.5
+    text: NextTokenConfig = field(default_factory=NextTokenConfig)
+    train: TrainConfig
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimiser's settings, with the learning rate of the attractor's layers."""
+        first, last = getattr(self.model, "num_attractor_layers", 0), self.model.num_hidden_layers
+        if first in (0, last):  # no attractor layers, or nothing else
+            return self.train.optimizer
+        layers = "|".join(str(i) for i in range(last - first, last))
+        return replace(self.train.optimizer, slow_pattern=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "attractor_rate")
+        if self.text.length > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"text.length={self.text.length} exceeds model.max_position_embeddings="
+                f"{self.model.max_position_embeddings}; lower text.length or raise model.max_position_embeddings."
+            )
+
+
+def language(size: str, family: str = "attractor") -> LanguageRecipe:
+    """Return the recipe for a size and a family of models.
+
+    Parameters
+    ----------
+    size
+        ``"tiny"``, ``"60m"``, ``"140m"``, ``"370m"`` or ``"770m"``. From ``60m`` up, shapes and tolerances are the paper's; the other
+        settings are this project's.
+    family
+        ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the layers in a loop) or
+        ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth, width and weights, except for
+        the attractor's gates (two per channel and layer) and the looped model's injection.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such size or family.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"there is no size {size!r}; {suggestion(size, SIZES)}")
+    if family not in LANGUAGE_FAMILIES:
+        raise ConfigError(f"there is no family {family!r}; {suggestion(family, LANGUAGE_FAMILIES)}")
+    chosen = SIZES[size]
+    num_attractor = {"transformer": 0, "deq": chosen.num_layers}.get(family, chosen.num_attractor_layers)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": chosen.width,
+        "intermediate_size": chosen.hidden,
+        "num_hidden_layers": chosen.num_layers,
+        "num_attention_heads": chosen.num_heads,
+        "max_position_embeddings": chosen.length,
+    }
+    model: AttractorConfig | LoopedConfig
+    if family == "looped":  # half of the layers in the loop, the others before and after it
+        num_core = max(1, chosen.num_layers // 2)
+        model = LoopedConfig(num_core_layers=num_core, num_coda_layers=(chosen.num_layers - num_core) // 2, **shape)
+    else:
+        model = AttractorConfig(
+            num_attractor_layers=num_attractor,
+            start="zero" if family == "deq" else "proposal",
+            tolerance=chosen.tolerance,
+            min_evaluations=chosen.min_evaluations,
+            max_evaluations=chosen.max_evaluations,
+            gate_start=chosen.gate_start,
+            gate_limit=chosen.gate_limit,
+            **shape,
+        )
+    recipe = LanguageRecipe(
+        model=model,
+        text=NextTokenConfig(batch_size=16, length=chosen.length),
+        train=TrainConfig(
+            num_steps=round(chosen.tokens_per_weight * chosen.num_weights / BATCH_TOKENS),
+            optimizer=OptimizerConfig(
+                lr=round(3e-3 * (256 / chosen.width) ** 0.5, 6),
+                weight_decay=0.0,
+                beta1=0.8,
+                beta2=0.95,
+                eps=1e-10,
+                muon_pattern=IN_LAYERS,
+                muon_lr=8e-3,
+                muon_weight_decay=0.2,
+                final_weight_decay=0.0,
+            ),
+            warmup_fraction=0.0,
+            cooldown_fraction=0.5,
+            ema_decay=0.0,
+            accumulate=BATCH_TOKENS // (16 * chosen.length),
+            precision="bf16",
+            guard=GuardConfig(loss_spike=8, gradient_spike=20),
+            log_every=10,
+            checkpoint_every=500,
+        ),
+    )
+    if size != "tiny":
+        return recipe
+    return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
+
+
+def retrofit() -> LanguageRecipe:
+    """Return the recipe that trains a retrofitted checkpoint; :func:`fit_to_model` sets its model.
+
+    AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for all layers.
+    The contraction penalty costs six more evaluations a step, two of them with gradients; the update then contracts faster at the
+    same loss.
+    """
+    return LanguageRecipe(
+        model=AttractorConfig(),
+        attractor_rate=1.0,
+        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3),
+        train=TrainConfig(
+            num_steps=1000,
+            optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0),
+            warmup_fraction=0.05,
+            ema_decay=0.0,
+            accumulate=4,
+            precision="bf16",
+            log_every=10,
+        ),
+    )
+
+
+def fit_to_model(recipe: LanguageRecipe, model: AttractorConfig | LoopedConfig) -> LanguageRecipe:
+    """Return ``recipe`` for an existing model, with rows no longer than the model's positions."""
+    length = min(recipe.text.length, model.max_position_embeddings)
+    return replace(recipe, model=model, text=replace(recipe.text, length=length))

@@ -1,0 +1,133 @@
+"""Importing the package changes nothing else in the process, and needs only PyTorch and NumPy."""
+
+import subprocess
+import sys
+
+import pytest
+
+CHECK_STATE = """
+import importlib, logging, os, pkgutil, sys, warnings
+
+import torch, torch._dynamo, torch._functorch.config, torch.distributed.checkpoint
+import lm_eval, matplotlib.pyplot, rich.console, tokenizers, transformers, tyro, yaml, PIL.Image, safetensors.torch
+from torch.utils import tensorboard
+
+def state():
+    return {
+        "meta_path": list(sys.meta_path),
+        "path_hooks": list(sys.path_hooks),
+        "warning filters": list(warnings.filters),
+        "dynamo": torch._dynamo.config.save_config(),
+        "functorch": torch._functorch.config.save_config(),
+        "environment": dict(os.environ),
+        "backend": matplotlib.get_backend(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "random state": torch.get_rng_state().tolist(),
+        "excepthook": sys.excepthook,
+        "log handlers": {
+            name: list(getattr(logger, "handlers", ()))
+            for name, logger in logging.root.manager.loggerDict.items()
+        },
+        "root log": (list(logging.root.handlers), logging.root.level),
+    }
+
+before = state()
+import attractor
+for module in pkgutil.walk_packages(attractor.__path__, "attractor."):
+    if module.name != "attractor.__main__":
+        importlib.import_module(module.name)
+        after = state()
+        for name, value in before.items():
+            if name == "log handlers":  # new loggers without handlers are no change
+                changed = {key: found for key, found in after[name].items() if found != value.get(key, [])}
+                assert not changed, f"{module.name} changes {name}: {changed}"
+            else:
+                assert after[name] == value, f"{module.name} changes {name}"
+"""
+
+OPTIONAL = ("transformers", "matplotlib", "rich", "tyro", "safetensors", "tokenizers", "PIL", "yaml", "tensorboard", "jinja2")
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_importing_every_module_changes_no_global_state() -> None:
+    """Import hooks, warning filters, compiler settings, environment, matplotlib's backend, defaults of PyTorch, loggers."""
+    pytest.importorskip("lm_eval")
+    result = run(CHECK_STATE)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_layer_needs_only_torch_and_numpy() -> None:
+    """Optional dependencies are imported when they are used."""
+    code = "import sys, attractor, attractor.testing; print([m for m in sys.modules if m.split('.')[0] in {optional}])"
+    result = run(code.replace("{optional}", str(OPTIONAL)))
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+BLOCK = """
+import sys
+for name in {blocked}:
+    sys.modules[name] = None
+import attractor
+from attractor.errors import MissingExtraError
+try:
+    {code}
+except MissingExtraError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "code", "extra"),
+    [
+        ("transformers", "import attractor.models.language", "language"),
+        ("transformers", "attractor.recipes.language('tiny')", "language"),
+        ("tokenizers", "import attractor.data.text", "language"),
+        ("transformers", "attractor.retrofit", "language"),
+        ("rich", "import attractor.progress", "train"),
+        ("safetensors", "import attractor.training", "train"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_that_names_it(blocked: str, code: str, extra: str) -> None:
+    """It says what is missing and how to install it."""
+    result = run(BLOCK.replace("{blocked}", str((blocked,))).replace("{code}", code))
+    assert result.stdout.strip() == f"{blocked} is not installed; install it with: pip install 'attractor-models[{extra}]'.", result
+
+
+@pytest.mark.parametrize("blocked", ["rich", "tyro"])
+def test_the_command_line_names_its_extra(blocked: str) -> None:
+    """One sentence, exit code 2, no traceback."""
+    result = run(f"import sys; sys.modules['{blocked}'] = None; from attractor.cli import main; sys.exit(main(['--help']))")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"attractor: {blocked} is not installed; install it with: pip install 'attractor-models[train]'.\n"
+    )
+
+
+def test_puzzles_need_no_transformers() -> None:
+    """A reasoner is built, trained and loaded with the extra puzzles alone."""
+    blocked = [name for name in OPTIONAL if name not in ("safetensors",)]
+    code = f"""
+import sys, tempfile
+for name in {blocked}:
+    sys.modules[name] = None
+import attractor
+out = tempfile.mkdtemp() + "/run"
+settings = {{"train.seconds": None, "train.num_steps": 1, "data.num_puzzles": 8, "data.size": 7, "model.update.width": 8}}
+trained = attractor.train("maze", out=out, overrides=settings, progress=False)
+loaded = attractor.load(out)
+print(loaded.puzzle.kind, loaded.path == trained.path, len(attractor.recipes.names()) > 40)
+"""
+    result = run(code)
+    assert result.stdout.strip() == "maze True True", result.stderr
+
+
+def test_every_public_name_can_be_imported() -> None:
+    """Also those that are imported when they are used; unknown names raise AttributeError."""
+    code = "import attractor\nfor n in attractor.__all__: getattr(attractor, n)\nassert set(attractor.__all__) <= set(dir(attractor))"
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    assert "AttributeError" in run("import attractor; attractor.nothing").stderr
