@@ -38,7 +38,7 @@ def shell_commands(page: Path) -> list[list[str]]:
             words = shlex.split(line.replace("$(", "("), comments=True)
             for number, word in enumerate(words):
                 if Path(word).name == "attractor" and number + 1 < len(words) and words[number + 1] != "&&":
-                    found.append(words[number + 1 :])
+                    found.append([w for w in words[number + 1 :] if w != "$resume"])  # an option or nothing
     return found
 
 
