@@ -20,8 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.demo import judge_sizes, write_pictures
 from attractor.config import to_dict
+from attractor.experiment.demo import draw, evaluate_sizes
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner, training_puzzles
 from attractor.files import write_json
@@ -43,18 +43,18 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
         model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
         steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
     torch.manual_seed(seed)
-    judged = judge_sizes(model, training_puzzles(recipe), console)
+    sizes = evaluate_sizes(model, training_puzzles(recipe))
     result = {
         "command": f"python -m benchmarks.mazes --sides {side} --seeds {seed} --minutes {minutes:g}",
         "environment": environment(),
         "steps": steps,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "recipe": to_dict(recipe),
-        "sizes": {name: dataclasses.asdict(judgement) for name, judgement in judged.items()},
+        "sizes": {name: dataclasses.asdict(evaluation) for name, evaluation in sizes.items()},
     }
     write_json(OUT / f"{side}-{seed}.json", result)
     if (side, seed) == ("attractor", 0):
-        write_pictures(model, judged, OUT)
+        draw(model, sizes, OUT)
 
 
 def summary(console: Console) -> None:

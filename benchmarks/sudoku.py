@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.cli.evaluate_puzzles import evaluate_puzzles
 from attractor.config import override, to_dict
-from attractor.data import PuzzleSet, puzzles, sudoku
+from attractor.data import puzzles, sudoku
 from attractor.experiment.environment import environment
-from attractor.experiment.puzzles import LoadedReasoner, train_reasoner, training_puzzles
+from attractor.experiment.puzzle_evaluation import evaluate_puzzles
+from attractor.experiment.puzzles import train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TrainingProgress
@@ -93,12 +92,13 @@ def run(
                 watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
                 begun = time.process_time()
-                model = train_reasoner(recipe, Path(folder), data=data, held_out=watched, callbacks=[progress])
+                loaded = train_reasoner(recipe, Path(folder), data=data, held_out=watched, callbacks=[progress])
+                model = loaded.model
                 spent = time.process_time() - begun
                 steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             figures = evaluate_puzzles(
-                LoadedReasoner(model, "sudoku", size),
+                loaded,
                 test,
                 depths=DEPTHS,
                 breadths=(1, 4) if model.random_init else (1,),

@@ -83,27 +83,27 @@ def bundle(tmp_path):
     return folder
 
 
-def judged(out, *arguments) -> dict:
-    """Run the command as a shell would, and return what it wrote."""
+def run_evaluate(out, *arguments) -> dict:
+    """Run the command as a shell does, and return the figures that it wrote."""
     tyro.cli(evaluate, args=[str(a) for a in (*arguments, "--out", out)])
     return json.loads(out.read_text())
 
 
 def test_text_is_judged_and_written(run, data, tmp_path, capsys) -> None:
     """A run's folder means its newest checkpoint; bytes are those of the documents; the budget is passed on and noted."""
-    written = judged(tmp_path / "out.json", run, "--data", data, "--depth", "3", "--batch-size", "2")
+    written = run_evaluate(tmp_path / "out.json", run, "--data", data, "--depth", "3", "--batch-size", "2")
     figures = written["results"]["text"]
     assert (figures["num_bytes"], figures["num_documents"], figures["evaluations"]) == (NUM_BYTES, 3, 3)
     assert written["budget"] == {"depth": 3}
     assert "bits per byte" in capsys.readouterr().out
-    few = judged(tmp_path / "out.json", run, "--data", data, "--limit", "1")["results"]["text"]
+    few = run_evaluate(tmp_path / "out.json", run, "--data", data, "--limit", "1")["results"]["text"]
     assert few["num_documents"] == 1
     assert few["converged_fraction"] == 1
 
 
 def test_a_plain_folder_of_transformers_is_judged_alike(stock, data, tmp_path) -> None:
     """Without run.json, without a solve; a budget is refused."""
-    figures = judged(tmp_path / "out.json", stock, "--data", data)["results"]["text"]
+    figures = run_evaluate(tmp_path / "out.json", stock, "--data", data)["results"]["text"]
     assert figures["num_bytes"] == NUM_BYTES
     assert figures["evaluations"] is None
     with pytest.raises(ConfigError, match="has no depth"):
@@ -113,14 +113,14 @@ def test_a_plain_folder_of_transformers_is_judged_alike(stock, data, tmp_path) -
 def test_a_prepared_folder_gives_its_held_out_text_back(run, data, tokenizer, tmp_path) -> None:
     """The same figures as from the documents themselves."""
     prepare(tmp_path / "prepared", {"train": ["the cat"], "val": DOCUMENTS}, tokenizer)
-    prepared = judged(tmp_path / "a.json", run, "--data", tmp_path / "prepared", "--depth", "1")
-    plain = judged(tmp_path / "b.json", run, "--data", data, "--depth", "1")
+    prepared = run_evaluate(tmp_path / "a.json", run, "--data", tmp_path / "prepared", "--depth", "1")
+    plain = run_evaluate(tmp_path / "b.json", run, "--data", data, "--depth", "1")
     assert prepared["results"] == plain["results"]
 
 
-def test_tasks_of_a_bundle_are_judged(run, bundle, tmp_path, capsys) -> None:
+def test_tasks_of_a_bundle_are_run_evaluate(run, bundle, tmp_path, capsys) -> None:
     """All of CORE, LAMBADA, and one by its label; what is missing is named."""
-    written = judged(
+    written = run_evaluate(
         tmp_path / "out.json", run, "--bundle", bundle, "--tasks", "core", "lambada", "choose", "--limit", "3"
     )
     results = written["results"]
@@ -138,15 +138,15 @@ def test_a_mistake_is_refused_before_any_work(run, data, bundle, tmp_path) -> No
         ({"data": (tmp_path / "no" / "such",)}, "no such file"),
         ({"tasks": ("core",)}, "--bundle"),
         ({"tasks": ("chose",), "bundle": bundle}, "did you mean 'choose'"),
-        ({"tasks": ()}, "nothing to judge"),
-        ({"data": (data,), "depths": (1, 2)}, "--depths is for reasoners"),
-        ({"data": (data,), "breadths": (1, 2)}, "--breadths is for reasoners"),
-        ({"data": (data,), "seed": 1}, "--seed is for reasoners"),
-        ({"data": (data,), "bundle": bundle}, "--bundle is for lambada"),
-        ({"data": (data,), "bundle": bundle, "tasks": ("core",)}, "--data is for the task text"),
-        ({"stride": 8, "bundle": bundle, "tasks": ("core",)}, "--stride is for the task text"),
-        ({"data": (data,), "limit": 0}, "--limit 0"),
-        ({"data": (data,), "batch_size": 0}, "--batch-size 0"),
+        ({"tasks": ()}, "there is no task"),
+        ({"data": (data,), "depths": (1, 2)}, "depths is for reasoners"),
+        ({"data": (data,), "breadths": (1, 2)}, "breadths is for reasoners"),
+        ({"data": (data,), "seed": 1}, "seed is for reasoners"),
+        ({"data": (data,), "bundle": bundle}, "bundle is for lambada"),
+        ({"data": (data,), "bundle": bundle, "tasks": ("core",)}, "data is for the task text"),
+        ({"stride": 8, "bundle": bundle, "tasks": ("core",)}, "stride is for the task text"),
+        ({"data": (data,), "limit": 0}, "limit=0"),
+        ({"data": (data,), "batch_size": 0}, "batch_size=0"),
         ({"data": (data,), "out": tmp_path / "no" / "out.json"}, "cannot be written"),
         ({"data": (data,), "depth": 1, "tolerance": 0.1}, "not both"),
     ]:

@@ -191,10 +191,10 @@ MISTAKES = {
     "no such text": (["MODELS/attractor", "--data", "MODELS/no.txt"], "no such file"),
     "not text": (["MODELS/attractor", "--data", "MODELS/attractor/model.safetensors"], "cannot read this kind"),
     "no such field": (["MODELS/attractor", "--field", "txt"], "did you mean 'text'"),
-    "no documents": (["MODELS/attractor", "--num-documents", "0"], "--num-documents 0"),
-    "negative depth": (["MODELS/attractor", "--depths", "1", "-1"], "--depths 1 -1"),
-    "zero tolerance": (["MODELS/attractor", "--tolerance", "0"], "--tolerance 0"),
-    "negative seed": (["MODELS/attractor", "--seed", "-1"], "--seed -1"),
+    "no documents": (["MODELS/attractor", "--num-documents", "0"], "num_documents=0"),
+    "negative depth": (["MODELS/attractor", "--depths", "1", "-1"], "depths=1 -1"),
+    "zero tolerance": (["MODELS/attractor", "--tolerance", "0"], "tolerance=0"),
+    "negative seed": (["MODELS/attractor", "--seed", "-1"], "seed=-1"),
     "folder in use": (["MODELS/attractor", "--out", "MODELS"], "in use"),
 }
 
@@ -222,7 +222,7 @@ def test_an_exception_leaves_no_files(models, data, tmp_path, monkeypatch) -> No
         (folder / "depth.png").write_bytes(b"half")
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("attractor.cli.inspect.write_report", fail)
+    monkeypatch.setattr("attractor.experiment.inspection.write_report", fail)
     for out in (tmp_path / "new", tmp_path):
         with pytest.raises(RuntimeError):
             main(["inspect", str(models / "looped"), "--data", str(data), "--out", str(out), "--num-documents", "1"])

@@ -76,14 +76,14 @@ def test_four_commands_lead_from_text_to_a_writing_model(run, data, tmp_path, ca
 def test_a_converted_checkpoint_is_judged_and_writes(more: list[str], run, data, tmp_path, capsys) -> None:
     """Without anything of training in it; this recipe averages no weights, so that the latest are the same."""
     out = tmp_path / "model"
-    assert main(["convert", str(run), str(out), *more]) == 0
+    assert main(["export-inference", str(run), str(out), *more]) == 0
     assert {"config.json", "model.safetensors", "run.json", "tokenizer.json"} < {p.name for p in out.iterdir()}
     assert not any(p.name.startswith(("training", "rank-")) for p in out.iterdir())
     whole, alone = (load_language_model(path).model.state_dict() for path in (run, out))
     assert all(torch.equal(whole[name], alone[name]) for name in whole)
     assert main(["evaluate", str(out), "--data", str(data / "tokens300"), "--limit", "1"]) == 0
     assert main(["generate", str(out), "--prompt", "the sea", "--max-new-tokens", "2"]) == 0
-    assert main(["calibrate", str(out), "--data", str(data / "tokens300"), "--within", "0.5"]) == 0
+    assert main(["calibrate", str(out), "--data", str(data / "tokens300"), "--max-loss-increase", "0.5"]) == 0
     verify(out)
     file = out / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
@@ -118,7 +118,7 @@ def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_ke
     """And the checkpoint stays whole."""
     copy = tmp_path / "copy"
     shutil.copytree(run / "step-00000006", copy)
-    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0.5"]) == 0
+    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--max-loss-increase", "0.5"]) == 0
     assert "generation keeps to depth 0" in capsys.readouterr().out  # half the loss may go
     loaded = load_language_model(copy)
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -127,7 +127,7 @@ def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_ke
     enough = [t for t in found.budgets if t.score.nats <= found.reference.score.nats]
     assert found.chosen in enough
     assert all(found.chosen.flops_per_token <= t.flops_per_token for t in enough)
-    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--within", "0"]) == 2
+    assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--max-loss-increase", "0"]) == 2
     assert "above zero" in capsys.readouterr().err
 
 
@@ -156,10 +156,10 @@ def test_the_log_has_the_figures_of_a_solve(run) -> None:
 def test_an_interrupted_run_ends_bitwise_like_a_whole_one(family: str, data, tmp_path) -> None:
     """Weights, optimiser moments of AdamW and Muon, and the position in the text."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(data, whole, "--track", "none", family=family) == 0
-    assert train(data, parts, "--track", "none", family=family) == 0
+    assert train(data, whole, "--logger", "none", family=family) == 0
+    assert train(data, parts, "--logger", "none", family=family) == 0
     shutil.rmtree(parts / "step-00000006")  # only the checkpoint of its middle is left
-    assert train(data, parts, "--resume", "--track", "none", family=family) == 0
+    assert train(data, parts, "--resume", "--logger", "none", family=family) == 0
     a, b = (json.loads((out / "step-00000006" / "checksums.json").read_text())["files"] for out in (whole, parts))
     tensors = [name for name in a if name.endswith((".safetensors", ".distcp"))]
     assert len(tensors) == 3
@@ -171,7 +171,7 @@ def test_every_family_trains(family: str, data, tmp_path) -> None:
     """Under the same loop, and is loaded again to be judged."""
     layers = ["model.num_attractor_layers=3"] if family == "-deq" else []
     command = ["train", f"language/tiny{family}", "--data", str(data / "tokens300"), "--out", str(tmp_path / "run")]
-    assert main([*command, "--track", "none", "--set", *SMALL, *layers]) == 0
+    assert main([*command, "--logger", "none", "--set", *SMALL, *layers]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(data / "tokens300"), "--limit", "1"]) == 0
 
 
@@ -187,7 +187,7 @@ MISTAKES = {
     "other settings": (["--resume", "--data", "DATA", "--set", *SMALL, "model.window=3"], "model.window"),
     "unknown family": (["train", "language/tiny-looping", "--data", "DATA"], "language/tiny-looped"),
     "unknown tracker": (
-        ["train", "language/tiny", "--data", "DATA", "--track", "tensorbord"],
+        ["train", "language/tiny", "--data", "DATA", "--logger", "tensorbord"],
         "did you mean 'tensorboard'",
     ),
     "impossible model": (
@@ -201,7 +201,7 @@ MISTAKES = {
     "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
     "resume and overwrite": (["--resume", "--overwrite", "--data", "DATA"], "give one of them"),
     "nothing to overwrite with": (["--overwrite", "--data", "NOWHERE"], "attractor data prepare"),
-    "odd temperature": (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "--temperature"),
+    "negative temperature": (["generate", "RUN", "--prompt", "a", "--temperature", "-1"], "temperature=-1"),
 }
 
 
@@ -227,7 +227,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, run, data, tmp_pat
 def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_path, capsys) -> None:
     """With advice; what was written before stays whole."""
     out = tmp_path / "run"
-    command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--track", "none"]
+    command = ["train", "language/tiny", "--data", str(data / "tokens300"), "--out", str(out), "--logger", "none"]
     extreme = [
         "train.optimizer.lr=1e30",
         "train.optimizer.muon_lr=1e30",
@@ -241,8 +241,8 @@ def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_p
 def test_a_torn_log_does_not_stop_a_resumed_run(data, tmp_path) -> None:
     """What was written when the machine stopped is dropped."""
     out = tmp_path / "run"
-    assert train(data, out, "--track", "none") == 0
+    assert train(data, out, "--logger", "none") == 0
     with (out / "metrics.jsonl").open("a") as log:
         log.write('{"step": 7, "sec')
-    assert train(data, out, "--resume", "--track", "none") == 0
+    assert train(data, out, "--resume", "--logger", "none") == 0
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6]

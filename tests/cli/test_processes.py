@@ -36,7 +36,7 @@ SETTINGS = [
 def command(out: Path, *more: str, num_steps: int = 100_000, settings: tuple[str, ...] = ()) -> list[str]:
     """A run that goes on until it is told to stop, if it is not given fewer steps."""
     changed = [*SETTINGS, f"train.num_steps={num_steps}", *settings]
-    return ["train", "maze", "--out", str(out), "--track", "none", *more, "--set", *changed]
+    return ["train", "maze", "--out", str(out), "--logger", "none", *more, "--set", *changed]
 
 
 class Torchrun:

@@ -54,7 +54,7 @@ def train(place: Path, out: Path, *more: str, data: str = "own", steps: int = 4,
         "--out",
         str(out),
     ]
-    return main([*command, "--track", "none", *more, "--set", *SMALL, f"train.num_steps={steps}"])
+    return main([*command, "--logger", "none", *more, "--set", *SMALL, f"train.num_steps={steps}"])
 
 
 def test_from_a_backbone_to_a_judged_attractor(place, tmp_path) -> None:
@@ -124,5 +124,5 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys) -
         "--out",
         str(tmp_path / "b"),
     ]
-    assert main([*command, "--track", "none", "--set", "model.hidden_size=64"]) == 2
+    assert main([*command, "--logger", "none", "--set", "model.hidden_size=64"]) == 2
     assert "only how it is solved" in capsys.readouterr().err

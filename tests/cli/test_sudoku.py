@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def run(tmp_path_factory):
     """A reasoner of Sudokus of four digits that has hardly learnt anything."""
     out = tmp_path_factory.mktemp("run") / "run"
-    assert main(["train", "sudoku/6x6", "--out", str(out), "--track", "none", "--set", *FAST]) == 0
+    assert main(["train", "sudoku/6x6", "--out", str(out), "--logger", "none", "--set", *FAST]) == 0
     return out
 
 
@@ -142,7 +142,7 @@ def test_a_grid_that_a_mixer_was_not_built_for_is_refused_with_its_line(tmp_path
     """Before anything is solved, and with what the model was built for."""
     out = tmp_path / "run"
     settings = [s for s in FAST if not s.startswith(("data.size", "data.clues"))]
-    assert main(["train", "sudoku/6x6", "--out", str(out), "--track", "none", "--set", *settings]) == 0
+    assert main(["train", "sudoku/6x6", "--out", str(out), "--logger", "none", "--set", *settings]) == 0
     small = "".join(map(str, sudoku.generate(1, size=4, seed=0).questions.reshape(-1)))
     monkeypatch.setattr("sys.stdin", io.StringIO(small))
     capsys.readouterr()
@@ -228,7 +228,7 @@ def test_evaluations_that_cannot_be_are_refused(arguments: list[str], says: str,
 def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
     """In two parts as in one: carry, data and random numbers go on where they were."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = ["--data", str(data), "--track", "none", "--set", *FAST[3:-2], "train.precision=fp32"]
+    settings = ["--data", str(data), "--logger", "none", "--set", *FAST[3:-2], "train.precision=fp32"]
     assert (
         main(
             ["train", "sudoku/6x6", "--out", str(whole), *settings, "train.num_steps=6", "train.cooldown_fraction=1e-9"]
@@ -262,7 +262,7 @@ def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tm
     """A folder of Sudokus is not for mazes; symbols and a mixer's cells follow the puzzles."""
     assert main(["train", "maze", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
     assert "this recipe is about maze" in capsys.readouterr().err
-    command = ["train", "sudoku/9x9", "--data", str(data), "--out", str(tmp_path / "b"), "--track", "none"]
+    command = ["train", "sudoku/9x9", "--data", str(data), "--out", str(tmp_path / "b"), "--logger", "none"]
     assert main([*command, "--set", *FAST[3:]]) == 0
     assert load_reasoner(tmp_path / "b").size == 4
 
@@ -286,7 +286,7 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     train = sudoku.generate(12, size=4, clues=6, seed=5)
     puzzles.write(other, {"train": train, "test": train})
-    command = ["train", "sudoku/6x6", "--out", str(tmp_path / "run"), "--track", "none"]
+    command = ["train", "sudoku/6x6", "--out", str(tmp_path / "run"), "--logger", "none"]
     assert main([*command, "--data", str(data), "--set", *FAST[3:]]) == 0
     assert main([*command, "--data", str(other), "--resume", "--set", *FAST[3:], "train.num_steps=4"]) == 2
     assert "puzzles.checksum differs" in capsys.readouterr().err
@@ -298,7 +298,7 @@ def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
     cells = "model.update.network" if family == "-trm" else "model.network"
     small = [setting.replace("model.update.network", cells) for setting in FAST]
     out = tmp_path / "run"
-    assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--track", "none", "--set", *small]) == 0
+    assert main(["train", f"sudoku/6x6{family}", "--out", str(out), "--logger", "none", "--set", *small]) == 0
     assert main(["evaluate", str(out), "--data", str(data), "--depths", "1", "2"]) == 0
     capsys.readouterr()
     puzzle = "".join(map(str, puzzles.read(data, "test").questions[0].reshape(-1)))

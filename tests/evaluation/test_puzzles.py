@@ -9,9 +9,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 from attractor import Anderson, Picard
-from attractor.cli import demo
 from attractor.data import maze
 from attractor.evaluation import DepthPoint, evaluate_depths, run_restarts, trajectory
+from attractor.experiment import demo
 from attractor.models.reasoning import AttractorReasonerConfig, Reasoner
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.plots import plot_accuracy, plot_trajectory, render_digits
@@ -206,8 +206,8 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(demo, "trajectory", spy)
     monkeypatch.setattr(demo, "plot_trajectory", lambda *frames, **files: None)
     monkeypatch.setattr(demo, "plot_accuracy", lambda *curves: None)
-    demo.judge_sizes(model, maze.generate(2, 7, seed=0), demo.Console())
-    demo.write_pictures(model, {}, tmp_path)
+    demo.evaluate_sizes(model, maze.generate(2, 7, seed=0))
+    demo.draw(model, {}, tmp_path)
     assert [device.type for device in seen] == ["meta", "meta"]
 
 

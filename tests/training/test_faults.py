@@ -188,7 +188,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_full_disk_ends_a_run_with_one_sentence(left: int, logger: str, small_disk, capsys) -> None:
     """The log, the curves or a checkpoint may fill it. With free space again, the run resumes from the last checkpoint."""
     out, ballast = small_disk / "run", small_disk / "ballast"
-    arguments = ["--track", logger]
+    arguments = ["--logger", logger]
     assert main(command(out, *arguments)) == 0
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     ballast.write_bytes(bytes(free - left))

@@ -36,10 +36,7 @@ class LoadedLanguageModel:
     path: Path
 
     def generate(self, prompt: str, **settings: Any) -> str:
-        """Return ``prompt`` with its continuation.
-
-        ``settings`` are ``max_new_tokens``, ``temperature``, ``depth`` and others, see :func:`attractor.experiment.generation.generate`.
-        """
+        """Return ``prompt`` with its continuation, see :func:`attractor.experiment.generation.generate` for ``settings``."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
 
 
@@ -52,13 +49,8 @@ class LoadedReasoner:
     size: int
     path: Path
 
-    @property
-    def puzzle(self) -> Puzzle:
-        """What can be done with puzzles of this kind."""
-        return find_puzzle(self.kind)
-
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
-        """Solve puzzles. ``settings`` are ``depth``, ``breadth`` and others, see :func:`attractor.experiment.solve.solve_puzzles`."""
+        """Solve puzzles and check the answers, see :func:`attractor.experiment.solve.solve_puzzles` for ``settings``."""
         return solve_puzzles(self, puzzles, **settings)
 
 

@@ -35,10 +35,8 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
                 "a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data."
             )
         place = str(paths[0])
-        if paths[0].suffix == ".csv":
-            found = loaded.puzzle.read_table(paths[0])
-        else:
-            found = puzzles.read(paths[0], "test")
+        is_csv = paths[0].suffix == ".csv"
+        found = loaded.puzzle.read_table(paths[0]) if is_csv else puzzles.read(paths[0], "test")
     if found.kind != loaded.puzzle.kind:
         raise DataError(
             f"{place}: holds puzzles of the kind {found.kind}; this model was trained on {loaded.puzzle.kind}."
