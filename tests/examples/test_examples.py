@@ -8,7 +8,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-ARGUMENTS = {"kepler": [], "custom_solver": [], "puzzle": ["--num-steps", "3", "--num-puzzles", "16"]}
+ARGUMENTS = {"kepler": [], "custom_solver": [], "puzzle": ["--num-steps", "3", "--num-puzzles", "64"]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
