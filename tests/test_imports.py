@@ -46,7 +46,18 @@ for module in pkgutil.walk_packages(attractor.__path__, "attractor."):
                 assert after[name] == value, f"{module.name} changes {name}"
 """
 
-OPTIONAL = ("transformers", "matplotlib", "rich", "tyro", "safetensors", "tokenizers", "PIL", "yaml", "tensorboard", "jinja2")
+OPTIONAL = (
+    "transformers",
+    "matplotlib",
+    "rich",
+    "tyro",
+    "safetensors",
+    "tokenizers",
+    "PIL",
+    "yaml",
+    "tensorboard",
+    "jinja2",
+)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -87,20 +98,27 @@ except MissingExtraError as error:
         ("transformers", "attractor.recipes.language('tiny')", "language"),
         ("tokenizers", "import attractor.data.text", "language"),
         ("transformers", "attractor.retrofit", "language"),
-        ("rich", "import attractor.progress", "train"),
+        ("rich", "from attractor.progress import TaskProgress; TaskProgress()", "train"),
+        ("matplotlib", "from attractor.plots.style import new_figure; new_figure()", "plots"),
+        ("yaml", "from attractor.evaluation import read_tasks; read_tasks(None)", "eval"),
         ("safetensors", "import attractor.training", "train"),
     ],
 )
 def test_a_missing_extra_is_one_sentence_that_names_it(blocked: str, code: str, extra: str) -> None:
     """It says what is missing and how to install it."""
     result = run(BLOCK.replace("{blocked}", str((blocked,))).replace("{code}", code))
-    assert result.stdout.strip() == f"{blocked} is not installed; install it with: pip install 'attractor-models[{extra}]'.", result
+    assert (
+        result.stdout.strip()
+        == f"{blocked} is not installed; install it with: pip install 'attractor-models[{extra}]'."
+    ), result
 
 
 @pytest.mark.parametrize("blocked", ["rich", "tyro"])
 def test_the_command_line_names_its_extra(blocked: str) -> None:
     """One sentence, exit code 2, no traceback."""
-    result = run(f"import sys; sys.modules['{blocked}'] = None; from attractor.cli import main; sys.exit(main(['--help']))")
+    result = run(
+        f"import sys; sys.modules['{blocked}'] = None; from attractor.cli import main; sys.exit(main(['--help']))"
+    )
     assert result.returncode == 2
     assert result.stderr == (
         f"attractor: {blocked} is not installed; install it with: pip install 'attractor-models[train]'.\n"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from attractor.errors import requires_extra
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
@@ -18,9 +20,10 @@ class _Bars:
     """A context manager that draws bars on ``console``, by default standard error."""
 
     def __init__(self, console: "Console | None", *, transient: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
+        with requires_extra("train"):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
         def fixed(text: str) -> "ProgressColumn":
             return TextColumn(text, table_column=Column(no_wrap=True))

@@ -176,7 +176,10 @@ def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run,
     question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
     chosen = []
     for seed in range(4):
-        assert main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where]) == 0
+        assert (
+            main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where])
+            == 0
+        )
         settings = {"max_evaluations": 9, "tolerance": 1e-12, "breadth": 3}
         kept = model.solve(question, generator=torch.Generator().manual_seed(seed), **settings)
         for frame in seen["frames"][-2:]:  # the last but one is what follows from the start in as many steps

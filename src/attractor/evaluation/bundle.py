@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from attractor.config import suggestion
 from attractor.data.text.documents import OPENERS
-from attractor.errors import AttractorError, DataError
+from attractor.errors import AttractorError, DataError, requires_extra
 
 Item = dict[str, Any]
 # Required fields of an item of each kind, and their types.
@@ -63,6 +61,8 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
     DataError
         When the folder is not a valid bundle.
     """
+    with requires_extra("eval"):
+        import yaml  # type: ignore[import-untyped]
     listing = bundle / "core.yaml"
     try:
         entries = yaml.safe_load(listing.read_text())["icl_tasks"]

@@ -8,15 +8,17 @@ measured in the same way: their equilibrium is the state after their own number 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.text import encode, sliding_windows
-from attractor.models.language import AttractorForCausalLM, LanguageModel, LoopedForCausalLM
 from attractor.solve import Status
+
+if TYPE_CHECKING:
+    from attractor.models.language import LanguageModel
 
 LOGITS_CHUNK = 128  # tokens whose logits are in memory at a time
 NUM_DIAGNOSED = 4  # windows on which the model's diagnostics are computed
@@ -125,6 +127,8 @@ def default_budget(model: Any, tolerance: float | None) -> dict[str, float]:
     ConfigError
         For a model without a solve, and for a tolerance given to a looped model.
     """
+    from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
+
     if isinstance(model, LoopedForCausalLM):
         if tolerance is not None:
             raise ConfigError("a looped model runs a fixed number of iterations; leave out the tolerance.")
@@ -136,7 +140,7 @@ def default_budget(model: Any, tolerance: float | None) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_internalisation(
-    model: LanguageModel,
+    model: "LanguageModel",
     tokenizer: Any,
     documents: Iterable[str],
     *,
@@ -263,7 +267,7 @@ def _measure_window(
 
 
 def _depth_stats(
-    model: LanguageModel, depth: int | None, sums: Sequence[float], length: int, num_tokens: int, num_bytes: int
+    model: "LanguageModel", depth: int | None, sums: Sequence[float], length: int, num_tokens: int, num_bytes: int
 ) -> DepthStats:
     means = dict(zip(SUMS, (value / num_tokens for value in sums), strict=True))
     return DepthStats(

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.internalisation import default_budget, run_window
-from attractor.models.language import LanguageModel
+
+if TYPE_CHECKING:
+    from attractor.models.language import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Trajectories:
 
 @torch.no_grad()
 def trajectories(
-    model: LanguageModel,
+    model: "LanguageModel",
     windows: Sequence[Tensor],
     *,
     depth: int,

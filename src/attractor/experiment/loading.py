@@ -13,7 +13,7 @@ from attractor.config import from_dict
 from attractor.data import Puzzle, find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
-from attractor.experiment.solve import PuzzleSolution, Puzzles, solve_puzzles
+from attractor.experiment.solve import Puzzles, PuzzleSolution, solve_puzzles
 from attractor.files import first_line
 from attractor.models.reasoning import Reasoner
 from attractor.recipes import PuzzleRecipe

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
@@ -40,8 +41,9 @@ def render_digits(question: Tensor, box: tuple[int, int]) -> Renderer:
     box
         (height, width) of a box in cells.
     """
-    from PIL import Image as Pillow
-    from PIL import ImageDraw, ImageFont
+    with requires_extra("plots"):
+        from PIL import Image as Pillow
+        from PIL import ImageDraw, ImageFont
 
     size = question.shape[0]
 
@@ -96,7 +98,8 @@ def plot_trajectory(
 def _write_strip(
     frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
 ) -> None:
-    from matplotlib.figure import Figure
+    with requires_extra("plots"):
+        from matplotlib.figure import Figure
 
     chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
     figure = Figure(figsize=(2.3 * len(chosen), 2.8), layout="tight")
@@ -110,8 +113,9 @@ def _write_strip(
 def _write_animation(
     frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
 ) -> None:
-    from PIL import Image as Pillow
-    from PIL import ImageDraw, ImageFont
+    with requires_extra("plots"):
+        from PIL import Image as Pillow
+        from PIL import ImageDraw, ImageFont
 
     scale = max(4, 360 // frames[0].shape[0])
     font = ImageFont.load_default(14)
@@ -130,7 +134,8 @@ def plot_accuracy(
     curves: Mapping[str, Sequence[DepthPoint]], file: Path, *, legend_title: str = "unseen mazes"
 ) -> None:
     """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
-    from matplotlib.figure import Figure
+    with requires_extra("plots"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 3.6), layout="tight")
     left, right = figure.subplots(1, 2)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attractor.errors import requires_extra
 from attractor.evaluation.internalisation import Internalisation, TokenStats
 from attractor.evaluation.trajectories import Trajectories
 from attractor.plots.internalisation import (
@@ -64,7 +65,8 @@ def _render(
     about: Mapping[str, str],
     images: Mapping[str, str],
 ) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    with requires_extra("plots"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("attractor.plots"),

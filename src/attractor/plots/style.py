@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from attractor.errors import requires_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -13,7 +15,8 @@ BLUE, ORANGE, VERMILLION, GREY = "#0072B2", "#E69F00", "#D55E00", "#777777"
 
 def new_figure(num_axes: int = 1, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
     """Return a figure with axes in one row. It is not registered with pyplot, and no backend is chosen."""
-    from matplotlib.figure import Figure
+    with requires_extra("plots"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, height), dpi=130, layout="constrained")
     axes = list(figure.subplots(1, num_axes, squeeze=False)[0])

@@ -1,14 +1,17 @@
 """The training loop, its checkpoints and its callbacks. It knows no concrete model."""
 
-from attractor.training.checkpoint import (
-    Checkpoints,
-    find_checkpoint,
-    load_model,
-    read_run,
-    update_checksums,
-    verify_weights,
-    write_checksums,
-)
+from attractor.errors import requires_extra
+
+with requires_extra("train"):
+    from attractor.training.checkpoint import (
+        Checkpoints,
+        find_checkpoint,
+        load_model,
+        read_run,
+        update_checksums,
+        verify_weights,
+        write_checksums,
+    )
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext, init_distributed, should_report_error
 from attractor.training.guard import GuardConfig

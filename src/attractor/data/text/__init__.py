@@ -1,10 +1,13 @@
 """Text to training rows: documents, a byte-level BPE tokenizer, memory-mapped shards, packed rows."""
 
-from attractor.data.text.documents import ReadStats, read_documents, total_bytes
-from attractor.data.text.held_out import read_held_out
-from attractor.data.text.rows import PackedRows
-from attractor.data.text.shards import Shards, list_splits, prepare
-from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
+from attractor.errors import requires_extra
+
+with requires_extra("language"):
+    from attractor.data.text.documents import ReadStats, read_documents, total_bytes
+    from attractor.data.text.held_out import read_held_out
+    from attractor.data.text.rows import PackedRows
+    from attractor.data.text.shards import Shards, list_splits, prepare
+    from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
 
 __all__ = [
     "END_OF_TEXT",

@@ -1,10 +1,13 @@
 """Causal language models, known to the Auto classes of ``transformers`` as soon as this is imported."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from attractor.errors import requires_extra
 
-from attractor.models.language.attractor import AttractorConfig, AttractorForCausalLM
-from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
-from attractor.models.language.looped import LoopedConfig, LoopedForCausalLM
+with requires_extra("language"):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from attractor.models.language.attractor import AttractorConfig, AttractorForCausalLM
+    from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
+    from attractor.models.language.looped import LoopedConfig, LoopedForCausalLM
 
 AutoConfig.register(AttractorConfig.model_type, AttractorConfig)
 AutoConfig.register(LoopedConfig.model_type, LoopedConfig)
