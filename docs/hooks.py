@@ -10,6 +10,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
@@ -36,6 +37,18 @@ PUBLIC = [
     "attractor.experiment",
     "attractor.testing",
 ]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page for every notebook, with its stored outputs."""
+    for notebook in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        name = notebook.stem
+        text, resources = MarkdownExporter().from_filename(str(notebook), {"unique_key": name})
+        download = f"\n\n[Download this notebook](../../examples/notebooks/{notebook.name})\n"
+        files.append(File.generated(config, f"notebooks/{name}.md", content=text + download))
+        for image, data in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{image}", content=data))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, config: Any, **_: Any) -> str:
