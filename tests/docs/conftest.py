@@ -9,7 +9,7 @@ import torch
 import attractor
 from attractor.experiment.prepare import prepare_text
 
-WORDS = "the sea was calm and a ship sailed over the bay while old birds sang in every quiet town by the shore".split()
+WORDS = "the sea was wide and a ship sailed over the bay while old birds sang in every quiet town by the shore".split()
 TINY = {
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
