@@ -1,15 +1,16 @@
-"""What reading data and writing checkpoints cost the training of ``language/tiny``, in one process.
+"""How much time reading data and writing checkpoints take in the training of ``language/tiny``, in one process.
 
     python -m benchmarks.checkpoint --data TEXT [--batch 8] [--steps 10] [--rounds 6] [--threads 1] [--device cpu]
 
-TEXT is prepared text. In every round as many steps are made with a checkpoint, begun before the first of them and written beside
-them, as without; which come first changes from round to round. Medians over rounds are printed and written to
-``results/scale/checkpoint.json``:
+TEXT is a folder of prepared text. Every round makes the same number of steps twice: once without a checkpoint, and once
+with a checkpoint that is started before the first step and written during the steps. The order alternates from round to
+round. Medians over rounds are printed and written to ``results/scale/checkpoint.json``:
 
-- the share of a step in which it reads its rows;
-- how long a checkpoint stops training, in steps: until its copy is made;
-- what it costs in all, in steps: that stop, by how much the steps beside its writing take longer, and what is left to wait for
-  after them, which a longer round makes none.
+- the fraction of a step that reads rows;
+- how long a checkpoint blocks training, in steps: until its copy in memory is made;
+- its total cost, in steps: the blocked time, the slowdown of the steps during the write, and the wait after them. In a
+long enough
+  round there is no such wait.
 """
 
 import statistics
@@ -34,32 +35,32 @@ from attractor.recipes import LanguageRecipe, language
 from attractor.training import Checkpoints, DistributedContext
 from attractor.training.checkpoint import save_weights
 from attractor.training.guard import Guard
-from attractor.training.parallel import clip
+from attractor.training.parallel import clip_gradients
 from attractor.training.state import TrainingState
 
 OUT = Path("results/scale/checkpoint.json")
 WARM_UP = 3
 
 
-class Timed:
-    """Rows, and the seconds that reading them took."""
+class TimedRows:
+    """Rows of text, and the time that reading them took."""
 
     def __init__(self, rows: PackedRows) -> None:
         self.rows, self.seconds = rows, 0.0
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             return self.rows.batch(first, num)
         finally:
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - start
 
 
 class Run:
-    """The training loop's steps, without its log and schedule."""
+    """The steps of the training loop, without log and schedule."""
 
     def __init__(self, recipe: LanguageRecipe, data: Path, device: torch.device) -> None:
-        self.rows = Timed(PackedRows(Shards(data), recipe.text.length))
+        self.rows = TimedRows(PackedRows(Shards(data), recipe.text.length))
         self.distributed = DistributedContext(device=device)
         self.config = replace(recipe.train, optimizer=recipe.optimizer)
         torch.manual_seed(0)
@@ -69,45 +70,48 @@ class Run:
         self.state = TrainingState(self.model, self.objective, guard, self.config, (), self.distributed)
 
     def steps(self, num: int) -> float:
-        """Make so many steps and return their seconds."""
-        begun = self.clock()
+        """Make ``num`` steps and return their time in seconds."""
+        start = self.clock()
         for _ in range(num):
             loss, _ = self.objective.step(self.model)
             loss.backward()
-            clip(self.model, self.config.optimizer.clip)
-            self.state.move()
+            clip_gradients(self.model, self.config.optimizer.clip)
+            self.state.optimizer_step()
             self.model.zero_grad(set_to_none=True)
             self.state.step += 1
-        return self.clock() - begun
+        return self.clock() - start
 
     def clock(self) -> float:
+        """Return the time in seconds once the device has finished."""
         if self.distributed.device.type == "cuda":
             torch.cuda.synchronize(self.distributed.device)
         return time.perf_counter()
 
 
 def measure(run: Run, checkpoints: Checkpoints, steps: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each round."""
-    run.state.save(checkpoints)  # the first makes the buffers that the others copy into
+    """Return the times of each round in seconds."""
+    run.state.save(checkpoints)  # the first one allocates the buffers that the others reuse
     run.steps(WARM_UP)
     checkpoints.wait()
-    found: dict[str, list[float]] = {name: [] for name in ("plain", "reading", "stop", "beside", "rest", "writing")}
-    for which in range(rounds):
-        for saves in (which % 2 == 0, which % 2 == 1):
+    found: dict[str, list[float]] = {
+        name: [] for name in ("without", "reading", "blocked", "during", "wait", "writing")
+    }
+    for index in range(rounds):
+        for with_checkpoint in (index % 2 == 0, index % 2 == 1):
             run.rows.seconds = 0.0
-            if not saves:
-                found["plain"].append(run.steps(steps))
+            if not with_checkpoint:
+                found["without"].append(run.steps(steps))
                 found["reading"].append(run.rows.seconds)
                 continue
-            begun = run.clock()
+            start = run.clock()
             run.state.save(checkpoints)
-            found["stop"].append(run.clock() - begun)
+            found["blocked"].append(run.clock() - start)
             assert checkpoints.writing is not None
-            checkpoints.writing.add_done_callback(lambda _, begun=begun: found["writing"].append(run.clock() - begun))
-            found["beside"].append(run.steps(steps))
-            after = run.clock()
+            checkpoints.writing.add_done_callback(lambda _, start=start: found["writing"].append(run.clock() - start))
+            found["during"].append(run.steps(steps))
+            steps_done = run.clock()
             checkpoints.wait()
-            found["rest"].append(run.clock() - after)
+            found["wait"].append(run.clock() - steps_done)
     return found
 
 
@@ -116,16 +120,20 @@ def main(data: Path, batch: int = 8, steps: int = 10, rounds: int = 6, threads: 
 
     Args:
         data: Prepared text.
-        batch: Rows of 256 tokens of a step.
-        steps: Of each side of a round; enough for a checkpoint to be written beside them.
-        rounds: How often.
-        threads: Of the processor.
+        batch: Rows of 256 tokens per step.
+        steps: Steps with and without a checkpoint, per round. Enough for a checkpoint to be written during them.
+        rounds: Number of rounds.
+        threads: CPU threads.
         device: cpu or cuda.
     """
     torch.set_num_threads(threads)
     shards = Shards(data)
-    own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "pad_token_id": shards.end_of_text}
-    model = {**own, "vocab_size": shards.vocab_size}
+    tokens = {
+        "bos_token_id": shards.end_of_text,
+        "eos_token_id": shards.end_of_text,
+        "pad_token_id": shards.end_of_text,
+    }
+    model = {**tokens, "vocab_size": shards.vocab_size}
     recipe = change(language("tiny"), {"model": model, "text": {"batch_size": batch}})
     run = Run(recipe, data, torch.device(device))
     with (
@@ -134,23 +142,24 @@ def main(data: Path, batch: int = 8, steps: int = 10, rounds: int = 6, threads: 
     ):
         found = measure(run, checkpoints, steps, rounds)
         size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file()) / checkpoints.max_checkpoints
-    plain, reading, stop, writing = (statistics.median(found[n]) for n in ("plain", "reading", "stop", "writing"))
+    names = ("without", "reading", "blocked", "writing")
+    without, reading, blocked, writing = (statistics.median(found[name]) for name in names)
     costs = [
         (a + b + c - d) / d * steps
-        for a, b, c, d in zip(found["stop"], found["beside"], found["rest"], found["plain"], strict=True)
+        for a, b, c, d in zip(found["blocked"], found["during"], found["wait"], found["without"], strict=True)
     ]
     figures = {
-        "step_ms": 1e3 * plain / steps,
-        "reading_share": reading / plain,
-        "stop_steps": stop / plain * steps,
+        "step_ms": 1e3 * without / steps,
+        "reading_fraction": reading / without,
+        "blocked_steps": blocked / without * steps,
         "cost_steps": statistics.median(costs),
-        "writing_steps": writing / plain * steps,
+        "writing_steps": writing / without * steps,
         "checkpoint_mb": size / 1e6,
     }
     Console(width=120).print(
-        f"a step takes {figures['step_ms']:.0f} ms, {figures['reading_share']:.2%} of it to read its rows\n"
-        f"a checkpoint of {figures['checkpoint_mb']:.0f} MB stops training for {figures['stop_steps']:.1%} of a step, is written "
-        f"beside {figures['writing_steps']:.1f} steps, and costs {figures['cost_steps']:.1%} of a step in all",
+        f"a step takes {figures['step_ms']:.0f} ms, {figures['reading_fraction']:.2%} of which reads rows\n"
+        f"a checkpoint of {figures['checkpoint_mb']:.0f} MB blocks training for {figures['blocked_steps']:.1%} of a step, "
+        f"is written during {figures['writing_steps']:.1f} steps, and costs {figures['cost_steps']:.1%} of a step in total",
         soft_wrap=True,
     )
     settings = f"--data TEXT --batch {batch} --steps {steps} --rounds {rounds} --threads {threads} --device {device}"

@@ -1,11 +1,11 @@
-"""What compiling the layers of a language model gives in training: the recipe ``language/tiny``, eager and compiled.
+"""How much compiling a language model's layers speeds up training: the recipe ``language/tiny``, eager and compiled.
 
     python -m benchmarks.compiled [--batch 8] [--evaluations 6] [--repeats 20] [--threads 1] [--device cpu]
 
-A step is forward, the solve, backward, clipping and the recipe's optimiser. Both sides have the same weights and tokens and make
-the same number of evaluations, whatever the residuals. They take turns in one process, in fp32 and in bf16, so that what
-disturbs the machine disturbs both; medians and ratios, of wall-clock and of processor time, are printed and written to
-``results/scale/compiled.json``. After warming up nothing may be compiled again.
+A step is forward with its solve, backward, clipping and the recipe's optimiser. Both sides have the same weights and
+tokens and make the same fixed number of evaluations. They take turns in one process, in fp32 and in bf16, so that other
+load on the machine affects both. Medians and ratios, of wall-clock and of CPU time, are printed and written to
+``results/scale/compiled.json``. After the warm-up nothing may be compiled again.
 """
 
 import copy
@@ -30,63 +30,63 @@ from attractor.recipes import LanguageRecipe, language
 from attractor.training import PRECISIONS
 
 OUT = Path("results/scale/compiled.json")
-WARM_UP = 2  # the first compiles, the second shows that nothing is left to compile
+WARM_UP = 2  # the first step compiles, the second shows that nothing else has to be compiled
 
 
 class Side:
-    """A model in training."""
+    """A model in training, eager or compiled."""
 
     def __init__(self, model: Any, recipe: LanguageRecipe, precision: str) -> None:
         self.model, self.precision = model, precision
         self.optimizers, self.clip = recipe.optimizer.build(model), recipe.train.optimizer.clip
-        self.seconds: list[dict[str, float]] = []  # of each step
+        self.seconds: list[dict[str, float]] = []  # per step
 
     def step(self, tokens: Tensor) -> float:
-        """Make one training step, note its seconds and return the loss."""
-        begun = clocks(tokens.device)
+        """Make one training step, record its time in seconds and return the loss."""
+        start = clocks(tokens.device)
         dtype = PRECISIONS[self.precision]
         with torch.autocast(tokens.device.type, dtype, enabled=self.precision != "fp32"):
             loss = self.model(tokens, labels=tokens).loss
         loss.backward()
-        tracked = clocks(tokens.device)
+        gradients_done = clocks(tokens.device)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad()
         done = clocks(tokens.device)
         self.seconds.append(
-            {clock: done[clock] - begun[clock] for clock in done}
-            | {f"{clock}, without the optimiser": tracked[clock] - begun[clock] for clock in done}
+            {clock: done[clock] - start[clock] for clock in done}
+            | {f"{clock}, without the optimiser": gradients_done[clock] - start[clock] for clock in done}
         )
         return loss.item()
 
 
 def clocks(device: torch.device) -> dict[str, float]:
-    """Return what the clocks show once the device has finished."""
+    """Return wall-clock and CPU time once the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return {"wall": time.perf_counter(), "processor": time.process_time()}
 
 
 def measure(recipe: LanguageRecipe, precision: str, tokens: Tensor, repeats: int) -> dict[str, Any]:
-    """Return milliseconds of a step of both sides, and how many times the eager one's rate the compiled one's is."""
+    """Return the milliseconds per step of both sides, and the speed-up."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(recipe.model).to(tokens.device).train()
     compiled = copy.deepcopy(model)
     compile_blocks(compiled)
     sides = {"eager": Side(model, recipe, precision), "compiled": Side(compiled, recipe, precision)}
-    known = counters["stats"]["unique_graphs"]
+    graphs_before = counters["stats"]["unique_graphs"]
     warm_up = time.perf_counter()
     sides["compiled"].step(tokens)
     warm_up = time.perf_counter() - warm_up
-    graphs = counters["stats"]["unique_graphs"] - known
+    graphs = counters["stats"]["unique_graphs"] - graphs_before
     sides["eager"].step(tokens)
     for side in sides.values():
         for _ in range(WARM_UP - 1):
             side.step(tokens)
         side.seconds.clear()
     losses = [{name: side.step(tokens) for name, side in sides.items()} for _ in range(repeats)]
-    assert counters["stats"]["unique_graphs"] == known + graphs, "compiled again after warming up"
+    assert counters["stats"]["unique_graphs"] == graphs_before + graphs, "compiled again after the warm-up"
     row: dict[str, Any] = {"graphs": graphs, "warm_up_seconds": warm_up, "last_losses": losses[-1]}
     for what in sides["eager"].seconds[0]:
         eager, fast = ([seconds[what] for seconds in side.seconds] for side in sides.values())
@@ -104,10 +104,10 @@ def main(batch: int = 8, evaluations: int = 6, repeats: int = 20, threads: int =
     """Measure, print and write.
 
     Args:
-        batch: Rows of 256 tokens of a step.
-        evaluations: Of every solve.
+        batch: Rows of 256 tokens per step.
+        evaluations: Evaluations per solve.
         repeats: Steps of each side.
-        threads: Of the processor.
+        threads: CPU threads.
         device: cpu or cuda.
     """
     torch.set_num_threads(threads)

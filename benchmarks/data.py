@@ -2,12 +2,13 @@
 
     python -m benchmarks.data
 
-* Tokenising: ``prepare`` (cut, tokenise, convert, checksum, write) beside ``encode_batch_fast`` alone and beside the call through
+* Tokenising: ``prepare`` (cut, tokenise, convert, checksum, write) beside ``encode_batch_fast`` alone and beside the
+call through
   the transformers wrapper, in MB of text a second.
 * Reading: ``PackedRows.batch`` in tokens a second, on one core.
 
-Words are drawn from a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions; only ratios
-mean anything on a shared machine.
+Words are drawn from a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions;
+only ratios mean anything on a shared machine.
 """
 
 import json

@@ -1,17 +1,17 @@
-"""What it costs to write: the cache at equilibrium, tokens at rest, budgets and drafts, each against its alternative.
+"""What decoding costs: the cache at the equilibrium, converged tokens, budgets and drafts, each against its alternative.
 
     python -m benchmarks.decode CHECKPOINT --data TEXT
 
-CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Every pair runs in this process
-on the same work, the two sides taking turns; figures are medians, and the ratio is that of medians. Sides:
+CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Both sides of a pair run in this
+process on the same work, in turns; figures are medians and ratios of medians. Sides:
 
-1. one token after 1,024, with the cache, against solving the whole context again, which is what there was before;
+1. one token after 1,024, with the cache, against solving the complete context again;
 2. the 1,000th token against the 50th;
 3. cached decoding at the equilibrium, and at depth 1, against the cached plain Transformer of the same layers;
 4. drafts of a few tokens verified by one solve, against one token at a time;
-5. held-out text solved with work on moving tokens only, against the dense solve at the same tolerance.
+5. held-out text solved with work on active tokens only, against the dense solve at the same tolerance.
 
-Contexts beyond the length that the model was trained for are read all the same: positions are rotary, and only time is measured.
+Contexts may be longer than in training: positions are rotary, and only time is measured.
 Written to ``results/decode``.
 """
 
@@ -35,7 +35,7 @@ from attractor.evaluation import encode
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import load_language_model
 from attractor.files import write_json
-from attractor.interop.stock_export import folded
+from attractor.interop.stock_export import fold_gates
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 OUT = Path("results/decode")
@@ -47,12 +47,12 @@ def main(
     checkpoint: Path,
     /,
     data: Path,
-    only: tuple[Literal["again", "late", "plain", "drafts", "moving"], ...] = (
+    only: tuple[Literal["again", "late", "plain", "drafts", "sparse"], ...] = (
         "again",
         "late",
         "plain",
         "drafts",
-        "moving",
+        "sparse",
     ),
     repeats: int = 15,
     num_rows: int = 64,
@@ -63,10 +63,10 @@ def main(
     """Measure, print and write one file for each comparison.
 
     Args:
-        checkpoint: A trained attractor's.
+        checkpoint: Of a trained attractor.
         data: Held-out documents.
         only: Which comparisons, in the order of the five above.
-        repeats: Of every measurement; a fifth of it for the two long ones.
+        repeats: Of every measurement; the two long ones get a fifth.
         num_rows: Rows of 256 held-out tokens, at most, for the last comparison.
         tolerances: Of the last comparison.
         threads: Of this process.
@@ -87,8 +87,8 @@ def main(
         "again": lambda: [recomputed(model, long, repeats)],
         "late": lambda: [by_position(model, long, repeats)],
         "plain": lambda: against_plain(model, plain, long[:, :128], repeats),
-        "drafts": lambda: drafted(model, rows[:4, :64], few),
-        "moving": lambda: [compacted(model, rows, tolerance, few) for tolerance in tolerances],
+        "drafts": lambda: with_drafts(model, rows[:4, :64], few),
+        "sparse": lambda: [sparse_and_dense(model, rows, tolerance, few) for tolerance in tolerances],
     }
     console = Console(width=150)
     out.mkdir(parents=True, exist_ok=True)
@@ -97,33 +97,33 @@ def main(
             found = measurements[name]()
         for row in found:
             console.print(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()), highlight=False)
-        described = {
+        setting = {
             "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --only {name} --repeats {repeats}",
             "environment": environment(),
             "weights": sum(p.numel() for p in model.parameters()),
             "layers": [model.num_backbone_layers, model.config.num_attractor_layers],
             "tolerance": model.config.tolerance,
         }
-        write_json(out / f"{name}.json", {**described, "rows": found})
+        write_json(out / f"{name}.json", {**setting, "rows": found})
 
 
 def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
-    """The plain Transformer of the same layers: what one evaluation computes, without anything of a solve."""
+    """The plain Transformer of the same layers: what one evaluation computes, without a solver."""
     config = AttractorConfig.from_dict(model.config.to_dict() | {"num_attractor_layers": 0})
     plain = AttractorForCausalLM(config).eval().to(model.device)
-    plain.load_state_dict(folded(model, config.num_hidden_layers))
+    plain.load_state_dict(fold_gates(model, config.num_hidden_layers))
     _write_with_cache(plain)
     return plain
 
 
 def _write_with_cache(model: AttractorForCausalLM) -> None:
-    """A checkpoint may say that it is not to be cached, or when to stop; here every text is cached, and of one length."""
+    """Every text is cached and of one length, whatever the checkpoint's settings are."""
     model.config.use_cache = model.generation_config.use_cache = True
     model.generation_config.eos_token_id = None
 
 
 def recomputed(model: Any, ids: Tensor, repeats: int) -> Timed:
-    """The next token after a long context: from the cache, and by solving everything again."""
+    """The next token after a long context: from the cache, and by solving the complete context again."""
     cache = DynamicCache()
     model(ids[:, :-1], cache=cache)
 
@@ -170,10 +170,10 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
     return found
 
 
-def compacted(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[str, Any]:
-    """The attractor alone on held-out rows: only what moves, and everything until all of it rests."""
+def sparse_and_dense(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[str, Any]:
+    """The attractor on held-out rows: only active tokens, and all tokens until all have converged."""
     output = model(rows, tolerance=tolerance, logits_to_keep=1)
-    context = model._context(output.hidden, None, None)
+    context = model.make_context(output.hidden)
     stop = Tolerance(rtol=tolerance, max_evaluations=64, min_evaluations=model.config.min_evaluations)
     solver = Anderson(window=model.config.window)
     last: dict[str, Solution] = {}
@@ -182,25 +182,25 @@ def compacted(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[
         update = model.update(output.proposal, context)
         last["dense"] = fixed_point(update, output.proposal, solver=solver, stop=stop, causal=True)
 
-    def moving() -> None:
-        last["moving"] = model.solve(output.proposal, context, stop)
+    def sparse() -> None:
+        last["sparse"] = model.solve(output.proposal, context, stop)
 
-    times = compare({"dense": dense, "moving": moving}, repeats)
-    per_token = last["moving"].evaluations.float().mean().item()
-    difference = (last["moving"].value - last["dense"].value).norm(dim=-1) / last["dense"].value.norm(dim=-1)
+    times = compare({"dense": dense, "sparse": sparse}, repeats)
+    per_token = last["sparse"].evaluations.float().mean().item()
+    difference = (last["sparse"].value - last["dense"].value).norm(dim=-1) / last["dense"].value.norm(dim=-1)
     return {
         "tolerance": tolerance,
         **times,
         "evaluations dense": last["dense"].outcome.calls,
         "evaluations per token": per_token,
-        "fewer": last["dense"].outcome.calls / per_token,
-        "final": 1 - last["moving"].outcome.num_open / rows.numel(),
+        "ratio of evaluations": last["dense"].outcome.calls / per_token,
+        "converged": 1 - last["sparse"].outcome.num_open / rows.numel(),
         "largest difference": difference.max().item(),
     }
 
 
-def drafted(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """Greedy text of 64 tokens by drafts of each size, against one token at a time; the texts are equal."""
+def with_drafts(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """Greedy text of 64 tokens with drafts of each size, against one token at a time."""
     found = []
     for draft_depth in (0, 1):
         for num_draft in (2, 4, 8):
@@ -222,7 +222,7 @@ def drafted(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
 
 
 def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> Timed:
-    """Median seconds of two sides that take turns, and how many times the second the first takes."""
+    """Median times of two sides that take turns, and their ratio."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in track(range(repeats + 1), description=" and ".join(sides), transient=True):
         for name, side in sides.items():

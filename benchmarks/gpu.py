@@ -22,9 +22,9 @@ from rich.table import Table
 from torch._dynamo.utils import counters
 
 from attractor.config import override
-from attractor.experiment.cost.device import peak_flops
 from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
 from attractor.experiment.cost.step_benchmark import StepBenchmark
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.files import json_safe, write_json
 from attractor.recipes import Recipe
@@ -53,27 +53,27 @@ class Side:
         fitted = self.found.recipe if self.found.unit == "puzzle" else recipe  # that one would fix the evaluations
         known = _graphs()
         self.trial, self.compiled = StepBenchmark(fitted, compiled=compiled), compiled
-        warm_up = [self.trial.timed()[0] for _ in range(WARM_UP)]
+        warm_up = [self.trial.time_step()[0] for _ in range(WARM_UP)]
         self.row: dict[str, Any] = {"graphs": _graphs() - known, "warm_up_seconds": sum(warm_up), "new_graphs": 0}
         self.seconds: list[tuple[float, float]] = []  # of the clock and of the processor
-        self.trial.calls.clear()
+        self.trial.evaluations.clear()
 
     def turn(self) -> None:
         """Make a step and note what it took."""
         known = _graphs()
-        self.seconds.append(self.trial.timed())
+        self.seconds.append(self.trial.time_step())
         self.row["new_graphs"] += _graphs() - known
 
     def figures(self, peak: float) -> dict[str, Any]:
         """Return everything, on a device of that many operations a second."""
-        found, calls = self.found, statistics.mean(self.trial.calls)
+        found, calls = self.found, statistics.mean(self.trial.evaluations)
         seconds, processor = (statistics.median(each) for each in zip(*self.seconds, strict=True))
-        units, work = found.units, found.training(calls)
+        units, work = found.units_per_step, found.flops(calls)
         self.row |= {f"{found.unit}s_per_second": units / seconds, "steps_per_second": 1 / seconds}
         self.row |= {"processor_seconds": processor, "evaluations": calls, "gflop_per_unit": work / 1e9}
         self.row |= {"flops_per_second": units * work / seconds, "mfu": units * work / seconds / peak}
         if ON_GPU or not self.compiled:  # on a processor what compiled code makes is not seen
-            self.row |= {"peak_gb": self.trial.peak() / 1e9, "estimated_gb": found.memory.peak / 1e9}
+            self.row |= {"peak_gb": self.trial.peak_memory() / 1e9, "estimated_gb": found.memory.peak / 1e9}
         return self.row
 
 
@@ -118,8 +118,8 @@ def memory(size: str = LANGUAGE, set: Set = ROWS, evaluations: tuple[int, ...] =
         config = override(get_recipe(size), (*set, *forced, "train.accumulate=2"))
         trial = StepBenchmark(config, compiled=ON_GPU)
         trial.step()
-        peak = trial.peak()
-        assert trial.calls == [n] * len(trial.calls), trial.calls
+        peak = trial.peak_memory()
+        assert trial.evaluations == [n] * len(trial.evaluations), trial.evaluations
         estimate = estimate_cost(config, evaluations=n).memory.peak
         rows[str(n)] = {"evaluations": n, "peak_gb": peak / 1e9, "estimated_gb": estimate / 1e9}
         del trial
@@ -155,7 +155,7 @@ def reasoners(task: str = SUDOKU, set: Set = PUZZLES, repeats: int = 20) -> dict
 def _segment(side: Side) -> None:
     """Make a segment and the way back, without the turnover of questions and the optimiser."""
     trial, found = side.trial, side.found
-    questions = torch.zeros(found.run.batch_size, 1, found.size, dtype=torch.long, device=trial.device)
+    questions = torch.zeros(found.setup.batch_size, 1, found.setup.length, dtype=torch.long, device=trial.device)
     precision = trial.recipe.train.precision
     with torch.autocast(trial.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
         output = trial.model(questions, trial.model.init_state(questions))

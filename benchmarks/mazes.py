@@ -1,11 +1,11 @@
-"""The demonstration over seeds, beside a step-matched control: does settling, or only training, carry to larger mazes?
+"""The maze demo over seeds, next to a step-matched control: does convergence, or training alone, generalise to larger mazes?
 
     python -m benchmarks.mazes                     # both sides, three seeds, about half an hour on two cores
-    python -m benchmarks.mazes --sides control     # one side; the other's figures are kept
+    python -m benchmarks.mazes --sides control     # one side; the results of the other are kept
 
 The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from a zero
-state, undamped, without noise. Both are judged alike, by depth and at rest, on unseen mazes. Every finished run is written to
-``results/mazes`` at once. Run it on an idle machine: the attractor's side is bounded by the clock, as the demonstration is.
+state, undamped, without noise. Both are evaluated on the same unseen mazes, by depth and after convergence. Every finished run is
+written to ``results/mazes`` at once. Use an idle machine: a time limit ends the attractor's training, as in the demo.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SHOWN = (16, 32, 64, 128, 256)
 
 
 def run(side: str, seed: int, minutes: float, console: Console) -> None:
-    """Train and judge one side with one seed and write ``results/mazes/SIDE-SEED.json``."""
+    """Train and evaluate one side with one seed and write ``results/mazes/SIDE-SEED.json``."""
     recipe = maze(minutes=minutes, seed=seed)
     assert isinstance(recipe.data, MazeDataConfig)
     if side == "control":
@@ -58,29 +58,37 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
 
 
 def summary(console: Console) -> None:
-    """Print means over the seeds that are there, and write them to ``summary.json``."""
+    """Print means over all finished seeds, and write them to ``summary.json``."""
     view = Table(title="unseen mazes solved exactly, %: mean over seeds", title_justify="left")
-    for column in ("side", "seeds", "size", *map(str, SHOWN), "at rest", "settled", "right if at rest", "least"):
+    for column in ("side", "seeds", "size", *map(str, SHOWN), "end", "converged", "right if converged", "lowest"):
         view.add_column(column, justify="right", no_wrap=True)
     rows = []
     for side in ("attractor", "control"):
         runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{side}-*.json"))]
         for name in runs[0]["sizes"] if runs else ():
             sizes = [r["sizes"][name] for r in runs]
-            at = {d: statistics.mean(p["exact"] for s in sizes for p in s["points"] if p["depth"] == d) for d in SHOWN}
+            by_depth = {
+                d: statistics.mean(p["exact"] for s in sizes for p in s["points"] if p["depth"] == d) for d in SHOWN
+            }
             row = {
                 "side": side,
                 "seeds": len(runs),
                 "size": name,
-                "exact_at_depth": at,
+                "exact_at_depth": by_depth,
                 **{
                     k: statistics.mean(s[k] for s in sizes)
-                    for k in ("exact", "settled", "exact_of_settled", "evaluations")
+                    for k in ("exact", "converged", "accuracy_given_converged", "evaluations")
                 },
-                "least_exact": min(s["exact"] for s in sizes),
+                "lowest_exact": min(s["exact"] for s in sizes),
             }
             rows.append(row)
-            figures = [*at.values(), row["exact"], row["settled"], row["exact_of_settled"], row["least_exact"]]
+            figures = [
+                *by_depth.values(),
+                row["exact"],
+                row["converged"],
+                row["accuracy_given_converged"],
+                row["lowest_exact"],
+            ]
             view.add_row(side, str(len(runs)), name, *(f"{100 * f:.1f}" for f in figures))
     console.print(view)
     write_json(OUT / "summary.json", {"command": "python -m benchmarks.mazes", "rows": rows})
@@ -91,10 +99,10 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     minutes: float = 4.0,
 ) -> None:
-    """Train and judge, then print the table of everything in results/mazes.
+    """Train and evaluate, then print the table of everything in results/mazes.
 
     Args:
-        sides: What to run; the control needs the attractor's number of steps.
+        sides: Sides to run; the control takes its number of steps from the attractor's result.
         seeds: Seeds to run.
         minutes: Training time of the attractor's side.
     """

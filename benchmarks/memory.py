@@ -1,13 +1,14 @@
-"""Peak memory of a training step against the number of evaluations: flat for the attractor, growing for a loop.
+"""Peak memory of a training step by number of evaluations: constant for the attractor, growing for a looped model.
 
     python -m benchmarks.memory
 
-    python -m benchmarks.memory sides     # of each side of benchmarks.language as it trains: sides-memory.json
+    python -m benchmarks.memory sides     # each side of benchmarks.language as it trains: sides-memory.json
 
-Every figure is a fresh process that builds the model, notes its resident memory, makes two training steps of the same batch and
-reads the high-water mark. The attractor is made to take exactly so many evaluations by a tolerance that it cannot meet; the looped
-baseline tracks gradients through all its iterations, which is what "flat" is compared with (truncation bounds it, at the price of
-the gradient). Written to ``results/language/memory.json``.
+Every number comes from a new process that builds the model, reads its resident memory, makes two training steps with
+the same batch and reads its peak memory. The attractor has a tolerance that it cannot reach, so that it makes exactly
+the given number of evaluations. The looped baseline tracks gradients through all its iterations; truncated
+backpropagation would limit its memory, but change its gradient. Results are written to
+``results/language/memory.json``.
 """
 
 import json
@@ -44,11 +45,11 @@ if n:
 else:  # as it trains
     config = change(recipe(side, 0, 1).model, {"vocab_size": 8192})
 model = AutoModelForCausalLM.from_config(config).train()
-for p in model.parameters():  # new layers are the identity, and rest at once
+for p in model.parameters():  # new layers are the identity, which converges at once
     if p.ndim == 2:
         torch.nn.init.normal_(p, std=0.02)
 ids = torch.randint(config.vocab_size, (16, 256))
-torch.poisson = lambda rate: rate  # the looped model draws its number of iterations; here it is the mean
+torch.poisson = lambda rate: rate  # the looped model draws its number of iterations; use the mean
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 calls = 0
@@ -63,7 +64,7 @@ print(json.dumps({"side": side, "evaluations": calls, "built_mb": before, "peak_
 
 
 def measure(side: str, evaluations: int) -> dict[str, Any]:
-    """Return the figures of one process; 0 evaluations mean as many as the recipe makes."""
+    """Return the results of one process. With 0 evaluations, the model makes as many as the recipe says."""
     command = [sys.executable, "-c", STEP, side, str(evaluations)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -74,18 +75,16 @@ def sides() -> None:
     """Measure each side of the comparison as it trains, print and write."""
     rows = {side: measure(side, 0) for side in SIDES}
     for side, row in rows.items():
-        print(
-            f"{side:12} {row['peak_mb']:6.0f} MB, {row['peak_mb'] - row['built_mb']:6.0f} without what was there before"
-        )
+        print(f"{side:12} {row['peak_mb']:6.0f} MB, {row['peak_mb'] - row['built_mb']:6.0f} more than before the steps")
     out = OUT.with_name("sides-memory.json")
     write_json(out, {"command": "python -m benchmarks.memory sides", "environment": environment(), "rows": rows})
 
 
 def grow(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
-    """Measure against the number of evaluations, print and write.
+    """Measure by number of evaluations, print and write.
 
     Args:
-        evaluations: How many to make.
+        evaluations: Numbers of evaluations.
     """
     rows = []
     for side in ("attractor", "looped"):
@@ -93,16 +92,16 @@ def grow(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
             rows.append(measure(side, n))
             assert rows[-1]["evaluations"] == n, rows[-1]
     view = Table(
-        title="peak resident memory of a training step, MB; in brackets without what was there before",
+        title="peak resident memory of a training step, MB; in brackets the increase over the memory before",
         title_justify="left",
     )
     for column in ("side", *map(str, evaluations), f"{evaluations[-1]} to {evaluations[0]}"):
         view.add_column(column, justify="right")
     ratios = {}
     for side in ("attractor", "looped"):
-        own = [row for row in rows if row["side"] == side]
-        ratios[side] = own[-1]["peak_mb"] / own[0]["peak_mb"]
-        figures = [f"{row['peak_mb']:.0f} ({row['peak_mb'] - row['built_mb']:.0f})" for row in own]
+        of_side = [row for row in rows if row["side"] == side]
+        ratios[side] = of_side[-1]["peak_mb"] / of_side[0]["peak_mb"]
+        figures = [f"{row['peak_mb']:.0f} ({row['peak_mb'] - row['built_mb']:.0f})" for row in of_side]
         view.add_row(side, *figures, f"{ratios[side]:.3f}")
     Console(width=140).print(view)
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,14 @@
-"""What one training step of a recursive reasoner costs: TRM as its authors write the loop, ours, and the attractor reasoner.
+"""The cost of one training step of a recursive reasoner: TRM in its authors' loop, TRM here, and the attractor reasoner.
 
     python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu] [--bf16]
 
-A step is one segment forward, the cross-entropy, backward and AdamW, the state carried over. Every side has the same weights and
-shapes, and as many updates: two cycles of three updates of the reasoning and one of the answer, the last cycle tracked. The
-straight loop writes layers as TRM's authors do, with PyTorch's own products and transposes. Sides take turns in one process, so
-that what disturbs the machine disturbs all. Printed and written to ``results/reasoning/step-PRECISION[-wWIDTH].json`` are medians:
-of a step's seconds, of the processor's own seconds in it, which others on the machine disturb less, and of how many times as fast
-as the straight loop in the same turn it was by either. After warming up nothing may be compiled again. Code compiled for one side
-serves the next, so only the first of two pays for it. On a GPU also peak memory, waits of the host within a step, and the share of
-the device's peak.
+A step is the forward pass of one segment, the cross-entropy, the backward pass and AdamW; the state is carried over. Every side has
+the same weights, shapes and number of updates: two cycles of three latent steps and one answer step, the last cycle differentiated.
+The straight loop writes layers as TRM's authors do, with PyTorch's own products and transposes. Sides alternate in one process, so
+that other load on the machine affects all of them. Printed, and written to ``results/reasoning/step-PRECISION[-wWIDTH].json``, are
+medians of a step's wall-clock seconds, its CPU seconds (which other load affects less), and both speed-ups over the straight loop
+in the same round. Nothing is compiled again after warming up. Sides share compiled code, so only the first of two pays for it. On a
+GPU, the table adds peak memory, host synchronisations per step, and the share of the device's peak FLOP/s.
 """
 
 import copy
@@ -30,30 +29,30 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.files import write_json
 from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 
 OUT = Path("results/reasoning")
-WARM_UP = 3  # the first start, the carried state, and once more to see that nothing is compiled for it
+WARM_UP = 3  # the initial state, a carried state, and a step that must not compile anything
 Segment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # questions and state to logits and state
 
 
 class Side:
-    """A model in training and how one of its segments is made."""
+    """A model in training and the function that runs one of its segments."""
 
-    def __init__(self, model: nn.Module, evaluations_per_segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
-        self.model, self.evaluations_per_segment, self.state, self.dtype = model, evaluations_per_segment, state, dtype
+    def __init__(self, model: nn.Module, segment: Segment, state: Tensor, dtype: torch.dtype) -> None:
+        self.model, self.segment, self.state, self.dtype = model, segment, state, dtype
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        self.seconds: list[tuple[float, float]] = []  # of the clock and of the processor
+        self.seconds: list[tuple[float, float]] = []  # wall-clock and CPU
         self.graphs = 0
 
     def step(self, questions: Tensor, answers: Tensor) -> None:
         """Make one training step."""
         with torch.autocast(questions.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits, state = self.evaluations_per_segment(questions, self.state)
+            logits, state = self.segment(questions, self.state)
             loss = F.cross_entropy(logits.flatten(0, -2), answers.flatten())
         self.optimizer.zero_grad()
         loss.backward()
@@ -61,25 +60,25 @@ class Side:
         self.state = state.detach()
 
     def timed(self, questions: Tensor, answers: Tensor) -> tuple[float, float]:
-        """Make one and return its seconds, the device's work included, and those of the processor."""
-        known = counters["stats"]["unique_graphs"]
+        """Make one training step and return its wall-clock seconds, including the device's work, and its CPU seconds."""
+        before = counters["stats"]["unique_graphs"]
         wait(questions.device)
-        begun, used = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         self.step(questions, answers)
         wait(questions.device)
-        seconds = time.perf_counter() - begun, time.process_time() - used
-        self.graphs += counters["stats"]["unique_graphs"] - known
+        seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        self.graphs += counters["stats"]["unique_graphs"] - before
         return seconds
 
 
 def wait(device: torch.device) -> None:
-    """Let the device finish."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def straight_loop(model: TRM) -> Segment:
-    """Return TRM's segment as a plain loop around plain layers, with the model's weights."""
+    """Return TRM's segment as a straight loop over straight layers, with the model's weights."""
     config = model.config
 
     def mlp(weights: Any, x: Tensor) -> Tensor:
@@ -94,7 +93,7 @@ def straight_loop(model: TRM) -> Segment:
             x = F.rms_norm(x + mlp(layer.mlp, x), x.shape[-1:], eps=1e-5)
         return x
 
-    def evaluations_per_segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x = model.embedding(questions).flatten(1, 2)
         y, z = state.flatten(1, 2).chunk(2, dim=-1)
         with torch.no_grad():
@@ -107,23 +106,23 @@ def straight_loop(model: TRM) -> Segment:
         y = net(y, z)
         return model.lm_head(y), torch.cat([y, z], dim=-1).view(state.shape)
 
-    return evaluations_per_segment
+    return segment
 
 
 def through_reasoner(model: nn.Module) -> Segment:
-    """Return the segment of any of our reasoners."""
+    """Return the segment of any reasoner of this package."""
 
-    def evaluations_per_segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def segment(questions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         output: Any = model(questions, state)
         return output.logits, output.solution.value
 
-    return evaluations_per_segment
+    return segment
 
 
 def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[str, Side]:
-    """Return all sides, those of a model with equal weights."""
-    cells = GridNetworkConfig(width=width, hidden=3 * width, num_cells=size**2)
-    update, symbols = TRMUpdateConfig(network=cells), {"num_symbols": size + 1, "num_classes": size + 1}
+    """Return all sides; sides of the same model have equal weights."""
+    network = GridNetworkConfig(width=width, hidden=3 * width, num_cells=size**2)
+    update, symbols = TRMUpdateConfig(network=network), {"num_symbols": size + 1, "num_classes": size + 1}
     trm = TRMConfig(**symbols, update=update, evaluations_per_segment=2).build().to(questions.device)
     attractor = (
         AttractorReasonerConfig(**symbols, update=update, evaluations_per_segment=2, backprop_steps=1)
@@ -135,7 +134,7 @@ def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[
         model = copy.deepcopy(model)
         if compiled is not None:
             compiled(model).compile()
-        return Side(model, loop(model), model.start(questions), dtype)
+        return Side(model, loop(model), model.init_state(questions), dtype)
 
     return {
         "straight loop": side(trm, loop=straight_loop),
@@ -147,12 +146,12 @@ def build(size: int, width: int, questions: Tensor, dtype: torch.dtype) -> dict[
     }
 
 
-def host_waits(work: Callable[[], Any]) -> int:
-    """Count how often the host waits for the GPU within ``work``."""
+def host_waits(run: Callable[[], Any]) -> int:
+    """Count the host synchronisations in ``run``."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        work()
+        run()
     torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(w.message) for w in caught)
 
@@ -170,12 +169,12 @@ def main(
 
     Args:
         size: Rows and columns of a puzzle.
-        width: Channels of a cell.
-        batch: Puzzles of a step.
+        width: Channels per cell.
+        batch: Puzzles per step.
         repeats: Steps of each side.
-        threads: Of the processor.
+        threads: CPU threads.
         device: cpu or cuda.
-        bf16: In mixed precision.
+        bf16: Mixed precision.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -1,14 +1,14 @@
-"""A pretrained Transformer as an attractor: does its map contract, before and after training, and what becomes of the loss?
+"""A pretrained Transformer as an attractor: does its update contract, before and after training, and how does the loss change?
 
     python -m benchmarks.retrofit --data TEXT        # about half an hour on one core
 
 TEXT is a folder of ``attractor data prepare`` with 4,096 tokens. A plain Transformer is trained and saved as a stock Qwen3. It is
-retrofitted with its last 1, 2 and 3 layers as attractor and judged as it is: at depths 0 and 1 and solved. The one with 3 is then
-trained in two ways, with and without a penalty on the growth of small disturbances, beside a control: the plain Transformer
-trained on for as many steps of the same text. As a small Transformer is gentler than a large one, the same is done after the
-branches of the attractor's layers were doubled, so that the map no longer contracts.
+retrofitted with its last 1, 2 and 3 layers as attractor and evaluated untrained: at depths 0 and 1 and at the equilibrium. The
+model with 3 layers is then trained in two ways, with and without a penalty on the growth of small perturbations. The control is
+the plain Transformer, trained for as many more steps on the same text. The update of a small Transformer contracts more easily
+than that of a large one, so all this is repeated with doubled branches in the attractor's layers: that update does not contract.
 
-Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not asked for keep what stands there.
+Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not selected keep their earlier results.
 """
 
 import json
@@ -33,6 +33,7 @@ from attractor.experiment.language import train_language
 from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.files import write_json
 from attractor.gradient import spectral_radius
+from attractor.interop import retrofit as retrofit_backbone
 from attractor.models.language import AttractorForCausalLM, LanguageModel
 from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, fit_to_model, language, retrofit
@@ -96,7 +97,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
 
 def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> AttractorForCausalLM:
     with quiet():
-        model = AttractorForCausalLM.from_backbone(
+        model = retrofit_backbone(
             backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
         )
     with torch.no_grad():
@@ -107,7 +108,7 @@ def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> A
 
 
 def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
-    """Return bits per byte at depths 0 and 1 and solved, the share of tokens at rest, and the spectral radius there."""
+    """Return bits per byte at depths 0 and 1 and at the equilibrium, the share of converged tokens, and the spectral radius."""
     tokenizer = load_tokenizer(data)
     texts = [text[:CHARACTERS] for text in read_held_out((data,), "text")]
 
@@ -131,7 +132,7 @@ def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
 
 
 def radii(model: Any, data: Path) -> dict[str, float]:
-    """Return the mean and the largest spectral radius over held-out rows, at the point where the solve ended."""
+    """Return the mean and the largest spectral radius over held-out rows, at the end of the solve."""
     ids, positions = PackedRows(Shards(data, "val"), LENGTH).batch(0, ROWS)
     with torch.no_grad():
         output = model(ids, position_ids=positions)
@@ -141,7 +142,7 @@ def radii(model: Any, data: Path) -> dict[str, float]:
 
 
 def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: Console) -> dict[str, Any]:
-    """Train one side and judge it."""
+    """Train and evaluate one side."""
     num_attractor_layers, branches, penalty = SIDES[side]
     model = build(backbone, num_attractor_layers, branches)
     recipe: LanguageRecipe = change(
@@ -172,7 +173,7 @@ def train_side(side: str, backbone: Path, data: Path, num_steps: int, console: C
 
 
 def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 500, num_steps: int = 200) -> None:
-    """Train, retrofit, judge, train on, judge again, and write.
+    """Train, retrofit, evaluate, train further, evaluate again, and write the results.
 
     Args:
         data: Prepared text.
@@ -210,7 +211,7 @@ def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 5
 
 
 def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
-    """Spectral radius on the left, training loss beside the control's on the same text on the right, over steps."""
+    """Over steps: left, the spectral radius; right, the training loss above that of the control on the same text."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     control = {line["step"]: line["loss"] for line in after["control"]["log"]}
     for i, (side, result) in enumerate((side, result) for side, result in after.items() if side != "control"):

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md: what the language models of the ladder cost, by the model behind ``attractor cost``.
+"""The tables of docs/scale.md: the cost of the language models of all sizes, as ``attractor cost`` estimates it.
 
 python -m benchmarks.scale     # writes them into docs/scale.md, in seconds; nothing is measured
 """
@@ -7,20 +7,18 @@ import re
 from pathlib import Path
 
 from attractor import recipes
-from attractor.cli.cost import EXPECTED_MFU, days
 from attractor.config import override
-from attractor.experiment.cost.device import PEAK_FLOPS
-from attractor.experiment.cost.estimate import estimate_cost, parameters
+from attractor.experiment.cost import estimate_cost
 
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"
 RECIPES = [f"language/{size}{family}" for size in ("140m", "370m", "770m") for family in ("", "-transformer")]
 EVALUATIONS = 8
-ROWS = 4  # on a GPU at a time
+ROWS = 4  # per GPU and batch
 GPUS = (1, 8, 64)
 
 
 def settings(num_gpus: int) -> list[str]:
-    """Four rows a GPU, and 524,288 tokens a step however many there are."""
+    """Return settings for four rows per GPU and 524,288 tokens per step with any number of GPUs."""
     return [f"text.batch_size={ROWS * num_gpus}", f"train.accumulate={256 // (ROWS * num_gpus)}"]
 
 
@@ -29,9 +27,9 @@ def tables() -> str:
     lines = ["| recipe | weights | embedding | forward | training | whole run |", "|---|---|---|---|---|---|"]
     for name in RECIPES:
         found = estimate_cost(recipes.get(name), evaluations=EVALUATIONS)
-        parts = parameters(found.model)
-        each = (found.forward(found.evaluations), found.flops)
-        total = f"{(found.total or 0) / 1e18:.1f}"
+        parts = found.parameters
+        each = (found.flops(training=False), found.flops())
+        total = f"{(found.total_flops or 0) / 1e18:.1f}"
         weights = f"{sum(parts.values()) / 1e6:.1f}M | {parts['embedding'] / 1e6:.1f}M"
         lines.append(f"| `{name}` | {weights} | {' | '.join(f'{x / 1e9:.2f}' for x in each)} | {total} |")
     columns = ["1", *(f"{n} {how}" for n in GPUS[1:] for how in ("ddp", "fsdp"))]
@@ -44,16 +42,16 @@ def tables() -> str:
             for how in ("ddp", "fsdp") if n > 1 else ("none",):
                 found = estimate_cost(config, evaluations=EVALUATIONS, world_size=n, strategy=how)
                 memory.append(f"{found.memory.peak / 1e9:.1f}")
-            spans.append(f"{days(found, PEAK_FLOPS['H100'], EXPECTED_MFU):.2f}")
+            spans.append(f"{found.days('H100'):.2f}")
         lines.append(f"| `{name}` | {' | '.join([*memory, *spans])} |")
     return "\n".join(lines)
 
 
-def renewed(text: str) -> str:
-    """Return the page with its tables as they are now."""
+def updated(text: str) -> str:
+    """Return the page with new tables."""
     begin, end = "<!-- tables: python -m benchmarks.scale -->", "<!-- end of tables -->"
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n\n{tables()}\n\n{end}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    DOCS.write_text(renewed(DOCS.read_text()))
+    DOCS.write_text(updated(DOCS.read_text()))

@@ -1,13 +1,13 @@
-"""Whether wider reasoners train stably: the attractor beside TRM, the same recursion unrolled, at equal steps, batches and rates.
+"""Do wider reasoners train stably? The attractor next to TRM, the same recursion unrolled, at equal steps, batches and rates.
 
     python -m benchmarks.scaling run --width 128 --num-steps 600     # both sides, seed 0
     python -m benchmarks.scaling run --width 1216 --num-steps 60     # 27M weights
-    python -m benchmarks.scaling show                                # the table and the curves of all that has run
+    python -m benchmarks.scaling show                                # the table and the curves of all finished runs
 
-6 × 6 Sudokus of ten clues, 1,000 of them with augmentation, width 128 as in ``sudoku/6x6``. The MLP's hidden width is three times
-the width, the learning rate falls as one over the width. A side degrades where its loss stops falling or its gradients grow. The
-curves are those of training: of a batch's puzzles, of every age, the loss, the share right in every cell, the gradient's norm
-before it is clipped, the residual. Every finished run is written to ``results/scaling`` at once.
+1,000 augmented 6 × 6 Sudokus with ten clues. The MLP's hidden width is three times the width, and the learning rate is inversely
+proportional to the width, with the values of ``sudoku/6x6`` at width 128. Training degrades where the loss stops falling or
+gradients grow. Curves show training batches: the loss, the share right in every cell, the gradient norm before clipping, and the
+residual. Every finished run is written to ``results/scaling`` at once.
 """
 
 import json
@@ -44,23 +44,23 @@ def run(
     seeds: tuple[int, ...] = (0,),
     threads: int = 1,
 ) -> None:
-    """Train sides with seeds.
+    """Train the sides, for every seed.
 
     Args:
-        width: Channels of a cell.
+        width: Channels per cell.
         num_steps: Optimiser steps.
-        batch: Puzzles of a step.
-        sides: What to train.
-        seeds: Of weights, batches and starts; the puzzles are the same for all.
-        threads: Of torch.
+        batch: Puzzles per step.
+        sides: Models to train.
+        seeds: Seeds of weights, batches and initial states; the puzzles are the same for all.
+        threads: Threads of torch.
     """
     torch.set_num_threads(threads)
     OUT.mkdir(parents=True, exist_ok=True)
-    cells = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
+    network = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
         for side in sides:
-            recipe = override(sudoku(6, side), [*cells, rate, f"supervision.batch_size={batch}"])
+            recipe = override(sudoku(6, side), [*network, rate, f"supervision.batch_size={batch}"])
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
@@ -82,13 +82,13 @@ def run(
 
 
 def show() -> None:
-    """Print where every run ended, and draw how losses and gradients went."""
+    """Print the last reports of every run, and plot losses and gradient norms."""
     runs = [json.loads(file.read_text()) for file in sorted(OUT.glob("*-*-*-*.json"))]
     runs.sort(key=lambda run: (run["width"], run["side"], run["seed"]))
     view = Table(
-        title=f"the last {LAST} reports of training, mean; gradients also at their largest", title_justify="left"
+        title=f"training: mean of the last {LAST} reports; gradient norms also at their maximum", title_justify="left"
     )
-    for column in ("weights", "side", "seed", "steps", "loss", "exact, %", "gradient", "largest", "residual"):
+    for column in ("weights", "side", "seed", "steps", "loss", "exact, %", "gradient norm", "maximum", "residual"):
         view.add_column(column, justify="right")
     widths = sorted({run["width"] for run in runs})
     figure, axes = plt.subplots(2, len(widths), figsize=(3.2 * len(widths) + 1, 5), squeeze=False, sharex="col")
@@ -108,7 +108,7 @@ def show() -> None:
         axes[0][column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights")
         axes[1][column].set(xlabel="optimiser steps")
     axes[0][0].set(ylabel="loss")
-    axes[1][0].set(ylabel="gradient's norm")
+    axes[1][0].set(ylabel="gradient norm")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(OUT / "scaling.png", dpi=130)

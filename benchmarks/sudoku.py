@@ -1,14 +1,14 @@
-"""Sudokus: the attractor reasoner beside TRM, HRM and a Transformer, under one loop, at equal steps, over seeds.
+"""Sudokus: the attractor reasoner, TRM, HRM and a Transformer in one training loop, at equal steps, over seeds.
 
-    python -m benchmarks.sudoku run --size 6 --num-steps 1200 --threads 1     # all sides and seeds, some minutes each
-    python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # as long as the recipe says, on all cores
-    python -m benchmarks.sudoku run --size 9 --data FOLDER --name extreme     # puzzles of your own, prepared as a folder
-    python -m benchmarks.sudoku show                                          # the table and the curves of all that has run
+    python -m benchmarks.sudoku run --size 6 --num-steps 1200 --threads 1     # all sides and seeds, a few minutes each
+    python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # for the recipe's time, on all cores
+    python -m benchmarks.sudoku run --size 9 --data FOLDER --name extreme     # your own puzzles, prepared as a folder
+    python -m benchmarks.sudoku show                                          # the table and the curves of all finished runs
 
-All sides see the same training puzzles (1,000 of 6 digits, 10,000 of 9, or a folder's), batches of one size and the same optimiser,
-have layers of one kind and width, and are judged on the same unseen puzzles (500, or the folder's split test), none of them a
-symmetric copy of one that was learnt. Learning is watched on 100 further ones; with a folder, on a hundred of the test's, for a
-curve on which nothing is decided. Every finished run is written to ``results/sudoku`` at once.
+All sides have the same training puzzles (1,000 of 6 digits, 10,000 of 9, or a folder's), batch size, optimiser, layer type and
+width. They are evaluated on the same unseen puzzles (500, or the folder's test split), none of them a symmetric copy of a training
+puzzle. Learning curves use 100 other puzzles; with a folder, a hundred of its test split, and nothing is tuned on these curves.
+Every finished run is written to ``results/sudoku`` at once.
 """
 
 import json
@@ -36,7 +36,6 @@ from attractor.files import json_safe, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
-from attractor.solve import Steps
 from attractor.training import find_checkpoint
 
 OUT = Path("results/sudoku")
@@ -57,17 +56,17 @@ def run(
     name: str = "",
     threads: int | None = None,
 ) -> None:
-    """Train and judge sides with seeds.
+    """Train and evaluate the sides, for every seed.
 
     Args:
         size: Digits of the Sudokus, 6 or 9.
-        sides: What to train.
-        seeds: Of weights, batches and starts; the puzzles are the same for all.
-        num_steps: Optimiser steps, for all sides alike; by default each side trains for the recipe's time.
+        sides: Models to train.
+        seeds: Seeds of weights, batches and initial states; the puzzles are the same for all.
+        num_steps: Optimiser steps of every side; by default each side trains for the recipe's time.
         set: Settings to change, such as data.clues=30.
-        data: A folder of puzzles to learn and to be judged on, instead of drawn ones.
-        name: Of the results' files, where settings or data are changed; by default 6x6 or 9x9.
-        threads: Of torch.
+        data: A folder of puzzles for training and evaluation, instead of generated ones.
+        name: Name of the result files when settings or data are changed; by default 6x6 or 9x9.
+        threads: Threads of torch.
     """
     if data is not None and not name:
         raise SystemExit("--data: give the results a --name, such as extreme.")
@@ -81,20 +80,20 @@ def run(
             length: dict[str, Any] = {} if num_steps is None else {"seconds": None, "num_steps": num_steps}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, **length))
             recipe = override(recipe, set)
-            learnt = training_puzzles(recipe, data)
+            train = training_puzzles(recipe, data)
             clues = getattr(recipe.data, "clues", None)
             if data is not None:
                 test = puzzles.read(data, "test")
                 watched = test[slice(None, None, max(1, len(test) // NUM_WATCHED))]
             else:
-                test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=learnt)
-                known = learnt + test
+                test = sudoku.generate(NUM_TEST, size=size, clues=clues, seed=TEST_SEED, exclude=train)
+                known = train + test
                 watched = sudoku.generate(NUM_WATCHED, size=size, clues=clues, seed=2 * TEST_SEED, exclude=known)
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
-                begun = time.process_time()
+                start = time.process_time()
                 loaded = train_reasoner(recipe, Path(folder), data=data, held_out=watched, callbacks=[progress])
                 model = loaded.model
-                spent = time.process_time() - begun
+                spent = time.process_time() - start
                 steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             figures = evaluate_puzzles(
@@ -131,18 +130,20 @@ def run(
 def flops(model: Reasoner, size: int) -> int:
     """Count the floating-point operations of one evaluation of one puzzle."""
     question = torch.zeros(1, size, size, dtype=torch.long, device=next(model.parameters()).device)
-    state = model.start(question)
+    state = model.init_state(question)
     counts = []
     for n in (1, 2):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(question, state, stop=Steps(n))
+            model(question, state, depth=n)
         counts.append(counter.get_total_flops())
     return counts[1] - counts[0]
 
 
 def show() -> None:
-    """Print means and deviations over seeds, write them to summary.json, and draw how learning went."""
-    view = Table(title="unseen Sudokus right in every cell, %: mean ± deviation over seeds", title_justify="left")
+    """Print means and standard deviations over seeds, write them to summary.json, and plot the learning curves."""
+    view = Table(
+        title="unseen Sudokus right in every cell, %: mean ± standard deviation over seeds", title_justify="left"
+    )
     for column in ("task", "side", "seeds", "weights", "steps", *(f"depth {d}" for d in DEPTHS), "AUROC"):
         view.add_column(column, justify="right", no_wrap=True)
     rows, names = [], sorted({f.name.rsplit("-", 2)[0] for f in OUT.glob("*-*-*.json")})
@@ -152,7 +153,7 @@ def show() -> None:
             runs = [json.loads(f.read_text()) for f in sorted(OUT.glob(f"{name}-{side}-*.json"))]
             if not runs:
                 continue
-            at = list(zip(*(r["exact_by_residual"][0] for r in runs), strict=True))
+            by_depth = list(zip(*(r["exact_by_residual"][0] for r in runs), strict=True))
             row = {
                 "task": name,
                 "side": side,
@@ -161,7 +162,7 @@ def show() -> None:
                 "flops_per_evaluation": runs[0]["flops_per_evaluation"],
                 "steps": statistics.mean(r["steps"] for r in runs),
                 "processor_seconds": statistics.mean(r["processor_seconds"] for r in runs),
-                "exact": {d: [statistics.mean(e), _deviation(e)] for d, e in zip(DEPTHS, at, strict=True)},
+                "exact": {d: [statistics.mean(e), _deviation(e)] for d, e in zip(DEPTHS, by_depth, strict=True)},
                 "residual_auroc": [r["residual_auroc"][DEPTHS.index(16)] for r in runs],
             }
             rows.append(row)

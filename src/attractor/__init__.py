@@ -49,11 +49,11 @@ from attractor.solve import (
 
 if TYPE_CHECKING:
     from attractor import recipes
-    from attractor.experiment.cost.estimate import estimate_cost as cost
+    from attractor.experiment.cost import cost
     from attractor.experiment.evaluation import evaluate
     from attractor.experiment.loading import load
     from attractor.experiment.training import train
-    from attractor.interop.backbone import from_backbone as retrofit
+    from attractor.interop import retrofit
 
 __version__ = "0.1.0"
 
@@ -62,7 +62,7 @@ _LAZY = {
     "evaluate": ("attractor.experiment.evaluation", "evaluate"),
     "load": ("attractor.experiment.loading", "load"),
     "recipes": ("attractor.recipes", None),
-    "retrofit": ("attractor.interop.backbone", "from_backbone"),
+    "retrofit": ("attractor.interop", "retrofit"),
     "train": ("attractor.experiment.training", "train"),
 }
 

@@ -103,7 +103,7 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(file: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path next to ``file`` to write to. It replaces ``file`` at the end, or is removed after an error.
+    """Yield a temporary path next to ``file``. It replaces ``file`` at the end, or is removed after an error.
 
     With ``sync``, the content is on the disk before the replacement. Raises ConfigError if ``file`` cannot be written.
     """

@@ -1,7 +1,7 @@
 """Progress bars: one for training, with its metrics, and one per task for other long work.
 
-Bars appear only in a terminal. In a window of 80 columns, the bar, the percentage and the time left stay visible, and the text
-behind them is cut. Rich is imported when a bar is created.
+Bars appear only in a terminal. In a window of 80 columns, the bar, the percentage and the time left stay visible, and
+the text behind them is cut. Rich is imported when a bar is created.
 """
 
 import math

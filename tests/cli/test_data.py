@@ -1,4 +1,6 @@
-"""``attractor data``: text becomes tokens, what is held out stays out, and a mistake is one sentence and leaves nothing."""
+"""``attractor data``: text becomes tokens, what is held out stays out, and a mistake is one sentence and leaves
+nothing.
+"""
 
 import json
 import lzma
@@ -7,10 +9,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from attractor.cli import data as data_module
-from attractor.cli.data import data, prepare, verify
+from attractor.cli.data import data
 from attractor.data.text import Shards, load_tokenizer
 from attractor.errors import AttractorError, ConfigError, DataError
+from attractor.experiment.prepare import prepare_text, text, verify_data
 
 TEXTS = [f"Chapter {n}. " + " ".join(f"w{(n * k) % 97}ab" for k in range(1, 60)) + "\n" for n in range(400)]
 
@@ -49,7 +51,7 @@ def test_prepare_writes_what_train_reads_and_says_so(source, tmp_path, capsys) -
     assert len(list(out.glob("train-*.bin"))) > 2
     assert f"{shards.num_tokens:,}" in printed
     assert f"{shards.num_bytes / shards.num_tokens:.3f}" in printed
-    assert "0 documents mended" in printed
+    assert "0 documents repaired" in printed
     assert "1 empty ones left out" in printed
     assert f"attractor train language/tiny --data {out}" in printed
     assert json.loads((out / "index.json").read_text())["splits"]["val"]["num_empty"] == 1
@@ -58,25 +60,25 @@ def test_prepare_writes_what_train_reads_and_says_so(source, tmp_path, capsys) -
 
 def test_a_share_is_held_out_by_what_documents_say(source, tmp_path) -> None:
     """Every document is in one split; the same ones are held out from any order, and equal ones stay together."""
-    prepare((source,), tmp_path / "one", val_share=0.1, vocab_size=300)
+    prepare_text((source,), tmp_path / "one", val_fraction=0.1, vocab_size=300)
     held = documents(tmp_path / "one", "val")
     assert 20 <= len(held) <= 60
     assert sorted(held + documents(tmp_path / "one", "train")) == sorted(TEXTS)
     twice = jsonl(tmp_path / "twice.jsonl.xz", TEXTS[::-1] + TEXTS)
-    prepare((twice,), tmp_path / "two", val_share=0.1, vocab_size=300)
+    prepare_text((twice,), tmp_path / "two", val_fraction=0.1, vocab_size=300)
     assert documents(tmp_path / "two", "val") == [t for t in TEXTS[::-1] + TEXTS if t in held]
 
 
 def test_few_documents_still_hold_one_out(tmp_path) -> None:
     """If chance would hold out none of them, the last one is; of a single document none can be, and 0 means none."""
-    prepare((jsonl(tmp_path / "few.jsonl.xz", TEXTS[:9]),), tmp_path / "few", val_share=1e-9, vocab_size=270)
+    prepare_text((jsonl(tmp_path / "few.jsonl.xz", TEXTS[:9]),), tmp_path / "few", val_fraction=1e-9, vocab_size=270)
     assert documents(tmp_path / "few", "train") == TEXTS[:8]
     assert documents(tmp_path / "few", "val") == TEXTS[8:9]
     one = tmp_path / "one.txt"
     one.write_text("".join(TEXTS))
     with pytest.raises(DataError, match="one document, so none can be held out"):
-        prepare((str(one),), tmp_path / "one", vocab_size=270)
-    prepare((str(one),), tmp_path / "one", val_share=0, vocab_size=270)
+        prepare_text((str(one),), tmp_path / "one", vocab_size=270)
+    prepare_text((str(one),), tmp_path / "one", val_fraction=0, vocab_size=270)
     assert documents(tmp_path / "one", "train") == ["".join(TEXTS)]
     with pytest.raises(DataError, match="no split 'val'"):
         Shards(tmp_path / "one", "val")
@@ -85,15 +87,15 @@ def test_few_documents_still_hold_one_out(tmp_path) -> None:
 def test_the_vocabulary_is_learnt_from_training_text_of_all_sources(source, tmp_path, monkeypatch) -> None:
     """Equally much of every source, no more than asked for, and nothing that is held out."""
     learnt: list[str] = []
-    real = data_module.train_tokenizer
+    real = text.train_tokenizer
 
     def watch(texts, vocab_size):
         learnt[:] = texts
         return real(learnt, vocab_size)
 
-    monkeypatch.setattr(data_module, "train_tokenizer", watch)
+    monkeypatch.setattr(text, "train_tokenizer", watch)
     other = jsonl(tmp_path / "b.jsonl.xz", [t.upper() for t in TEXTS])
-    prepare((source, other), tmp_path / "out", val_share=0.2, vocab_size=270, tokenizer_bytes=8000)
+    prepare_text((source, other), tmp_path / "out", val_fraction=0.2, vocab_size=270, tokenizer_bytes=8000)
     first = [t for t in learnt if t.startswith("Chapter")]
     second = [t for t in learnt if t.startswith("CHAPTER")]
     assert sum(map(len, first)) == sum(map(len, second)) == 4000
@@ -103,7 +105,7 @@ def test_the_vocabulary_is_learnt_from_training_text_of_all_sources(source, tmp_
 
 def test_another_folders_vocabulary_serves_again(source, tmp_path, capsys) -> None:
     """With --tokenizer nothing is learnt, and both folders have one fingerprint."""
-    prepare((source,), tmp_path / "one", vocab_size=300)
+    prepare_text((source,), tmp_path / "one", vocab_size=300)
     attractor("prepare", source, "--tokenizer", str(tmp_path / "one"), "--out", str(tmp_path / "two"))
     assert Shards(tmp_path / "one").tokenizer == Shards(tmp_path / "two").tokenizer
     assert (tmp_path / "one" / "train-00000.bin").read_bytes() == (tmp_path / "two" / "train-00000.bin").read_bytes()
@@ -112,22 +114,22 @@ def test_another_folders_vocabulary_serves_again(source, tmp_path, capsys) -> No
 def test_verify_reads_everything(source, tmp_path, capsys) -> None:
     """What was written passes; one flipped bit at the very end does not."""
     out = tmp_path / "out"
-    prepare((source,), out, vocab_size=300)
+    prepare_text((source,), out, vocab_size=300)
     attractor("verify", str(out))
-    assert "every byte is as it was written" in capsys.readouterr().out
+    assert "All checksums match" in capsys.readouterr().out
     file = out / "val-00000.bin"
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"val-00000.bin: is not the file that was written"):
-        verify(out)
+        verify_data(out)
 
 
 def test_help_is_there_for_the_group_and_its_commands(capsys) -> None:
     """And names what can be given."""
     for arguments, says in (
         (["--help"], "prepare"),
-        (["prepare", "--help"], "--val-share"),
+        (["prepare", "--help"], "--val-fraction"),
         (["verify", "--help"], "PATH"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -140,16 +142,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no source": ([], "at least one source"),
     "missing source": (["none.txt"], "none.txt: no such file"),
     "missing val": (["SOURCE", "--val", "none.txt"], "none.txt: no such file"),
-    "source in val": (["SOURCE", "--val", "SOURCE"], "stands both in the sources and in --val"),
+    "source in val": (["SOURCE", "--val", "SOURCE"], "is both in the sources and in val"),
     "wrong field": (["SOURCE", "--field", "txet"], "line 1 has no field 'txet'; did you mean 'text'"),
-    "huge share": (["SOURCE", "--val-share", "5"], "--val-share 5: give a share"),
-    "no bytes": (["SOURCE", "--tokenizer-bytes", "0"], "--tokenizer-bytes 0"),
-    "no tokens": (["SOURCE", "--shard-tokens", "0"], "--shard-tokens 0"),
+    "huge share": (["SOURCE", "--val-fraction", "5"], "val_fraction=5: give a number"),
+    "no bytes": (["SOURCE", "--tokenizer-bytes", "0"], "tokenizer_bytes=0"),
+    "no tokens": (["SOURCE", "--shard-tokens", "0"], "shard_tokens=0"),
     "tiny vocabulary": (["SOURCE", "--vocab-size", "100"], "vocabulary of 100 cannot hold all bytes"),
     "huge vocabulary": (["SOURCE", "--vocab-size", "100000"], "the text has only"),
     "no tokenizer": (["SOURCE", "--tokenizer", "a/b/c"], "a/b/c: no such folder"),
     "taken": (["SOURCE", "--out", "TAKEN"], "exists already"),
-    "cut file": (["CUT", "--val-share", "0"], "cannot be read"),
+    "cut file": (["CUT", "--val-fraction", "0"], "cannot be read"),
 }
 
 
@@ -174,12 +176,11 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, source, tmp_pat
 def test_an_interrupt_leaves_nothing(source, tmp_path, monkeypatch) -> None:
     """Ctrl-C in the middle of writing."""
 
-    def interrupt(progress, num_bytes, num_tokens):
-        if num_tokens:  # not while the vocabulary is learnt
-            assert len(list(tmp_path.iterdir())) == 2
-            raise KeyboardInterrupt
+    def interrupt(meter, num_bytes, num_tokens):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(data_module._Progress, "advance", interrupt)
+    monkeypatch.setattr(text._Meter, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        prepare((source,), tmp_path / "out", vocab_size=300)
+        prepare_text((source,), tmp_path / "out", vocab_size=300)
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl.xz"]

@@ -235,7 +235,7 @@ def test_losses_that_are_not_finite_are_skipped_and_then_end_the_run(data, tmp_p
         "train.num_steps=30",
     ]
     assert main([*command, "--set", *SMALL, *extreme]) == 2
-    assert "2 times in a row" in capsys.readouterr().err
+    assert "bad steps in a row" in capsys.readouterr().err
 
 
 def test_a_torn_log_does_not_stop_a_resumed_run(data, tmp_path) -> None:

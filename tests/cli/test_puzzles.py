@@ -1,4 +1,6 @@
-"""``attractor data sudoku`` and ``data mazes``: drawn or from csv, test apart from training, and a mistake is one sentence."""
+"""``attractor data sudoku`` and ``data mazes``: drawn or from csv, test apart from training, and a mistake is one
+sentence.
+"""
 
 from pathlib import Path
 
@@ -6,12 +8,11 @@ import numpy as np
 import pytest
 
 from attractor.cli import main
-from attractor.data import maze, puzzles, sudoku
-from attractor.data.puzzles import Puzzles
+from attractor.data import PuzzleSet, maze, puzzles, sudoku
 
 
-def table(file: Path, data: Puzzles) -> Path:
-    """Puzzles as others' csv."""
+def table(file: Path, data: PuzzleSet) -> Path:
+    """PuzzleSet as others' csv."""
     lines = ["source,question,answer,rating"]
     for number, pair in enumerate(zip(data.questions, data.answers, strict=True)):
         question, answer = ("".join(data.alphabet[value] for value in grid.reshape(-1)) for grid in pair)
@@ -21,20 +22,20 @@ def table(file: Path, data: Puzzles) -> Path:
 
 
 def tables(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles."""
+    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles.
+    """
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     if kind == "sudoku":
         drawn = sudoku.generate(24, size=6, seed=0)
         copies = sudoku.augment(drawn.questions[:2], drawn.answers[:2], rng)
     else:
-        walls = maze.generate_walls(24, 8, seed=0)
-        drawn = Puzzles(kind="maze", questions=walls.questions, answers=walls.answers)
+        drawn = maze.generate_walls(24, 8, seed=0)
         # Turned by hand: symmetry 0 of 8 would leave them as they are.
         copies = tuple(
-            np.ascontiguousarray(np.rot90(part[:2], axes=(1, 2))) for part in (walls.questions, walls.answers)
+            np.ascontiguousarray(np.rot90(part[:2], axes=(1, 2))) for part in (drawn.questions, drawn.answers)
         )
-    test = Puzzles(
+    test = PuzzleSet(
         kind=kind,
         questions=np.concatenate([drawn.questions[20:], copies[0]]),
         answers=np.concatenate([drawn.answers[20:], copies[1]]),
@@ -52,12 +53,12 @@ def test_copies_of_training_puzzles_leave_the_test(
     command = {"sudoku": "sudoku", "maze": "mazes"}[kind]
     assert main(["data", command, "--out", str(out), "--train", str(train), "--test", str(test)]) == 0
     printed = capsys.readouterr().out
-    assert "2 of 6 test puzzles are symmetric copies of training puzzles, and left out." in printed
+    assert "2 test puzzles are symmetric copies of training puzzles, and were left out." in printed
     kept = puzzles.read(out, "test")
     assert len(puzzles.read(out, "train")) == 20
     assert kept.ratings is not None
     assert kept.ratings.tolist() == [0, 1, 2, 3]
-    assert puzzles.read_index(out)["made"]["train"] == str(train)
+    assert puzzles.read_index(out)["metadata"]["train"] == str(train)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["csv", "out"]
 
 
@@ -94,7 +95,7 @@ def test_sudokus_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert sudoku.solves(test.questions, test.answers).all()
     assert len(sudoku.equivalent_pairs(test, train)) == 0
     np.testing.assert_array_equal(train.questions, puzzles.read(tmp_path / "two").questions)
-    assert puzzles.read_index(tmp_path / "one")["made"] == {
+    assert puzzles.read_index(tmp_path / "one")["metadata"] == {
         "size": 6,
         "num": 30,
         "num_test": 20,
@@ -103,13 +104,13 @@ def test_sudokus_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     }
 
 
-@pytest.mark.parametrize(("kind", "size"), [("perfect", 9), ("walls", 10)])
-def test_mazes_are_drawn(kind: str, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("style", "size"), [("perfect", 9), ("walls", 10)])
+def test_mazes_are_drawn(style: str, size: int, tmp_path: Path) -> None:
     """Of the kind, size and bounds asked for, test apart from training."""
     out = tmp_path / "out"
     asked = [
-        "--kind",
-        kind,
+        "--style",
+        style,
         "--size",
         str(size),
         "--num",
@@ -133,13 +134,16 @@ def test_mazes_are_drawn(kind: str, size: int, tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "taken": (["sudoku", "--out", "TAKEN"], "exists already"),
-    "train alone": (["sudoku", "--train", "TRAIN"], "give both --train and --test"),
-    "test alone": (["mazes", "--test", "TEST"], "give both --train and --test"),
-    "drawing from files": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--clues", "9"], "--clues is for drawing"),
-    "a sample of nothing": (["sudoku", "--num-train", "5"], "to draw puzzles say --num"),
+    "train alone": (["sudoku", "--train", "TRAIN"], "give both train and test"),
+    "test alone": (["mazes", "--test", "TEST"], "give both train and test"),
+    "drawing from files": (
+        ["sudoku", "--train", "TRAIN", "--test", "TEST", "--clues", "9"],
+        "clues is for generated puzzles",
+    ),
+    "a sample of nothing": (["sudoku", "--num-train", "5"], "to generate puzzles give num"),
     "too large a sample": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--num-train", "99"], "holds 20 puzzles"),
-    "an empty sample": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--num-train", "0"], "--num-train 0"),
-    "no test puzzle": (["sudoku", "--size", "4", "--num", "3", "--num-test", "0"], "--num-test 0"),
+    "an empty sample": (["sudoku", "--train", "TRAIN", "--test", "TEST", "--num-train", "0"], "num_train=0"),
+    "no test puzzle": (["sudoku", "--size", "4", "--num", "3", "--num-test", "0"], "num_test=0"),
     "a test of copies": (["sudoku", "--train", "TRAIN", "--test", "TRAIN"], "all 20 test puzzles are symmetric copies"),
     "no file": (["sudoku", "--train", "none.csv", "--test", "TEST"], "none.csv: no such csv file"),
     "other puzzles": (["mazes", "--train", "TRAIN", "--test", "TEST"], "line 2: the question has an unexpected"),
@@ -147,7 +151,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["sudoku", "--size", "6", "--clues", "7", "--num", "1"],
         "Only 0 of 1 different puzzles with 7 clues",
     ),
-    "negative seed": (["sudoku", "--seed=-1"], "--seed -1"),
+    "negative seed": (["sudoku", "--seed=-1"], "seed=-1"),
     "an even maze": (["mazes", "--size", "10"], "odd number"),
     "a long path": (["mazes", "--size", "7", "--min-path", "99"], "wider bounds"),
 }
@@ -190,7 +194,7 @@ def test_verify_says_what_is_there_and_finds_a_flipped_byte(tmp_path, capsys) ->
     folder = tmp_path / "sudoku"
     assert main(["data", "sudoku", "--out", str(folder), "--size", "4", "--num", "5", "--num-test", "3"]) == 0
     assert main(["data", "verify", str(folder)]) == 0
-    assert "every byte" in capsys.readouterr().out
+    assert "All checksums match" in capsys.readouterr().out
     file = folder / "test-answers.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -92,7 +92,7 @@ def test_an_animation_that_cannot_be_written_is_refused_first(name: str, run, pu
         ("................", "several solutions"),
         ("123....4........", "no solution"),
         ("123", "3 cells"),
-        ("of six digits", "has 6 digits, and the model learnt Sudokus of 4"),
+        ("of six digits", "of size 6 has 7 symbols, and the model knows 5"),
         ("nothing.txt", "nothing.txt"),
         ("1...x", "cannot be read"),
         ("1..x......4.2...", "unexpected 'x'"),
@@ -129,7 +129,7 @@ def test_a_refusal_names_the_line(run, data, puzzle, tmp_path, monkeypatch, caps
         (str(file), "", f"{file}, line 3: this puzzle has several solutions"),
         (table, "", f"{table}, line {len(test) + 2}: this puzzle has several solutions"),
         ("-", f"{puzzle}\n{open_grid}", "standard input, line 2: this puzzle has several solutions"),
-        ("-", f"{puzzle}\n{foreign}", "standard input, line 2: this puzzle has 6 digits"),
+        ("-", f"{puzzle}\n{foreign}", "standard input, line 2: this puzzle of size 6"),
     ]:
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
         assert main(["solve", str(run), given]) == 2
@@ -170,7 +170,7 @@ def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run,
     def spy(frames, depths, residuals, **places) -> None:
         seen.update(frames=frames, depths=depths)
 
-    monkeypatch.setattr("attractor.cli.solve.plot_trajectory", spy)
+    monkeypatch.setattr("attractor.plots.plot_trajectory", spy)
     where = ["--gif", str(tmp_path / "board.gif"), "--tolerance", "1e-12"]
     model = load_reasoner(run).model
     question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
@@ -213,13 +213,13 @@ def test_evaluate_prints_depth_by_breadth_and_writes_it(run, data, tmp_path, cap
         ([], "--data"),
         (["--data", "{data}", "--depths", "4", "1"], "rising"),
         (["--data", "{data}", "--breadths", "0"], "rising"),
-        (["--data", "{data}", "--depth", "3"], "--depth is for language models"),
-        (["--data", "{data}", "--max-evaluations", "3"], "--max-evaluations is for language models"),
-        (["--data", "{data}", "--tolerance", "0.1"], "--tolerance is for language models"),
-        (["--data", "{data}", "--length", "3"], "--length is for language models"),
-        (["--data", "{data}", "--stride", "3"], "--stride is for language models"),
-        (["--data", "{data}", "--field", "body"], "--field is for language models"),
-        (["--data", "{data}", "--tasks", "core"], "--tasks is for language models"),
+        (["--data", "{data}", "--depth", "3"], "depth is for language models"),
+        (["--data", "{data}", "--max-evaluations", "3"], "max_evaluations is for language models"),
+        (["--data", "{data}", "--tolerance", "0.1"], "tolerance is for language models"),
+        (["--data", "{data}", "--length", "3"], "length is for language models"),
+        (["--data", "{data}", "--stride", "3"], "stride is for language models"),
+        (["--data", "{data}", "--field", "body"], "field is for language models"),
+        (["--data", "{data}", "--tasks", "core"], "tasks is for language models"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )
@@ -264,7 +264,7 @@ def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
 def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tmp_path, capsys) -> None:
     """A folder of Sudokus is not for mazes; symbols and a mixer's cells follow the puzzles."""
     assert main(["train", "maze", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
-    assert "this recipe is about maze" in capsys.readouterr().err
+    assert "this recipe needs maze" in capsys.readouterr().err
     command = ["train", "sudoku/9x9", "--data", str(data), "--out", str(tmp_path / "b"), "--logger", "none"]
     assert main([*command, "--set", *FAST[3:]]) == 0
     assert load_reasoner(tmp_path / "b").size == 4
@@ -297,7 +297,9 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
 def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
-    """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the same."""
+    """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the
+    same.
+    """
     cells = "model.update.network" if family == "-trm" else "model.network"
     small = [setting.replace("model.update.network", cells) for setting in FAST]
     out = tmp_path / "run"

@@ -288,7 +288,8 @@ def steps_by_scipy(grid: Grid) -> int:
     ],
 )
 def test_paths_keep_their_bounds(generate: Callable[..., PuzzleSet], size: int, bounds: tuple[int, int | None]) -> None:
-    """As scipy measures them, in closed grids of the size asked for; and the same seed draws the same, fewer the first."""
+    """As scipy measures them, in closed grids of the size asked for; and the same seed draws the same, fewer the first.
+    """
     drawn = generate(6, size, seed=3, min_path=bounds[0], max_path=bounds[1])
     assert drawn.questions.shape == (6, size, size)
     for question, answer in zip(drawn.questions, drawn.answers, strict=True):

@@ -92,7 +92,9 @@ def test_solutions_are_counted_exactly() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_another_solver_agrees(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """py-sudoku finds the same solution of what was drawn, and no second one; and a second one where a clue is taken away."""
+    """py-sudoku finds the same solution of what was drawn, and no second one; and a second one where a clue is taken
+    away.
+    """
     other = pytest.importorskip("sudoku", reason="py-sudoku is not installed: pip install 'attractor-models[test]'")
     height, width = BOXES[size]
     puzzles = drawn[size][:5]
@@ -302,7 +304,9 @@ def test_a_form_is_itself_a_copy(drawn: dict[int, PuzzleSet]) -> None:
 
 
 def test_other_puzzles_have_other_forms(drawn: dict[int, PuzzleSet]) -> None:
-    """Of 9 x 9: one clue of the same solved grid exchanged for another makes another form, unless the grid is symmetric."""
+    """Of 9 x 9: one clue of the same solved grid exchanged for another makes another form, unless the grid is
+    symmetric.
+    """
     puzzles = drawn[9][:20]
     others = puzzles.questions.copy()
     for other, answer in zip(others, puzzles.answers, strict=True):
@@ -340,7 +344,9 @@ def test_equivalent_pairs_are_found_by_number(drawn: dict[int, PuzzleSet]) -> No
 
 
 def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dict[int, PuzzleSet]) -> None:
-    """A csv may pair one question with several of its solutions; turned, it is still the same question, and another is not."""
+    """A csv may pair one question with several of its solutions; turned, it is still the same question, and another is
+    not.
+    """
     for one, other in itertools.combinations(np.split(drawn[4].answers, len(drawn[4])), 2):
         question = np.where(one == other, one, 0).astype(np.uint8)
         if (sudoku.canonical(question, one) != sudoku.canonical(question, other)).any():
@@ -439,7 +445,9 @@ def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, PuzzleSe
 
 @pytest.mark.parametrize("size", SIZES)
 def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """Right answers are verified; changed givens, blanks, other shapes and broken rules are named, rows and columns from 1."""
+    """Right answers are verified; changed givens, blanks, other shapes and broken rules are named, rows and columns
+    from 1.
+    """
     question, answer = drawn[size].questions[0], drawn[size].answers[0]
     assert sudoku.verdict(question, answer).is_correct
     assert str(sudoku.verdict(question, answer)) == "verified: solved"
@@ -461,7 +469,8 @@ def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, Puzzle
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Sudokus are not beside this checkout")
 def test_others_puzzles_are_read_and_solved() -> None:
-    """Hard ones of 9 x 9: read with ratings, each solved as its answer says, and none of the test in the training set."""
+    """Hard ones of 9 x 9: read with ratings, each solved as its answer says, and none of the test in the training set.
+    """
     train, test = (SUDOKU.read_table(SHARED / f"{name}.csv") for name in ("train", "test"))
     assert (len(train), len(test)) == (10_000, 2_000)
     assert train.ratings is not None

@@ -93,7 +93,8 @@ def test_any_text_survives_the_tokenizer(tokenizer, encode, text: str) -> None:
 
 
 def test_a_tokenizer_is_saved_and_loaded_whole(tokenizer, prepared) -> None:
-    """Loaded from a folder of prepared text or from the tokenizer's own, it encodes alike and has the same fingerprint."""
+    """Loaded from a folder of prepared text or from the tokenizer's own, it encodes alike and has the same fingerprint.
+    """
     for folder in (prepared, prepared / "tokenizer"):
         loaded = load_tokenizer(folder)
         assert loaded(DOCUMENTS)["input_ids"] == tokenizer(DOCUMENTS)["input_ids"]
@@ -400,14 +401,14 @@ def test_a_place_that_is_taken_or_cannot_be_written_is_refused(tokenizer, tmp_pa
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
     for name, says in {"file": "exists already", "folder": "exists already", "file/out": "cannot be written"}.items():
-        with pytest.raises(DataError, match=f"{name}: {says}"):
+        with pytest.raises(ConfigError, match=f"{name}: {says}"):
             prepare(tmp_path / name, {"train": DOCUMENTS}, tokenizer)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards_module._ShardWriter, "add", full)
-    with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)"):
+    with pytest.raises(ConfigError, match=r"out: cannot be written \(No space left on device\)"):
         prepare(tmp_path / "out", {"train": DOCUMENTS}, tokenizer)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "precious"
@@ -451,7 +452,7 @@ DAMAGE = {
     "no JSON": (lambda f: (f / "index.json").write_text("{"), "index.json: cannot be read as JSON"),
     "binary": (lambda f: (f / "index.json").write_bytes(b"\xff\xfe"), "index.json: cannot be read as JSON"),
     "other index": (lambda f: (f / "index.json").write_text('{"weight_map": {}}'), "not the index of prepared text"),
-    "a list": (lambda f: (f / "index.json").write_text("[]"), "not the index of prepared text"),
+    "a list": (lambda f: (f / "index.json").write_text("[]"), "holds no JSON object"),
     "no dtype": (in_index(lambda i: i.pop("dtype")), "index.json: is damaged"),
     "odd dtype": (in_index(lambda i: i.update(dtype="O")), "index.json: is damaged"),
     "no vocabulary": (in_index(lambda i: i.update(vocab_size=None)), "index.json: is damaged"),
@@ -513,7 +514,8 @@ def test_an_epoch_serves_every_token_once(prepared) -> None:
 
 
 def test_row_n_depends_on_the_seed_alone(prepared) -> None:
-    """Any cutting into batches, and resuming at any row with a new object, gives the same rows; another seed does not."""
+    """Any cutting into batches, and resuming at any row with a new object, gives the same rows; another seed does not.
+    """
     shards = Shards(prepared)
     tokens, positions = PackedRows(shards, 50, seed=1).batch(0, 300)  # over several epochs
     for size in (1, 7, 100):

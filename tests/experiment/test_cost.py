@@ -1,4 +1,4 @@
-"""The memory of a training step, reckoned without making one, is near what a real one keeps at its peak."""
+"""The cost of a recipe: the estimated memory of a training step is close to the measured peak."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import torch
 from attractor import recipes
 from attractor.config import override
 from attractor.errors import ConfigError
-from attractor.experiment.cost.device import peak_memory
-from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost, measure_cost
-from attractor.experiment.cost.memory import memory
+from attractor.experiment.cost import CostEstimate, cost, estimate_cost
+from attractor.experiment.cost.memory import estimate_memory
+from attractor.experiment.device import peak_memory
 
 SMALL = ("model.vocab_size=512", "text.batch_size=2", "text.length=128")
 RUNS = [
@@ -32,24 +32,24 @@ RUNS = [
 @pytest.mark.filterwarnings("ignore:Implicit gradient")
 @pytest.mark.parametrize(("name", "changes"), RUNS)
 def test_the_estimate_is_near_the_measured_peak(name: str, changes: tuple[str, ...], monkeypatch) -> None:
-    """Within 15 %, weights and optimiser included, in steps like the loop's; every family, gradient and mixing."""
-    monkeypatch.setattr("attractor.experiment.cost.estimate.peak_flops", lambda device, dtype: 1e12)
-    real = measure_cost(estimate_cost(override(recipes.get(name), changes), evaluations=6))
-    assert isinstance(real, MeasuredCost), real
-    assert real.estimate == pytest.approx(real.peak, rel=0.15)
+    """Within 15 %, with weights and optimizer, in real training steps; every family, gradient and kind of mixing."""
+    monkeypatch.setattr("attractor.experiment.cost.step_benchmark.peak_flops", lambda device, dtype: 1e12)
+    estimate = cost(override(recipes.get(name), changes), evaluations=6, measure=True)
+    assert estimate.measured is not None, estimate.not_measured
+    assert estimate.measured.estimate == pytest.approx(estimate.measured.peak, rel=0.15)
 
 
-def found(name: str = "language/140m", *changes: str, **settings) -> CostEstimate:
+def estimated(name: str = "language/140m", *changes: str, **settings) -> CostEstimate:
     return estimate_cost(override(recipes.get(name), changes), evaluations=8, **settings)
 
 
-def test_evaluations_cost_no_memory_beyond_the_solver_s_window() -> None:
-    """One-step gradients keep one evaluation, whatever the number; unrolled ones keep all of them."""
+def test_one_step_gradients_need_the_same_memory_for_any_number_of_evaluations() -> None:
+    """One-step gradients differentiate one evaluation, unrolled ones all of them."""
     sizes = {
         gradient: [
             estimate_cost(
                 override(recipes.get("language/140m"), [f"model.gradient={gradient}"]), evaluations=n
-            ).memory.tracked
+            ).memory.evaluation_activations
             for n in (8, 32)
         ]
         for gradient in ("one-step", "unrolled")
@@ -58,41 +58,52 @@ def test_evaluations_cost_no_memory_beyond_the_solver_s_window() -> None:
     assert sizes["unrolled"][1] == 4 * sizes["unrolled"][0]
 
 
-def test_what_is_divided_among_processes() -> None:
-    """Both ways the batch; with fsdp also weights and optimiser, while the weights of some layers are gathered."""
-    alone = found().memory
-    both = {how: found(world_size=8, strategy=how).memory for how in ("ddp", "fsdp")}
-    assert all(m.backbone == alone.backbone / 8 for m in both.values())
-    assert both["ddp"].weights == alone.weights
-    assert both["fsdp"].weights == alone.weights / 8
-    assert both["fsdp"].optimizer == alone.optimizer / 8
-    assert 0 < both["fsdp"].gathered < alone.weights
-    once = found("language/140m", "train.accumulate=1", world_size=8, strategy="fsdp").memory
-    assert once.gradients == alone.gradients / 8 < both["fsdp"].gradients  # accumulated gradients wait undivided
+def test_processes_share_the_batch_and_fsdp_also_the_weights() -> None:
+    """With fsdp, weights and optimizer state are sharded, and the weights of some layers are gathered."""
+    alone = estimated().memory
+    shared = {strategy: estimated(world_size=8, strategy=strategy).memory for strategy in ("ddp", "fsdp")}
+    assert all(m.backbone_activations == alone.backbone_activations / 8 for m in shared.values())
+    assert shared["ddp"].weights == alone.weights
+    assert shared["fsdp"].weights == alone.weights / 8
+    assert shared["fsdp"].optimizer == alone.optimizer / 8
+    assert 0 < shared["fsdp"].gathered_weights < alone.weights
+    single = estimated("language/140m", "train.accumulate=1", world_size=8, strategy="fsdp").memory
+    assert single.gradients == alone.gradients / 8 < shared["fsdp"].gradients  # accumulated gradients are not sharded
 
 
-def test_optimiser_and_averages_are_counted_as_they_are_built() -> None:
-    """Two moments for AdamW, one for Muon, and averaged weights where there are any."""
-    reckoning = found("sudoku/6x6")
-    num = sum(p.numel() for p in reckoning.model.parameters())
-    assert reckoning.memory.optimizer == 2 * 4 * num
-    assert reckoning.memory.averaged == 4 * num
-    language = found().model
-    matrices = sum(p.numel() for n, p in language.named_parameters() if "_proj" in n)
-    num = sum(p.numel() for p in language.parameters())
-    assert found().memory.optimizer == 4 * (2 * (num - matrices) + matrices)
-    assert found().memory.averaged == 0
+def test_optimizer_state_and_averaged_weights_are_counted() -> None:
+    """Two moments for AdamW, one for Muon, and averaged weights when the recipe has them."""
+    puzzles = estimated("sudoku/6x6")
+    num = sum(p.numel() for p in puzzles.model.parameters())
+    assert puzzles.memory.optimizer == 2 * 4 * num
+    assert puzzles.memory.ema_weights == 4 * num
+    language = estimated()
+    matrices = sum(p.numel() for n, p in language.model.named_parameters() if "_proj" in n)
+    num = sum(p.numel() for p in language.model.parameters())
+    assert language.memory.optimizer == 4 * (2 * (num - matrices) + matrices)
+    assert language.memory.ema_weights == 0
 
 
-def test_what_cannot_be_shared_is_refused() -> None:
+def test_invalid_numbers_of_processes_are_refused() -> None:
+    """A batch that cannot be divided, an unknown strategy, a strategy for one process."""
     with pytest.raises(ConfigError, match="divided among 3"):
-        found(world_size=3, strategy="ddp")
+        estimated(world_size=3, strategy="ddp")
     with pytest.raises(ConfigError, match="fsdp"):
-        memory(found().model, replace(found().run, strategy="fdsp"))
+        estimate_memory(estimated().model, replace(estimated().setup, strategy="fdsp"))
+    with pytest.raises(ConfigError, match="several processes"):
+        cost("language/140m", strategy="fsdp")
 
 
-def test_the_ledger_counts_what_is_held() -> None:
-    """Neither views, nor what was there before, nor what is gone."""
+def test_a_recipe_is_given_by_name_or_as_a_dataclass() -> None:
+    """Both give the same estimate, and nothing is measured unless requested."""
+    by_name, by_value = cost("language/140m"), cost(recipes.get("language/140m"))
+    assert by_name.to_dict() == by_value.to_dict()
+    assert by_name.measured is None
+    assert "Not measured: not requested." in str(by_name)
+
+
+def test_peak_memory_counts_tensors_that_are_alive() -> None:
+    """It counts neither views, nor tensors from before, nor freed tensors."""
     before = torch.zeros(1000)
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""A pretrained Qwen3 or Llama as an attractor: at depth 1 the original, and refused where it could not be."""
+"""A pretrained Qwen3 or Llama as an attractor: at depth 1 it is the original; unsupported backbones are refused."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.models.language import AttractorForCausalLM
+from attractor.interop import retrofit
 
 SIZES = {
     "vocab_size": 97,
@@ -29,7 +29,7 @@ FAMILIES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, Lla
 
 
 def save(folder: Path, family: str, shard_size: str = "1GB", **changes) -> torch.nn.Module:
-    """Write a backbone whose every weight matters, and return it."""
+    """Write a backbone whose every weight changes the output, and return it."""
     torch.manual_seed(0)
     config_class, model_class = FAMILIES[family]
     backbone = model_class(config_class(**{**SIZES, **changes})).eval()
@@ -52,29 +52,29 @@ def tokens() -> torch.Tensor:
 def test_depth_one_is_the_original_and_depth_zero_its_first_layers(
     family: str, tied: bool, head_dim: int, tmp_path
 ) -> None:
-    """To 1e-5, with grouped queries, either head, heads of any width; after saving and loading too."""
+    """To 1e-5, with grouped queries, tied and untied heads, heads of any width; also after saving and loading."""
     original = save(tmp_path / "a", family, tie_word_embeddings=tied, head_dim=head_dim)
-    model = AttractorForCausalLM.from_backbone(tmp_path / "a", num_attractor_layers=2)
+    model = retrofit(tmp_path / "a", num_attractor_layers=2)
     ids = tokens()
     model.save_pretrained(tmp_path / "b")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     with torch.no_grad():
-        wanted = original(ids).logits
-        assert (model(ids, depth=1).logits - wanted).abs().max() < 1e-5
+        expected = original(ids).logits
+        assert (model(ids, depth=1).logits - expected).abs().max() < 1e-5
         assert torch.equal(again(ids, depth=1).logits, model(ids, depth=1).logits)
         del original.model.layers[2:]
         first = original(ids).logits
         assert (model(ids, depth=0).logits - first).abs().max() < 1e-5
-        assert (wanted - first).abs().max() > 0.1, "the last layers must matter, or nothing is tested"
+        assert (expected - first).abs().max() > 0.1, "the last layers must matter, or nothing is tested"
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     assert again.generation_config.eos_token_id == [2, 3]
 
 
 def test_without_attractor_layers_it_is_a_plain_transformer(tmp_path) -> None:
-    """Which is the control of the others."""
+    """It has the original's logits."""
     original = save(tmp_path, "qwen3")
     with torch.no_grad():
-        plain = AttractorForCausalLM.from_backbone(tmp_path, num_attractor_layers=0)(tokens())
+        plain = retrofit(tmp_path, num_attractor_layers=0)(tokens())
         assert (plain.logits - original(tokens()).logits).abs().max() < 1e-5
     assert plain.solution is None
 
@@ -92,17 +92,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("says", sorted(REFUSED))
-def test_a_backbone_that_would_not_be_the_original_is_refused(says: str, tmp_path) -> None:
+def test_a_backbone_with_an_unsupported_part_is_refused(says: str, tmp_path) -> None:
     """In one sentence that names the part."""
     family, changes = REFUSED[says]
     save(tmp_path, family, **changes)
     with pytest.raises(ConfigError, match=says) as caught:
-        AttractorForCausalLM.from_backbone(tmp_path)
+        retrofit(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_other_families_and_settings_are_refused(tmp_path) -> None:
-    """With what would work."""
+    """The message says what would work."""
     save(tmp_path / "good", "llama")
     for settings, says in (
         ({"num_attractor_layers": 5}, "exceeds num_hidden_layers=4"),
@@ -111,49 +111,49 @@ def test_other_families_and_settings_are_refused(tmp_path) -> None:
         ({"tolerances": 1e-3}, "did you mean 'tolerance'"),
     ):
         with pytest.raises(ConfigError, match=says):
-            AttractorForCausalLM.from_backbone(tmp_path / "good", **settings)
+            retrofit(tmp_path / "good", **settings)
     config = json.loads((tmp_path / "good" / "config.json").read_text())
     (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(ConfigError, match="give one of llama or qwen3"):
-        AttractorForCausalLM.from_backbone(tmp_path / "good")
+        retrofit(tmp_path / "good")
 
 
-def test_shards_are_joined_and_a_lost_or_torn_one_is_named(tmp_path) -> None:
-    """Nothing is made of half a model."""
-    original = save(tmp_path / "whole", "qwen3", shard_size="50KB")
-    shards = sorted((tmp_path / "whole").glob("model-*.safetensors"))
+def test_shards_are_joined_and_a_missing_or_damaged_one_is_named(tmp_path) -> None:
+    """An incomplete model is refused."""
+    original = save(tmp_path / "complete", "qwen3", shard_size="50KB")
+    shards = sorted((tmp_path / "complete").glob("model-*.safetensors"))
     assert len(shards) > 1
     with torch.no_grad():
-        model = AttractorForCausalLM.from_backbone(tmp_path / "whole")
+        model = retrofit(tmp_path / "complete")
         assert (model(tokens(), depth=1).logits - original(tokens()).logits).abs().max() < 1e-5
     for name, damage in (
-        ("lost", lambda file: file.unlink()),
-        ("torn", lambda file: file.write_bytes(file.read_bytes()[:100])),
+        ("missing", lambda file: file.unlink()),
+        ("damaged", lambda file: file.write_bytes(file.read_bytes()[:100])),
     ):
-        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        shutil.copytree(tmp_path / "complete", tmp_path / name)
         damage(tmp_path / name / shards[-1].name)
         with pytest.raises(CheckpointError, match=name) as caught:
-            AttractorForCausalLM.from_backbone(tmp_path / name)
+            retrofit(tmp_path / name)
         assert "\n" not in str(caught.value)
-    index = json.loads((tmp_path / "whole" / "model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "complete" / "model.safetensors.index.json").read_text())
     index["weight_map"].pop("model.layers.3.mlp.down_proj.weight")
-    (tmp_path / "whole" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "complete" / "model.safetensors.index.json").write_text(json.dumps(index))
     for shard in shards:  # a file without one of its tensors
         from safetensors.torch import load_file, save_file
 
         kept = {k: v for k, v in load_file(shard).items() if k != "model.layers.3.mlp.down_proj.weight"}
         save_file(kept, shard, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="down_proj"):
-        AttractorForCausalLM.from_backbone(tmp_path / "whole")
+        retrofit(tmp_path / "complete")
     with pytest.raises(CheckpointError, match="no configuration"):
-        AttractorForCausalLM.from_backbone(tmp_path / "nowhere")
+        retrofit(tmp_path / "nowhere")
 
 
 def test_low_rank_adapters_train_on_the_result(tmp_path) -> None:
-    """They start as nothing, learn through a solve and are merged again."""
+    """They start without effect, get gradients through a solve, and can be merged."""
     peft = pytest.importorskip("peft")
     save(tmp_path, "qwen3")
-    model = AttractorForCausalLM.from_backbone(tmp_path)
+    model = retrofit(tmp_path)
     ids = tokens()
     with torch.no_grad():
         before = model(ids, depth=1).logits
@@ -162,9 +162,9 @@ def test_low_rank_adapters_train_on_the_result(tmp_path) -> None:
         assert torch.equal(adapted(input_ids=ids, depth=1).logits, before)
     adapted.train()
     adapted(input_ids=ids, labels=ids, max_evaluations=4).loss.backward()
-    learnt = [n for n, p in adapted.named_parameters() if p.grad is not None]
-    assert len(learnt) == 16
-    assert all("lora" in n for n in learnt)
+    trained = [n for n, p in adapted.named_parameters() if p.grad is not None]
+    assert len(trained) == 16
+    assert all("lora" in n for n in trained)
     with torch.no_grad():
         for p in adapted.parameters():
             p -= 0 if p.grad is None else 0.1 * p.grad

@@ -1,4 +1,4 @@
-"""Pipelines, lm-evaluation-harness and PEFT take our checkpoints as they are, once ``attractor`` has been imported."""
+"""Pipelines, lm-evaluation-harness and PEFT load our checkpoints, once ``attractor.models.language`` is imported."""
 
 import json
 import random
@@ -25,11 +25,10 @@ doc_to_choice: "{{{{options}}}}"
 doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
-KNOWN = "\nfrom transformers import AutoConfig; assert AutoConfig.for_model('attractor').injection == 'mean'"
+IS_KNOWN = "\nfrom transformers import AutoConfig; assert AutoConfig.for_model('attractor').injection == 'mean'"
 ORDERS = [
-    "import sys, attractor; assert 'transformers' not in sys.modules; from importlib.util import find_spec\n"
-    "assert find_spec('transformers') and 'transformers' not in sys.modules" + KNOWN,
-    "import transformers, attractor" + KNOWN,
+    "import sys, attractor; assert 'transformers' not in sys.modules; import attractor.models.language" + IS_KNOWN,
+    "import transformers, attractor.models.language" + IS_KNOWN,
 ]
 
 
@@ -42,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tokenizer):
-    """A folder with a small model whose every matrix matters, and its tokenizer."""
+    """A folder with a small model, whose every matrix changes the output, and its tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     model = AttractorForCausalLM(
@@ -65,8 +64,8 @@ def checkpoint(tmp_path_factory, tokenizer):
     return folder
 
 
-def test_importing_the_package_is_enough_for_the_auto_classes() -> None:
-    """Before ``transformers``, which it then does not load, or after it."""
+def test_importing_the_models_registers_them_with_the_auto_classes() -> None:
+    """Before ``transformers`` or after it. Importing ``attractor`` alone does not load ``transformers``."""
     runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for code in ORDERS]
     for run in runs:
         _, error = run.communicate(timeout=180)
@@ -75,7 +74,7 @@ def test_importing_the_package_is_enough_for_the_auto_classes() -> None:
 
 @pytest.mark.parametrize("budget", [{}, {"depth": 0}, {"tolerance": 1e-2, "max_evaluations": 5}], ids=str)
 def test_a_pipeline_writes_what_generate_writes(budget: dict, checkpoint, tokenizer) -> None:
-    """From the folder alone, in a padded batch too; a budget reaches the model."""
+    """From the folder, in a padded batch too; a budget reaches the model."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     write = pipeline("text-generation", str(checkpoint), device="cpu")
     settings = {"max_new_tokens": 6, "do_sample": False, **budget}
@@ -86,7 +85,7 @@ def test_a_pipeline_writes_what_generate_writes(budget: dict, checkpoint, tokeni
 
 
 def test_the_harness_loads_a_folder_with_its_own_adapter(checkpoint, tmp_path, monkeypatch) -> None:
-    """``--model hf`` on a task of our own, without remote code."""
+    """``--model hf`` on a custom task, without remote code."""
     tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
     pytest.importorskip("lm_eval.models.huggingface", reason="lm-evaluation-harness is not installed with [hf]")
     from lm_eval import simple_evaluate
@@ -108,8 +107,8 @@ def test_the_harness_loads_a_folder_with_its_own_adapter(checkpoint, tmp_path, m
     assert found["config"]["model_num_parameters"] > 10_000
 
 
-def test_lora_trains_adapters_alone_and_in_the_attractor_too(checkpoint, tmp_path) -> None:
-    """A step lowers the loss; adapters saved, loaded and merged give the same logits."""
+def test_lora_trains_only_adapters_also_in_the_attractor(checkpoint, tmp_path) -> None:
+    """Steps lower the loss; adapters that are saved, loaded and merged give the same logits."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     torch.manual_seed(0)
     settings = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
@@ -117,7 +116,7 @@ def test_lora_trains_adapters_alone_and_in_the_attractor_too(checkpoint, tmp_pat
     ids = torch.randint(0, 290, (4, 24))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     losses = []
-    for _ in range(3):  # half of an adapter starts at zero, and its other half learns from the second step on
+    for _ in range(3):  # one matrix of an adapter starts at zero, so the other gets a gradient from the second step on
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -144,8 +143,8 @@ def test_lora_trains_adapters_alone_and_in_the_attractor_too(checkpoint, tmp_pat
             assert (merged(ids, depth=depth).logits - model(input_ids=ids, depth=depth).logits).abs().max() < 1e-5
 
 
-def test_what_layers_saw_is_not_returned(checkpoint) -> None:
-    """Where a library names these outputs without wanting them, nothing happens; wanted, they are refused."""
+def test_attentions_and_hidden_states_are_refused(checkpoint) -> None:
+    """Passing them as None or False is allowed, as libraries do."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = torch.zeros(1, 3, dtype=torch.long)
     model(ids, output_attentions=None, output_hidden_states=False)

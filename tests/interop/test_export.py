@@ -34,7 +34,7 @@ assert not any(name.split(".")[0] == "attractor" for name in sys.modules)
 
 
 def build(**changes) -> AttractorForCausalLM:
-    """A small model whose every weight matters."""
+    """A small model; every weight changes the output."""
     torch.manual_seed(0)
     model = AttractorForCausalLM(AttractorConfig(**{**SIZES, "num_attractor_layers": 2, **changes}))
     for p in model.parameters():
@@ -46,7 +46,7 @@ def build(**changes) -> AttractorForCausalLM:
 
 
 def test_it_loads_without_this_package(tmp_path) -> None:
-    """In a process of its own, with our logits."""
+    """In a new process, with our logits."""
     model = build()
     export(model, tmp_path / "out", depth=1)
     torch.save(IDS, tmp_path / "ids")
@@ -69,7 +69,7 @@ def test_it_loads_without_this_package(tmp_path) -> None:
     ids=str,
 )
 def test_logits_are_those_of_the_depth(changes: dict, depth: int, tmp_path) -> None:
-    """Of all layers, or of the backbone alone; generation with a cache goes on as ours does without."""
+    """Of all layers, or of the backbone; its generation with a cache equals ours without."""
     model = build(**changes)
     export(model, tmp_path / "out", depth=depth)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -84,7 +84,7 @@ def test_logits_are_those_of_the_depth(changes: dict, depth: int, tmp_path) -> N
     assert torch.equal(written, model.generate(IDS, max_new_tokens=8, do_sample=False, depth=depth, use_cache=False))
 
 
-def test_a_plain_transformer_is_exported_whole(tmp_path) -> None:
+def test_a_plain_transformer_is_exported_with_all_layers(tmp_path) -> None:
     """It has no gates, and no other depth."""
     model = build(num_attractor_layers=0)
     with torch.no_grad():
@@ -94,15 +94,15 @@ def test_a_plain_transformer_is_exported_whole(tmp_path) -> None:
 
 
 def test_the_sum_injection_has_a_stock_proposal(tmp_path) -> None:
-    """Only its single evaluation has no stock form."""
+    """Only depth 1 has no stock form."""
     model = build(injection="sum")
     with torch.no_grad():
         logits = model(IDS, depth=0).logits
         assert (export(model, tmp_path / "out", depth=0)(IDS).logits - logits).abs().max() < 1e-5
 
 
-def test_weights_in_half_precision_stay_so(tmp_path) -> None:
-    """And the folder holds the network that was returned, to the bit."""
+def test_half_precision_weights_stay_in_half_precision(tmp_path) -> None:
+    """And the folder holds bitwise the model that was returned."""
     stock = export(build().to(torch.bfloat16), tmp_path / "out", depth=1)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert stock.dtype == again.dtype == torch.bfloat16
@@ -123,7 +123,7 @@ def test_weights_in_half_precision_stay_so(tmp_path) -> None:
         (lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)), 1, "needs no export"),
     ],
 )
-def test_what_no_stock_network_computes_is_refused(model, depth: int, says: str, tmp_path) -> None:
+def test_a_model_that_no_stock_model_equals_is_refused(model, depth: int, says: str, tmp_path) -> None:
     """In one sentence with the reason, and nothing is written."""
     with pytest.raises(ConfigError, match=says) as caught:
         export(model(), tmp_path / "out", depth=depth)
@@ -131,8 +131,8 @@ def test_what_no_stock_network_computes_is_refused(model, depth: int, says: str,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path) -> None:
-    """And a folder that is in use stays as it is."""
+def test_a_failure_leaves_no_files(tmp_path) -> None:
+    """And an existing folder stays as it is."""
 
     class Broken:
         def save_pretrained(self, folder) -> None:
@@ -161,7 +161,7 @@ def test_the_card_says_what_was_measured_and_what_was_not(tmp_path) -> None:
     assert "Not measured" not in card
 
 
-def test_torch_export_takes_the_stock_network() -> None:
+def test_torch_export_exports_the_stock_model() -> None:
     """As a graph for sequences of any length, with the logits of the depth."""
     model = build()
     length = torch.export.Dim("length", min=2, max=SIZES["max_position_embeddings"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from attractor.errors import CheckpointError
-from attractor.interop.official_checkpoint import FIXED, IGNORED, import_official
+from attractor.interop.official_checkpoint import FIXED_SETTINGS, IGNORED_SETTINGS, import_official
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
@@ -48,7 +48,7 @@ def edit(folder: Path, change) -> None:
 
 
 def refused(folder: Path) -> str:
-    """The sentence with which it is."""
+    """Import it, and return the error message."""
     with pytest.raises(CheckpointError) as caught:
         import_official(folder)
     assert "\n" not in str(caught.value)
@@ -57,7 +57,7 @@ def refused(folder: Path) -> str:
 
 
 def test_logits_are_those_of_the_authors(expected, tmp_path) -> None:
-    """Of the proposal, after one evaluation and at the equilibrium; after saving and loading the same bits."""
+    """Of the proposal, after one evaluation and at the equilibrium; saving and loading changes no bit."""
     model = import_official(FIXTURE)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -70,15 +70,15 @@ def test_logits_are_those_of_the_authors(expected, tmp_path) -> None:
     assert min(gaps) > 0.05, "the three must differ, or nothing is told apart"
 
 
-def test_what_only_training_needs_is_taken_over() -> None:
-    """The stop rule, the gates' bounds, the gradient: their onestep is Neumann's first term."""
+def test_settings_for_training_are_imported() -> None:
+    """The stop rule, the limit of the gates, the gradient: the official "onestep" is ``Neumann(1)``."""
     config = import_official(FIXTURE).config
     assert (config.tolerance, config.min_evaluations, config.max_evaluations) == (3e-4, 6, 64)
     assert (config.gate_start, config.gate_limit, config.gradient) == (0.75, 0.75, "neumann")
 
 
 def test_every_way_to_store_the_weights_is_read(copy, weights) -> None:
-    """Safetensors, where the tied head is left out, and shards of both kinds give the same model."""
+    """Safetensors without the tied head, and shards of both formats, give the same model."""
     wanted = import_official(copy).state_dict()
     (copy / "pytorch_model.bin").unlink()
     untied = {k: v.contiguous() for k, v in weights.items() if k != "lm_head.weight"}
@@ -111,10 +111,10 @@ def test_every_way_to_store_the_weights_is_read(copy, weights) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*json.loads((FIXTURE / "config.json").read_text())} - IGNORED) if FIXTURE.is_dir() else []
+    "name", sorted({*json.loads((FIXTURE / "config.json").read_text())} - IGNORED_SETTINGS) if FIXTURE.is_dir() else []
 )
 def test_a_missing_setting_is_named(name: str, copy) -> None:
-    """Each that the network depends on."""
+    """Every setting that changes the network."""
     edit(copy, lambda config: config.pop(name))
     assert f"{name!r} is missing" in refused(copy)
 
@@ -122,7 +122,7 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, "other") for name in FIXED),
+        *((name, "other") for name in FIXED_SETTINGS),
         ("bias", 0),
         ("logit_softcap", 15.0),
         ("num_key_value_heads", 2),
@@ -136,7 +136,7 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
     ],
 )
 def test_a_value_that_is_not_implemented_is_named(name: str, value, copy) -> None:
-    """Wrong types and unknown settings among them."""
+    """Also wrong types and unknown settings."""
     edit(copy, lambda config: config.update({name: value}))
     named = {"n_embd": "recurrent_embedding_dimension", "tol": "tolerance", "n_fp_blocks": "num_attractor_layers"}
     assert named.get(name, name) in refused(copy)
@@ -144,7 +144,7 @@ def test_a_value_that_is_not_implemented_is_named(name: str, value, copy) -> Non
 
 @pytest.mark.parametrize(("name", "value"), [("use_rope", False), ("rope_condense_ratio", 2), ("scaling", 1)])
 def test_rotary_settings_are_checked_too(name: str, value, copy) -> None:
-    """In their group."""
+    """They are nested settings."""
     edit(copy, lambda config: config["rope_settings"].update({name: value}))
     assert name in refused(copy)
 
@@ -162,7 +162,7 @@ def test_rotary_settings_are_checked_too(name: str, value, copy) -> None:
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(damage, says: str, copy, weights) -> None:
-    """Missing, unknown, of another shape, or at odds with the settings."""
+    """Missing, unknown, of another shape, or inconsistent with the settings."""
     changed = dict(weights)
     damage(changed)
     torch.save(changed, copy / "pytorch_model.bin")
@@ -170,11 +170,11 @@ def test_a_tensor_that_does_not_fit_is_named(damage, says: str, copy, weights) -
 
 
 class Harmful:
-    """Something that is no tensor, for a pickle."""
+    """An object for a pickle that is not a tensor."""
 
 
-def test_a_pickle_that_is_more_than_tensors_is_not_executed(copy) -> None:
-    """Nor is a damaged or absent file, or a folder without settings."""
+def test_a_pickle_of_other_objects_is_refused_without_running_code(copy) -> None:
+    """So are damaged and missing files, and a folder without settings."""
     torch.save({"freqs_cis": Harmful()}, copy / "pytorch_model.bin")
     assert "cannot be read as tensors" in refused(copy)
     (copy / "pytorch_model.bin").write_bytes(b"nothing")

@@ -1,4 +1,4 @@
-"""TRM's official weights: their logits to 1e-4 over three segments, and nothing guessed."""
+"""TRM's official weights: their logits to 1e-4 over three segments; unknown settings and tensors are refused."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from attractor.errors import CheckpointError
 from attractor.interop.trm_checkpoint import import_trm
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "trm_tiny"
-pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
+pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are missing")
 KINDS = ("mixer", "attention")
 
 
 def copy(kind: str, folder: Path, config=lambda c: c, weights=lambda w: w) -> Path:
-    """A checkpoint's folder, with its settings and tensors changed."""
+    """A checkpoint folder with changed settings and tensors."""
     stored = config(json.loads((FIXTURE / f"{kind}.config.json").read_text()))
     (folder / "config.json").write_text(json.dumps(stored))
     save_file(weights(load_file(FIXTURE / f"{kind}.weights.safetensors")), folder / "model.safetensors")
@@ -24,7 +24,7 @@ def copy(kind: str, folder: Path, config=lambda c: c, weights=lambda w: w) -> Pa
 
 
 def refused(folder: Path) -> str:
-    """The sentence with which it is."""
+    """Import it, and return the error message."""
     with pytest.raises(CheckpointError) as caught:
         import_trm(folder)
     assert "\n" not in str(caught.value)
@@ -35,7 +35,7 @@ def refused(folder: Path) -> str:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_authors(kind: str, tmp_path: Path) -> None:
-    """Answers and halting after each of three segments, the state carried over."""
+    """Answers and halting after each of three segments; each continues from the state before."""
     model, expected = import_trm(copy(kind, tmp_path)), load_file(FIXTURE / f"{kind}.expected.safetensors")
     questions, state = expected["inputs"].view(3, 4, 4), None
     for segment in (1, 2, 3):
@@ -44,12 +44,12 @@ def test_logits_are_those_of_the_authors(kind: str, tmp_path: Path) -> None:
         assert (output.logits.flatten(1, 2) - expected[f"logits_segment_{segment}"]).abs().max() < 1e-4
         assert (output.halt - expected[f"q_halt_segment_{segment}"]).abs().max() < 1e-4
     assert (expected["logits_segment_3"] - expected["logits_segment_2"]).abs().max() > 0.05, (
-        "or segments are not told apart"
+        "the segments must differ, or nothing is tested"
     )
 
 
-def test_names_may_carry_what_was_wrapped_around_the_network(tmp_path: Path) -> None:
-    """Compiling and the loss put a word before every name; a pickle serves as well."""
+def test_tensor_names_may_have_the_prefixes_of_wrappers(tmp_path: Path) -> None:
+    """Compilation and the loss add a prefix to every name; here in a pickle."""
     wanted = import_trm(copy("mixer", tmp_path)).state_dict()
     (tmp_path / "model.safetensors").unlink()
     weights = load_file(FIXTURE / "mixer.weights.safetensors")
@@ -74,8 +74,8 @@ def test_names_may_carry_what_was_wrapped_around_the_network(tmp_path: Path) -> 
         ("mixer", "seq_len", 25, "has shape (512, 16), not (512, 25)"),
     ],
 )
-def test_settings_that_are_not_ours_are_refused(kind: str, name: str, value, sentence: str, tmp_path: Path) -> None:
-    """In one sentence, with the setting or the tensor that does not fit it."""
+def test_unsupported_settings_are_refused(kind: str, name: str, value, sentence: str, tmp_path: Path) -> None:
+    """In one sentence that names the setting, or the tensor that does not fit it."""
     assert sentence in refused(copy(kind, tmp_path, config=lambda c: c | {name: value}))
 
 

@@ -1,4 +1,4 @@
-"""Keys and values kept at the equilibrium: the same answers as reading everything again, and work only where something moves."""
+"""The cache gives the results of reading everything again, and a solve computes active tokens only."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.inference.speculative import verify
+from attractor.models.language.inference.ragged import RaggedIndex
+from attractor.models.language.inference.speculative import accept_drafts
 
 SMALL = {
     "vocab_size": 97,
@@ -26,7 +27,7 @@ SMALL = {
     "gate_start": 0.4,
     "gate_limit": 0.5,
     "max_evaluations": 100,
-    "tie_word_embeddings": False,  # tied random ones soon repeat themselves, whatever the layers do
+    "tie_word_embeddings": False,  # random tied embeddings soon repeat one token
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
@@ -34,7 +35,7 @@ SOLVED = {"tolerance": 1e-6}
 
 
 def build(model_class: type = AttractorForCausalLM, config_class: type = AttractorConfig, **changes) -> LanguageModel:
-    """A small model whose every weight matters and whose update contracts, in evaluation mode."""
+    """A small model in evaluation mode; every weight changes the output, and the update contracts."""
     torch.manual_seed(0)
     model = model_class(config_class(**{**SMALL, **changes}))
     for name, p in model.named_parameters():
@@ -60,7 +61,7 @@ CASES = {
     "plain": (lambda: build(num_attractor_layers=0), {}),
     "looped": (lambda: build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4), {}),
 }
-EXACT = [name for name in CASES if name != "out of evaluations"]  # which has no answer that all ways would agree upon
+EXACT = [name for name in CASES if name != "out of evaluations"]  # an unconverged result depends on the path
 cases = pytest.mark.parametrize("case", EXACT)
 
 
@@ -77,7 +78,7 @@ def left_padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def pieces(model: LanguageModel, ids: torch.Tensor, cuts: list[int], cache=None, **budget) -> torch.Tensor:
-    """Logits of a text that is read in pieces."""
+    """Logits of a text that is read in several calls."""
     cache, logits = cache or DynamicCache(), []
     for part in ids.tensor_split(cuts, dim=1):
         output = model(part, cache=cache, **budget)
@@ -88,21 +89,21 @@ def pieces(model: LanguageModel, ids: torch.Tensor, cuts: list[int], cache=None,
 
 @cases
 def test_reading_in_pieces_gives_the_logits_of_reading_at_once(case: str) -> None:
-    """To 1e-5 in float32, whatever the pieces."""
+    """To 1e-5 in float32, for several ways to cut."""
     make, budget = CASES[case]
     model, ids = make(), tokens()
     with torch.no_grad():
-        whole = model(ids, **budget).logits
-    assert (pieces(model, ids, [5, 6, 16, 17, 18], **budget) - whole).abs().max() < 1e-5
-    assert (pieces(model, ids, list(range(1, 24)), **budget) - whole).abs().max() < 1e-5
-    if case not in ("depth 3, two layers", "looped"):  # which need a slot for every evaluation
+        expected = model(ids, **budget).logits
+    assert (pieces(model, ids, [5, 6, 16, 17, 18], **budget) - expected).abs().max() < 1e-5
+    assert (pieces(model, ids, list(range(1, 24)), **budget) - expected).abs().max() < 1e-5
+    if case not in ("depth 3, two layers", "looped"):  # these need a slot for every evaluation
         static = StaticCache(config=model.config, max_cache_len=40)
-        assert (pieces(model, ids, [10, 11, 12], static, **budget) - whole).abs().max() < 1e-5
+        assert (pieces(model, ids, [10, 11, 12], static, **budget) - expected).abs().max() < 1e-5
 
 
 @cases
 def test_generated_text_is_the_same_with_and_without_a_cache(case: str) -> None:
-    """Greedy, left-padded rows, in one prefill and in chunks, with beams, and with a static cache."""
+    """Greedy, with left-padded rows, chunked prefill, beams, and a static cache."""
     make, budget = CASES[case]
     model = make()
     ids, mask = left_padded()
@@ -119,7 +120,7 @@ def test_generated_text_is_the_same_with_and_without_a_cache(case: str) -> None:
         assert torch.equal(model.generate(ids, cache_implementation="static", **settings), slow)
 
 
-def test_many_prompts_give_identical_greedy_text() -> None:
+def test_many_prompts_give_the_same_greedy_text_with_and_without_a_cache() -> None:
     """200 prompts of different lengths, 64 tokens each, at a tight tolerance."""
     model = build()
     model.generation_config.eos_token_id = None
@@ -129,21 +130,23 @@ def test_many_prompts_give_identical_greedy_text() -> None:
     settings = {"attention_mask": mask, "max_new_tokens": 64, "do_sample": False, "pad_token_id": 0, **SOLVED}
     cached = model.generate(ids, **settings)
     assert cached.shape == (200, 76)
-    # The uncached path reads whole texts again; reading each finished text once gives every choice that it makes.
+    # One pass over each complete text gives every choice of generation without a cache.
     with torch.no_grad():
-        whole = torch.cat([torch.ones(200, 12, dtype=torch.long) * mask, torch.ones(200, 64, dtype=torch.long)], dim=1)
+        seen_all = torch.cat(
+            [torch.ones(200, 12, dtype=torch.long) * mask, torch.ones(200, 64, dtype=torch.long)], dim=1
+        )
         choices = torch.cat(
             [
                 model(part, attention_mask=seen, **SOLVED).logits[:, 11:-1].argmax(-1)
-                for part, seen in zip(cached.split(50), whole.split(50), strict=True)
+                for part, seen in zip(cached.split(50), seen_all.split(50), strict=True)
             ]
         )
     assert torch.equal(choices, cached[:, 12:])
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
-    """The compacted solve is the dense one in value, verdict and count, and asks for exactly the tokens that it counts."""
+def test_converged_tokens_are_not_computed_again(num_layers: int) -> None:
+    """The sparse solve equals the dense one in value, status and evaluations, and computes exactly the tokens that it counts."""
     model = build(num_attractor_layers=num_layers)
     ids = tokens(4, 48)
     ids[1, 30:] = 5  # rows of different difficulty
@@ -152,7 +155,7 @@ def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
         layer.register_forward_hook(lambda module, inputs, out: computed.append(out.shape[:2].numel()))
     with torch.no_grad():
         output = model(ids, tolerance=1e-5)
-        context = model._context(output.hidden, None, None)
+        context = model.make_context(output.hidden)
         spent, computed[:] = sum(computed), []
         dense = fixed_point(
             model.update(output.proposal, context),
@@ -164,7 +167,7 @@ def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
     solution = output.solution
     assert solution.outcome.converged
     assert dense.outcome.converged
-    if num_layers == 1:  # then keys and values of a token at rest are exactly those of a dense solve
+    if num_layers == 1:  # then keys and values of a frozen token are exactly those of a dense solve
         assert torch.equal(solution.value, dense.value)
         assert torch.equal(solution.evaluations, dense.evaluations)
     else:
@@ -174,32 +177,32 @@ def test_tokens_at_rest_are_not_computed_again(num_layers: int) -> None:
 
 
 @pytest.mark.parametrize("injection", ["mean", "sum"])
-def test_one_evaluation_is_what_the_solver_makes_of_one(injection: str) -> None:
-    """Depth 1 goes past the solver; value, residual and count are those of the solver's first step."""
+def test_one_evaluation_equals_one_step_of_the_solver(injection: str) -> None:
+    """Depth 1 does not use the solver; value, residual and evaluations are those of the solver's first step."""
     model, ids = build(injection=injection), tokens()
     with torch.no_grad():
         output = model(ids, depth=1)
-        update = model.update(output.proposal, model._context(output.hidden, None, None))
+        update = model.update(output.proposal, model.make_context(output.hidden))
         stepped = fixed_point(update, output.proposal, solver=Anderson(), stop=Steps(1), causal=True)
     assert (output.solution.value - stepped.value).abs().max() < 1e-6
     assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
     assert torch.equal(output.solution.evaluations, stepped.evaluations)
 
 
-def test_rows_of_different_effort_leave_the_batch_when_done() -> None:
-    """Also with padding and after a cache: values are those of each row alone."""
+def test_rows_that_need_different_numbers_of_evaluations_have_the_values_of_each_row_alone() -> None:
+    """With padding."""
     model = build()
     ids, mask = left_padded()
     with torch.no_grad():
-        synchronized = model(ids, attention_mask=mask, tolerance=1e-6).logits
+        batched = model(ids, attention_mask=mask, tolerance=1e-6).logits
         for row, num in enumerate((0, 3, 7)):
             alone = model(ids[row : row + 1, num:], tolerance=1e-6).logits
-            assert (synchronized[row, num:] - alone[0]).abs().max() < 1e-5
+            assert (batched[row, num:] - alone[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("max_evaluations", [7, 9])  # after nine, one token's last step is undone
-def test_what_is_kept_belongs_to_the_returned_values(max_evaluations: int) -> None:
-    """Even where the evaluations ran out: the keys in the cache are those of the values that were decoded."""
+@pytest.mark.parametrize("max_evaluations", [7, 9])  # after nine, one token's last step is rejected
+def test_stored_keys_are_those_of_the_returned_values(max_evaluations: int) -> None:
+    """Also where the evaluation limit ended the solve."""
     make, budget = CASES["out of evaluations"]
     budget = budget | {"max_evaluations": max_evaluations}
     model, ids, cache = make(), tokens(), DynamicCache()
@@ -207,14 +210,14 @@ def test_what_is_kept_belongs_to_the_returned_values(max_evaluations: int) -> No
         output = model(ids, cache=cache, **budget)
         assert (output.solution.outcome.status != Status.CONVERGED).any()
         layer, at = model.model.layers[3], (output.hidden + output.proposal) / 2
-        context = model._context(at, None, None)
-        kept = cache.layers[3].keys.clone()
-        layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (kept.copy_(k), q)[1])
-    assert (kept - cache.layers[3].keys).abs().max() < 1e-5
+        context = model.make_context(at)
+        computed = cache.layers[3].keys.clone()
+        layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (computed.copy_(k), q)[1])
+    assert (computed - cache.layers[3].keys).abs().max() < 1e-5
 
 
-def test_earlier_logits_never_depend_on_later_tokens_of_a_piece() -> None:
-    """Exactly, with a cache too."""
+def test_later_tokens_of_a_call_do_not_change_earlier_logits() -> None:
+    """Bitwise, with a cache."""
     model, a, b = build(), tokens(), tokens()
     b[:, 18:] = tokens(seed=1)[:, 18:]
     for budget in ({"tolerance": 1e-2}, {"tolerance": 1e-6}, {"depth": 2}):
@@ -224,7 +227,7 @@ def test_earlier_logits_never_depend_on_later_tokens_of_a_piece() -> None:
 
 
 def test_caches_that_do_not_fit_are_refused_in_one_sentence() -> None:
-    """Of another model, batch, depth or kind; and texts longer than the model."""
+    """Caches of another model, batch, depth or kind, and texts beyond the last position."""
     model, ids = build(), tokens()
     with torch.no_grad():
         cache = model(ids, use_cache=True).cache
@@ -248,8 +251,8 @@ def test_caches_that_do_not_fit_are_refused_in_one_sentence() -> None:
         model(ids, use_cache=True)
 
 
-def test_generation_refuses_to_slide_past_the_context() -> None:
-    """Rather than forget silently."""
+def test_generation_refuses_to_exceed_the_context() -> None:
+    """It does not drop tokens silently."""
     model = build()
     with pytest.raises(DataError, match="more than the 96"):
         model.generate(tokens(1, 90), max_new_tokens=20, min_new_tokens=20)
@@ -268,22 +271,22 @@ def test_drafted_text_is_the_text_of_the_equilibrium(draft_depth: int, num_draft
             assert torch.equal(drafted, plain)
 
 
-def test_drafts_are_accepted_so_that_the_distribution_is_the_wanted_one() -> None:
-    """Of the first token, and of the second given the first, whatever the drafts' own distribution."""
+def test_accepted_drafts_have_the_target_distribution() -> None:
+    """The first token, and the second given the first, also where the drafts have another distribution."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    wanted, wished = (torch.rand(2, 5, generator=generator).square() for _ in range(2))
-    wished[0, 1] = 0.0
-    wanted[0, 2] = 0.0
-    wanted, wished = (p / p.sum(dim=1, keepdim=True) for p in (wanted, wished))
+    target, draft = (torch.rand(2, 5, generator=generator).square() for _ in range(2))
+    draft[0, 1] = 0.0
+    target[0, 2] = 0.0
+    target, draft = (p / p.sum(dim=1, keepdim=True) for p in (target, draft))
     seen = torch.zeros(2, 5)
     for _ in range(20_000):
-        new = verify(wanted, wished, torch.multinomial(wished, 1)[:, 0])
+        new = accept_drafts(target, draft, torch.multinomial(draft, 1)[:, 0])
         seen[0, new[0]] += 1
         if len(new) == 2:
             seen[1, new[1]] += 1
-    assert (seen[0] / seen[0].sum() - wanted[0]).abs().max() < 0.015
-    assert (seen[1] / seen[1].sum() - wanted[1]).abs().max() < 0.02
+    assert (seen[0] / seen[0].sum() - target[0]).abs().max() < 0.015
+    assert (seen[1] / seen[1].sum() - target[1]).abs().max() < 0.02
 
 
 def test_sampled_drafts_have_the_distribution_of_sampling() -> None:
@@ -296,11 +299,11 @@ def test_sampled_drafts_have_the_distribution_of_sampling() -> None:
     drafted = torch.cat([model.generate(ids, num_draft=2, **settings)[:, -2:] for _ in range(200)])
     for place in range(2):
         a, b = (torch.bincount(text[:, place], minlength=97) / len(text) for text in (many, drafted))
-        assert (a - b).abs().sum() / 2 < 0.14  # total variation, of three to nine tokens
+        assert (a - b).abs().sum() / 2 < 0.14  # total variation over three to nine tokens
 
 
-def test_drafting_ends_at_the_end_of_text_and_refuses_what_it_cannot_do() -> None:
-    """EOS in the middle of accepted drafts; batches, fixed depths, models without a proposal."""
+def test_drafting_ends_at_the_end_of_text_and_refuses_unsupported_arguments() -> None:
+    """An end token in the middle of accepted drafts; beams, fixed depths, invalid numbers."""
     model, ids = build(), tokens(1, 8)
     free = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None)
     end = int(free[0, 8 + 5])
@@ -317,8 +320,8 @@ def test_drafting_ends_at_the_end_of_text_and_refuses_what_it_cannot_do() -> Non
             model.generate(ids, max_new_tokens=4, **settings)
 
 
-def test_a_stored_budget_holds_where_none_is_given(tmp_path) -> None:
-    """In the generation config, through saving and loading."""
+def test_a_stored_budget_is_used_if_none_is_given(tmp_path) -> None:
+    """From the generation config, also after saving and loading."""
     model = build()
     model.store_budget(depth=0)
     model.save_pretrained(tmp_path)
@@ -330,15 +333,15 @@ def test_a_stored_budget_holds_where_none_is_given(tmp_path) -> None:
     assert not torch.equal(loaded.generate(tokens(), **settings), solved)
 
 
-def test_padding_inside_a_prompt_is_left_out_with_and_without_a_cache() -> None:
-    """Also where ``generate`` infers it from the padding id."""
+def test_padding_inside_a_prompt_is_ignored_with_and_without_a_cache() -> None:
+    """``generate`` infers it from the padding id."""
     model, ids = build(), tokens(2, 12)
     ids[0, 5:8] = 0
     settings = {"max_new_tokens": 8, "do_sample": False, **SOLVED}
     assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
 
 
-def test_inference_mode_solves_and_keeps() -> None:
+def test_inference_mode_solves_and_fills_a_cache() -> None:
     """As ``no_grad`` does."""
     model, ids = build(), tokens()
     with torch.inference_mode():
@@ -347,8 +350,8 @@ def test_inference_mode_solves_and_keeps() -> None:
         assert torch.equal(model(ids).logits, inside)
 
 
-def test_drafts_end_with_the_context_and_work_where_every_layer_refines() -> None:
-    """With as many attractor layers as there are layers, and to the last position."""
+def test_drafts_work_to_the_last_position_and_without_a_backbone() -> None:
+    """With attractor layers only."""
     model, ids = build(num_hidden_layers=2, num_attractor_layers=2), tokens(1, 8)
     settings = {"max_new_tokens": 12, "do_sample": False, **SOLVED}
     for draft_depth in (0, 1):
@@ -358,7 +361,7 @@ def test_drafts_end_with_the_context_and_work_where_every_layer_refines() -> Non
         build().generate(tokens(1, 90), max_new_tokens=20, do_sample=False, num_draft=4, eos_token_id=None)
 
 
-def test_what_cannot_be_kept_is_refused_before_it_is_written() -> None:
+def test_what_a_cache_cannot_hold_is_refused_before_it_is_written() -> None:
     """Equilibrium after a fixed depth, packed documents, a full static cache, another dtype, a looped solve."""
     model, ids = build(), tokens()
     looped = build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4)
@@ -380,3 +383,30 @@ def test_what_cannot_be_kept_is_refused_before_it_is_written() -> None:
                 attempt()
     assert once.get_seq_length() == 24
     assert static.get_seq_length() == 24
+
+
+def test_a_cache_of_the_caller_remembers_what_it_holds() -> None:
+    """An equilibrium and a fixed depth do not mix in it; once empty again, it can hold the other."""
+    model, ids = build(), tokens()
+    for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=40)):
+        with torch.no_grad():
+            model(ids, cache=cache)
+            with pytest.raises(ConfigError, match="of the equilibrium, not of a fixed depth"):
+                model(ids, cache=cache, depth=1)
+            cache.reset()
+            first = model(ids, cache=cache, depth=1).logits
+            assert torch.equal(first, model(ids, depth=1).logits)
+            with pytest.raises(ConfigError, match="of a fixed depth, not of the equilibrium"):
+                model(ids, cache=cache)
+
+
+def test_packing_tokens_by_row_and_back_is_exact() -> None:
+    """Rows without tokens are left out; the packed width is a multiple of the tile."""
+    index, x = torch.tensor([1, 2, 7, 21, 22, 23, 24, 25]), torch.randn(8, 3)  # of four rows of seven
+    ragged = RaggedIndex(index, 7, 4)
+    packed = ragged.pack(x)
+    assert ragged.used_rows.tolist() == [0, 1, 3]
+    assert packed.shape == (3, 8, 3)
+    assert torch.equal(packed[2, :5], x[3:])
+    assert not packed[0, 2:].any()
+    assert torch.equal(ragged.unpack(packed), x)

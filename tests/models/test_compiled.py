@@ -1,4 +1,4 @@
-"""Compiled blocks: the same losses and gradients, few graphs, none of them again, and evaluation as it is written."""
+"""Compiled blocks: the same losses and gradients, few graphs, no recompilation, and uncompiled evaluation."""
 
 import copy
 from functools import partial
@@ -30,7 +30,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-# Layers of a kind take a graph for every gradient mode they run in: an attractor's are solved without and attached with.
+# Layers of a kind need one graph for each gradient mode: an attractor solves without gradients and attaches them afterwards.
 FAMILIES = {
     "attractor": (lambda **s: build(num_attractor_layers=2, **s), 3),
     "plain": (lambda **s: build(num_attractor_layers=0, **s), 1),
@@ -40,7 +40,7 @@ FAMILIES = {
 
 
 def build(model_class: type = AttractorForCausalLM, config_class: type = AttractorConfig, **changes) -> LanguageModel:
-    """A small model whose every weight matters, in training mode."""
+    """A small model in training mode; every weight changes the output."""
     torch.manual_seed(0)
     model = model_class(config_class(**{**SIZES, **changes}))
     for p in model.parameters():
@@ -50,7 +50,7 @@ def build(model_class: type = AttractorForCausalLM, config_class: type = Attract
 
 
 def compiled(model: torch.nn.Module, backend: str = "aot_eager") -> torch.nn.Module:
-    """A compiled copy; nothing that was compiled before is used again."""
+    """A compiled copy, without graphs of earlier compilations."""
     torch._dynamo.reset()
     counters.clear()
     model = copy.deepcopy(model)
@@ -73,7 +73,7 @@ def packed(first: int, length: int = 16) -> Tensor:
 
 def loss_and_gradients(model: LanguageModel, seed: int = 0, **settings) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
-    torch.manual_seed(seed)  # a looped model draws how often it iterates
+    torch.manual_seed(seed)  # a looped model samples its number of iterations
     loss = model(tokens(), labels=tokens(), **settings).loss
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -89,7 +89,7 @@ def assert_same(model: LanguageModel, fast: LanguageModel, **settings) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_equal_and_nothing_is_compiled_again(family: str) -> None:
-    """One graph a kind of layers and gradient mode, as many again for packed documents, one for the head, and no more."""
+    """One graph for each kind of layer and gradient mode, the same number for packed documents, and one for the head."""
     make, num = FAMILIES[family]
     model = make(tolerance=1e-3, max_evaluations=12)
     fast = compiled(model)
@@ -107,7 +107,7 @@ def test_losses_and_gradients_are_equal_and_nothing_is_compiled_again(family: st
 
 
 def test_the_default_backend_computes_the_same() -> None:
-    """Code that is generated for the processor, forward and backward."""
+    """Generated CPU code, forward and backward."""
     model = build(num_attractor_layers=0, num_hidden_layers=1)
     fast = compiled(model, "inductor")
     (a, before), (b, after) = loss_and_gradients(model), loss_and_gradients(fast)
@@ -117,12 +117,12 @@ def test_the_default_backend_computes_the_same() -> None:
         assert torch.allclose(gradient, after[name], rtol=1e-2, atol=1e-5), name
 
 
-def test_evaluation_caches_and_copies_run_as_written() -> None:
-    """To the last bit, in any number of shapes, and nothing is compiled for them."""
+def test_evaluation_caches_and_copies_run_uncompiled() -> None:
+    """Bitwise equal in any number of shapes, and nothing is compiled for them."""
     model = build()
     fast = compiled(model)
     copied = copy.deepcopy(fast)
-    with torch.no_grad():  # in training a cache is kept too, for a fixed depth
+    with torch.no_grad():  # training supports a cache at a fixed depth
         assert torch.equal(
             model(tokens(), depth=2, use_cache=True).logits, fast(tokens(), depth=2, use_cache=True).logits
         )
@@ -138,16 +138,44 @@ def test_evaluation_caches_and_copies_run_as_written() -> None:
     assert graphs() == 0
 
 
-def test_a_backward_pass_can_be_used_again_whatever_ran_before() -> None:
-    """Series go through it once a term; a plain backward pass of the same graph must not leave it unfit for that."""
+def test_a_backward_graph_can_be_used_repeatedly() -> None:
+    """Neumann gradients use it once per term, also after a plain backward pass of the same compiled graph."""
     model = build(gradient="neumann", tolerance=1e-3)
     fast = compiled(model)
     assert_same(model, fast, depth=2)
     assert_same(model, fast)
 
 
-def test_second_derivatives_are_taken_of_what_is_written() -> None:
-    """Which compiled code has not."""
+def test_compiling_leaves_the_settings_of_the_process_unchanged() -> None:
+    """Compiling, running forward and backward, and a gradient that uses a backward graph repeatedly."""
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    before = dynamo.recompile_limit, functorch.donated_buffer
+    assert before == (8, True), "the defaults, or nothing is tested"
+    model = compiled(build(gradient="neumann", tolerance=1e-3))
+    assert (dynamo.recompile_limit, functorch.donated_buffer) == before
+    loss_and_gradients(model)
+    assert graphs() > 0
+    assert (dynamo.recompile_limit, functorch.donated_buffer) == before
+
+
+def test_more_kinds_of_blocks_than_the_default_limit_are_compiled() -> None:
+    """Every width is another graph of the same class."""
+
+    class Branch(CompiledBlock):
+        def __init__(self, hidden: int) -> None:
+            super().__init__()
+            self.mlp = torch.nn.Sequential(torch.nn.Linear(8, hidden), torch.nn.Linear(hidden, 8))
+
+        def forward(self, y: Tensor) -> Tensor:
+            return self.mlp(y)
+
+    fast = compiled(torch.nn.Sequential(*(Branch(hidden) for hidden in range(8, 20))))
+    fast(torch.rand(2, 3, 8)).sum().backward()
+    assert graphs() == 12
+
+
+def test_second_derivatives_run_uncompiled() -> None:
+    """Compiled code has none."""
 
     class Square(CompiledBlock):
         def forward(self, y: Tensor) -> Tensor:
@@ -168,7 +196,7 @@ class _Rows:
 
 @pytest.mark.parametrize(("setting", "num"), [(True, 4), (False, 0), (None, 0)])
 def test_the_setting_decides_and_the_log_compiles_nothing(setting, num: int, tmp_path, monkeypatch) -> None:
-    """Without it, only on a GPU. What is inspected on the way has another shape and takes no graph; nor does what comes out."""
+    """Without the setting, blocks are compiled on a GPU only. Diagnostics and the returned model run uncompiled."""
     monkeypatch.setattr("attractor.training.loop.compile_blocks", partial(compile_blocks, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
@@ -179,25 +207,25 @@ def test_the_setting_decides_and_the_log_compiles_nothing(setting, num: int, tmp
     assert graphs() == num
 
 
-def test_looking_rarely_changes_no_final_token() -> None:
-    """Losses and solutions are those of looking every time, bit by bit, where a solve waits for all; where it does not, those of
-    tokens that were final by then."""
+def test_rare_convergence_checks_change_no_converged_token() -> None:
+    """If a solve waits for all tokens, losses and solutions are bitwise those of frequent checks; otherwise those of tokens that
+    had converged."""
     for share in (1.0, 0.6):
-        often, rarely = (
+        frequent, rare = (
             build(tolerance=1e-4, training_min_converged_fraction=share, check_every=every)(tokens(), labels=tokens())
             for every in (1, 64)
         )
-        a, b = often.solution, rarely.solution
+        a, b = frequent.solution, rare.solution
         assert a.outcome.calls < b.outcome.calls == 64
-        final = a.outcome.status == Status.CONVERGED
-        assert final.any()
-        assert torch.equal(a.value[final], b.value[final])
+        converged = a.outcome.status == Status.CONVERGED
+        assert converged.any()
+        assert torch.equal(a.value[converged], b.value[converged])
         if share == 1:
-            assert final.all()
-            assert torch.equal(often.loss, rarely.loss)
+            assert converged.all()
+            assert torch.equal(frequent.loss, rare.loss)
             assert torch.equal(a.evaluations, b.evaluations)
         else:
-            assert not final.all()
+            assert not converged.all()
     model = build(check_every=64).eval()
     with torch.no_grad():
         assert model(tokens(), tolerance=None).solution.outcome.calls < 64

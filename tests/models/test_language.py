@@ -1,4 +1,4 @@
-"""Identities of the language models: what the attractor is at depths 0 and 1, and who never influences whom."""
+"""Identities of the language models: the attractor at depths 0 and 1, causality, and independence of the batch."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.base import TokenLoss, next_token_loss
+from attractor.models.language.loss import TokenLoss, next_token_loss
 from attractor.recipes import SIZES, language
 
 SMALL = {
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def build(model_class: type = AttractorForCausalLM, config_class: type = AttractorConfig, **changes) -> LanguageModel:
-    """A small model whose every weight matters, in evaluation mode."""
+    """A small model in evaluation mode; every weight changes the output."""
     torch.manual_seed(0)
     model = model_class(config_class(**{**SMALL, **changes}))
     for name, p in model.named_parameters():
@@ -57,8 +57,8 @@ def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(2, SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def folded(model: AttractorForCausalLM) -> dict[str, torch.Tensor]:
-    """The weights without gates: each is folded into the projection before it."""
+def fold_gates(model: AttractorForCausalLM) -> dict[str, torch.Tensor]:
+    """The weights without gates: each gate is folded into the projection before it."""
     state = {k: v.clone() for k, v in model.state_dict().items()}
     for i, layer in enumerate(model.model.layers):
         for gate, projection in (("self_attn_gate", "self_attn.o_proj"), ("mlp_gate", "mlp.down_proj")):
@@ -69,13 +69,13 @@ def folded(model: AttractorForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def test_depth_one_is_the_plain_transformer_and_a_stock_qwen3() -> None:
-    """With the mean injection, to 1e-5, for the same weights."""
+    """With the mean injection, to 1e-5, with the same weights."""
     model = build(num_attractor_layers=2)
     ids = tokens()
     with torch.no_grad():
         once = model(ids, depth=1).logits
         plain = AttractorForCausalLM(AttractorConfig(**SMALL, num_attractor_layers=0)).eval()
-        plain.load_state_dict(folded(model))
+        plain.load_state_dict(fold_gates(model))
         assert (plain(ids).logits - once).abs().max() < 1e-5
 
         qwen = Qwen3ForCausalLM(
@@ -87,18 +87,16 @@ def test_depth_one_is_the_plain_transformer_and_a_stock_qwen3() -> None:
                 attn_implementation="eager",
             )
         ).eval()
-        qwen.load_state_dict(folded(model))
+        qwen.load_state_dict(fold_gates(model))
         assert (qwen(ids).logits - once).abs().max() < 1e-5
-        assert (model(ids).logits - once).abs().max() > 1e-3, (
-            "the equilibrium must be another answer, or nothing is tested"
-        )
+        assert (model(ids).logits - once).abs().max() > 1e-3, "the equilibrium must differ, or nothing is tested"
 
 
-def test_depth_zero_is_its_first_layers() -> None:
-    """The proposal is decoded as it is."""
+def test_depth_zero_is_a_plain_transformer_with_the_first_layers() -> None:
+    """It decodes the proposal."""
     model = build(num_attractor_layers=1)
     first = AttractorForCausalLM(AttractorConfig(**{**SMALL, "num_hidden_layers": 3}, num_attractor_layers=0)).eval()
-    first.load_state_dict({k: v for k, v in folded(model).items() if ".layers.3." not in k})
+    first.load_state_dict({k: v for k, v in fold_gates(model).items() if ".layers.3." not in k})
     ids = tokens()
     with torch.no_grad():
         assert (model(ids, depth=0).logits - first(ids).logits).abs().max() < 1e-5
@@ -113,8 +111,8 @@ BUDGETS = [{"depth": n} for n in (0, 1, 2, 5)] + [
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_later_tokens_change_earlier_logits_by_exactly_nothing(variant: str, budget: dict) -> None:
-    """At any depth, tolerance and limit, in float32."""
+def test_later_tokens_do_not_change_earlier_logits(variant: str, budget: dict) -> None:
+    """Bitwise, at any depth, tolerance and limit, in float32."""
     if variant == "plain" and budget != {"depth": 1}:
         budget = {}
     model = VARIANTS[variant]()
@@ -123,33 +121,33 @@ def test_later_tokens_change_earlier_logits_by_exactly_nothing(variant: str, bud
     with torch.no_grad():
         before, after = model(a, **budget).logits, model(b, **budget).logits
     assert torch.equal(before[:, :15], after[:, :15])
-    if not (variant in ("deq", "looped") and budget == {"depth": 0}):  # zero, whatever the tokens
+    if not (variant in ("deq", "looped") and budget == {"depth": 0}):  # zero for all tokens
         assert not torch.equal(before[:, 15:], after[:, 15:])
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(variant: str) -> None:
-    """Alone, in company, and padded left or right, a text has the same logits."""
+    """Alone, in a batch, and padded left or right, a text has the same logits."""
     model = VARIANTS[variant]()
     ids, padding = tokens(3, 20), torch.zeros(3, 6, dtype=torch.long)
     seen, unseen = torch.ones(3, 20, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long)
     seen[1:, :9] = 0
-    # A fixed depth to rounding, the equilibrium to what its tolerance allows; random layers from zero do not contract.
+    # A fixed depth to rounding, the equilibrium to its tolerance. Random layers that start from zero do not contract.
     solved = [] if variant == "deq" else [({"tolerance": 1e-6, "max_evaluations": 100}, 2e-4)]
     fixed = {} if variant == "plain" else {"depth": 3}
     for budget, bound in [(fixed, 1e-5), *([] if variant == "plain" else solved)]:
         with torch.no_grad():
             alone = model(ids[:1], **budget).logits
-            company = model(ids, **budget).logits
+            batched = model(ids, **budget).logits
             right = model(torch.cat([ids, padding], 1), attention_mask=torch.cat([seen, unseen], 1), **budget).logits
             left = model(torch.cat([padding, ids], 1), attention_mask=torch.cat([unseen, seen], 1), **budget).logits
-        assert (company[:1] - alone).abs().max() < bound
+        assert (batched[:1] - alone).abs().max() < bound
         assert (right[:1, :20] - alone).abs().max() < bound
         assert (left[:1, 6:] - alone).abs().max() < bound
 
 
 def test_documents_packed_into_a_row_do_not_see_each_other() -> None:
-    """Their logits are those that each has alone."""
+    """Each has the logits of reading it alone."""
     model = build()
     ids = tokens(1, 20)
     positions = torch.cat([torch.arange(8), torch.arange(12)])[None]
@@ -163,7 +161,7 @@ def test_documents_packed_into_a_row_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("variant", ["mean", "looped", "deq"])
 def test_saving_and_loading_is_exact(variant: str, tied: bool, tmp_path) -> None:
-    """Through the Auto class, all settings and every bit of the logits."""
+    """Through the Auto class: equal settings and bitwise equal logits."""
     model = VARIANTS[variant]()
     if not tied:
         model = type(model)(type(model.config)(**{**SMALL, "tie_word_embeddings": False})).eval()
@@ -179,8 +177,8 @@ def test_saving_and_loading_is_exact(variant: str, tied: bool, tmp_path) -> None
 
 @pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
 @pytest.mark.parametrize("size", sorted(SIZES))
-def test_a_preset_has_the_weights_it_claims(size: str, family: str) -> None:
-    """Counted on the meta device: within half a per cent of the dial's number, for every family."""
+def test_a_preset_has_its_stated_number_of_weights(size: str, family: str) -> None:
+    """Counted on the meta device: within 0.5 % of the number in ``SIZES``, for every family."""
     recipe = language(size, family)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(recipe.model)
@@ -192,8 +190,8 @@ def test_a_preset_has_the_weights_it_claims(size: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_every_weight_learns(variant: str) -> None:
-    """A training step gives a gradient to each parameter."""
+def test_every_weight_gets_a_gradient(variant: str) -> None:
+    """In one training step."""
     model = VARIANTS[variant]().train()
     torch.manual_seed(0)
     model(tokens(), labels=tokens()).loss.backward()
@@ -202,12 +200,12 @@ def test_every_weight_learns(variant: str) -> None:
 
 @pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
 def test_a_new_model_is_the_identity(family: str) -> None:
-    """Every branch starts at zero, built directly or through the Auto class; an attractor then rests at once."""
+    """Every branch starts at zero, built directly or through the Auto class; the residual of an attractor is then zero."""
     config = change(language("tiny", family).model, {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 97})
     for model in (AutoModelForCausalLM.from_config(config), AutoModelForCausalLM.from_config(config).eval()):
-        closing = [p for name, p in model.named_parameters() if "o_proj" in name or "down_proj" in name]
-        assert len(closing) == 8
-        assert not any(p.any() for p in closing)
+        last_projections = [p for name, p in model.named_parameters() if "o_proj" in name or "down_proj" in name]
+        assert len(last_projections) == 8
+        assert not any(p.any() for p in last_projections)
         assert all(p.std() > 0.01 for name, p in model.named_parameters() if "q_proj" in name or "embed" in name)
     if family == "attractor":
         with torch.no_grad():
@@ -216,7 +214,7 @@ def test_a_new_model_is_the_identity(family: str) -> None:
 
 
 def test_padding_does_not_end_a_solve_in_training() -> None:
-    """Two real tokens among many of padding are solved as well as alone."""
+    """Two real tokens with much padding are solved as accurately as alone."""
     model = build().train()
     mask = torch.zeros(1, 40, dtype=torch.long)
     mask[:, :2] = 1
@@ -228,37 +226,37 @@ def test_padding_does_not_end_a_solve_in_training() -> None:
 
 
 @pytest.mark.parametrize("injection", ["mean", "sum"])
-def test_the_equilibrium_is_where_the_update_rests(injection: str) -> None:
-    """Every token is final, and its residual, recomputed, is below the tolerance."""
+def test_the_solution_is_a_fixed_point_of_the_update(injection: str) -> None:
+    """Every token is converged, and its recomputed residual is below the tolerance."""
     model = build(injection=injection)
     with torch.no_grad():
         output = model(tokens(), tolerance=1e-5)
         assert output.solution.outcome.converged
-        moved = model.update(output.proposal, model._context(output.hidden, None, None))(output.hidden) - output.hidden
-        assert (moved.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
+        change = model.update(output.proposal, model.make_context(output.hidden))(output.hidden) - output.hidden
+        assert (change.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
 
 
-def test_the_loss_in_chunks_is_the_loss() -> None:
-    """Value and gradients, with labels left out."""
+def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:
+    """Value and gradients, with some labels ignored."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     labels = torch.randint(30, (2, 9))
     labels[0, 3:6] = -100
-    whole = torch.nn.functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    at_once = torch.nn.functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     chunked = next_token_loss(hidden, weight, labels, TokenLoss(), chunk=4)
-    assert torch.allclose(whole, chunked, atol=1e-6)
+    assert torch.allclose(at_once, chunked, atol=1e-6)
     for a, b in zip(
-        torch.autograd.grad(whole, (hidden, weight)), torch.autograd.grad(chunked, (hidden, weight)), strict=True
+        torch.autograd.grad(at_once, (hidden, weight)), torch.autograd.grad(chunked, (hidden, weight)), strict=True
     ):
         assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
-    """Recomputed layers give what stored ones give."""
+    """To rounding."""
     grads = []
-    for wanted in (False, True):
+    for enabled in (False, True):
         model = build().train()
-        if wanted:
+        if enabled:
             model.model.gradient_checkpointing = True
         model(tokens(), labels=tokens()).loss.backward()
         grads.append([p.grad for p in model.parameters()])
@@ -266,8 +264,8 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("depth", [None, 0, 2])
-def test_greedy_generation_is_what_forward_would_choose(depth: int | None) -> None:
-    """Token by token, for padded prompts too; and it stops at the end of text."""
+def test_greedy_generation_chooses_the_largest_logit(depth: int | None) -> None:
+    """Token by token, for padded prompts too, until the end-of-text token."""
     model = build()
     prompt = tokens(2, 5)
     mask = torch.ones_like(prompt)
@@ -284,7 +282,7 @@ def test_greedy_generation_is_what_forward_would_choose(depth: int | None) -> No
 
 
 def test_generation_stops_at_the_end_of_text() -> None:
-    """Nothing but padding comes after it."""
+    """No token comes after it."""
     model = build()
     with torch.no_grad():
         last = int(model(tokens(1, 5)).logits[0, -1].argmax())
@@ -292,8 +290,8 @@ def test_generation_stops_at_the_end_of_text() -> None:
     assert out.shape[1] == 6
 
 
-def test_what_cannot_work_is_refused_in_one_sentence() -> None:
-    """Ids, lengths, budgets, caches and settings that do not fit are named."""
+def test_invalid_arguments_are_refused_in_one_sentence() -> None:
+    """Ids, lengths, budgets, caches and settings."""
     model = build()
     with pytest.raises(DataError, match="97 lies outside the vocabulary of 97"):
         model(torch.full((1, 3), 97))

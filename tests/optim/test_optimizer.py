@@ -12,7 +12,7 @@ from attractor.recipes import language
 
 
 def test_groups_follow_the_named_rules() -> None:
-    """Muon trains exactly the matrices inside layers, the attractor has half the rate, and every parameter has one group."""
+    """Muon trains the matrices inside layers, the attractor has half the rate, and each parameter has one group."""
     recipe = override(language("tiny"), ["model.num_hidden_layers=5", "model.num_attractor_layers=2"])
     config = recipe.optimizer
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -46,7 +46,8 @@ def test_the_trapezoid_rises_stays_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"muon_pattern": "["}, {"muon_momentum": 1.0}, {"beta2": 1.0}, {"lr": 0.0}, {"final_weight_decay": -1.0}]
+    "changes",
+    [{"muon_pattern": "["}, {"muon_momentum": 1.0}, {"beta2": 1.0}, {"lr": 0.0}, {"final_weight_decay": -1.0}],
 )
 def test_invalid_settings_are_refused(changes: dict) -> None:
     """The message names the setting."""

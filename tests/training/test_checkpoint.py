@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, of one process or many ranks, written while training goes on."""
+"""Checkpoints: complete or absent, of one process or many ranks, written while training continues."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ from attractor.training.checkpoint import (
     find_checkpoint,
     load,
     load_model,
-    load_own,
+    load_rank_tensors,
     load_scalars,
     read_run,
     save_weights,
@@ -45,7 +45,7 @@ def network(seed: int) -> nn.Module:
 
 
 class Run:
-    """A tiny model with AdamW and an average; some steps of training apart for other seeds."""
+    """A tiny model with AdamW and an average, after some training steps. The seed determines weights and steps."""
 
     def __init__(self, seed: int = 0, shard: bool = False, steps: int = 2) -> None:
         self.model, self.averaged = network(seed), network(seed + 100)
@@ -75,7 +75,7 @@ class Run:
         checkpoints.save(
             step,
             state=self.state(),
-            own={"random": torch.full((3,), rank, dtype=torch.uint8)},
+            rank_tensors={"random": torch.full((3,), rank, dtype=torch.uint8)},
             scalars={"step": step},
             weights=self.weights(),
         )
@@ -94,7 +94,7 @@ def save(out: Path, *steps: int, seed: int = 0, **settings) -> Path:
 
 
 def flat(state: dict) -> dict[str, torch.Tensor]:
-    """All tensors of a state by name, whole."""
+    """Return all tensors of a state by name, unsharded."""
     found = {}
     for name, value in state.items():
         if isinstance(value, dict):
@@ -112,8 +112,8 @@ def same(one: dict, two: dict) -> bool:
 # One process
 
 
-def test_everything_comes_back(tmp_path) -> None:
-    """Training state, a rank's own tensors, numbers, weights for inference and what the run is."""
+def test_everything_is_restored(tmp_path) -> None:
+    """Training state, tensors of a rank, numbers, weights for inference and metadata."""
     run = Run()
     writer = checkpoints(tmp_path)
     run.save(writer, 5)
@@ -123,7 +123,7 @@ def test_everything_comes_back(tmp_path) -> None:
     assert not same(state, run.state())
     load(checkpoint, state)
     assert same(state, run.state())
-    assert [own["random"].tolist() for own in load_own(checkpoint)] == [[0, 0, 0]]
+    assert [tensors["random"].tolist() for tensors in load_rank_tensors(checkpoint)] == [[0, 0, 0]]
     assert load_scalars(checkpoint) == {"step": 5}
     assert read_run(checkpoint) == {"kind": "test"}
     model = network(3)
@@ -131,8 +131,8 @@ def test_everything_comes_back(tmp_path) -> None:
     assert same(model.state_dict(), run.averaged.state_dict())
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path) -> None:
-    """What is written is the state at the save, whatever happens to the weights, and the buffers of a copy are used again."""
+def test_training_continues_while_a_checkpoint_is_written(tmp_path) -> None:
+    """Changes of the weights after ``save`` are not written. The second save reuses the buffers of the first."""
     held = threading.Event()
 
     def save_model(weights, folder) -> None:
@@ -149,7 +149,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path) -> None:
         with torch.no_grad():
             for p in run.averaged.parameters():
                 p.add_(1)
-        assert len(list(tmp_path.glob("step-*"))) == step - 1  # not there yet
+        assert len(list(tmp_path.glob("step-*"))) == step - 1  # not written yet
         held.set()
         writer.wait()
         state, model = Run(seed=4).state(), network(3)
@@ -159,8 +159,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path) -> None:
         assert same(model.state_dict(), averaged)
 
 
-def test_the_newest_stay_and_what_was_interrupted_goes(tmp_path) -> None:
-    """By step, not by name; half written folders of an earlier process are no checkpoints and are removed at the start."""
+def test_the_newest_checkpoints_stay_and_incomplete_ones_are_removed(tmp_path) -> None:
+    """The newest have the largest step number. Incomplete folders of an earlier process are removed at the start."""
     (tmp_path / ".part-step-00000009").mkdir(parents=True)
     (tmp_path / ".part-step-00000009" / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint here"):
@@ -174,18 +174,18 @@ def test_the_newest_stay_and_what_was_interrupted_goes(tmp_path) -> None:
     assert find_checkpoint(tmp_path).name == "step-100000000"
 
 
-def test_a_checkpoint_written_again_leaves_only_once_the_new_one_is_in_place(tmp_path, monkeypatch) -> None:
-    """At every moment a whole one is found; in the end it is the new one, alone."""
+def test_a_checkpoint_is_replaced_only_once_the_new_one_is_in_place(tmp_path, monkeypatch) -> None:
+    """At any time a complete checkpoint is found. In the end only the new one exists."""
     save(tmp_path, 5)
     rename, found = Path.rename, []
 
-    def watched(self, target):
+    def checked_rename(self, target):
         rename(self, target)
         if self.parent == tmp_path:
             found.append(find_checkpoint(tmp_path))
             verify(found[-1])
 
-    monkeypatch.setattr(Path, "rename", watched)
+    monkeypatch.setattr(Path, "rename", checked_rename)
     save(tmp_path, 5, seed=1)
     assert [p.name for p in found[:2]] == ["step-00000005-old", "step-00000005"]
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
@@ -206,31 +206,31 @@ def damage(file: Path, how: str) -> None:
 
 
 def test_every_damaged_file_is_refused_by_name(tmp_path) -> None:
-    """A flipped bit, a byte less, no file: whichever it is, one sentence names it, and nothing is loaded."""
-    whole = save(tmp_path / "whole", 5)
+    """With a flipped bit, a missing byte or a missing file. One sentence names the file, and nothing is loaded."""
+    intact = save(tmp_path / "intact", 5)
     state, before = Run(seed=1).state(), Run(seed=1).state()
-    names = [p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()]
+    names = [p.relative_to(intact).as_posix() for p in intact.rglob("*") if p.is_file()]
     assert {"checksums.json", "run.json", "training.json", "training/.metadata", "training/__0_0.distcp"} < set(names)
     for name in names:
         for how in ("flipped", "cut short", "missing"):
-            spoilt = tmp_path / "spoilt" / "step-00000005"
-            shutil.copytree(whole, spoilt)
-            damage(spoilt / name, how)
+            damaged = tmp_path / "damaged" / "step-00000005"
+            shutil.copytree(intact, damaged)
+            damage(damaged / name, how)
             with pytest.raises(CheckpointError) as refused:
-                load(spoilt, state)
-            assert str(refused.value).startswith(f"{spoilt / name}: "), (name, how)
+                load(damaged, state)
+            assert str(refused.value).startswith(f"{damaged / name}: "), (name, how)
             assert len(str(refused.value).splitlines()) == 1
             assert same(state, before)
-            shutil.rmtree(spoilt)
+            shutil.rmtree(damaged)
 
 
 def test_two_checkpoints_mixed_are_refused(tmp_path) -> None:
-    """A shard of another step, a whole folder of another run, or a file more than there should be."""
+    """A file of another run, or an additional file."""
     step, other = save(tmp_path / "one", 5), save(tmp_path / "two", 5, seed=1)
     state = Run().state()
     for name in ("training/__0_0.distcp", "training/.metadata", "rank-00000.safetensors", "model.safetensors"):
         kept = (step / name).read_bytes()
-        if name != "rank-00000.safetensors":  # of the same content in both
+        if name != "rank-00000.safetensors":  # has the same content in both
             shutil.copyfile(other / name, step / name)
             with pytest.raises(CheckpointError, match=rf"{name}: (does not match|has [\d,]+ bytes)"):
                 load(step, state)
@@ -240,21 +240,21 @@ def test_two_checkpoints_mixed_are_refused(tmp_path) -> None:
         load(step, state)
 
 
-def test_the_way_on_from_a_damaged_checkpoint_is_said(tmp_path) -> None:
-    """It is not taken in silence: the newest older one that is whole is named."""
+def test_the_message_about_a_damaged_checkpoint_says_what_to_do(tmp_path) -> None:
+    """It names the newest older checkpoint that is complete, which is not used automatically."""
     newest = save(tmp_path, 1, 2, 3, max_checkpoints=3)
     damage(newest / "training/__0_0.distcp", "flipped")
     damage(tmp_path / "step-00000002" / "model.safetensors", "cut short")
     assert find_checkpoint(tmp_path) == newest
-    with pytest.raises(CheckpointError, match="step-00000001 is whole: remove step-00000003 to resume from there"):
+    with pytest.raises(CheckpointError, match="step-00000001 is complete: remove step-00000003 to resume from there"):
         load(newest, Run().state())
     shutil.rmtree(tmp_path / "step-00000001")
-    with pytest.raises(CheckpointError, match="no older checkpoint is whole"):
+    with pytest.raises(CheckpointError, match="no older checkpoint is complete"):
         load(newest, Run().state())
 
 
 def test_another_state_is_refused(tmp_path) -> None:
-    """Something more, something less, other shapes; parts alone only where asked for."""
+    """With an additional entry, a missing entry or other shapes. ``partial`` allows missing entries."""
     checkpoint, run = save(tmp_path, 5), Run(seed=1)
     for change, says in (
         ({"more": torch.zeros(1)}, "more"),
@@ -270,14 +270,14 @@ def test_another_state_is_refused(tmp_path) -> None:
     assert same(part, {"model": Run(seed=5).state()["model"]})
 
 
-def test_inference_checks_the_weights_and_reads_no_pickle(tmp_path, monkeypatch) -> None:
-    """What inference does not read may be gone; a file changed on purpose is taken note of."""
+def test_inference_verifies_the_weights_and_reads_no_pickle(tmp_path, monkeypatch) -> None:
+    """Files for training may be missing. Checksums of files that were changed on purpose can be updated."""
     checkpoint = save(tmp_path, 5)
     shutil.rmtree(checkpoint / "training")
     monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("unpickled"))
     load_model(checkpoint, network(3))
     run = json.loads((checkpoint / "run.json").read_text())
-    (checkpoint / "run.json").write_text(json.dumps(run | {"note": "ours"}))
+    (checkpoint / "run.json").write_text(json.dumps(run | {"note": "edited"}))
     update_checksums(checkpoint, "run.json")
     with pytest.raises(CheckpointError, match=r"training/\.metadata: is missing"):
         verify(checkpoint)
@@ -293,9 +293,9 @@ def full_disk(*_, **__) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["save_model", "shards", "own", "checksums"])
-def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tmp_path, monkeypatch) -> None:
-    """One sentence at the next save or wait, nothing half written, and the next one succeeds."""
+@pytest.mark.parametrize("where", ["save_model", "shards", "rank tensors", "checksums"])
+def test_a_write_that_fails_leaves_the_last_checkpoint_intact(where: str, tmp_path, monkeypatch) -> None:
+    """The next wait raises one sentence, the incomplete folder is removed, and the next save succeeds."""
     save(tmp_path, 1)
     writer = checkpoints(tmp_path)
     with monkeypatch.context() as patch:
@@ -303,16 +303,16 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tm
             patch.setattr(writer, "save_model", full_disk)
         elif where == "shards":
             patch.setattr(torch, "save", full_disk)
-        elif where == "own":
+        elif where == "rank tensors":
             patch.setattr(writing_module, "save_file", full_disk)
         else:
-            patch.setattr(writing_module.folder, "write_checksums", full_disk)
+            patch.setattr(writing_module.folder, "write_checksum_file", full_disk)
         Run().save(writer, 2)
         with pytest.raises(CheckpointError) as failed:
             writer.wait()
     assert str(failed.value) == (
         f"{tmp_path / 'step-00000002'}: could not be written (the disk is full); "
-        "the newest in place, step-00000001, is whole; make room and resume."
+        "the last one, step-00000001, is complete; free some disk space and resume."
     )
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     verify(tmp_path / "step-00000001")
@@ -322,9 +322,9 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_whole(where: str, tm
     assert find_checkpoint(tmp_path).name == "step-00000003"
 
 
-@pytest.mark.parametrize("large", ["state", "own", "weights"])
-def test_a_disk_that_is_really_full_is_named(large: str, tmp_path) -> None:
-    """Through all layers that write; needs the right to mount a small one."""
+@pytest.mark.parametrize("large", ["state", "rank_tensors", "weights"])
+def test_a_disk_that_is_really_full_is_reported(large: str, tmp_path) -> None:
+    """Whatever part of the checkpoint fills it. Needs the permission to mount a small file system."""
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "none", tmp_path], capture_output=True, check=False
     )
@@ -332,10 +332,10 @@ def test_a_disk_that_is_really_full_is_named(large: str, tmp_path) -> None:
         pytest.skip("no file system can be mounted here")
     try:
         writer = checkpoints(tmp_path)
-        parts = {name: {"x": torch.zeros(10)} for name in ("state", "own", "weights")}
+        parts = {name: {"x": torch.zeros(10)} for name in ("state", "rank_tensors", "weights")}
         writer.save(1, scalars={}, **parts)
         writer.save(2, scalars={}, **(parts | {large: {"x": torch.zeros(600_000)}}))
-        with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is whole"):
+        with pytest.raises(CheckpointError, match=r"the disk is full\); the last one, step-00000001, is complete"):
             writer.wait()
         assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     finally:
@@ -343,14 +343,14 @@ def test_a_disk_that_is_really_full_is_named(large: str, tmp_path) -> None:
 
 
 def test_a_failure_is_raised_by_the_next_save(tmp_path) -> None:
-    """Before anything of the next one is done; without a checkpoint before it, it says that."""
+    """The next save then writes nothing. The message says if there is no earlier checkpoint."""
 
     def broken(weights, folder) -> None:
-        raise RuntimeError("no such luck\nat all")
+        raise RuntimeError("out of luck\nin line 2")
 
     writer = Checkpoints(tmp_path, metadata={}, save_model=broken)
     Run().save(writer, 1)
-    with pytest.raises(CheckpointError, match=r"could not be written \(no such luck\); there is none before it\.$"):
+    with pytest.raises(CheckpointError, match=r"could not be written \(out of luck\); there is no earlier one\.$"):
         Run().save(writer, 2)
     assert not list(tmp_path.iterdir())
 
@@ -363,46 +363,46 @@ def saves(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     writer = checkpoints(folder / "run", group=group)
     for step in (1, 2, 3):
         run.save(writer, step, rank)
-        run.step(step)  # its collectives run beside those of the write
+        run.step(step)  # its collectives run at the same time as those of the write
     run.save(writer, 4, rank)
-    whole = flat(run.state())
+    expected = flat(run.state())
     writer.wait()
     if rank == 0:
-        torch.save(whole, folder / "whole.pt")
+        torch.save(expected, folder / "expected.pt")
 
 
 def loads(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     checkpoint = find_checkpoint(folder / "run")
     state = Run(seed=1, shard=True).state()
     load(checkpoint, state, group=group)
-    assert same(state, torch.load(folder / "whole.pt"))
-    for name in ("training/__1_0.distcp", "training/__0_0.distcp"):  # whichever rank looks at it, all hear of it
-        spoilt = folder / f"spoilt-{name[-10:-7]}"
+    assert same(state, torch.load(folder / "expected.pt"))
+    for name in ("training/__1_0.distcp", "training/__0_0.distcp"):  # one rank verifies it, and all ranks raise
+        damaged = folder / f"damaged-{name[-10:-7]}"
         if rank == 0:
-            shutil.copytree(checkpoint, spoilt)
-            damage(spoilt / name, "flipped")
+            shutil.copytree(checkpoint, damaged)
+            damage(damaged / name, "flipped")
         dist.barrier()
         with pytest.raises(CheckpointError, match=name):
-            load(spoilt, state, group=group)
+            load(damaged, state, group=group)
 
 
 def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     run, out = Run(shard=True), folder / "failing"
     writer = checkpoints(out, group=group)
     run.save(writer, 1, rank)
-    for where, culprit in (("copy", 1), ("shards", 1), ("rest", 1), ("place", 0)):
+    for where, culprit in (("copy", 1), ("shards", 1), ("rank tensors", 1), ("checksums", 0)):
         writer.wait()
         with pytest.MonkeyPatch.context() as patch:
             owner, name = {
                 "copy": (writer.stager, "stage"),
                 "shards": (torch, "save"),
-                "rest": (writing_module, "save_file"),
-                "place": (writing_module.folder, "write_checksums"),
+                "rank tensors": (writing_module, "save_file"),
+                "checksums": (writing_module.folder, "write_checksum_file"),
             }[where]
             if rank == culprit:
                 patch.setattr(owner, name, full_disk)
             run.save(writer, 2, rank)
-            with pytest.raises(CheckpointError, match=r"the disk is full\); the newest in place, step-00000001, is"):
+            with pytest.raises(CheckpointError, match=r"the disk is full\); the last one, step-00000001, is"):
                 writer.wait()
         dist.barrier()
         assert [p.name for p in out.iterdir()] == ["step-00000001"], where
@@ -420,7 +420,7 @@ def dies(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
     if rank == 0:
         writer.save_model = lambda *_: os._exit(0)
     run.save(writer, 2, rank)
-    with pytest.raises(LostRankError, match=r"another rank has ended.*step-00000001, is whole"):
+    with pytest.raises(LostRankError, match=r"another rank has ended.*step-00000001, is complete"):
         writer.wait()
     (folder / "dies.done").touch()
     os._exit(0)
@@ -442,7 +442,7 @@ def worker(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> Path:
-    """The folder in which two ranks have saved, loaded and failed, as far as they came."""
+    """Return the folder in which two ranks have saved, loaded and failed, up to the first part that raised."""
     if not dist.is_available():
         pytest.skip("this build of PyTorch has no torch.distributed")
     folder = tmp_path_factory.mktemp("ranks")
@@ -454,38 +454,38 @@ def ranks(tmp_path_factory) -> Path:
 
 
 def require(folder: Path, part: str) -> None:
-    """Fail with what happened on the ranks."""
+    """Fail with the tracebacks of the ranks, unless this part succeeded."""
     assert (folder / f"{part}.done").exists(), "".join(p.read_text() for p in folder.glob("*.txt"))
 
 
 def test_shards_of_two_ranks_are_loaded_by_one(ranks) -> None:
-    """Values are equal; each rank's own tensors come back in order; only the newest checkpoints stay."""
+    """Values are equal, the tensors of the ranks come in rank order, and only the newest checkpoints stay."""
     require(ranks, "saves")
     out = ranks / "run"
     assert sorted(p.name for p in out.iterdir()) == ["step-00000003", "step-00000004"]
-    checkpoint, whole = find_checkpoint(out), torch.load(ranks / "whole.pt")
+    checkpoint, expected = find_checkpoint(out), torch.load(ranks / "expected.pt")
     assert {"__0_0.distcp", "__1_0.distcp"} < {p.name for p in (checkpoint / "training").iterdir()}
     state = Run(seed=1).state()
     load(checkpoint, state)
-    assert same(state, whole)
-    assert [own["random"].tolist() for own in load_own(checkpoint)] == [[0, 0, 0], [1, 1, 1]]
+    assert same(state, expected)
+    assert [tensors["random"].tolist() for tensors in load_rank_tensors(checkpoint)] == [[0, 0, 0], [1, 1, 1]]
     model = network(3)
     load_model(checkpoint, model)
-    assert same({"averaged": model.state_dict()}, {k: v for k, v in whole.items() if k.startswith("averaged")})
+    assert same({"averaged": model.state_dict()}, {k: v for k, v in expected.items() if k.startswith("averaged")})
 
 
 def test_shards_of_two_ranks_are_loaded_by_two(ranks) -> None:
-    """Values are equal; a file that is damaged is refused by both ranks, whichever looked at it."""
+    """Values are equal. Both ranks refuse a damaged file, although only one of them verifies it."""
     require(ranks, "loads")
 
 
-def test_what_fails_on_one_rank_ends_all_of_them(ranks) -> None:
-    """With the same sentence and without waiting for ever, wherever it fails; and the next write succeeds."""
+def test_a_failure_on_one_rank_is_raised_on_all(ranks) -> None:
+    """With the same sentence and without waiting forever, in all stages of a write. The next write succeeds."""
     require(ranks, "fails")
 
 
-def test_a_rank_that_dies_ends_the_others_and_leaves_nothing_that_the_next_run_does_not_clean(ranks) -> None:
-    """The checkpoint before it is found and whole; what was half written is none."""
+def test_a_lost_rank_ends_the_others_and_the_next_run_removes_the_incomplete_checkpoint(ranks) -> None:
+    """The last complete checkpoint is found and intact."""
     require(ranks, "dies")
     out = ranks / "dying"
     assert sorted(p.name for p in out.iterdir()) == [".part-step-00000002", "step-00000001"]

@@ -56,7 +56,9 @@ def train_in_process(out: Path, sender: Connection, until: int | None, checkpoin
     recipe = replace(TINY, train=replace(TINY.train, checkpoint_every=checkpoint_every))
     before = None if until is None else until - 1  # should_pause is called before the callbacks of the same step
     resume = any(out.glob("step-*"))
-    reasoning.train_reasoner(recipe, out, resume=resume, callbacks=[send_step], should_pause=lambda: steps[-1:] == [before])
+    reasoning.train_reasoner(
+        recipe, out, resume=resume, callbacks=[send_step], should_pause=lambda: steps[-1:] == [before]
+    )
 
 
 def tensors(out: Path) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 @pytest.mark.parametrize("left", [0, 20_000, 200_000])
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])
 def test_a_full_disk_ends_a_run_with_one_sentence(left: int, logger: str, small_disk, capsys) -> None:
-    """The log, the curves or a checkpoint may fill it. With free space again, the run resumes from the last checkpoint."""
+    """The log, the curves or a checkpoint may fill it. Once there is free space, the run resumes."""
     out, ballast = small_disk / "run", small_disk / "ballast"
     arguments = ["--logger", logger]
     assert main(command(out, *arguments)) == 0

@@ -44,7 +44,11 @@ def after_good_steps(guard: Guard, num: int = MIN_HISTORY) -> Guard:
 
 @pytest.mark.parametrize(
     ("loss", "norm", "says"),
-    [(math.nan, 1.0, "the loss is nan"), (math.inf, 1.0, "the loss is inf"), (1.0, math.nan, "the gradient norm is nan")],
+    [
+        (math.nan, 1.0, "the loss is nan"),
+        (math.inf, 1.0, "the loss is inf"),
+        (1.0, math.nan, "the gradient norm is nan"),
+    ],
 )
 def test_numbers_that_are_not_finite_are_bad_from_the_first_step_on(loss: float, norm: float, says: str) -> None:
     """With any settings."""
@@ -153,12 +157,14 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], says: str) -> No
 
 
 class Scripted:
-    """An objective with another target at every step. In the ``bad`` steps the loss is not a number, on the last rank only.
+    """An objective with a new target at every step. In ``bad`` steps the loss of the last rank is not a number.
 
     Steps are counted by the batches drawn. ``seen`` has the weights at each step.
     """
 
-    def __init__(self, distributed: DistributedContext, bad: Sequence[int] = (), unconverged: Sequence[int] = ()) -> None:
+    def __init__(
+        self, distributed: DistributedContext, bad: Sequence[int] = (), unconverged: Sequence[int] = ()
+    ) -> None:
         self.distributed, self.bad, self.unconverged, self.drawn = distributed, bad, unconverged, 0
         self.seen: list[Tensor] = []
 
@@ -221,7 +227,8 @@ def test_skip_skips_bad_steps_and_stops_after_too_many(tmp_path) -> None:
     assert events(tmp_path / "allowed") == [(step, SKIPPED) for step in (3, 6, 7)]
     assert load_scalars(find_checkpoint(tmp_path / "allowed"))["skipped"] == 3
     with pytest.raises(
-        DivergedError, match=r"^step 7: the loss is nan \(bad steps in a row: 2\); start again .*step-00000004, is complete"
+        DivergedError,
+        match=r"^step 7: the loss is nan \(bad steps in a row: 2\); start again .*step-00000004, is complete",
     ):
         run(tmp_path / "stopped", Scripted(ONE, bad=(3, 6, 7)), GuardConfig(max_skipped=1))
     assert [step for step, _ in events(tmp_path / "stopped")] == [3, 6, 7, 7]
@@ -245,10 +252,12 @@ def rolls_back(out: Path, distributed: DistributedContext, strategy: str) -> Non
     guard = GuardConfig(policy="rollback", max_skipped=1, rollback_rate=0.5, max_rollbacks=2)
     objective = Scripted(distributed, bad=(6, 7, 10, 11))
     run(out, objective, guard, distributed=distributed, strategy=strategy)
-    assert torch.equal(objective.seen[7], objective.seen[4])  # the checkpoint of step 4 has the weights at the fifth step
+    # The checkpoint of step 4 has the weights at the fifth step.
+    assert torch.equal(objective.seen[7], objective.seen[4])
     assert not torch.equal(objective.seen[5], objective.seen[4])
     with pytest.raises(
-        DivergedError, match=r"^step 14: the loss is nan \(bad steps in a row: 2\); the limit max_rollbacks=2 is reached\. The last"
+        DivergedError,
+        match=r"^step 14: the loss is nan \(bad steps in a row: 2\); the limit max_rollbacks=2 is reached\. The last",
     ):
         run(
             out, Scripted(distributed, bad=(13, 14)), guard, distributed=distributed, strategy=strategy, num_steps=16, resume=True
@@ -305,7 +314,9 @@ def test_a_drift_causes_a_rollback_and_no_checkpoint_is_written_during_it(tmp_pa
 
 def test_a_rollback_without_a_checkpoint_stops_the_run(tmp_path) -> None:
     """The message says so."""
-    with pytest.raises(DivergedError, match=r"step 2: the loss is nan .*, and a rollback needs a checkpoint\. There is no"):
+    with pytest.raises(
+        DivergedError, match=r"step 2: the loss is nan .*, and a rollback needs a checkpoint\. There is no"
+    ):
         run(tmp_path, Scripted(ONE, bad=(2,)), GuardConfig(policy="rollback", max_skipped=0))
 
 

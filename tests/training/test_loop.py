@@ -1,6 +1,7 @@
 """The training loop, its checkpoints and exact resume."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,18 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path) -> None:
     train_reasoner(TINY, tmp_path, resume=True)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 8, 12, 16, 20, 24]
+
+
+def test_training_neither_warns_nor_changes_warning_filters(tmp_path) -> None:
+    """Saving, resuming and loading give no warnings, although no filter hides them."""
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for num_steps in (2, 4):
+            recipe = replace(TINY, train=replace(TINY.train, num_steps=num_steps))
+            train_reasoner(recipe, tmp_path, resume=num_steps > 2)
+    assert [str(warning.message) for warning in caught] == []
+    assert warnings.filters == before
 
 
 def test_a_run_needs_an_end() -> None:

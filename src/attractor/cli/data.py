@@ -26,11 +26,12 @@ def prepare(
     """Turn text into tokens: train a tokenizer, tokenise on all cores, write shards and an index.
 
     Args:
-        sources: Files (.jsonl .txt .md, also .xz .gz .bz2 .zst; .parquet), folders, or hub datasets such as fineweb-edu or
-            OWNER/NAME:CONFIGURATION.
+        sources: Files (.jsonl .txt .md, also .xz .gz .bz2 .zst; .parquet), folders, or hub datasets such as fineweb-edu
+            or OWNER/NAME:CONFIGURATION.
         out: The folder to write; it must not exist.
         val: Sources of held-out text. Without them, a share of the documents is held out.
-        val_fraction: That share. A hash of the text decides, so that equal documents are in the same split; 0 holds nothing out.
+        val_fraction: That share. A hash of the text decides, so that equal documents are in the same split; 0 holds
+            nothing out.
         vocab_size: Entries of the vocabulary.
         tokenizer: A folder with a tokenizer, or with prepared text, to use instead of training one.
         field: The field of a record that holds the text.

@@ -29,8 +29,10 @@ def sudoku(
         num_train: The number of puzzles to sample from the training csv.
         size: Without a csv: digits of the puzzles to generate, 4, 6 or 9 (the default).
         num: The number of puzzles to generate for training; 1000 by default.
-        num_test: The number to generate for the test (by default 1000), or to sample from the test csv (by default all).
-        clues: Given digits of each puzzle. By default puzzles are minimal: without any one clue, several solutions would exist.
+        num_test: The number to generate for the test (by default 1000), or to sample from the test csv (by default
+            all).
+        clues: Given digits of each puzzle. By default puzzles are minimal: without any one clue, several solutions
+            would exist.
         seed: Seed of everything random.
     """
     from attractor.experiment.prepare import prepare_sudoku
@@ -65,14 +67,17 @@ def mazes(
 ) -> None:
     """Write a folder of mazes with shortest paths: generated ones, or csv files in the format of Maze-Hard.
 
-    No test maze is a rotation or reflection of a training maze: copies are not generated, and those in a csv are left out.
+    No test maze is a rotation or reflection of a training maze: copies are not generated, and those in a csv are left
+    out.
 
     Args:
         out: The folder to write; it must not exist.
-        style: Without a csv: perfect mazes (the default), with one path between any two cells, or random walls, with loops.
+        style: Without a csv: perfect mazes (the default), with one path between any two cells, or random walls, with
+            loops.
         size: Height and width, border included; odd for perfect mazes. By default 31, or 30 for walls.
         num: The number of mazes to generate for training; 1000 by default.
-        num_test: The number to generate for the test (by default 1000), or to sample from the test csv (by default all).
+        num_test: The number to generate for the test (by default 1000), or to sample from the test csv (by default
+            all).
         min_path: The fewest steps from S to G. 111 with walls of size 30 is as hard as Maze-Hard.
         max_path: The most steps from S to G.
         train: A csv (source,question,answer,rating), or a hub dataset OWNER/NAME with the file train.csv.

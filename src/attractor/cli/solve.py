@@ -34,8 +34,9 @@ def solve(
 
     Args:
         checkpoint: A checkpoint's folder, or a run's folder, whose newest checkpoint is used.
-        puzzle: Sudokus: one in a line, "." for blanks, or a text or csv file of several. Mazes: a text file with "#" for walls,
-            spaces, one S and one G, and blank lines between several mazes; or a csv. "-" reads standard input.
+        puzzle: Sudokus: one in a line, "." for blanks, or a text or csv file of several. Mazes: a text file with "#"
+            for walls, spaces, one S and one G, and blank lines between several mazes; or a csv. "-" reads standard
+            input.
         depth: Make exactly so many evaluations, in place of solving to a tolerance.
         tolerance: Solve to this relative residual (default 1e-4).
         max_evaluations: With at most so many evaluations (default 2048).

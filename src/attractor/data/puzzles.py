@@ -1,7 +1,7 @@
 """Puzzles in a folder.
 
-A folder holds ``index.json`` and, for every split, ``SPLIT-questions.npy``, ``SPLIT-answers.npy`` and, if the puzzles have
-ratings, ``SPLIT-ratings.npy``. It appears when it is complete, and its checksums are compared when it is read.
+A folder holds ``index.json`` and, for every split, ``SPLIT-questions.npy``, ``SPLIT-answers.npy`` and, if the puzzles
+have ratings, ``SPLIT-ratings.npy``. It appears when it is complete, and its checksums are compared when it is read.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from attractor.config import suggestion
-from attractor.data.text.documents import OPENERS
 from attractor.errors import AttractorError, DataError, requires_extra
 
 Item = dict[str, Any]
@@ -96,6 +95,8 @@ def read_items(task: Task) -> list[Item]:
     DataError
         When the file is missing, damaged, or holds other data.
     """
+    from attractor.data.text.documents import OPENERS
+
     file, items = task.file, []
     if file is None:
         raise DataError(f"{task.label}: the bundle has no file for this task; add the file, or leave the task out.")
@@ -115,6 +116,8 @@ def read_items(task: Task) -> list[Item]:
 
 
 def _parse_task(bundle: Path, entry: dict[str, Any], baselines: dict[str, float]) -> Task:
+    from attractor.data.text.documents import OPENERS
+
     label, kind = entry["label"], entry["icl_task_type"]
     if kind not in FIELDS:
         raise DataError(

@@ -156,11 +156,9 @@ def measure_internalisation(
     model, tokenizer
         An attractor model or a looped model in evaluation mode, and its tokenizer.
     documents
-        Held-out text. Tokens are scored as in :func:`attractor.evaluation.score_text`, so the numbers agree.
-    depths
-        Numbers of evaluations, at least 0.
-    length
-        Number of tokens in the sliding window.
+        Held-out text. The numbers agree with :func:`attractor.evaluation.score_text`.
+    depths, length
+        Numbers of evaluations, at least 0; number of tokens in the sliding window.
     tolerance
         Replaces the model's own tolerance.
     advance
@@ -183,8 +181,7 @@ def measure_internalisation(
     if not any(windows):
         raise DataError("there is no text to measure; give documents that are not empty.")
     sums, tokens, num_converged = _measure_documents(model, windows, depths, budget, advance)
-    num_tokens = sum(len(t.evaluations) for t in tokens)
-    num_bytes = sum(len(text.encode()) for text in texts)
+    num_tokens, num_bytes = sum(len(t.evaluations) for t in tokens), sum(len(text.encode()) for text in texts)
     diagnostics = _mean_diagnostics(model, [ids for document in windows for ids, _ in document[:1]][:NUM_DIAGNOSED])
     return Internalisation(
         num_documents=len(texts),

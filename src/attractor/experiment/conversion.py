@@ -10,10 +10,11 @@ from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
 from attractor.files import new_folder, require_free
-from attractor.interop.backbone import from_backbone
-from attractor.interop.official_checkpoint import import_official as read_official
-from attractor.interop.stock_export import HeldOut, require_exportable
-from attractor.interop.stock_export import export as write_stock
+from attractor.interop import HeldOut
+from attractor.interop import export as write_stock
+from attractor.interop import import_official as read_official
+from attractor.interop import retrofit as retrofit_backbone
+from attractor.interop.stock_export import require_exportable
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import inference_files, save_weights, write_checksums
 from attractor.training.checkpoint import load as load_state
@@ -147,7 +148,7 @@ def retrofit(backbone: str | Path, out: str | Path, **settings: Any) -> Any:
     require_free(Path(out))
     with quiet():
         tokenizer = load_tokenizer(Path(backbone))
-        model = from_backbone(backbone, **settings)
+        model = retrofit_backbone(backbone, **settings)
     _save(Path(out), model, tokenizer)
     return model
 

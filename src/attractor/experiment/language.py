@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from attractor.config import change, to_dict
 from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
 from attractor.errors import ConfigError, DataError
-from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.models.language import LanguageModel

@@ -11,7 +11,7 @@ from torch import Tensor
 from attractor.config import to_dict
 from attractor.data import PUZZLES, PuzzleSet, puzzles
 from attractor.errors import DataError
-from attractor.experiment.cost.device import peak_flops
+from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import REASONER, LoadedReasoner
 from attractor.models.reasoning import Reasoner

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -81,8 +81,8 @@ def solve_puzzles(
     loaded
         The reasoner.
     puzzles
-        A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a :class:`~attractor.data.PuzzleSet`; or
-        a sequence of these.
+        A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a ``PuzzleSet``; or a list of
+        these.
     depth
         Make exactly so many evaluations.
     tolerance, max_evaluations
@@ -106,8 +106,8 @@ def solve_puzzles(
     if depth is None:
         tolerance = TOLERANCE if tolerance is None else tolerance
         max_evaluations = MAX_EVALUATIONS if max_evaluations is None else max_evaluations
-    located = locate_puzzles(loaded.puzzle, puzzles)
-    solutions = []
+    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations, "breadth": breadth}
+    located, solutions = locate_puzzles(loaded.puzzle, puzzles), []
     with TaskProgress(enabled=progress) as bars:
         checking, solving = bars.follow("checking"), bars.follow("solving")
         shapes: set[tuple[int, ...]] = set()
@@ -115,36 +115,31 @@ def solve_puzzles(
             _check(loaded, one, shapes)
             checking(number, len(located))
         for number, one in enumerate(located, start=1):
-            start = time.perf_counter()
-            output = loaded.model.solve(
-                _as_question(loaded, one.grid)[None],
-                depth=depth,
-                tolerance=tolerance,
-                max_evaluations=max_evaluations,
-                breadth=breadth,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
-            verdict = loaded.puzzle.verdict(one.grid, answer)
-            residual = float(output.solution.residual[0])
-            assert output.init_state is not None
-            solutions.append(
-                PuzzleSolution(
-                    question=one.grid,
-                    answer=answer,
-                    verdict=str(verdict),
-                    is_correct=verdict.is_correct,
-                    residual=residual,
-                    converged=residual < (tolerance or TOLERANCE),
-                    evaluations=int(output.solution.evaluations[0]),
-                    seconds=time.perf_counter() - start,
-                    place=one.place,
-                    probabilities=output.logits[0].softmax(dim=-1).cpu(),
-                    init_state=output.init_state,
-                )
-            )
+            solutions.append(_solve_one(loaded, one, seed, budget))
             solving(number, len(located))
     return solutions
+
+
+def _solve_one(loaded: "LoadedReasoner", located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
+    start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    output = loaded.model.solve(_as_question(loaded, located.grid)[None], generator=generator, **budget)
+    answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
+    verdict = loaded.puzzle.verdict(located.grid, answer)
+    residual = float(output.solution.residual[0])
+    assert output.init_state is not None
+    return PuzzleSolution(
+        question=located.grid,
+        answer=answer,
+        verdict=str(verdict),
+        is_correct=verdict.is_correct,
+        residual=residual,
+        converged=residual < (budget["tolerance"] or TOLERANCE),
+        evaluations=int(output.solution.evaluations[0]),
+        seconds=time.perf_counter() - start,
+        place=located.place,
+        probabilities=output.logits[0].softmax(dim=-1).cpu(),
+        init_state=output.init_state,
+    )
 
 
 def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:
@@ -181,7 +176,8 @@ def animate_solution(
     depths = _animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
     tolerance = tolerance or (TOLERANCE if depth is None else 0.0)
     frames, residuals = trajectory(loaded.model, question, depths, init_state=solution.init_state, tolerance=tolerance)
-    # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is known.
+    # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is
+    # known.
     frames[-1], residuals[-1] = solution.probabilities, solution.residual
     box = loaded.puzzle.box_shape(len(solution.question))
     render = render_grid if box is None else render_digits(question.cpu(), box)

@@ -136,7 +136,9 @@ def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Upda
     f = update(y)
 
     def vjp(u: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(f, y, u, retain_graph=True, allow_unused=True, materialize_grads=True)
+        # Compiled code refuses to keep its graph while this setting is on, even if it has no donated buffers.
+        with torch._functorch.config.patch(donated_buffer=False):
+            (out,) = torch.autograd.grad(f, y, u, retain_graph=True, allow_unused=True, materialize_grads=True)
         return out
 
     context = copy_context()  # ranks that solve together do so on the way back too, in whatever thread that is

@@ -1,19 +1,19 @@
 """The paper authors' published checkpoints, read into :class:`AttractorForCausalLM`.
 
-What their network computes was worked out against stored logits of a tiny one. It differs from ours in names and in four
-conventions, all of which our weights and settings express:
+The conversion was checked against stored logits of a tiny official model. The official network differs from ours in names and in
+four conventions, which our weights and settings can express:
 
-- Rotary positions turn neighbouring channels (0 with 1, 2 with 3), ours turn channels half a head apart: the rows of query and
-  key projections are put into our order, head by head.
-- QK-norm has no weights and comes after the rotation; that keeps the norm, so it may come before, with weights of one.
-- The activation is ``relu(x)² / 2``: the half is folded into the projection after it, exactly, being a power of two.
-- Gates are stored raw, as ours are, below ``gamma_max``.
+- Rotary positions turn neighbouring channels (0 with 1, 2 with 3); ours turn channels half a head apart. The rows of query and
+  key projections are reordered, head by head.
+- QK-norm has no weights and comes after the rotation. The rotation keeps the norm, so QK-norm may come first, with weights of one.
+- The activation is ``relu(x)² / 2``. The half is folded into the projection after it; this is exact.
+- Gates are stored raw, as ours are, with the limit ``gamma_max``.
 
-One thing is approximate. Their QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean square, ours
-adds ``norm_eps`` (1e-5) as in every norm. Logits of the tiny random network differ by 9e-5 for it; larger queries and keys
-make that less.
+One thing is approximate. The official QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean square; ours
+adds ``norm_eps`` (1e-5), as every norm does. Logits of the tiny random model differ by 9e-5; the difference shrinks for larger
+queries and keys.
 
-Every setting must be known and have a value that we implement, and every tensor must be known and be there: nothing is guessed.
+Every setting must be known and have an implemented value, and every tensor must be known and present: nothing is guessed.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
 from attractor.interop.weights import read_json, read_weights
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
-from attractor.nn.transformer import rotary
+from attractor.nn.rotary import rotary_angles
 
-# Settings we take over, and what they are called here.
-TAKEN = {
+# Official settings and our names for them.
+RENAMED_SETTINGS = {
     "block_size": "max_position_embeddings",
     "n_embd": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -47,9 +47,9 @@ TAKEN = {
     "layer_scale_init": "gate_start",
     "gamma_max": "gate_limit",
 }
-READ = ("n_backbone_layers", "rope_settings", "recurrent_embedding_dimension", "vocab_size")
-# Settings of which we implement one value.
-FIXED: dict[str, Any] = {
+OTHER_SETTINGS = ("n_backbone_layers", "rope_settings", "recurrent_embedding_dimension", "vocab_size")
+# Settings with one implemented value.
+FIXED_SETTINGS: dict[str, Any] = {
     "use_abacus": False,
     "randomize_positions_from": None,
     "block_class_name": "TransformerPreNormBlock",
@@ -70,9 +70,9 @@ FIXED: dict[str, Any] = {
     "adjoint_grad_clip": None,
     "model_class_name": "Attractor",
 }
-ROPE: dict[str, Any] = {"use_rope": True, "rope_condense_ratio": 1}
-# What a finished network does not depend on: names, starting values, kernels, and the training of theirs.
-IGNORED = {
+FIXED_ROPE_SETTINGS: dict[str, Any] = {"use_rope": True, "rope_condense_ratio": 1}
+# Settings that do not change a trained network: names, initialisation, kernels, training.
+IGNORED_SETTINGS = {
     *("name", "hf_config", "padding_multiple", "attn_impl", "init_strategy", "init_orthogonal", "skip_initialization"),
     *(
         "use_fused_head",
@@ -84,7 +84,7 @@ IGNORED = {
     ),
     *("backward_tol", "fp_lr_scale", "fp_wd"),
 }
-LAYER = {
+LAYER_TENSORS = {
     "norm_1.weight": "input_layernorm.weight",
     "attn.c_q.weight": "self_attn.q_proj.weight",
     "attn.c_k.weight": "self_attn.k_proj.weight",
@@ -94,7 +94,7 @@ LAYER = {
     "mlp.fc.weight": "mlp.up_proj.weight",
     "mlp.proj.weight": "mlp.down_proj.weight",
 }
-GATES = {"raw_gamma_attn": "self_attn_gate.raw", "raw_gamma_mlp": "mlp_gate.raw"}
+GATE_TENSORS = {"raw_gamma_attn": "self_attn_gate.raw", "raw_gamma_mlp": "mlp_gate.raw"}
 
 
 def import_official(folder: Path | str) -> AttractorForCausalLM:
@@ -103,12 +103,12 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
     Parameters
     ----------
     folder
-        With ``config.json``, and ``pytorch_model.bin`` or ``model.safetensors``, whole or in shards.
+        With ``config.json``, and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards.
 
     Raises
     ------
     CheckpointError
-        For settings and tensors that are unknown or missing, values that are not implemented, damaged files.
+        For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
     folder = Path(folder)
     config = _config(read_json(folder / "config.json"), folder / "config.json")
@@ -118,23 +118,25 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
 
 
 def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
-    wanted = [*TAKEN, *READ, *FIXED]
-    _same_names(theirs.keys() - IGNORED, set(wanted), f"{file}: the setting")
+    wanted = [*RENAMED_SETTINGS, *OTHER_SETTINGS, *FIXED_SETTINGS]
+    _same_names(theirs.keys() - IGNORED_SETTINGS, set(wanted), f"{file}: the setting")
     rope = theirs["rope_settings"]
     if not isinstance(rope, dict):
-        raise CheckpointError(f"{file}: the setting 'rope_settings' is {rope!r}, not named settings.")
-    _same_names(set(rope), {*ROPE, "rope_base"}, f"{file}: the rope setting")
-    for settings, fixed in ((theirs, FIXED), (rope, ROPE)):
+        raise CheckpointError(
+            f"{file}: the setting 'rope_settings' is {rope!r}; it must be an object of named settings."
+        )
+    _same_names(set(rope), {*FIXED_ROPE_SETTINGS, "rope_base"}, f"{file}: the rope setting")
+    for settings, fixed in ((theirs, FIXED_SETTINGS), (rope, FIXED_ROPE_SETTINGS)):
         for name, value in fixed.items():
             _require(file, name, settings[name], value)
-    # Of grouped queries and a state of another width than the tokens' we have seen no network to compare with.
+    # No official model with grouped queries, or with a state wider than the tokens, was available to compare with.
     _require(file, "num_key_value_heads", theirs["num_key_value_heads"], theirs["num_attention_heads"])
     _require(file, "recurrent_embedding_dimension", theirs["recurrent_embedding_dimension"], theirs["n_embd"])
     try:
         if theirs["vocab_size"] > theirs["padded_vocab_size"]:
             raise CheckpointError(f"{file}: vocab_size exceeds padded_vocab_size={theirs['padded_vocab_size']!r}.")
         return AttractorConfig(
-            **{ours: theirs[name] for name, ours in TAKEN.items()},
+            **{ours: theirs[name] for name, ours in RENAMED_SETTINGS.items()},
             num_hidden_layers=theirs["n_backbone_layers"] + theirs["n_fp_blocks"],
             rope_theta=rope["rope_base"],
             hidden_act="relu2",
@@ -143,27 +145,27 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
         )
     except CheckpointError:
         raise
-    except (AttractorError, TypeError, ValueError) as error:  # by our names, next to which stand theirs
+    except (AttractorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise CheckpointError(f"{file}: its settings make no model ({reason}).") from error
 
 
 def _same_names(found: set[str], wanted: set[str], what: str) -> None:
     for name in sorted(found - wanted):
-        raise CheckpointError(f"{what} {name!r} is not known, so what it means for the network is not either.")
+        raise CheckpointError(f"{what} {name!r} is not known, so its effect on the network is unknown too.")
     for name in sorted(wanted - found):
-        raise CheckpointError(f"{what} {name!r} is missing; the official format has it always.")
+        raise CheckpointError(f"{what} {name!r} is missing; the official format always has it.")
 
 
 def _require(file: Path, name: str, value: Any, implemented: Any) -> None:
-    if value != implemented or isinstance(value, bool) != isinstance(implemented, bool):  # 0 is not False
+    if value != implemented or isinstance(value, bool) != isinstance(implemented, bool):  # 0 == False
         raise CheckpointError(f"{file}: {name}={value!r} is not implemented here; only {implemented!r} is.")
 
 
 def _translate(
     theirs: dict[str, Tensor], config: AttractorConfig, ours: dict[str, Tensor], folder: Path
 ) -> dict[str, Tensor]:
-    """Return the weights under our names, after checking that there is each of them in its shape, and nothing else."""
+    """Return the weights under our names; require every tensor in its shape, and no other tensor."""
     names = _names(config)
     wanted = {name: tuple(ours[own].shape) for name, own in names.items()}
     positions = (1, config.max_position_embeddings, 1, config.head_width // 2, 2)
@@ -171,7 +173,7 @@ def _translate(
     found = dict(theirs)
     head, embedding = "lm_head.weight", "transformer.wte.weight"
     if config.tie_word_embeddings and embedding in found:
-        found.setdefault(head, found[embedding])  # formats that store no tensor twice leave it out
+        found.setdefault(head, found[embedding])  # safetensors stores tied weights once
     for name in sorted(found.keys() - wanted.keys()):
         raise CheckpointError(
             f"{folder}: the tensor {name!r} is not known; {suggestion(name, wanted.keys() - found.keys() or wanted)}"
@@ -182,15 +184,13 @@ def _translate(
         if tuple(found[name].shape) != shape:
             raise CheckpointError(f"{folder}: the tensor {name!r} has shape {tuple(found[name].shape)}, not {shape}.")
     if config.tie_word_embeddings and not torch.equal(found[head], found[embedding]):
-        raise CheckpointError(
-            f"{folder}: {head!r} differs from {embedding!r}, though tie_embeddings says they are one."
-        )
+        raise CheckpointError(f"{folder}: {head!r} differs from {embedding!r}, although tie_embeddings is set.")
     _check_angles(found["freqs_cis"], config, folder)
 
     state = {own: found[name].float() for name, own in names.items()}
     for own in state:
         if own.endswith(("q_proj.weight", "k_proj.weight")):
-            state[own] = _halves(state[own], config.head_width)
+            state[own] = _reorder_rotary_pairs(state[own], config.head_width)
         elif own.endswith("down_proj.weight"):
             state[own] = state[own] / 2
     for own, value in ours.items():
@@ -200,7 +200,7 @@ def _translate(
 
 
 def _names(config: AttractorConfig) -> dict[str, str]:
-    """Return our name for each of their tensors."""
+    """Return our name for each official tensor."""
     names = {
         "transformer.wte.weight": "model.embed_tokens.weight",
         "transformer.ln_f.weight": "model.norm.weight",
@@ -209,23 +209,23 @@ def _names(config: AttractorConfig) -> dict[str, str]:
     num_backbone = config.num_hidden_layers - config.num_attractor_layers
     for i in range(config.num_hidden_layers):
         is_backbone = i < num_backbone
-        room = f"transformer.prelude.{i}" if is_backbone else f"transformer.core_block.{i - num_backbone}"
-        for name, own in (LAYER if is_backbone else LAYER | GATES).items():
-            names[f"{room}.{name}"] = f"model.layers.{i}.{own}"
+        prefix = f"transformer.prelude.{i}" if is_backbone else f"transformer.core_block.{i - num_backbone}"
+        for name, own in (LAYER_TENSORS if is_backbone else LAYER_TENSORS | GATE_TENSORS).items():
+            names[f"{prefix}.{name}"] = f"model.layers.{i}.{own}"
     return names
 
 
 def _check_angles(stored: Tensor, config: AttractorConfig, folder: Path) -> None:
-    """Refuse rotary angles, cosine and sine in the last place, that are not those of the settings."""
-    positions = torch.arange(config.max_position_embeddings)[None]
-    parts = rotary(positions, config.head_width, config.rope_theta)
-    angles = torch.stack([part[0, 0, :, : config.head_width // 2] for part in parts], dim=-1)
-    if not torch.allclose(stored[0, :, 0].float(), angles, atol=1e-2):  # they may be stored in bfloat16
+    """Refuse stored rotary angles (1, T, 1, head_dim / 2, 2), cosine and sine last, that differ from the settings."""
+    positions = torch.arange(config.max_position_embeddings)[:, None]
+    parts = rotary_angles(positions, config.head_width, config.rope_theta)
+    angles = torch.stack([part[:, : config.head_width // 2] for part in parts], dim=-1)
+    if not torch.allclose(stored[0, :, 0].float(), angles, atol=1e-2):  # they may be in bfloat16
         raise CheckpointError(
-            f"{folder}: the tensor 'freqs_cis' holds other angles than rope_base={config.rope_theta} gives."
+            f"{folder}: the tensor 'freqs_cis' does not hold the angles of rope_base={config.rope_theta}."
         )
 
 
-def _halves(weight: Tensor, head_dim: int) -> Tensor:
-    """Put the rows (heads · head_dim, D) of pairs of neighbours into the order of pairs half a head apart."""
+def _reorder_rotary_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder rows (heads · head_dim, D), so that neighbouring rows of a rotary pair come half a head apart."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)

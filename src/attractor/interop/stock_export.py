@@ -1,7 +1,7 @@
-"""A language model at a fixed depth as a stock folder: whatever reads the Qwen3 or Llama of ``transformers`` reads it.
+"""Export to Qwen3 or Llama: a language model at a fixed depth as a folder that any inference engine reads.
 
-At depth 1 an attractor with the mean injection is the plain Transformer of all its layers, at depth 0 that of its backbone.
-Gates are folded into the projections before them, so that nothing is left that a stock decoder does not have.
+At depth 1, an attractor with the mean injection is the plain Transformer with all layers; at depth 0, with the backbone's layers.
+Gates are folded into the projections before them, because a stock decoder has none.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Bits per byte of text not trained on: at the exported depth, and at the equilibrium (None: the model solves nothing)."""
+    """Bits per byte of held-out text: at the exported depth, and at the equilibrium (None: the model solves nothing)."""
 
     num_documents: int
     num_bytes: int
@@ -33,7 +33,7 @@ class HeldOut:
 def export(
     model: Any, out: Path | str, *, depth: int, tokenizer: Any = None, held_out: HeldOut | None = None
 ) -> PreTrainedModel:
-    """Write ``model`` at ``depth`` as a stock network with a model card, and return that network.
+    """Write ``model`` at ``depth`` as a stock model with a model card, and return the stock model.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def export(
     out
         The folder to write; it must not exist.
     tokenizer
-        Its own, which is copied.
+        The model's tokenizer, which is written too.
     held_out
-        What was measured, for the card, which otherwise says that nothing was.
+        Figures for the model card.
 
     Raises
     ------
     ConfigError
-        Where no stock network computes the same, or ``out`` exists or cannot be written.
+        If no stock model computes the same, or ``out`` exists or cannot be written.
     """
     stock = to_stock(model, depth)
     with new_folder(Path(out)) as folder:
@@ -61,19 +61,19 @@ def export(
 
 
 def to_stock(model: Any, depth: int) -> PreTrainedModel:
-    """Return the ``Qwen3ForCausalLM`` with the logits of ``model`` at ``depth``, or the ``LlamaForCausalLM`` where QK-norm is off.
+    """Return a ``Qwen3ForCausalLM`` (without QK-norm: ``LlamaForCausalLM``) with the logits of ``model`` at ``depth``.
 
     Parameters
     ----------
     model
-        An attractor whose layers have gated MLPs, or a plain Transformer, which is ``num_attractor_layers=0``.
+        An attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``).
     depth
         0 for the proposal, 1 for one evaluation.
 
     Raises
     ------
     ConfigError
-        Where no stock network computes the same.
+        If no stock model computes the same.
     """
     require_exportable(model, depth)
     config = model.config
@@ -93,15 +93,15 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
         sizes[name] = getattr(config, name)
     kind = Qwen3Config if config.qk_norm else LlamaConfig
     stock: Any = AutoModelForCausalLM.from_config(kind(**sizes), dtype=model.dtype)  # rotary angles stay in float32
-    stock.load_state_dict(folded(model, num_layers))
+    stock.load_state_dict(fold_gates(model, num_layers))
     return stock.to(model.device).eval()
 
 
-def folded(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
-    """Return the weights of the first ``num_layers`` layers and of the rest, each gate folded into the projection before it."""
+def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
+    """Return all weights except those of layers from ``num_layers`` on, with each gate folded into the projection before it."""
     state = {}
     for name, value in model.state_dict().items():
-        place = name.split(".")  # model.layers.INDEX.PART..., or another
+        place = name.split(".")  # such as model.layers.INDEX.PART
         if place[1] != "layers" or int(place[2]) < num_layers:
             state[name] = value.detach().clone()
     for i, layer in enumerate(model.model.layers[:num_layers]):
@@ -114,11 +114,15 @@ def folded(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
 
 
 def require_exportable(model: Any, depth: int) -> None:
-    """Refuse what no stock network computes, with the reason. Raises ConfigError."""
+    """Raise a ConfigError with the reason if no stock model computes the same as ``model`` at ``depth``."""
     if isinstance(model, LoopedForCausalLM):
-        raise ConfigError("a looped model applies layers over and over, and a stock network each of its layers once.")
+        raise ConfigError(
+            "a looped model cannot be exported: it uses layers repeatedly, and a stock model uses each layer once."
+        )
     if not isinstance(model, AttractorForCausalLM):
-        raise ConfigError(f"{type(model).__name__} is no attractor and needs no export; give a model of this package.")
+        raise ConfigError(
+            f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package."
+        )
     config = model.config
     if config.hidden_act == "relu2":
         raise ConfigError(
@@ -126,20 +130,20 @@ def require_exportable(model: Any, depth: int) -> None:
         )
     if config.num_attractor_layers == 0:
         if depth != 1:
-            raise ConfigError(f"depth={depth}: a plain Transformer is exported whole; give depth=1.")
+            raise ConfigError(f"depth={depth}: a plain Transformer is exported with all layers; give depth=1.")
         return
     if config.start == "zero":
         raise ConfigError(
-            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and is nothing at a small fixed depth.'
+            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and computes nothing useful at depth 0 or 1.'
         )
     if depth not in (0, 1):
         raise ConfigError(
-            f"depth={depth} cannot be exported: a stock network uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
+            f"depth={depth} cannot be exported: a stock model uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
         )
     if config.injection == "sum" and depth == 1:
         raise ConfigError(
-            'injection="sum" cannot be exported at depth=1: one evaluation is F(2c) − c, and a stock network subtracts nothing '
-            "from what its layers return; give depth=0."
+            'injection="sum" cannot be exported at depth=1: one evaluation is F(2c) − c, and a stock model does not '
+            "subtract c; give depth=0."
         )
 
 
@@ -153,7 +157,7 @@ def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: H
     else:
         origin = "An Attractor Model after one evaluation (depth 1)"
     solves = (
-        "\nThe model it was made from refines its output until it rests; that needs the package and the original checkpoint.\n"
+        "\nThe original model refines its output until it converges; that needs the package and the original checkpoint.\n"
         if config.num_attractor_layers
         else ""
     )
@@ -188,9 +192,9 @@ def _loss(depth: int, held_out: HeldOut | None) -> str:
     if held_out is None:
         return "Not measured."
     figures: Mapping[str, float | None] = {
-        f"this network (depth {depth})": held_out.exported,
+        f"this model (depth {depth})": held_out.exported,
         "the original at its equilibrium": held_out.equilibrium,
     }
     rows = [f"| {what} | {value:.4f} |" for what, value in figures.items() if value is not None]
-    of = f"Of {held_out.num_documents:,} document(s), {held_out.num_bytes:,} bytes, that were held out:"
-    return "\n".join([of, "", "| | bits per byte |", "|---|---|", *rows])
+    text = f"On {held_out.num_documents:,} document(s), {held_out.num_bytes:,} bytes, of held-out text:"
+    return "\n".join([text, "", "| | bits per byte |", "|---|---|", *rows])

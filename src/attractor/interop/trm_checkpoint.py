@@ -1,8 +1,8 @@
 """TRM's official weights, read into :class:`attractor.models.reasoning.TRM`.
 
-The layers have the same tensors under the same names; only what stands around them is named differently here. Of the official model
-two things are not built: cells for a puzzle's name (``puzzle_emb``) and learnt positions. Checkpoints that have them are refused.
-Every setting must be known and have a value that we implement, and every tensor must be known and be there.
+The layers have the same tensors under the same names; the other tensors are renamed. Two parts of the official model are not
+implemented: puzzle embeddings (``puzzle_emb``) and learnt positions. Checkpoints with them are refused.
+Every setting must be known and have an implemented value, and every tensor must be known and present.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from attractor.nn.grid import swiglu_hidden
 
 READ = {"seq_len", "vocab_size", "H_cycles", "L_cycles", "L_layers", "hidden_size", "expansion", "num_heads", "mlp_t"}
 DEFAULTS = {"puzzle_emb_ndim": 0, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "puzzle_emb_len": 16, "mlp_t": False}
-# What a finished network does not depend on. ``H_layers`` is a relic of HRM, ignored there as well.
+# Settings that do not change a trained network. ``H_layers`` comes from HRM; the official code ignores it too.
 IGNORED = {"batch_size", "num_puzzle_identifiers", "H_layers", "halt_max_steps", "halt_exploration_prob"}
 IGNORED |= {"forward_dtype", "no_ACT_continue"}
 NAMES = {
@@ -30,11 +30,11 @@ NAMES = {
     "H_init": "H_init",
     "L_init": "L_init",
 }
-PREFIXES = ("_orig_mod.", "model.", "inner.")  # put before every name by compiling, by the loss and by halting
+PREFIXES = ("_orig_mod.", "model.", "inner.")  # added by compilation, by the loss and by halting
 
 
 def import_trm(folder: Path | str) -> TRM:
-    """Return the model of an official checkpoint, in float32 and evaluation mode. Answers are read in reading order.
+    """Return the model of an official checkpoint, in float32 and evaluation mode. Cells are in reading order.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def import_trm(folder: Path | str) -> TRM:
     Raises
     ------
     CheckpointError
-        For settings and tensors that are unknown or missing, values that are not implemented, damaged files.
+        For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
     folder = Path(folder)
     model = _config(read_json(folder / "config.json"), folder / "config.json").build()
@@ -57,10 +57,10 @@ def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
     wanted = READ | DEFAULTS.keys() | {"pos_encodings"}
     for name in sorted(theirs.keys() - wanted - IGNORED):
         raise CheckpointError(
-            f"{file}: the setting {name!r} is not known, so what it means for the network is not either."
+            f"{file}: the setting {name!r} is not known, so its effect on the network is unknown too."
         )
     for name in sorted(wanted - theirs.keys()):
-        raise CheckpointError(f"{file}: the setting {name!r} is missing; the official format has it always.")
+        raise CheckpointError(f"{file}: the setting {name!r} is missing; the official format always has it.")
     fixed: dict[str, tuple[Any, ...]] = {"mlp_t": (True, False), "puzzle_emb_ndim": (0,), "puzzle_emb_len": (0,)}
     fixed |= {"rms_norm_eps": (1e-5,), "pos_encodings": ("none", "rope") if theirs["mlp_t"] is True else ("rope",)}
     for name, values in fixed.items():
@@ -85,13 +85,13 @@ def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
             update=TRMUpdateConfig(network=cells, num_latent=theirs["L_cycles"]),
             evaluations_per_segment=theirs["H_cycles"],
         )
-    except (AttractorError, TypeError, ValueError) as error:  # by our names, next to which stand theirs
+    except (AttractorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise CheckpointError(f"{file}: its settings make no model ({reason}).") from error
 
 
 def _translate(theirs: dict[str, Tensor], ours: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Return the weights under our names, after checking that there is each of them in its shape, and nothing else."""
+    """Return the weights under our names; require every tensor in its shape, and no other tensor."""
     found = {}
     for name, value in theirs.items():
         for prefix in PREFIXES:

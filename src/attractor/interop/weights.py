@@ -1,4 +1,4 @@
-"""Weights as they lie in a folder, safetensors or a pickle of tensors, whole or in shards; and folders that are written whole."""
+"""Weights of a folder: safetensors or a pickle of tensors, in one file or in shards."""
 
 import json
 import os
@@ -32,22 +32,22 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of the folder by name, on the processor.
+    """Return every tensor of the folder by name, on the CPU.
 
-    ``model.safetensors`` is taken before ``pytorch_model.bin``, and a whole file before shards named by ``*.index.json``.
-    Pickles are read as tensors only: nothing in them is executed.
+    ``model.safetensors`` comes before ``pytorch_model.bin``, and one file before shards named by ``*.index.json``.
+    Pickles are read as tensors only: no code in them runs.
 
     Raises
     ------
     CheckpointError
-        For folders without weights, missing shards, and shards that do not hold what their index says.
+        For folders without weights, missing shards, and shards that do not match their index.
     """
     for name in NAMES:
         if (folder / name).is_file():
             return _read(folder / name)
         if (folder / f"{name}.index.json").is_file():
             return _read_shards(folder / f"{name}.index.json")
-    raise CheckpointError(f"{folder}: holds no weights; give a folder with {' or '.join(NAMES)}, or their shards.")
+    raise CheckpointError(f"{folder}: holds no weights; give a folder with {' or '.join(NAMES)}, or with their shards.")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensors to files; the checkpoint is damaged.")
     shards = sorted(set(places.values()))
-    for shard in shards:  # all are looked for before the first is read
+    for shard in shards:  # check all before reading the first
         if Path(shard).name != shard or not (index.parent / shard).is_file():
             raise CheckpointError(f"{index.parent / shard}: this shard is missing; {index.name} names it.")
     weights: dict[str, Tensor] = {}
@@ -73,28 +73,32 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: damaged files, and pickles that are more than tensors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: cannot be read as tensors ({reason.rstrip('.')}).") from error
+    except Exception as error:  # damaged files and pickles of other objects raise many kinds
+        raise CheckpointError(f"{file}: cannot be read as tensors ({first_line(error)}).") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{file}: is not a dictionary of tensors; give weights alone, not a training state.")
+        raise CheckpointError(f"{file}: is not a dictionary of tensors; give weights only, not a training state.")
     return weights
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or the error's class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def require_free(out: Path) -> None:
-    """Refuse a place that is taken, before any work. Raises ConfigError."""
+    """Raise a ConfigError if ``out`` exists."""
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder beside ``out`` to write into, renamed to ``out`` at the end, or removed if anything fails.
+    """Yield a temporary folder next to ``out``. It becomes ``out`` at the end, or is removed after an error.
 
     Raises
     ------
     ConfigError
-        Where ``out`` exists or cannot be written.
+        If ``out`` exists or cannot be written.
     """
     require_free(out)
     part = out.with_name(f".{out.name}.part-{os.getpid()}")

@@ -3,6 +3,8 @@
 from attractor.errors import ConfigError
 from attractor.solve import Steps, StopRule, Tolerance
 
+BUDGET = ("depth", "tolerance", "max_evaluations")
+
 
 def stop_rule(
     depth: int | None = None,
@@ -11,19 +13,19 @@ def stop_rule(
     *,
     default: Tolerance,
 ) -> StopRule | None:
-    """Return the stop rule for a budget; ``None`` where none of the three is given.
+    """Return the stop rule for a budget; None if none of the three is given.
 
     Parameters
     ----------
     depth
-        Make exactly so many evaluations.
+        Make exactly this many evaluations.
     tolerance, max_evaluations
-        Solve to this relative residual, with at most so many evaluations; what is not given is taken from ``default``.
+        Solve to this relative residual, with at most this many evaluations. ``default`` supplies the one that is not given.
 
     Raises
     ------
     ConfigError
-        When ``depth`` is given together with one of the others.
+        When ``depth`` is given with one of the others.
     """
     if depth is not None:
         if tolerance is not None or max_evaluations is not None:
@@ -31,10 +33,10 @@ def stop_rule(
         return Steps(depth)
     if tolerance is None and max_evaluations is None:
         return None
-    most = default.max_evaluations if max_evaluations is None else max_evaluations
+    limit = default.max_evaluations if max_evaluations is None else max_evaluations
     return Tolerance(
         rtol=default.rtol if tolerance is None else tolerance,
-        max_evaluations=most,
-        min_evaluations=min(default.min_evaluations, most),
+        max_evaluations=limit,
+        min_evaluations=min(default.min_evaluations, limit),
         patience=default.patience,
     )

@@ -1,44 +1,66 @@
-"""The parts of a model that run over and over, and how they are compiled: in place, and for training.
+"""Compilation of the parts of a model that run again and again, in place and for training.
 
-A solve decides between evaluations what comes next, so the whole of it is no graph. What it evaluates is one, and all blocks of
-a kind share it, whatever their weights.
+A solve decides between evaluations what to do next, so a complete solve is not one graph. One evaluation is, and all blocks of a
+class share it, whatever their weights are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+RECOMPILE_LIMIT = 64
+
 
 class CompiledBlock(nn.Module):
-    """What :func:`compile_blocks` compiles: ``forward`` is one graph, without breaks.
+    """A module that :func:`compile_blocks` compiles: ``forward`` is one graph, without breaks.
 
-    Compiled code is made for one shape and runs where the shape stays: in training. In evaluation, where lengths, caches and the
-    number of puzzles or tokens that still move differ from call to call, a block runs as it is written.
+    Compiled code is made for one shape, so it runs only where the shape stays the same: in training. In evaluation, lengths,
+    caches and the number of active tokens or puzzles differ from call to call, and a block runs uncompiled.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (super().__call__ if self.is_steady(*args, **kwargs) else self._call_impl)(*args, **kwargs)
+        if self._compiled_call_impl is None or not self.has_fixed_shape(*args, **kwargs):
+            return self._call_impl(*args, **kwargs)
+        with _compiler_settings():
+            return self._compiled_call_impl(*args, **kwargs)
 
-    def is_steady(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether calls like this one come again in the same shape."""
+    def has_fixed_shape(self, *args: Any, **kwargs: Any) -> bool:
+        """Return whether calls with such arguments have the same shapes every time."""
         return self.training
 
 
+@contextmanager
+def _compiler_settings() -> Iterator[None]:
+    """Change two settings of the compiler for one call, which may compile.
+
+    - All models of a process share the compiled code of a block's class, and each needs a graph for every kind of layer, mask and
+      gradient mode. The default limit of 8 graphs is too low.
+    - Some gradients use a backward graph several times (``Neumann``, ``Implicit``). A graph with donated buffers allows one use.
+
+    The settings are assigned directly, because ``torch._dynamo.config.patch`` takes longer than a small layer.
+    """
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    limit, donated = dynamo.recompile_limit, functorch.donated_buffer
+    dynamo.recompile_limit, functorch.donated_buffer = max(RECOMPILE_LIMIT, limit), False
+    try:
+        yield
+    finally:
+        dynamo.recompile_limit, functorch.donated_buffer = limit, donated
+
+
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """Compile every block of ``model`` in place; names and weights stay. Copies run as they are written.
+    """Compile every :class:`CompiledBlock` of ``model`` in place; names and weights stay. Copies of the model are not compiled.
 
     Parameters
     ----------
     options
-        Of ``torch.compile``, such as ``backend``.
+        Options of ``torch.compile``, such as ``backend``.
     """
-    # All models of a process share the code of a block's class, and each takes a graph for every kind, mask and gradient mode.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    # Gradients that are series go through one backward pass several times, which therefore must not use up what it is given.
-    torch._functorch.config.donated_buffer = False
-    if isinstance(model, CompiledBlock):  # with all that lies within it
+    if isinstance(model, CompiledBlock):  # one graph, with all blocks inside it
         model.compile(dynamic=False, fullgraph=True, **options)
     else:
         for child in model.children():
@@ -46,5 +68,5 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
 
 
 def unwrap_model(model: nn.Module) -> Any:
-    """Return the model itself, with its own methods and parameter names, whether or not DDP wraps it."""
+    """Return the model with its own methods and parameter names, whether or not DDP wraps it."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError, DataError
 from attractor.nn.compiled import CompiledBlock
+from attractor.nn.rotary import Rotary, rotary_angles, rotate
 
 MIXINGS = ("mixer", "attention", "convolution")
-RotaryAngles = tuple[Tensor, Tensor]  # cosine and sine, each (N, head_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,10 @@ class GridAttention(nn.Module):
         self.qkv_proj = lecun_linear(width, 3 * width)
         self.o_proj = lecun_linear(width, width)
 
-    def forward(self, x: Tensor, angles: RotaryAngles | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Rotary | None) -> Tensor:
         q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if angles is not None:
-            q, k = apply_rotary(q, angles), apply_rotary(k, angles)
+            q, k = rotate(q, angles), rotate(k, angles)
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -112,7 +112,7 @@ class GridLayer(nn.Module):
             self.conv = nn.Conv2d(config.width, config.width, 3, padding=1, bias=False)
         self.mlp = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x: Tensor, grid: torch.Size, angles: RotaryAngles | None) -> Tensor:
+    def forward(self, x: Tensor, grid: torch.Size, angles: Rotary | None) -> Tensor:
         if self.mixing == "mixer":
             x = rms_norm(x + self.mlp_t(x), dim=0)
         elif self.mixing == "attention":
@@ -134,7 +134,7 @@ class GridNetwork(CompiledBlock):
         self.config = config
         self.layers = nn.ModuleList(GridLayer(config) for _ in range(config.num_layers))
 
-    def angles(self, grid: torch.Size, like: Tensor) -> RotaryAngles | None:
+    def angles(self, grid: torch.Size, like: Tensor) -> Rotary | None:
         """Return the rotary angles that ``forward`` takes for a ``grid`` of (height, W) cells; ``None`` without attention.
 
         Raises
@@ -153,9 +153,9 @@ class GridNetwork(CompiledBlock):
         positions = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in grid))
         if not config.grid_positions:
             positions = torch.arange(len(positions), device=like.device)[:, None]
-        return rotary_angles(positions.float(), config.width // config.num_heads, config.theta)
+        return rotary_angles(positions, config.width // config.num_heads, config.theta)
 
-    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: RotaryAngles | None) -> Tensor:
+    def forward(self, x: Tensor, injection: Tensor, grid: torch.Size, angles: Rotary | None) -> Tensor:
         x, cells_first = x + injection, self.config.mixing == "mixer"
         x = x.transpose(0, 1).contiguous() if cells_first else x
         for layer in self.layers:
@@ -259,19 +259,3 @@ class HaltingHead(nn.Linear):
 
     def forward(self, answer: Tensor) -> Tensor:
         return super().forward(answer[:, 0, 0])[:, 0]
-
-
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> RotaryAngles:
-    """Return cosine and sine (N, head_dim) for positions (N, axes); each axis rotates an equal share of channel pairs."""
-    axes = positions.shape[1]
-    pairs = head_dim // 2 // axes
-    frequency = theta ** -(torch.arange(pairs, device=positions.device) / pairs)
-    angle = (positions[:, :, None] * frequency).flatten(1).repeat(1, 2)
-    return angle.cos(), angle.sin()
-
-
-def apply_rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
-    """Rotate queries or keys (…, N, head_dim)."""
-    cos, sin = angles
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -9,36 +9,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attractor.nn.compiled import CompiledBlock
+from attractor.nn.rotary import Rotary, rotate
 
-Rotary = tuple[Tensor, Tensor]
-Attend = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # queries, keys, values, each (B, heads, T, head_dim), to (B, H, T, head_dim)
-
-
-def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
-    """Return cosine and sine (B, 1, T, head_dim) of the angles for ``positions`` (B, T)."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angle = (positions[:, :, None].float() * frequency).repeat(1, 1, 2)[:, None]
-    return angle.cos(), angle.sin()
+# Queries (B, H, T, head_dim), keys and values (B, heads, T, head_dim), to (B, H, T, head_dim).
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_attention_mask(
     length: int, size: int, past: int | Tensor, padding: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor | None:
-    """Return who may look at whom, (B or 1, 1, T, S) bool; None where every token sees all up to itself and S ends with the last.
+    """Return which keys each query may attend to, (B or 1, 1, T, S) bool; None for causal attention without exceptions.
 
     Parameters
     ----------
     length, size, past
-        T new tokens look at S places, of which ``past`` lie before the first new one. Places after the last are not seen.
+        T new tokens attend to S places, of which ``past`` come before the first new token. Places after the last new token
+        are hidden.
     padding
-        (B, past + T), zero at padding, which nobody sees.
+        (B, past + T), zero at padding, which is hidden.
     documents
-        (B, T), without a past. Wherever they do not go on by one, a new document starts, which does not see the ones before.
+        (B, T) positions, without a past. A new document starts wherever they do not increase by one; documents do not see
+        each other.
     """
-    plain = padding is None and documents is None and isinstance(past, int) and size == past + length
-    if plain and (past == 0 or length == 1):
+    is_causal = padding is None and documents is None and isinstance(past, int) and size == past + length
+    if is_causal and (past == 0 or length == 1):
         return None
     like = padding if padding is not None else documents if documents is not None else past
     device = like.device if isinstance(like, Tensor) else None
@@ -50,11 +44,11 @@ def make_attention_mask(
         mask = mask & (document[:, :, None] == document[:, None, :])
     if padding is not None:
         mask = mask & (F.pad(padding, (0, size - padding.shape[1])) != 0)[:, None, :]
-    return (mask | (place == own))[:, None]  # padding looks at itself: a softmax needs something
+    return (mask | (place == own))[:, None]  # padding attends to itself: a softmax over nothing is NaN
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention with grouped queries; without a mask every token sees all up to itself, or a single one all."""
+    """Softmax attention with grouped queries. Without a mask it is causal; a single query then sees all keys."""
     causal = mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
@@ -62,8 +56,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Attention among the tokens that are read, of which nothing is kept; ``mask`` is that of :func:`visible`."""
+class MaskedAttention:
+    """Attention among the tokens that are read, without a cache; ``mask`` as from :func:`make_attention_mask`."""
 
     mask: Tensor | None
 
@@ -72,7 +66,7 @@ class Masked:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Its weight in the dtype of what it normalises: under autocast, mixed dtypes would miss the fused kernel."""
+    """RMSNorm with its weight cast to the dtype of the input: under autocast, mixed dtypes would not use the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -80,13 +74,13 @@ class RMSNorm(nn.RMSNorm):
 
 
 class ZeroInitLinear(nn.Linear):
-    """The projection that ends a branch. A model that starts these at zero starts as the identity."""
+    """The projection that ends a residual branch. Models initialise it with zeros, so that the layer starts as the identity."""
 
 
 class Attention(nn.Module):
-    """Self-attention with grouped queries, rotary positions and normalised queries and keys.
+    """Self-attention with grouped queries, rotary positions and optional QK-norm.
 
-    ``attend`` does the looking: it knows who may see whom, and where keys and values are kept.
+    ``attend`` computes the attention itself: it knows the mask and where keys and values are kept.
     """
 
     def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool) -> None:
@@ -106,14 +100,8 @@ class Attention(nn.Module):
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = _rotate(q.transpose(1, 2), rotary), _rotate(k.transpose(1, 2), rotary), v.transpose(1, 2)
+        q, k, v = rotate(q.transpose(1, 2), rotary), rotate(k.transpose(1, 2), rotary), v.transpose(1, 2)
         return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
-def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -134,7 +122,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """LayerScale kept in ``(0, limit)``: a learnt factor ``limit · sigmoid(raw)`` for every channel."""
+    """Learnt factors ``limit · sigmoid(raw)`` in ``(0, limit)``, one for every channel, that start at ``start``."""
 
     def __init__(self, width: int, start: float, limit: float) -> None:
         super().__init__()
@@ -143,7 +131,7 @@ class LayerScale(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        share = min(max(self.start / self.limit, 0.02), 0.98)  # right at its limit a sigmoid would no longer learn
+        share = min(max(self.start / self.limit, 0.02), 0.98)  # a saturated sigmoid would not learn
         nn.init.constant_(self.raw, math.log(share / (1 - share)))
 
     def value(self) -> Tensor:
@@ -155,9 +143,9 @@ class LayerScale(nn.Module):
 
 
 class DecoderLayer(CompiledBlock):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with gates on both branches where ``gate`` says so.
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
-    ``gate`` is ``(start, limit)`` of :class:`Gate`, or None.
+    ``gate`` is ``(start, limit)`` of a :class:`LayerScale` on each branch; None for no LayerScale.
     """
 
     def __init__(
@@ -181,8 +169,8 @@ class DecoderLayer(CompiledBlock):
         self.self_attn_gate = LayerScale(width, *gate) if gate else nn.Identity()
         self.mlp_gate = LayerScale(width, *gate) if gate else nn.Identity()
 
-    def is_steady(self, x: Tensor, rotary: Rotary, attend: Attend) -> bool:
-        return self.training and isinstance(attend, Masked)
+    def has_fixed_shape(self, x: Tensor, rotary: Rotary, attend: Attend) -> bool:
+        return self.training and isinstance(attend, MaskedAttention)
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
         x = x + self.self_attn_gate(self.self_attn(self.input_layernorm(x), rotary, attend))

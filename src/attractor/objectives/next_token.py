@@ -36,8 +36,8 @@ class NextTokenConfig:
     seed
         Seed of the order of the rows.
     contraction_penalty
-        Weight of the mean squared :func:`growth` at the solution, which is added to the loss of a model that solves an equation.
-        It makes the update contract. 0: no penalty.
+        Weight of the mean squared :func:`growth` at the solution, which is added to the loss of a model that solves an
+        equation. It makes the update contract. 0: no penalty.
     """
 
     batch_size: int = 16
@@ -56,11 +56,11 @@ class NextTokenConfig:
 
 
 def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03) -> Tensor:
-    """Return the factor by which one call of ``update`` changes the norm of a perturbation of ``y`` (B, T, D), per token (B, T).
+    """Return the factor (B, T) by which ``update`` changes the norm of a perturbation of each token of ``y`` (B, T, D).
 
-    A random perturbation, of ``size`` times each token's norm, passes through ``update`` ``iterations`` times and is scaled back
-    to that size each time (power iteration), so that it turns to the direction of largest growth. Differences replace
-    derivatives, because fused attention has no second derivative; they are large enough for bf16.
+    A random perturbation, of ``size`` times each token's norm, passes through ``update`` ``iterations`` times and is
+    scaled back to that size each time (power iteration), so that it turns to the direction of largest growth.
+    Differences replace derivatives, because fused attention has no second derivative; they are large enough for bf16.
     """
     y = y.detach()
     radius = size * y.norm(dim=-1, keepdim=True)
@@ -79,9 +79,10 @@ def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03
 class NextToken:
     """An :class:`attractor.training.Objective` for language models.
 
-    The model is called with ``input_ids``, ``position_ids`` and ``labels``. Its output has ``loss`` and, if it solved an equation,
-    ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations, training)``,
-    ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which returns the update.
+    The model is called with ``input_ids``, ``position_ids`` and ``labels``. Its output has ``loss`` and, if it solved
+    an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations,
+    training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
+    returns the update.
 
     Parameters
     ----------
@@ -92,8 +93,8 @@ class NextToken:
     peak_flops
         Peak FLOP/s of the device, for the metric ``mfu`` (model FLOPs utilisation). None: no such metric.
     rank, world_size
-        This process among those that share every batch. Rows are counted over all of them, so a resumed run with another number
-        of processes continues at the right row.
+        This process among those that share every batch. Rows are counted over all of them, so a resumed run with
+        another number of processes continues at the right row.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class NextToken:
         return loss, metrics
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return the number of tokens so far, tokens per second since the last call, MFU, and the model's diagnostics."""
+        """Return the tokens so far, tokens per second since the last call, MFU, and the model's diagnostics."""
         (tokens_before, time_before), now = self._last_report, time.perf_counter()
         tokens = self._row * self._config.length
         rate = (tokens - tokens_before) / (now - time_before)

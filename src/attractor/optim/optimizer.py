@@ -28,7 +28,8 @@ class OptimizerConfig:
     final_weight_decay
         Factor on all weight decays at the end of a run. It changes linearly from 1 with the run's progress.
     slow_pattern
-        Regular expression for the names of parameters whose learning rate is multiplied by ``slow_factor``. Empty: none.
+        Regular expression for the names of parameters whose learning rate is multiplied by ``slow_factor``. Empty:
+        none.
     slow_factor
         See ``slow_pattern``.
     """

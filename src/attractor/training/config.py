@@ -35,8 +35,8 @@ class TrainConfig:
     precision
         ``"fp32"``, or ``"bf16"`` for matrix products under autocast. Weights and solver states stay in float32.
     compile
-        Whether to compile the model's blocks, see :func:`attractor.nn.compile_blocks`. None: on a GPU only. Compiling takes a
-        minute or two and changes rounding, so a resumed run must keep the setting.
+        Whether to compile the model's blocks, see :func:`attractor.nn.compile_blocks`. None: on a GPU only. Compiling
+        takes a minute or two and changes rounding, so a resumed run must keep the setting.
     parallel
         On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` shards weights, averages and optimiser states.
     grad_reduce_dtype
@@ -71,7 +71,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
-        require_whole(self, 1, "log_every", "accumulate", "max_checkpoints", *(["num_steps"] if self.num_steps is not None else []))
+        require_whole(self, 1, "log_every", "accumulate", "max_checkpoints")
+        require_whole(self, 1, *(["num_steps"] if self.num_steps is not None else []))
         require_whole(self, 0, "checkpoint_every", "seed")
         require_positive(self, *(["seconds"] if self.seconds is not None else []))
         for name, valid in (("precision", PRECISIONS), ("grad_reduce_dtype", PRECISIONS), ("parallel", STRATEGIES)):

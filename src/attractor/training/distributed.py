@@ -1,7 +1,7 @@
 """The processes of a distributed run: which one this is, and how they exchange numbers and errors.
 
-``torchrun`` starts the processes; it sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` and keeps a key-value store for them.
-Without it there is one process, and everything here is free.
+``torchrun`` starts the processes; it sets ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` and keeps a key-value store for
+them. Without it there is one process, and everything here is free.
 """
 
 import os
@@ -28,8 +28,8 @@ class DistributedContext:
     device
         The device of this process.
     checkpoint_group
-        A gloo process group for the threads that write checkpoints, so that their messages do not mix with those of training.
-        None for one process.
+        A gloo process group for the threads that write checkpoints, so that their messages do not mix with those of
+        training. None for one process.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class DistributedContext:
         return [number / self.size for number in self.total(numbers)]
 
     def on_main_process(self, action: Callable[[], None]) -> None:
-        """Run ``action`` on rank 0 while the others wait. If it raises an :class:`AttractorError`, all ranks raise it."""
+        """Run ``action`` on rank 0 while the others wait. All ranks raise an :class:`AttractorError` of it."""
         error: list[AttractorError | None] = [None]
         if self.is_main:
             try:
@@ -78,7 +78,9 @@ def init_distributed() -> Iterator[DistributedContext]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local_rank >= (num_gpus := torch.cuda.device_count()):
-            raise ConfigError(f"process {local_rank} of this machine has no GPU; start at most {num_gpus} processes on it.")
+            raise ConfigError(
+                f"process {local_rank} of this machine has no GPU; start at most {num_gpus} processes on it."
+            )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
@@ -118,7 +120,8 @@ def report_lost_ranks(distributed: DistributedContext, last_checkpoint: Callable
 def should_report_error(error: AttractorError) -> bool:
     """Return whether this process prints the error that ends all of them: the first that asks torchrun's store does.
 
-    Lost ranks are counted separately, because a process that finds one may ask before the lost process has reported the cause.
+    Lost ranks are counted separately, because a process that finds one may ask before the lost process has reported the
+    cause.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True

@@ -1,7 +1,7 @@
 """Detect divergence and decide what to do about it. The loop carries the decision out.
 
-A step is bad if its loss or gradient norm is not finite, or far above the values of recent good steps. A run drifts if, in
-several reports in a row, most equations do not converge or the update does not contract.
+A step is bad if its loss or gradient norm is not finite, or far above the values of recent good steps. A run drifts if,
+in several reports in a row, most equations do not converge or the update does not contract.
 """
 
 import statistics
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from math import isfinite, isnan, nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,14 +34,15 @@ class GuardConfig:
     Attributes
     ----------
     policy
-        ``"skip"`` skips bad steps, logs drifts, and stops after more than ``max_skipped`` bad steps in a row. ``"rollback"``
-        skips bad steps too; after too many of them, or at a drift, it restores the weights of the last checkpoint and continues
-        with new data, at most ``max_rollbacks`` times. ``"stop"`` stops at the first bad step or drift.
+        ``"skip"`` skips bad steps, logs drifts, and stops after more than ``max_skipped`` bad steps in a row.
+        ``"rollback"`` skips bad steps too; after too many of them, or at a drift, it restores the weights of the last
+        checkpoint and continues with new data, at most ``max_rollbacks`` times. ``"stop"`` stops at the first bad step
+        or drift.
     max_skipped
         The largest allowed number of bad steps in a row.
     loss_spike
-        A loss is bad if it exceeds the median of the last ``window`` good losses by this many standard deviations plus a tenth
-        of the median. None: only if it is not finite.
+        A loss is bad if it exceeds the median of the last ``window`` good losses by this many standard deviations plus
+        a tenth of the median. None: only if it is not finite.
     gradient_spike
         A gradient norm is bad if it exceeds this many times the median norm. None: only if it is not finite.
     patience
@@ -88,7 +90,7 @@ class Decision:
 
 @dataclass
 class GuardCounters:
-    """Bad steps in a row, skipped steps in all, rollbacks, and the factor on the learning rate that rollbacks have left."""
+    """Numbers of bad steps in a row, skipped steps and rollbacks, and the rollbacks' factor on the learning rate."""
 
     num_bad: int = 0
     skipped: int = 0
@@ -152,7 +154,8 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Tensor], scalars: Mapping[str, float]) -> None:
         """Restore what :meth:`state_dict` and :meth:`scalars` returned."""
-        self.counters = GuardCounters(**{f.name: scalars[f.name] for f in fields(GuardCounters)})  # type: ignore[arg-type]
+        counters: dict[str, Any] = {field.name: scalars[field.name] for field in fields(GuardCounters)}
+        self.counters = GuardCounters(**counters)
         self._forget_history()
         losses, grad_norms = state["steps"].tolist()
         self._losses.extend(losses)

@@ -47,7 +47,7 @@ class Callback(Protocol):
 
 
 class Log:
-    """Write both files and call the callbacks. Lines after ``step``, where a resumed run starts, are removed: they recur."""
+    """Write both files and call the callbacks. Lines after ``step``, where a resumed run starts, are removed."""
 
     def __init__(self, out: Path, step: int, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks

@@ -1,7 +1,8 @@
 """The training loop, on one process or many, bounded by steps or by time.
 
-It knows an objective, which returns a loss at each step, and a model, whose parameters it trains; nothing else. A step computes
-gradients, exchanges numbers with the other ranks, asks the guard, updates or skips, logs, writes checkpoints, and may end the run.
+It knows an objective, which returns a loss at each step, and a model, whose parameters it trains; nothing else. A step
+computes gradients, exchanges numbers with the other ranks, asks the guard, updates or skips, logs, writes checkpoints,
+and may end the run.
 """
 
 import shutil
@@ -52,17 +53,19 @@ def train(
     callbacks
         Receive a :class:`Report` every ``config.log_every`` steps and at the end.
     resume
-        Continue the newest checkpoint in ``out``. The result is bitwise that of an uninterrupted run if the run is bounded by
-        steps and the number of processes is the same. Only the settings in ``state.MAY_DIFFER`` may differ.
+        Continue the newest checkpoint in ``out``. The result is bitwise that of an uninterrupted run if the run is
+        bounded by steps and the number of processes is the same. Only the settings in ``state.MAY_DIFFER`` may differ.
     should_pause
-        Called after every step. If it returns True on any rank, all ranks write a checkpoint and return. The schedule does not
-        change.
+        Called after every step. If it returns True on any rank, all ranks write a checkpoint and return. The schedule
+        does not change.
     save_model
         Writes weights for inference into a folder.
     units
-        Modules whose weights are gathered together under ``parallel="fsdp"``. All other weights are gathered with the root.
+        Modules whose weights are gathered together under ``parallel="fsdp"``. All other weights are gathered with the
+        root.
     distributed
-        The processes of the run, see :func:`attractor.training.init_distributed`. All must call this with the same arguments.
+        The processes of the run, see :func:`attractor.training.init_distributed`. All must call this with the same
+        arguments.
 
     Raises
     ------
@@ -163,7 +166,7 @@ class _Run:
         return mean_loss, metrics
 
     def _exchange(self, loss: Tensor, should_pause: Callable[[], bool]) -> tuple[float, float, bool]:
-        """Clip the gradients. Return loss and gradient norm, averaged over the ranks, and whether any rank wants to pause.
+        """Clip the gradients. Return the mean loss and gradient norm of the ranks, and whether any rank wants to pause.
 
         This is the one exchange of a step: all ranks then decide the same and use the clock of rank 0.
         """

@@ -1,7 +1,7 @@
 """One model on many processes, with PyTorch's own tools: replicated (DDP) or sharded (FSDP2).
 
-Gradients are the mean over the processes, whose parts of a batch have equal size. So a step equals the step of one process with
-the complete batch.
+Gradients are the mean over the processes, whose parts of a batch have equal size. So a step equals the step of one
+process with the complete batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from attractor.training.distributed import DistributedContext
 
 STRATEGIES = ("ddp", "fsdp")
-# Modules whose weights are gathered in one operation, and whether the weights stay gathered until the backward pass. Those of a
-# solve do: it then gathers once for any number of evaluations, and ranks may make different numbers of evaluations.
+# Modules whose weights are gathered in one operation, and whether the weights stay gathered until the backward pass.
+# Those of a solve do: it then gathers once for any number of evaluations, and ranks may make different numbers of
+# evaluations.
 Unit = tuple[Sequence[nn.Module], bool]
 
 
@@ -37,7 +38,7 @@ def apply_fsdp(model: nn.Module, units: Sequence[Unit], distributed: Distributed
 
 
 def _copy_views(output: Any) -> Any:
-    """Replace the differentiable views in a model's output by copies: FSDP's backward hooks do not support all uses of views."""
+    """Copy the differentiable views in a model's output: FSDP's backward hooks do not support all uses of views."""
     if isinstance(output, Tensor):
         return output.clone() if output.requires_grad and output._base is not None else output
     if is_dataclass(output) and not isinstance(output, dict | type):
@@ -51,8 +52,8 @@ def apply_ddp(model: nn.Module, distributed: DistributedContext, reduce: torch.d
         model,
         device_ids=[distributed.device] if distributed.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # The search is cheap and keeps the buckets fixed. Without it DDP rebuilds them after the first step of a run, so the
-        # first step after a resume would sum in another order and the resumed run would not be bitwise the same.
+        # The search is cheap and keeps the buckets fixed. Without it DDP rebuilds them after the first step of a run,
+        # so the first step after a resume would sum in another order and the resumed run would not be bitwise the same.
         find_unused_parameters=True,
     )
     if reduce != torch.float32:

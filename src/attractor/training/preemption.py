@@ -11,13 +11,14 @@ from attractor.errors import ConfigError
 class Preemption:
     """Tell a run when to write a checkpoint and stop. As a context manager it also reacts to SIGTERM and SIGINT.
 
-    ``with Preemption(seconds=600) as should_pause: train(..., should_pause=should_pause)``. A second SIGINT interrupts at once.
+    ``with Preemption(seconds=600) as should_pause: train(..., should_pause=should_pause)``. A second SIGINT interrupts
+    at once.
 
     Parameters
     ----------
     seconds
-        Time until the run stops, counted from the first call. A run calls after its first step, so every part of a run makes at
-        least one step. None: stop only at a signal.
+        Time until the run stops, counted from the first call. A run calls after its first step, so every part of a run
+        makes at least one step. None: stop only at a signal.
 
     Attributes
     ----------

@@ -19,15 +19,16 @@ from torch.distributed.checkpoint.state_dict import (
 from attractor.errors import CheckpointError
 from attractor.optim import trapezoid
 from attractor.training.checkpoint import Checkpoints, load, load_rank_tensors, load_scalars, read_run
+from attractor.training.checkpoint.folder import read_checksums, verify_files
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext
 from attractor.training.guard import Guard
 from attractor.training.parallel import Unit, apply_ddp, apply_fsdp, averaged_model
 
-# Settings that may differ in a resumed run: its length, its log and checkpoints, its guard, and how it uses several processes.
-MAY_DIFFER = (
-    "num_steps", "seconds", "log_every", "checkpoint_every", "max_checkpoints", "guard", "parallel", "grad_reduce_dtype",
-)  # fmt: skip
+# Settings that may differ in a resumed run: its length, its log and checkpoints, its guard, and how it uses several
+# processes.
+MAY_DIFFER = {"num_steps", "seconds", "log_every", "checkpoint_every", "max_checkpoints"}
+MAY_DIFFER |= {"guard", "parallel", "grad_reduce_dtype"}
 
 
 class TrainingState:
@@ -81,7 +82,7 @@ class TrainingState:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def apply_schedule(self) -> float:
-        """Set the learning rates and weight decays of the next step. Return its learning rate (AdamW's, for most parameters)."""
+        """Set the learning rates and weight decays of the next step. Return its ``optimizer.lr``."""
         config, progress = self._config, self.progress
         lr_factor = self._guard.counters.lr_factor * trapezoid(
             progress, warmup_fraction=config.warmup_fraction, cooldown_fraction=config.cooldown_fraction
@@ -124,6 +125,7 @@ class TrainingState:
         CheckpointError
             If a setting differs, or something is missing or damaged.
         """
+        verify_files(checkpoint, read_checksums(checkpoint), ["run.json"])
         saved, current = _fixed_settings(read_run(checkpoint)), _fixed_settings(json.loads(json.dumps(metadata)))
         if changed := sorted(k for k in saved.keys() | current.keys() if saved.get(k) != current.get(k)):
             raise CheckpointError(
@@ -148,7 +150,7 @@ class TrainingState:
             raise CheckpointError(f"{checkpoint}: incomplete, cannot be resumed ({error}).") from error
 
     def roll_back(self, checkpoint: Path) -> None:
-        """Restore the weights, their average and the optimisers of a checkpoint. Steps, data and random numbers continue."""
+        """Restore the weights, their average and the optimisers. Steps, data and random numbers continue."""
         self._load_shared_state(checkpoint)
         self._guard.record_rollback()
 
@@ -175,7 +177,7 @@ class TrainingState:
             self._average.n_averaged.copy_(shared["count"])
 
     def _rank_tensors(self) -> dict[str, Tensor]:
-        """Return the state that differs between ranks: random numbers and position in the data. The guard's is small."""
+        """Return the state that each rank saves for itself: of its random numbers, its objective and its guard."""
         tensors = {f"objective.{k}": v for k, v in self._objective.state_dict().items()}
         tensors |= {f"guard.{k}": v for k, v in self._guard.state_dict().items()}
         tensors |= {"random": torch.get_rng_state()}

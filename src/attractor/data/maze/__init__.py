@@ -1,10 +1,10 @@
 """Mazes: generate, solve, read, write and check.
 
-A maze is the smallest task in which information must travel: a small part of the grid does not show which cells lie between S and
-G. A model that learns on small mazes can be tested on larger ones with more iterations (Schwarzschild et al. 2021,
-arXiv:2108.06011). A question is a grid of walls, floor, start and goal; its answer is the same grid with a shortest path marked,
-in the five characters of Maze-Hard (Wang et al. 2025, arXiv:2506.21734). Everything is NumPy over complete batches, and a seed gives
-the same mazes on every platform.
+A maze is the smallest task in which information must travel: a small part of the grid does not show which cells lie
+between S and G. A model that learns on small mazes can be tested on larger ones with more iterations (Schwarzschild et
+al. 2021, arXiv:2108.06011). A question is a grid of walls, floor, start and goal; its answer is the same grid with a
+shortest path marked, in the five characters of Maze-Hard (Wang et al. 2025, arXiv:2506.21734). Everything is NumPy over
+complete batches, and a seed gives the same mazes on every platform.
 """
 
 from attractor.data.maze.generate import generate, generate_mixture, generate_walls

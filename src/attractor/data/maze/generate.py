@@ -36,15 +36,17 @@ def generate(
     num
         The number of mazes, from 0 up. With one seed, fewer mazes are the first of more.
     size
-        Height and width in cells, border included: odd and at least 5. A maze has ((size - 1) / 2)² junctions, the cells with
-        odd row and column.
+        Height and width in cells, border included: odd and at least 5. A maze has ((size - 1) / 2)² junctions, the
+        cells with odd row and column.
     seed
         The same seed, size and exclusion give the same mazes on every platform.
     corners
-        Put S and G at the first and the last junction, in opposite corners: paths are longer. By default both are random.
+        Put S and G at the first and the last junction, in opposite corners: paths are longer. By default both are
+        random.
     dfs
-        Generate by randomised depth-first search: few, long dead ends, and paths of several times the length. By default every
-        spanning tree over the junctions is equally likely (Aldous 1990; Broder 1989): many short dead ends.
+        Generate by randomised depth-first search: few, long dead ends, and paths of several times the length. By
+        default every spanning tree over the junctions is equally likely (Aldous 1990; Broder 1989): many short dead
+        ends.
     min_path, max_path
         The fewest and the most steps from S to G.
     exclude
@@ -84,8 +86,8 @@ def generate_mixture(
 ) -> PuzzleSet:
     """Return perfect mazes of several distributions, all different up to symmetry.
 
-    A share ``corner_fraction`` has S and G in opposite corners, and a share ``dfs_fraction`` of these comes from depth-first
-    search. The other arguments are those of :func:`generate`.
+    A share ``corner_fraction`` has S and G in opposite corners, and a share ``dfs_fraction`` of these comes from
+    depth-first search. The other arguments are those of :func:`generate`.
     """
     num_corner = round(corner_fraction * num)
     num_dfs = round(dfs_fraction * num_corner)
@@ -113,9 +115,9 @@ def generate_walls(
 ) -> PuzzleSet:
     """Return mazes of random walls, with loops and open areas. None is a rotation or reflection of another.
 
-    Every inner cell is floor with the same probability. One of S and G is as far as possible from a random cell; the other is a
-    random cell within the bounds from there. Mazes without such a cell are rejected. Other arguments and errors are those of
-    :func:`generate`.
+    Every inner cell is floor with the same probability. One of S and G is as far as possible from a random cell; the
+    other is a random cell within the bounds from there. Mazes without such a cell are rejected. Other arguments and
+    errors are those of :func:`generate`.
 
     Parameters
     ----------
@@ -124,8 +126,8 @@ def generate_walls(
     min_path, max_path
         The fewest and the most steps of a shortest path. The mazes of Maze-Hard have size 30 and more than 110 steps.
     floor
-        The probability that a cell is floor. Near 0.64, shortest paths are longest: with more walls the grid falls apart, with
-        fewer there are shortcuts.
+        The probability that a cell is floor. Near 0.64, shortest paths are longest: more walls separate
+        the grid, fewer walls leave shortcuts.
     """
     _require(num, seed, min_path, max_path)
     if size < 5:

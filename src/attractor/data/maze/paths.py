@@ -36,8 +36,8 @@ def distances(grids: Grids, origins: NDArray[np.intp]) -> NDArray[np.int32]:
 def shortest_paths(questions: Grids) -> Grids:
     """Return the answers (N, H, W): a shortest path is marked in every maze, by parallel breadth-first search.
 
-    Loops, open areas and open borders are allowed; existing marks count as floor. Among several shortest paths it is the one that
-    goes up where it can, from S on, then left, right, down.
+    Loops, open areas and open borders are allowed; existing marks count as floor. Among several shortest paths it is
+    the one that goes up where it can, from S on, then left, right, down.
 
     Raises
     ------
@@ -89,8 +89,8 @@ class PathVerdict(Verdict):
 def verdict(question: Grid, answer: Grid) -> PathVerdict:
     """Check an ``answer`` (H, W) to a ``question`` (H, W). Every shortest path is correct.
 
-    An answer is a path if it changes only floor into marks, and S, marks and G form one line that never branches or touches
-    itself. Raises DataError for a question without exactly one S and one G.
+    An answer is a path if it changes only floor into marks, and S, marks and G form one line that never branches or
+    touches itself. Raises DataError for a question without exactly one S and one G.
     """
     length = _walk(question, answer)
     if isinstance(length, str):
@@ -137,7 +137,7 @@ def _walk(question: Grid, answer: Grid) -> int | str:
 def valid_and_shortest(questions: Grids, predictions: Grids) -> NDArray[np.bool_]:
     """Return for each prediction (N, H, W) whether it is its question with a shortest path marked, any of them.
 
-    The same as ``verdict(...).is_correct``, for batches. Raises DataError for questions without exactly one S and one G.
+    The same as ``verdict(...).is_correct``, for batches. Raises DataError for a question without one S and one G.
     """
     if questions.shape != predictions.shape:
         shapes = f"{questions.shape} and {predictions.shape}"

@@ -1,4 +1,4 @@
-"""Sudoku with 4, 6 or 9 digits: generate puzzles with one solution, solve, compare up to symmetry, read, write and check."""
+"""Sudoku with 4, 6 or 9 digits: generate puzzles with one solution, solve, compare, read, write and check them."""
 
 from attractor.data.sudoku.generate import generate
 from attractor.data.sudoku.puzzle import SUDOKU, Sudoku

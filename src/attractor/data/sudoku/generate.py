@@ -24,27 +24,26 @@ def generate(
 ) -> PuzzleSet:
     """Return puzzles with exactly one solution. None is a symmetric copy of another.
 
-    Puzzles are not equally likely: solved grids come from random guesses, and clues are removed in a random order.
+    Solved grids come from random guesses, and clues are removed in a random order, so puzzles are not equally likely.
 
     Parameters
     ----------
-    num
-        The number of puzzles, from 0 up. With one seed, fewer puzzles are the first of more.
+    num, seed
+        The number of puzzles, from 0 up, and the seed. The same settings give the same puzzles on every platform; with
+        one seed, fewer puzzles are the first of more.
     size
         4 (boxes of 2 x 2), 6 (2 rows x 3 columns) or 9 (3 x 3).
-    seed
-        The same seed, size, clues and exclusion give the same puzzles on every platform.
     clues
         The number of given digits. By default puzzles are minimal: without any one clue, several solutions would exist.
     exclude
-        No symmetric copy of one of these puzzles is returned. Give the training set to generate a test set.
+        Puzzles whose symmetric copies are not returned, such as the training set for a test set.
     advance
-        Called with the number of puzzles just found.
+        Is called with the number of puzzles just found.
 
     Raises
     ------
     ConfigError
-        For invalid settings, or if fewer puzzles are found than asked for.
+        For invalid settings, or if too few puzzles are found.
     """
     require_size(size)
     for name, value in (("num", num), ("seed", seed)):
@@ -54,10 +53,10 @@ def generate(
         raise ConfigError(f"generate(clues={clues!r}): give a number of clues from 1 to {size**2}.")
     rng = np.random.Generator(np.random.PCG64(seed))
     seen = Seen()
-    if exclude is not None and exclude.questions.shape[1] == size:
+    if exclude is not None and exclude.size == size:
         seen.add(exclude.questions, exclude.answers)
-    questions, answers = [np.empty((0, size, size), np.uint8)], [np.empty((0, size, size), np.uint8)]
-    num_found, num_failed_batches = 0, 0
+    questions, answers = ([np.empty((0, size, size), np.uint8)] for _ in range(2))
+    num_found = num_failed_batches = 0
     while num_found < num:
         solved = _solved_grids(_BATCH, size, rng)
         reduced = _remove_clues(solved, size, clues, rng)

@@ -1,7 +1,7 @@
 """An exact solver for many Sudokus in parallel: bit sets of candidates, singles, and a depth-first search.
 
-A state is one uint16 of candidates per cell. States are columns, (cells, states), so that every NumPy operation runs along many
-states: one puzzle costs milliseconds, and thousands cost little more.
+A state is one uint16 of candidates per cell. States are columns, (cells, states), so that every NumPy operation
+runs along many states. One puzzle costs milliseconds, and thousands cost little more.
 """
 
 from dataclasses import dataclass
@@ -65,8 +65,8 @@ def candidates(questions: Grids) -> States:
 class Found:
     """The result of a search.
 
-    ``counts`` (N,) are the numbers of solutions up to the limit; ``first`` (N, cells) is the first solution found, or zeros. With
-    ``cut``, a count may be too small, because the limit of guesses was reached.
+    ``counts`` (N,) are the numbers of solutions up to the limit; ``first`` (N, cells) is the first solution found, or
+    zeros. With ``cut``, a count may be too small, because the limit of guesses was reached.
     """
 
     counts: NDArray[np.int64]
@@ -155,8 +155,9 @@ def _propagate(states: States, size: int) -> tuple[States, NDArray[np.bool_]]:
 def _branch(states: States, rng: np.random.Generator | None) -> tuple[States, States]:
     """Return states in which one open cell has one of its candidates, and states without that candidate.
 
-    With ``rng``, the cell is a random one with the fewest candidates. Otherwise it is such a cell, or a place of a digit that has
-    even fewer places in a row, column or box: this finds contradictions such as three digits for two cells of a column early.
+    With ``rng``, the cell is a random one with the fewest candidates. Otherwise it is such a cell, or a place of a
+    digit that has even fewer places in a row, column or box: this finds contradictions such as three digits for two
+    cells of a column early.
     """
     size, column = int(len(states) ** 0.5), np.arange(states.shape[1])
     bits = np.uint16(1) << np.arange(size, dtype=np.uint16)

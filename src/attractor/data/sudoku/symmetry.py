@@ -1,7 +1,7 @@
 """The symmetries of Sudoku: apply a random one, and recognise puzzles that are equal up to symmetry.
 
-Digits can be renamed; bands, stacks, the rows of a band and the columns of a stack can be permuted; with square boxes, the grid
-can be transposed. For 9x9 this makes 9! times 3,359,232 copies of a puzzle.
+Digits can be renamed; bands, stacks, the rows of a band and the columns of a stack can be permuted; with square boxes,
+the grid can be transposed. For 9x9 this makes 9! times 3,359,232 copies of a puzzle.
 """
 
 from functools import cache
@@ -43,10 +43,10 @@ def _lines(num: int, size: int, group: int, rng: np.random.Generator) -> NDArray
 
 
 def canonical(questions: Grids, answers: Grids) -> Grids:
-    """Return the canonical form of each question (N, size, size): equal for symmetric copies, different for other puzzles.
+    """Return the canonical form of each question (N, size, size). Exactly symmetric copies have equal forms.
 
-    It is the copy whose solved grid is lexicographically least, row by row; among equal grids, the one whose clues come last.
-    Its first row is 1, 2, 3, ..., so the choice of the first row and the order of the columns determine the rest.
+    It is the copy whose solved grid is lexicographically least, row by row; among equal grids, the one whose clues come
+    last. Its first row is 1, 2, 3, ..., so the choice of the first row and the order of the columns determine the rest.
 
     Raises
     ------
@@ -158,8 +158,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class Seen:
     """A set of puzzles up to symmetry. It is exact: canonical forms are compared where invariants agree.
 
-    A question with several solutions has no canonical form, because the form depends on the solution. It counts as a copy of
-    every other such question with its invariant.
+    A question with several solutions has no canonical form, because the form depends on the solution. It counts as a
+    copy of every other such question with its invariant.
     """
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ def _form(questions: Grids, answers: Grids) -> bytes:
 
 
 def equivalent_pairs(test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
-    """Return pairs (K, 2): the index of a test puzzle that is a symmetric copy of a training puzzle, and the first such index."""
+    """Return pairs (K, 2): a test puzzle that is a symmetric copy, and the first training puzzle that it is a copy of."""
     if test.questions.shape[1:] != train.questions.shape[1:]:
         return np.empty((0, 2), np.int64)
     keys_test, keys_train = invariants(test.questions), invariants(train.questions)

@@ -51,8 +51,8 @@ def read_documents(
     Parameters
     ----------
     sources
-        ``.jsonl`` (one object a line), ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``, ``.gz``,
-        ``.bz2``, ``.zst``); ``.parquet``; folders of such; the name of a hub dataset, ``owner/name`` or
+        ``.jsonl`` (one object a line), ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``,
+        ``.gz``, ``.bz2``, ``.zst``); ``.parquet``; folders of such; the name of a hub dataset, ``owner/name`` or
         ``owner/name:configuration``, whose split ``train`` is streamed; ``fineweb-edu`` is short for that dataset.
     field
         The field of a record that holds the text.

@@ -1,6 +1,7 @@
 """Token shards: flat little-endian files, and an index with their sizes and checksums.
 
-A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. One end-of-text token precedes every document.
+A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. One end-of-text token precedes every
+document.
 """
 
 import re
@@ -43,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A split in the index: ``num_bytes`` of UTF-8 text became ``num_tokens``. See :class:`ReadStats` for other counts."""
+    """A split in the index: ``num_bytes`` of UTF-8 text became ``num_tokens``. Other counts: :class:`ReadStats`."""
 
     num_tokens: int
     num_documents: int
@@ -103,31 +104,43 @@ def prepare(
         pairs = documents
     with new_folder(out) as part:
         tokenizer.save_pretrained(part / "tokenizer")
-        writers = {split: _ShardWriter(part, split, shard_tokens) for split in stats}
-        try:
-            for batch in _tokenize(pairs, encode):
-                done_bytes = done_tokens = 0
-                for (split, text, first), encoding in batch:
-                    if split not in writers:
-                        writers[split] = _ShardWriter(part, split, shard_tokens)
-                    tokens = np.array([end_of_text, *encoding.ids] if first else encoding.ids, dtype=dtype)
-                    num_bytes = len(text.encode())
-                    writers[split].add(tokens, num_bytes, begins=first)
-                    done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
-                advance(done_bytes, done_tokens)
-            splits = {split: writer.finish(stats.get(split, ReadStats())) for split, writer in writers.items()}
-        finally:
-            for writer in writers.values():
-                writer.close()
+        splits = _write_shards(part, _tokenize(pairs, encode), end_of_text, dtype, stats, shard_tokens, advance)
         index = {
             "format": FORMAT,
             "dtype": dtype.str,
             "vocab_size": vocab_size,
             "end_of_text": end_of_text,
             "tokenizer": fingerprint(tokenizer),
-            "splits": {split: asdict(summary) for split, summary in splits.items()},
+            "splits": {name: asdict(split) for name, split in splits.items()},
         }
         write_json(part / "index.json", index)
+
+
+def _write_shards(
+    folder: Path,
+    batches: Iterable[Iterable[tuple[Piece, Any]]],
+    end_of_text: int,
+    dtype: np.dtype[Any],
+    stats: Mapping[str, ReadStats],
+    shard_tokens: int,
+    advance: Callable[[int, int], None],
+) -> dict[str, Split]:
+    writers = {split: _ShardWriter(folder, split, shard_tokens) for split in stats}
+    try:
+        for batch in batches:
+            done_bytes = done_tokens = 0
+            for (split, text, first), encoding in batch:
+                if split not in writers:
+                    writers[split] = _ShardWriter(folder, split, shard_tokens)
+                tokens = np.array([end_of_text, *encoding.ids] if first else encoding.ids, dtype=dtype)
+                num_bytes = len(text.encode())
+                writers[split].add(tokens, num_bytes, begins=first)
+                done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
+            advance(done_bytes, done_tokens)
+        return {split: writer.finish(stats.get(split, ReadStats())) for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.close()
 
 
 def _tokenize(

@@ -1,1 +1,61 @@
-"""What a recipe costs: estimated from shapes, and measured by real steps."""
+"""The cost of a recipe: estimated from its settings and, on request, measured with real steps."""
+
+from attractor.errors import ConfigError
+from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estimate_cost
+from attractor.experiment.cost.memory import Memory
+from attractor.experiment.cost.step_benchmark import StepBenchmark, measure_cost
+from attractor.experiment.device import PEAK_FLOPS
+from attractor.recipes import RETROFIT, Recipe
+from attractor.recipes import get as get_recipe
+
+
+def cost(
+    recipe: str | Recipe,
+    *,
+    evaluations: int = 8,
+    world_size: int = 1,
+    strategy: str | None = None,
+    measure: bool = False,
+) -> CostEstimate:
+    """Estimate what training a recipe costs: parameters, operations, memory and time. ``print`` the result for a summary.
+
+    Parameters
+    ----------
+    recipe
+        A recipe or its name, such as ``"language/140m"``.
+    evaluations
+        Expected evaluations per solve of a language model, clipped to the recipe's limits. Looped models and reasoners have
+        their own numbers.
+    world_size
+        Number of processes, each with one device, that share every batch.
+    strategy
+        ``"ddp"`` or ``"fsdp"``, with several processes; the recipe's ``train.parallel`` by default.
+    measure
+        Also make a few real steps on random data, within about a minute, with a smaller batch if necessary.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown recipe, a recipe without sizes of its own, a batch that cannot be divided among the processes, and a
+        strategy for one process.
+    """
+    if recipe == RETROFIT:
+        raise ConfigError(f"{recipe} takes its sizes from a checkpoint; choose a recipe that has its own sizes.")
+    settings = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if strategy is not None and world_size == 1:
+        raise ConfigError(f"strategy={strategy!r} needs several processes; give world_size too.")
+    shared = "none" if world_size == 1 else strategy or settings.train.parallel
+    estimate = estimate_cost(settings, evaluations=evaluations, world_size=world_size, strategy=shared)
+    return measure_cost(estimate) if measure else estimate
+
+
+__all__ = [
+    "PEAK_FLOPS",
+    "CostEstimate",
+    "MeasuredCost",
+    "Memory",
+    "StepBenchmark",
+    "cost",
+    "estimate_cost",
+    "measure_cost",
+]

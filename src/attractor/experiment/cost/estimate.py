@@ -1,83 +1,44 @@
-"""What a recipe costs, reckoned from its settings and, on a scale that fits, measured by real steps."""
+"""Estimate what training a recipe costs, from its settings alone: parameters, operations, memory and time."""
 
-import statistics
-from dataclasses import dataclass, replace
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from attractor.config import change
 from attractor.errors import ConfigError
-from attractor.experiment.cost.device import free_memory, peak_flops
-from attractor.experiment.cost.memory import Memory, Run, memory
-from attractor.experiment.cost.step_benchmark import StepBenchmark, build, with_batch
+from attractor.experiment.cost.memory import Memory, TrainingSetup, estimate_memory
+from attractor.experiment.device import PEAK_FLOPS
+from attractor.files import json_safe
 from attractor.models.language import LanguageModel, LoopedConfig
 from attractor.objectives import split_batch
 from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
-from attractor.training import PRECISIONS, DistributedContext
 
-LONGEST = 60.0  # seconds that measuring may take
-SLOW = 0.1  # the share of its peak that a device is expected to reach at least
-STEPS = 4  # one to warm up, one for memory, two for time
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostEstimate:
-    """Figures of a recipe. A unit is a token, or one segment of one puzzle.
-
-    Attributes
-    ----------
-    recipe
-        As it is trained, with a model that makes exactly ``evaluations`` a solve.
-    model
-        On no device: shapes alone.
-    size
-        Tokens of a row, cells of a puzzle.
-    units
-        Of a step, over all processes.
-    steps
-        Of the whole run; None where the clock ends it.
-    run
-        One process's part.
-    """
-
-    recipe: Recipe
-    model: Any
-    unit: str
-    size: int
-    evaluations: int
-    units: int
-    steps: int | None
-    run: Run
-    memory: Memory
-
-    @property
-    def flops(self) -> float:
-        """Operations of training on a unit."""
-        return self.training(self.evaluations)
-
-    @property
-    def total(self) -> float | None:
-        """Operations of the whole run."""
-        return None if self.steps is None else self.flops * self.units * self.steps
-
-    def forward(self, evaluations: float) -> float:
-        """Operations of answering: a token, or a puzzle."""
-        return self._flops(evaluations, training=False)
-
-    def training(self, evaluations: float) -> float:
-        """Operations of training on a unit at so many evaluations."""
-        return self._flops(evaluations, training=True)
-
-    def _flops(self, evaluations: float, *, training: bool) -> float:
-        count = self.model.flops_per_token if isinstance(self.model, LanguageModel) else self.model.flops_per_puzzle
-        return float(count(self.size, evaluations, training=training))
+EXPECTED_MFU = 0.4
+DAY = 86_400  # seconds
+H100_BYTES = 80e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCost:
-    """Of real steps of ``batch_size`` on this machine: bytes at their peak, and as estimated; units a second; and MFU."""
+    """Real training steps on this machine.
+
+    Attributes
+    ----------
+    batch_size
+        Rows or puzzles per step; smaller than the recipe's when that is too much for the machine.
+    peak, estimate
+        Measured and estimated peak memory in bytes at this batch size.
+    rate
+        Units per second; see :class:`CostEstimate`.
+    mfu
+        Model FLOPs utilisation: the share of the device's peak operations per second.
+    """
 
     batch_size: int
     peak: float
@@ -86,43 +47,140 @@ class MeasuredCost:
     mfu: float
 
 
-def estimate_cost(recipe: Recipe, *, evaluations: int, world_size: int = 1, strategy: str = "none") -> CostEstimate:
-    """Reckon what a recipe costs; language models make so many evaluations where neither they nor their recipe say how many.
+@dataclass(frozen=True, kw_only=True)
+class CostEstimate:
+    """The cost of training a recipe. ``str()`` gives a readable summary.
+
+    Attributes
+    ----------
+    recipe
+        The recipe, with a model that makes exactly ``evaluations`` per solve.
+    model
+        On the meta device: shapes only.
+    unit
+        What is counted: ``"token"``, or ``"puzzle"`` (one supervision segment of one puzzle).
+    evaluations
+        Per solve.
+    units_per_step
+        Units of one step, over all processes.
+    num_steps
+        Steps of the complete run; None when the recipe limits time instead.
+    setup
+        The settings of one process.
+    memory
+        Memory of one process.
+    measured
+        Real steps on this machine, if they were requested and possible.
+    not_measured
+        Why there is no measurement.
+    """
+
+    recipe: Recipe
+    model: Any
+    unit: str
+    evaluations: int
+    units_per_step: int
+    num_steps: int | None
+    setup: TrainingSetup
+    memory: Memory
+    measured: MeasuredCost | None = None
+    not_measured: str = "not requested."
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters by part: embedding, layers used once or repeatedly, and all other ones."""
+        return count_parameters(self.model)
+
+    @property
+    def total_flops(self) -> float | None:
+        """Floating-point operations of the complete run; None when the recipe limits time instead."""
+        return None if self.num_steps is None else self.flops() * self.units_per_step * self.num_steps
+
+    def flops(self, evaluations: float | None = None, *, training: bool = True) -> float:
+        """Return the operations per unit of training, or per token or puzzle of a forward pass."""
+        count = self.model.flops_per_token if isinstance(self.model, LanguageModel) else self.model.flops_per_puzzle
+        n = self.evaluations if evaluations is None else evaluations
+        return float(count(self.setup.length, n, training=training))
+
+    def days(self, device: str, mfu: float = EXPECTED_MFU) -> float | None:
+        """Return the days of the complete run on devices named in ``PEAK_FLOPS``; None when the recipe limits time."""
+        if self.total_flops is None:
+            return None
+        return self.total_flops / (PEAK_FLOPS[device] * mfu * self.setup.world_size) / DAY
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain data for JSON."""
+        plain: dict[str, Any] = json_safe(
+            {
+                "parameters": self.parameters,
+                "evaluations": self.evaluations,
+                "world_size": self.setup.world_size,
+                "strategy": self.setup.strategy,
+                "flops_per_unit": {
+                    "unit": self.unit,
+                    "forward": self.flops(training=False),
+                    "training": self.flops(),
+                },
+                "num_steps": self.num_steps,
+                "units_per_step": self.units_per_step,
+                "total_flops": self.total_flops,
+                "memory": {**asdict(self.memory), "peak": self.memory.peak},
+                "days": {device: self.days(device) for device in PEAK_FLOPS},
+                "measured": asdict(self.measured) if self.measured else self.not_measured,
+            }
+        )
+        return plain
+
+    def __str__(self) -> str:
+        unit, setup = "token" if self.unit == "token" else "segment", self.setup
+        devices = f", each of {setup.world_size} devices ({setup.strategy})" if setup.world_size > 1 else ""
+        sections = (
+            _table(("parameters", "number"), _parameter_rows(self)),
+            _table((f"operations per {self.unit}", "forward", "training"), _flops_rows(self)),
+            _table((f"memory with a batch of {setup.batch_size}{devices}", "MB"), _memory_rows(self.memory, self.unit)),
+            _table(("time", f"{unit}s/s", "MFU", "complete run"), _time_rows(self)),
+            "\n".join(textwrap.fill(line, 80) for line in _remarks(self)),
+        )
+        return "\n\n".join(sections)
+
+
+def estimate_cost(recipe: Recipe, *, evaluations: int = 8, world_size: int = 1, strategy: str = "none") -> CostEstimate:
+    """Estimate the cost of a recipe without training it; see :func:`attractor.experiment.cost.cost`.
 
     Raises
     ------
     ConfigError
-        For a batch that cannot be divided among so many processes, and a strategy that does not exist.
+        For a batch that cannot be divided among the processes, and an unknown strategy.
     """
     if evaluations < 1 or world_size < 1:
         raise ConfigError(f"evaluations={evaluations} and world_size={world_size}: give whole numbers from 1 up.")
-    penalised = 0
+    num_penalty = 0
     if isinstance(recipe, LanguageRecipe):
         evaluations = _evaluations(recipe, evaluations)
         limits = {"min_evaluations": evaluations, "max_evaluations": evaluations}
         recipe = replace(recipe, model=change(recipe.model, limits))
-        batch, size, unit, optimizer = recipe.text.batch_size, recipe.text.length, "token", recipe.optimizer
-        penalised = 2 if recipe.text.contraction_penalty else 0
-        units = batch * size * recipe.train.accumulate
+        unit, batch_size, length, optimizer = "token", recipe.text.batch_size, recipe.text.length, recipe.optimizer
+        num_penalty = 2 if recipe.text.contraction_penalty else 0
+        units_per_step = batch_size * length * recipe.train.accumulate
     else:
         side, config = recipe.data.size, recipe.model
-        symbols = side + 1 if isinstance(recipe.data, SudokuDataConfig) else config.num_symbols
-        classes = symbols if isinstance(recipe.data, SudokuDataConfig) else config.num_classes
-        recipe = fit_to_puzzles(recipe, num_cells=side**2, num_symbols=symbols, num_classes=classes)
-        batch, size, unit, optimizer = recipe.supervision.batch_size, side**2, "puzzle", recipe.train.optimizer
-        evaluations = recipe.model.evaluations_per_segment
-        units = batch
+        is_sudoku = isinstance(recipe.data, SudokuDataConfig)
+        num_symbols, num_classes = (side + 1,) * 2 if is_sudoku else (config.num_symbols, config.num_classes)
+        recipe = fit_to_puzzles(recipe, num_cells=side**2, num_symbols=num_symbols, num_classes=num_classes)
+        unit, batch_size, length = "puzzle", recipe.supervision.batch_size, side**2
+        optimizer, evaluations = recipe.train.optimizer, recipe.model.evaluations_per_segment
+        units_per_step = batch_size
     with torch.device("meta"):
-        model = build(recipe)
-    run = Run(
-        batch_size=split_batch(batch, 0, world_size)[1],
-        size=size,
+        model = build_model(recipe)
+    setup = TrainingSetup(
+        batch_size=split_batch(batch_size, 0, world_size)[1],
+        length=length,
         optimizer=optimizer,
-        half=recipe.train.precision == "bf16",
-        averaged=recipe.train.ema_decay > 0,
+        bf16=recipe.train.precision == "bf16",
+        ema=recipe.train.ema_decay > 0,
         accumulate=recipe.train.accumulate,
         evaluations=evaluations,
-        num_penalised=penalised,
+        num_penalty_evaluations=num_penalty,
         strategy=strategy,
         world_size=world_size,
     )
@@ -130,72 +188,148 @@ def estimate_cost(recipe: Recipe, *, evaluations: int, world_size: int = 1, stra
         recipe=recipe,
         model=model,
         unit=unit,
-        size=size,
         evaluations=evaluations,
-        units=units,
-        steps=recipe.train.num_steps,
-        run=run,
-        memory=memory(model, run),
+        units_per_step=units_per_step,
+        num_steps=recipe.train.num_steps,
+        setup=setup,
+        memory=estimate_memory(model, setup),
     )
 
 
-def _evaluations(recipe: LanguageRecipe, wanted: int) -> int:
+def build_model(recipe: Recipe) -> Any:
+    """Return a new model of a recipe."""
+    if isinstance(recipe, LanguageRecipe):
+        return AutoModelForCausalLM.from_config(recipe.model)
+    return recipe.model.build()
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters by part: embedding, layers used once or repeatedly, and all other ones."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parts = {"embedding": 0}
+    for name, p in model.named_parameters():
+        if id(p) in embeddings:
+            part = "embedding"
+        elif isinstance(model, LanguageModel) and ".layers." in name:
+            is_recurrent = int(name.split(".layers.")[1].split(".")[0]) in model.recurrent_layers
+            part = "layers, used repeatedly" if is_recurrent else "layers, used once"
+        elif not isinstance(model, LanguageModel) and "head" not in name and "halt" not in name:
+            part = "layers"
+        else:
+            part = "other"
+        parts[part] = parts.get(part, 0) + p.numel()
+    return parts
+
+
+def _evaluations(recipe: LanguageRecipe, expected: int) -> int:
     config = recipe.model
     if isinstance(config, LoopedConfig):
         return config.mean_recurrence
     if not getattr(config, "num_attractor_layers", 0):
         return 1
-    return min(max(wanted, config.min_evaluations), config.max_evaluations)
+    return min(max(expected, config.min_evaluations), config.max_evaluations)
 
 
-def parameters(model: nn.Module) -> dict[str, int]:
-    """Return how the weights divide: those that are looked up, those of layers, and the rest."""
-    lookup = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parts = {"embedding": 0}
-    for name, p in model.named_parameters():
-        if id(p) in lookup:
-            part = "embedding"
-        elif isinstance(model, LanguageModel) and ".layers." in name:
-            repeated = int(name.split(".layers.")[1].split(".")[0]) in model.recurrent_layers
-            part = "layers, used repeatedly" if repeated else "layers, used once"
-        elif not isinstance(model, LanguageModel) and "head" not in name and "halt" not in name:
-            part = "layers"
-        else:
-            part = "the rest"
-        parts[part] = parts.get(part, 0) + p.numel()
-    return parts
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text: the first column aligned left, all others right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    widths[0] = max(widths[0], 36)
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (header, *rows)
+    ]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
-def measure_cost(reckoning: CostEstimate) -> MeasuredCost | str:
-    """Make a few real steps on this machine, of a batch as large as fits; or say in a sentence why not."""
-    device = DistributedContext().device
-    best = peak_flops(device, PRECISIONS[reckoning.recipe.train.precision])
-    free, alone = free_memory(device), replace(reckoning.run, accumulate=1, strategy="none", world_size=1)
-    batch = reckoning.run.batch_size
-    while True:
-        run = replace(alone, batch_size=batch)
-        estimate = memory(reckoning.model, run).peak
-        units = batch * (reckoning.size if reckoning.unit == "token" else 1)
-        seconds = STEPS * units * reckoning.flops / (SLOW * best)
-        if estimate < 0.9 * free and not seconds > LONGEST:  # unknown where an adjoint solve decides
-            break
-        if batch == 1:
-            if estimate >= 0.9 * free:
-                return (
-                    f"not measured: even a batch of 1 needs {estimate / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
-                )
-            return f"not measured: even with a batch of 1 it would take about {seconds / 60:.0f} minutes here."
-        batch //= 2
-    return _measure(reckoning, run, estimate, best)
+def _parameter_rows(estimate: CostEstimate) -> list[tuple[str, str]]:
+    parts = estimate.parameters
+    return [(part, f"{num:,}") for part, num in {**parts, "total": sum(parts.values())}.items()]
 
 
-def _measure(reckoning: CostEstimate, run: Run, estimate: float, best: float) -> MeasuredCost:
-    trial = StepBenchmark(with_batch(reckoning.recipe, run.batch_size, accumulate=1))
-    trial.step()
-    peak = trial.peak()
-    seconds = [trial.timed()[0] for _ in range(STEPS - 2)]
-    work = [reckoning.training(calls) for calls in trial.calls[2:]]
-    units = run.batch_size * (reckoning.size if reckoning.unit == "token" else 1)
-    rate = units / statistics.median(seconds)
-    share = units * sum(work) / sum(seconds) / best
-    return MeasuredCost(batch_size=run.batch_size, peak=peak, estimate=estimate, rate=rate, mfu=share)
+def _flops_rows(estimate: CostEstimate) -> list[tuple[str, str, str]]:
+    own, is_token = estimate.evaluations, estimate.unit == "token"
+    has_solve = not is_token or len(estimate.model.recurrent_layers) > 0
+    rows = []
+    for n in sorted({1, 4, own, 2 * own, 4 * own}) if has_solve else (own,):
+        training = _flops(estimate.flops(n)) if n == own or is_token else ""
+        mark = " *" if n == own else ""
+        rows.append(
+            (f"{n} evaluation{'s' if n > 1 else ''}{mark}", _flops(estimate.flops(n, training=False)), training)
+        )
+    return rows
+
+
+def _memory_rows(memory: Memory, unit: str) -> list[tuple[str, str]]:
+    sizes = {
+        "weights": memory.weights,
+        "average of the weights": memory.ema_weights,
+        "optimizer state": memory.optimizer,
+        "gradients": memory.gradients,
+        "gathered weights": memory.gathered_weights,
+        "weights in bf16": memory.bf16_weights,
+        "activations of layers used once" if unit == "token" else "states and questions": memory.backbone_activations,
+        "activations of differentiated evaluations": memory.evaluation_activations,
+        "logits and their gradient": memory.logits,
+        "solver history (freed before the loss)": memory.solver_history,
+        "peak": memory.peak,
+    }
+    return [(name, f"{size / 1e6:,.1f}") for name, size in sizes.items() if size]
+
+
+def _time_rows(estimate: CostEstimate) -> list[tuple[str, str, str, str]]:
+    rows, world_size = [], estimate.setup.world_size
+    if (real := estimate.measured) is not None:
+        steps = estimate.num_steps
+        run = None if steps is None else estimate.units_per_step * steps / real.rate
+        rows.append(("this machine, measured", f"{real.rate:,.0f}", f"{real.mfu:.1%}", _duration(run)))
+    for device in ("H200", "H100", "A100"):
+        rate = EXPECTED_MFU * PEAK_FLOPS[device] * world_size / estimate.flops()
+        days = estimate.days(device)
+        number = f"{world_size} × " if world_size > 1 else ""
+        duration = _duration(None if days is None else days * DAY)
+        rows.append((f"{number}{device}, estimated", f"{rate:,.0f}", f"{EXPECTED_MFU:.0%}", duration))
+    return rows
+
+
+def _remarks(estimate: CostEstimate) -> list[str]:
+    setup, units = estimate.setup, estimate.units_per_step
+    if estimate.unit == "token":
+        lines = [f"* expected per solve. A row has {setup.length:,} tokens, a step {units:,} tokens."]
+    else:
+        lines = [
+            f"* per supervision segment. A step is one segment of {units:,} puzzles with {setup.length} cells each."
+        ]
+    if estimate.total_flops is not None:
+        lines.append(f"The complete run: {estimate.num_steps:,} steps, {_flops(estimate.total_flops)}.")
+    else:
+        lines.append(f"The recipe limits time: {_duration(estimate.recipe.train.seconds)} of training.")
+    if estimate.memory.peak > H100_BYTES:
+        fix = "text.batch_size and raise train.accumulate" if estimate.unit == "token" else "supervision.batch_size"
+        lines.append(f"This exceeds the memory of an H100: lower {fix}, or add devices.")
+    if (real := estimate.measured) is None:
+        return [*lines, f"Not measured: {estimate.not_measured}"]
+    lines.append(
+        f"Measured with a batch of {real.batch_size}: peak memory {real.peak / 1e6:,.1f} MB, "
+        f"estimated {real.estimate / 1e6:,.1f} MB ({real.estimate / real.peak:.2f} times)."
+    )
+    if real.batch_size < setup.batch_size:
+        lines.append("This batch is smaller than the recipe's, which exceeds this machine's memory or a minute.")
+    return lines
+
+
+def _flops(number: float) -> str:
+    return _with_unit(number, {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6}, 2, "unknown")
+
+
+def _duration(seconds: float | None) -> str:
+    seconds = math.nan if seconds is None else seconds
+    return _with_unit(seconds, {"days": DAY, "hours": 3600, "minutes": 60, "seconds": 1}, 1, "–")
+
+
+def _with_unit(number: float, units: dict[str, float], digits: int, unknown: str) -> str:
+    """Format a number in the largest unit that it reaches, or else in the last one."""
+    unit = next((name for name, size in units.items() if number >= size), list(units)[-1])
+    return unknown if math.isnan(number) else f"{number / units[unit]:,.{digits}f} {unit}"

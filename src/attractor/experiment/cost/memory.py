@@ -1,9 +1,10 @@
-"""What a training step keeps in memory, by arithmetic: from a model on any device, also ``meta``, without a step being made.
+"""Estimate the memory of a training step from a model's shapes, without making a step; the model may be on the meta device.
 
-Activations are what autograd saves in our layers, counted operation by operation as a processor's kernels save it; fused norms on
-a GPU save less, and kernels' scratch space, compilation and fragmentation come on top. What is freed before something else is there
-does not count with it: the solver's history is gone when the tracked evaluations and the logits come, and activations are gone when
-the last gradients come. The peak is the largest of these three moments.
+Activations are the tensors that autograd saves in our layers, counted operation by operation as CPU kernels save them. Fused
+norms on a GPU save less. Workspaces of kernels, compilation and fragmentation are not included. The peak is the largest of three
+moments, because the solver's history is freed before the gradients of the loss are computed, and activations before the last ones.
+
+The numbers come from formulas: a training solve cannot be traced with meta or fake tensors, because it reads residuals.
 """
 
 from dataclasses import dataclass
@@ -17,44 +18,47 @@ from attractor.errors import ConfigError
 from attractor.gradient import Implicit, Phantom, Unrolled
 from attractor.models.language import AttractorConfig, LanguageModel, LoopedConfig
 from attractor.models.language.attractor import GRADIENTS
-from attractor.models.language.base import CHUNK
+from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import Reasoner
 from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig
 from attractor.solve import Anderson
 
-WIDE = 4  # bytes of a float32, in which weights, states and residuals are kept
+FP32 = 4  # bytes; weights, states and residuals are float32
 STRATEGIES = ("none", "ddp", "fsdp")
+NUM_MOMENTS = {torch.optim.AdamW: 2, torch.optim.Muon: 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """How a model is trained, as far as memory goes.
+class TrainingSetup:
+    """The settings of training that determine its memory.
 
     Attributes
     ----------
     batch_size
-        Rows or puzzles of one process's part of a batch.
-    size
-        Tokens of a row, or cells of a puzzle.
-    half
-        Whether matrix products are in bf16 under autocast.
+        Rows or puzzles per process.
+    length
+        Tokens per row, or cells per puzzle.
+    bf16
+        Whether matrix products run in bf16 under autocast.
+    ema
+        Whether an average of the weights is kept.
     evaluations
-        Of one solve.
-    num_penalised
-        Evaluations that a penalty tracks beside.
+        Evaluations per solve.
+    num_penalty_evaluations
+        Additional evaluations that a penalty differentiates.
     strategy, world_size
-        ``"none"``, ``"ddp"`` or ``"fsdp"``, on so many devices.
+        ``"none"``, ``"ddp"`` or ``"fsdp"``, and the number of devices.
     """
 
     batch_size: int
-    size: int
+    length: int
     optimizer: OptimizerConfig
-    half: bool
-    averaged: bool
+    bf16: bool
+    ema: bool
     accumulate: int = 1
     evaluations: int = 8
-    num_penalised: int = 0
+    num_penalty_evaluations: int = 0
     strategy: str = "none"
     world_size: int = 1
 
@@ -63,162 +67,167 @@ class Run:
             raise ConfigError(f"strategy {self.strategy!r}: {suggestion(self.strategy, STRATEGIES)}")
 
     @property
-    def narrow(self) -> int:
-        """Bytes of a number that goes into a matrix product."""
-        return 2 if self.half else WIDE
+    def product_bytes(self) -> int:
+        """Bytes per element of the inputs of matrix products."""
+        return 2 if self.bf16 else FP32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device. ``solving`` is there before ``tracked`` and ``logits`` are."""
+    """Bytes on one device. ``solver_history`` is freed before ``evaluation_activations`` and ``logits`` are allocated.
+
+    ``early_gradients`` exist before the backward pass begins: accumulated ones, or DDP's buckets. ``step_buffer`` is the
+    temporary memory of the optimizer's step.
+    """
 
     weights: float
-    averaged: float
+    ema_weights: float
     optimizer: float
     gradients: float
-    gathered: float
-    cast: float
-    backbone: float
-    tracked: float
+    gathered_weights: float
+    bf16_weights: float
+    backbone_activations: float
+    evaluation_activations: float
     logits: float
-    solving: float
-    early: float  # gradients that are there before a way back begins
-    moving: float  # what the optimisers' step needs besides
+    solver_history: float
+    early_gradients: float
+    step_buffer: float
 
     @property
     def peak(self) -> float:
-        """At the worst of three moments: a solve, the loss, and the end of the way back."""
-        fixed = self.weights + self.averaged + self.optimizer
-        passing = self.gathered + self.cast + self.backbone
-        loss = passing + self.early + self.tracked + self.logits
-        return fixed + max(passing + self.early + self.solving, loss, self.gradients + self.moving)
+        """The largest of three moments: during the solve, at the loss, and at the end of the backward pass."""
+        permanent = self.weights + self.ema_weights + self.optimizer
+        forward = self.gathered_weights + self.bf16_weights + self.backbone_activations + self.early_gradients
+        solve = forward + self.solver_history
+        loss = forward + self.evaluation_activations + self.logits
+        return permanent + max(solve, loss, self.gradients + self.step_buffer)
 
 
-def memory(model: nn.Module, run: Run) -> Memory:
-    """Return what a training step of ``model``, a language model or a reasoner, keeps."""
+def estimate_memory(model: nn.Module, setup: TrainingSetup) -> Memory:
+    """Estimate the memory of a training step of ``model``, a language model or a reasoner."""
     assert isinstance(model, LanguageModel | Reasoner)
     parameters = [p for p in model.parameters() if p.requires_grad]
     num = sum(p.numel() for p in parameters)
     buffers = sum(b.numel() for b in model.buffers())
-    matrices = sum(p.numel() for p in parameters if p.ndim >= 2)
-    largest = max(p.numel() for p in parameters)
-    moments = {torch.optim.AdamW: 2, torch.optim.Muon: 1}
-    state = sum(
-        moments[type(optimizer)] * p.numel()
-        for optimizer in run.optimizer.build(model)
+    moments = sum(
+        NUM_MOMENTS[type(optimizer)] * p.numel()
+        for optimizer in setup.optimizer.build(model)
         for group in optimizer.param_groups
         for p in group["params"]
     )
-    divided = run.strategy == "fsdp" and run.world_size > 1
-    share = run.world_size if divided else 1
-    whole = num if run.accumulate > 1 else num / share  # accumulated gradients are divided only at the last batch
-    buckets = run.strategy == "ddp" and run.world_size > 1
-    if isinstance(model, LanguageModel):
-        backbone, tracked, logits, solving = _language(model, run)
-    else:
-        backbone, tracked, logits, solving = _reasoner(model, run)
+    is_sharded = setup.strategy == "fsdp" and setup.world_size > 1
+    shards = setup.world_size if is_sharded else 1
+    accumulates = setup.accumulate > 1
+    gradients = FP32 * (
+        num if accumulates else num / shards
+    )  # accumulated gradients are sharded in the last batch only
+    has_buckets = setup.strategy == "ddp" and setup.world_size > 1
+    activations = _language_activations if isinstance(model, LanguageModel) else _reasoner_activations
+    backbone, evaluation, logits, history = activations(model, setup)
     return Memory(
-        weights=WIDE * (num / share + buffers),
-        averaged=WIDE * (num / share + buffers) * run.averaged,
-        optimizer=WIDE * state / share,
-        gradients=WIDE * whole,
-        gathered=WIDE * _gathered(model) if divided else 0.0,
-        cast=2.0 * matrices * run.half,
-        backbone=backbone,
-        tracked=tracked,
+        weights=FP32 * (num / shards + buffers),
+        ema_weights=FP32 * (num / shards + buffers) * setup.ema,
+        optimizer=FP32 * moments / shards,
+        gradients=gradients,
+        gathered_weights=FP32 * _num_gathered(model) if is_sharded else 0.0,
+        bf16_weights=2.0 * sum(p.numel() for p in parameters if p.ndim >= 2) * setup.bf16,
+        backbone_activations=backbone,
+        evaluation_activations=evaluation,
         logits=logits,
-        solving=solving,
-        early=WIDE * (whole if run.accumulate > 1 else num if buckets else 0),
-        moving=WIDE * largest / share,
+        solver_history=history,
+        early_gradients=gradients if accumulates else FP32 * num * has_buckets,
+        step_buffer=FP32 * max(p.numel() for p in parameters) / shards,
     )
 
 
-def _gathered(model: LanguageModel | Reasoner) -> float:
-    """Weights that are whole at a time where they are divided among devices: a layer and the next, those of the solve, the rest."""
+def _num_gathered(model: LanguageModel | Reasoner) -> float:
+    """Return the number of weights that FSDP gathers at a time: two consecutive layers, the solve's layers, and the rest."""
+    num = sum(p.numel() for p in model.parameters())
     if isinstance(model, Reasoner):
-        return sum(p.numel() for p in model.parameters())
+        return num
     units = [(sum(p.numel() for m in modules for p in m.parameters()), stays) for modules, stays in model.fsdp_units()]
-    passing = sorted((count for count, stays in units if not stays), reverse=True)[:2]
-    in_units = sum(count for count, _ in units)
-    return sum(passing) + sum(c for c, stays in units if stays) + sum(p.numel() for p in model.parameters()) - in_units
+    resharded = sorted((count for count, stays in units if not stays), reverse=True)
+    return num - sum(resharded[2:])
 
 
-def _language(model: LanguageModel, run: Run) -> tuple[float, float, float, float]:
-    config, narrow = model.config, run.narrow
-    tokens = run.batch_size * run.size
+def _language_activations(model: Any, setup: TrainingSetup) -> tuple[float, float, float, float]:
+    """Return bytes of activations outside and inside differentiated evaluations, of logits, and of the solver's history."""
+    config, element = model.config, setup.product_bytes
+    tokens = setup.batch_size * setup.length
     width, hidden = config.hidden_size, config.intermediate_size
     heads, kv_heads = (n * config.head_width for n in (config.num_attention_heads, config.num_kv_heads))
-    per_mlp = (4 if config.hidden_act == "silu" else 2) * narrow * hidden
-    # Of products, each cast for itself; in float32 shared by two or three.
-    inputs = 5 if config.hidden_act == "silu" else 4
-    layer = 16 * width + (2 * inputs if run.half else 8) * width + per_mlp
-    # Normed, then what attention sees; values; the output.
-    layer += (8 * config.qk_norm + 2 * narrow) * (heads + kv_heads)
-    gates = 2 * narrow * width
-    # Embedding, proposal, solution, last norm and a copy for the loss; rotary angles.
+    is_gated = config.hidden_act == "silu"
+    mlp = (4 if is_gated else 2) * element * hidden
+    # Inputs of matrix products: in bf16 each product saves its own copy, in float32 two or three share one.
+    layer = 16 * width + (2 * (5 if is_gated else 4) if setup.bf16 else 8) * width + mlp
+    # Queries and keys before and after their norm, values, and the output of attention.
+    layer += (8 * config.qk_norm + 2 * element) * (heads + kv_heads)
+    # Embedding, proposal, solution, the last norm and a copy for the loss; rotary angles.
     ends = 28 * width + 8 * config.head_width
     chunk = min(CHUNK, tokens)
-    logits = chunk * config.vocab_size * 3 * WIDE + 2 * narrow * width * chunk
-    logits += config.vocab_size * width * (WIDE + (2 if run.half else 0)) * (run.accumulate == 1)
-    once, passes, per_pass = config.num_hidden_layers, 0, 0.0
+    logits = chunk * config.vocab_size * 3 * FP32 + 2 * element * width * chunk
+    logits += config.vocab_size * width * (FP32 + 2 * setup.bf16) * (setup.accumulate == 1)
+    num_single, num_passes, per_pass = config.num_hidden_layers, 0, 0.0
     history, gradient = 0.0, None
     if isinstance(config, AttractorConfig) and config.num_attractor_layers:
         gradient = GRADIENTS[config.gradient]
-        once -= config.num_attractor_layers
-        passes = gradient.steps if isinstance(gradient, Phantom) else 1
-        passes = run.evaluations if isinstance(gradient, Unrolled) else passes
-        per_pass = config.num_attractor_layers * (layer + gates) + WIDE * width
-        history = (2 * min(config.window, run.evaluations) + 8) * WIDE * width + narrow * 3 * hidden
+        num_single -= config.num_attractor_layers
+        num_passes = gradient.steps if isinstance(gradient, Phantom) else 1
+        num_passes = setup.evaluations if isinstance(gradient, Unrolled) else num_passes
+        layer_scale = 2 * element * width
+        per_pass = config.num_attractor_layers * (layer + layer_scale) + FP32 * width
+        history = (2 * min(config.window, setup.evaluations) + 8) * FP32 * width + element * 3 * hidden
     elif isinstance(config, LoopedConfig):
-        once -= config.num_core_layers
-        passes = min(config.tracked_recurrence, run.evaluations)
-        per_pass = config.num_core_layers * layer + 2 * WIDE * width
-        history = 6 * WIDE * width + narrow * 3 * hidden
-    tracked = (passes + run.num_penalised) * per_pass
+        num_single -= config.num_core_layers
+        num_passes = min(config.tracked_recurrence, setup.evaluations)
+        per_pass = config.num_core_layers * layer + 2 * FP32 * width
+        history = 6 * FP32 * width + element * 3 * hidden
+    evaluation = (num_passes + setup.num_penalty_evaluations) * per_pass
     if isinstance(gradient, Unrolled):
-        tracked += passes * 5 * WIDE * width  # of the solver's own step: points, steps, and what is mixed
+        evaluation += num_passes * 5 * FP32 * width  # the solver's own step: states, differences and their mixture
     if isinstance(gradient, Implicit):
-        tracked += history  # of the adjoint solve, on the way back
-    return tokens * (once * layer + ends), tokens * tracked, float(logits), tokens * history
+        evaluation += history  # of the adjoint solve in the backward pass
+    return tokens * (num_single * layer + ends), tokens * evaluation, float(logits), tokens * history
 
 
-def _reasoner(model: Reasoner, run: Run) -> tuple[float, float, float, float]:
-    config: Any = model.config
+def _reasoner_activations(model: Any, setup: TrainingSetup) -> tuple[float, float, float, float]:
+    """Return bytes of carried states, of differentiated evaluations, of logits, and of the solver's history."""
+    config = model.config
     device = next(model.parameters()).device
-    cells = run.batch_size * run.size
-    state = WIDE * model.init_state(torch.zeros(1, 1, run.size, dtype=torch.long, device=device)).shape[-1]  # of a cell
-    per_evaluation, width = _evaluation(model, run)
-    carried = 4 * state + 2 * WIDE * width + 64  # states before and after, the embedded question, integers
+    cells = setup.batch_size * setup.length
+    questions = torch.zeros(1, 1, setup.length, dtype=torch.long, device=device)
+    state = FP32 * model.init_state(questions).shape[-1]  # per cell
+    per_evaluation, width = _evaluation_activations(model, setup)
+    carried = 4 * state + 2 * FP32 * width + 64  # states before and after, the embedded question, integers
     gradient, solver = model.gradient, model.solver
-    history = 2 * min(solver.window, run.evaluations) + 1 if isinstance(solver, Anderson) else 0
-    tracked = (gradient.steps if isinstance(gradient, Phantom) else 1) + run.num_penalised
-    kept = tracked * (per_evaluation + state)
+    history = 2 * min(solver.window, setup.evaluations) + 1 if isinstance(solver, Anderson) else 0
+    num_tracked = (gradient.steps if isinstance(gradient, Phantom) else 1) + setup.num_penalty_evaluations
+    evaluation = num_tracked * (per_evaluation + state)
     if isinstance(gradient, Implicit):
-        kept += state * 18  # of the adjoint solve, on the way back
-    logits = run.narrow * width + 6 * WIDE * config.num_classes
+        evaluation += state * 18  # the adjoint solve in the backward pass
+    logits = setup.product_bytes * width + 6 * FP32 * config.num_classes
     solving = state * (6 + history) + per_evaluation / 4
-    return cells * carried, cells * kept, float(cells * logits), cells * solving
+    return cells * carried, cells * evaluation, float(cells * logits), cells * solving
 
 
-def _evaluation(model: Reasoner, run: Run) -> tuple[float, int]:
-    """Bytes that the way back needs of a tracked evaluation, for each cell; and the width."""
+def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[float, int]:
+    """Return the bytes per cell that the backward pass of one evaluation needs, and the width."""
     for module in model.children():
         if isinstance(module, ConvolutionUpdate):
             width = module.inner.in_channels
-            return (3 * run.narrow + WIDE) * width, width
+            return (3 * setup.product_bytes + FP32) * width, width
         if isinstance(module, TRMUpdate):
-            return (module.num_latent + 1) * _cells(module.net, run), module.net.config.width
-    networks = [module for module in model.children() if isinstance(module, GridNetwork)]  # each is tracked once
-    return sum(_cells(network, run) for network in networks), networks[0].config.width
+            return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
+    networks = [module for module in model.children() if isinstance(module, GridNetwork)]
+    return sum(_network_activations(network, setup) for network in networks), networks[0].config.width
 
 
-def _cells(network: GridNetwork, run: Run) -> float:
-    config, narrow = network.config, run.narrow
-    width = config.width
-    mlp = (narrow + WIDE) * width + 4 * narrow * config.hidden
-    mix: float = (narrow + WIDE) * width
+def _network_activations(network: GridNetwork, setup: TrainingSetup) -> float:
+    config, element = network.config, setup.product_bytes
+    mlp = (element + FP32) * config.width + 4 * element * config.hidden
+    mixing: float = (element + FP32) * config.width
     if config.mixing == "mixer":
-        mix += 4 * narrow * config.cell_hidden * width / config.num_cells
-    elif config.mixing == "attention":  # queries, keys and values before and after they are turned, and what is seen
-        mix += 6 * narrow * width + WIDE * config.num_heads
-    return config.num_layers * (mix + mlp)
+        mixing += 4 * element * config.cell_hidden * config.width / config.num_cells
+    elif config.mixing == "attention":  # queries, keys and values before and after rotation; the output of attention
+        mixing += 6 * element * config.width + FP32 * config.num_heads
+    return config.num_layers * (mixing + mlp)

@@ -5,7 +5,7 @@ Functions return summaries and never print. With ``progress=True`` they draw bar
 
 from pathlib import Path
 
-from attractor.data import puzzles
+from attractor.data.puzzles import is_puzzle_folder, read, read_index
 from attractor.data.text import Shards, list_splits
 from attractor.experiment.prepare.puzzles import PuzzleSplit, PuzzleSummary, prepare_mazes, prepare_sudoku, summarize
 from attractor.experiment.prepare.text import TextSplit, TextSummary, prepare_text, text_splits
@@ -31,8 +31,8 @@ def verify_data(folder: Path | str) -> TextSummary | PuzzleSummary:
         If a file is damaged, or the folder holds neither.
     """
     folder = Path(folder)
-    if puzzles.is_puzzle_folder(folder):
-        return summarize(folder, {split: puzzles.read(folder, split) for split in puzzles.read_index(folder)["splits"]})
+    if is_puzzle_folder(folder):
+        return summarize(folder, {split: read(folder, split) for split in read_index(folder)["splits"]})
     for split in list_splits(folder):
         Shards(folder, split).verify()
     return TextSummary(folder=folder, splits=text_splits(folder))

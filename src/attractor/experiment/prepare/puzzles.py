@@ -13,8 +13,8 @@ from attractor.errors import ConfigError, DataError
 from attractor.files import require_free
 from attractor.progress import TaskProgress
 
-# Training puzzles are generated with seeds below this number and test puzzles with seeds from here up, so that the test split of
-# one seed is never the training split of another.
+# Training puzzles are generated with seeds below this number and test puzzles with seeds from here up, so that the test
+# split of one seed is never the training split of another.
 FIRST_TEST_SEED = 2**32
 
 
@@ -71,8 +71,8 @@ def prepare_sudoku(
     out
         The folder to write. It must not exist.
     size, num, num_test, clues
-        For generated puzzles: digits (4, 6 or 9, the default), numbers of puzzles for training and test (1000 each), and given
-        digits of each. By default puzzles are minimal.
+        For generated puzzles: digits (4, 6 or 9, the default), numbers of puzzles for training and test (1000 each),
+        and given digits of each. By default puzzles are minimal.
     train, test, num_train
         Two csv files or hub datasets to read instead, of which ``num_train`` and ``num_test`` puzzles are sampled.
     seed
@@ -110,7 +110,8 @@ def prepare_mazes(
     Parameters
     ----------
     style
-        For generated mazes: "perfect" (the default), with one path between any two cells, or "walls", random walls with loops.
+        For generated mazes: "perfect" (the default), with one path between any two cells, or "walls", random walls with
+        loops.
     size
         Height and width, border included; odd for perfect mazes. By default 31, or 30 for walls.
     min_path, max_path

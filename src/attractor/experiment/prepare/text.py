@@ -39,7 +39,8 @@ class TextSummary:
     Attributes
     ----------
     num_repaired, num_empty
-        Documents with bytes that were not UTF-8, and empty documents, which are left out. Only after :func:`prepare_text`.
+        Documents with bytes that were not UTF-8, and empty documents, which are left out. Only after
+        :func:`prepare_text`.
     seconds
         The time that :func:`prepare_text` took.
     tokens_per_second
@@ -71,38 +72,28 @@ def prepare_text(
 
     Parameters
     ----------
-    sources
-        Files, folders and hub datasets: see :func:`attractor.data.text.read_documents`.
+    sources, val, field
+        Files, folders and hub datasets of training text and of held-out text, and the field of a record that holds the
+        text: see :func:`attractor.data.text.read_documents`.
     out
         The folder to write. It must not exist.
-    val
-        Sources of held-out text.
     val_fraction
-        Without ``val``: the share of documents to hold out, from 0 to 0.5. A hash of the text decides, so that equal documents
-        are in the same split.
-    vocab_size
-        Entries of the vocabulary.
+        Without ``val``: the share of documents to hold out, from 0 to 0.5, chosen by a hash of the text.
+    vocab_size, tokenizer_bytes
+        Entries of the vocabulary, and the amount of text to train it on, in equal parts from all sources.
     tokenizer
         A folder with a tokenizer, or with prepared text, to use instead of training one.
-    field
-        The field of a record that holds the text.
-    tokenizer_bytes
-        The amount of text to train the tokenizer on, in equal parts from all sources.
-    shard_tokens
-        The approximate number of tokens in a file.
-    progress
-        Whether to draw a progress bar.
+    shard_tokens, progress
+        The approximate number of tokens in a file, and whether to draw a progress bar.
 
     Raises
     ------
-    ConfigError
-        For invalid settings, or if ``out`` exists or cannot be written.
-    DataError
-        For text that cannot be read.
+    ConfigError, DataError
+        For invalid settings, if ``out`` exists or cannot be written, and for text that cannot be read.
     """
     out, start = Path(out), time.perf_counter()
     _check_settings(sources, out, val, val_fraction, tokenizer_bytes, shard_tokens)
-    fraction = 0.0 if val else val_fraction
+    fraction, total = 0.0 if val else val_fraction, total_bytes([*sources, *val])
     stats = {"train": ReadStats()} | ({"val": ReadStats()} if val else {})
     train_pairs = _split_off(read_documents(sources, field=field, stats=stats["train"]), fraction)
     val_pairs = (("val", text) for text in read_documents(val, field=field, stats=stats.get("val")))
@@ -111,17 +102,10 @@ def prepare_text(
             vocabulary = load_tokenizer(Path(tokenizer))
         else:
             sample = _sample(sources, field, fraction, tokenizer_bytes)
-            training = bars.follow(f"training a tokenizer of {vocab_size} entries")
-            vocabulary = train_tokenizer(_follow_documents(sample, training), vocab_size)
-        meter = _Meter(bars.follow("tokenising"), stats, total_bytes([*sources, *val]))
-        prepare(
-            out,
-            chain(train_pairs, val_pairs),
-            vocabulary,
-            stats=stats,
-            shard_tokens=shard_tokens,
-            advance=meter.advance,
-        )
+            follow = bars.follow(f"training a tokenizer of {vocab_size} entries")
+            vocabulary = train_tokenizer(_follow_documents(sample, follow), vocab_size)
+        meter, pairs = _Meter(bars.follow("tokenising"), stats, total), chain(train_pairs, val_pairs)
+        prepare(out, pairs, vocabulary, stats=stats, shard_tokens=shard_tokens, advance=meter.advance)
         tokens_per_second = meter.num_tokens / meter.seconds
     return TextSummary(
         folder=out,

@@ -1,4 +1,4 @@
-"""Causal language models, known to the Auto classes of ``transformers`` as soon as this is imported."""
+"""Causal language models. Importing this package registers them with the Auto classes of ``transformers``."""
 
 from attractor.errors import requires_extra
 
@@ -6,7 +6,8 @@ with requires_extra("language"):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from attractor.models.language.attractor import AttractorConfig, AttractorForCausalLM
-    from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
+    from attractor.models.language.base import LanguageModel, LanguageModelOutput
+    from attractor.models.language.config import LanguageModelConfig
     from attractor.models.language.looped import LoopedConfig, LoopedForCausalLM
 
 AutoConfig.register(AttractorConfig.model_type, AttractorConfig)

@@ -1,21 +1,19 @@
-"""The attractor language model: a backbone proposes output embeddings, a few weight-tied layers refine them to rest.
+"""The attractor language model: a backbone proposes output embeddings, and a few weight-tied layers refine them to a fixed point.
 
 With ``F`` the attractor layers, ``c`` the proposal and ``h = (y + c)/2``::
 
     update(y) = c + (F(h) − h)      injection="mean"
-    update(y) = F(y + c) − y        injection="sum"   (what the official code computes)
+    update(y) = F(y + c) − y        injection="sum"   (the official code)
 
-With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and none is the Transformer
-without the last ones. ``num_attractor_layers=0`` is that plain Transformer. With every layer an attractor layer and
-``start="zero"`` the model is a deep equilibrium model: hidden states from nothing, no proposal.
+With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations are the
+Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor layers and
+``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
 
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +23,11 @@ from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
-from attractor.models.language.base import LanguageModel, LanguageModelConfig, LanguageModelOutput
-from attractor.models.language.inference.context import AttentionContext, Reader, require_plain
-from attractor.models.language.inference.sparse_update import TokenUpdate
-from attractor.models.language.inference.speculative import speculate
+from attractor.models.language.base import LanguageModel, LanguageModelOutput
+from attractor.models.language.config import LanguageModelConfig
+from attractor.models.language.inference.context import AttentionContext, TokenContext
+from attractor.models.language.inference.sparse_update import SparseUpdate
+from attractor.models.language.inference.speculative import generate_with_drafts
 from attractor.nn.transformer import LayerScale
 from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_synchronized
 
@@ -42,27 +41,28 @@ GRADIENTS: dict[str, Gradient] = {
 
 
 class AttractorConfig(LanguageModelConfig):
-    """Adds to the decoder's sizes how it is solved.
+    """Adds to the decoder's sizes how the model is solved.
 
     Attributes
     ----------
     num_attractor_layers
         How many of ``num_hidden_layers``, the last, are the attractor; 0 is a plain Transformer.
     injection
-        ``"mean"`` or ``"sum"``, see the module's text.
+        ``"mean"`` or ``"sum"``, see the equations at the top of this file.
     start
         ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
     gate_start, gate_limit
-        LayerScale on the attractor's branches: factors start at the one (at most 0.98 of the other) and stay below the other.
+        LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay below
+        ``gate_limit``.
     window
         Of Anderson's method.
     gradient
         ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
-    training_fraction
-        In training without padding, a solve ends when this share of tokens is below tolerance or has given up.
+    training_min_converged_fraction
+        In training without padding, a solve ends when this share of tokens is below tolerance or has stagnated.
     check_every
-        In training, the host looks every so many evaluations whether a solve has ended. It waits for a GPU then: looking rarely
-        costs evaluations and saves waits, and never looking before ``max_evaluations`` saves them all.
+        In training, evaluations between two convergence checks. A check waits for the GPU. Rare checks cost evaluations and save
+        waits; a value of ``max_evaluations`` saves all waits.
     """
 
     model_type = "attractor"
@@ -93,7 +93,7 @@ class AttractorConfig(LanguageModelConfig):
         require_whole(self, 1, "window", "check_every")
         if not 0 < self.training_min_converged_fraction <= 1:
             raise ConfigError(
-                f"training_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
+                f"training_min_converged_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
             )
         if not 0 < self.gate_start <= self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
@@ -101,7 +101,7 @@ class AttractorConfig(LanguageModelConfig):
 
 
 class AttractorForCausalLM(LanguageModel):
-    """See the module's text."""
+    """The attractor language model, see the equations at the top of this file."""
 
     config_class = AttractorConfig
     config: AttractorConfig
@@ -123,60 +123,57 @@ class AttractorForCausalLM(LanguageModel):
         Parameters
         ----------
         num_draft, draft_depth
-            Draft so many tokens at depth 0 or 1 and let one solve verify them all; the text, or its distribution, stays the
-            same. It pays where a solve takes many evaluations.
+            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays the same.
+            This is faster where a solve takes many evaluations.
         """
         if num_draft is not None:
             if kwargs.get("custom_generate") is not None:
-                raise ConfigError("num_draft is a way to generate, and so is custom_generate; give one of them.")
+                raise ConfigError("num_draft and custom_generate are both ways to generate; give one of them.")
             kwargs["custom_generate"] = partial(
-                speculate, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
+                generate_with_drafts, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
             )
         return super().generate(*args, streamer=streamer, **kwargs)
 
-    def refine(
-        self, x: Tensor, context: AttentionContext, stop: StopRule | None
-    ) -> tuple[Tensor, Tensor, Solution | None]:
+    def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
-        if context.cache is not None and config.num_attractor_layers and not isinstance(stop, Steps):
-            if torch.is_grad_enabled() or self.training:
-                raise ConfigError(
-                    "an equilibrium is kept in a cache in evaluation and without gradients only: eval(), torch.no_grad()."
-                )
-            require_plain(context.cache)
+        if context.cache is not None and self.caches_equilibrium(stop) and (torch.is_grad_enabled() or self.training):
+            raise ConfigError(
+                "an equilibrium is kept in a cache only in evaluation mode and without gradients: use eval() and "
+                "torch.no_grad(), or no cache."
+            )
         proposal = self.model.run(x, context, 0, self.num_backbone_layers)
         if config.num_attractor_layers == 0:
             if stop not in (None, Steps(1)):
                 raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")
             return proposal, proposal, None
         if self.training and proposal.is_cpu and not is_synchronized() and not proposal.isfinite().all():
-            return proposal, proposal, None  # a loss that is not finite is for the training loop to skip
-        solution = self.solve(proposal, context, stop or self._trained_stop(context.is_real is not None))
+            return proposal, proposal, None  # the training loop skips a step whose loss is not finite
+        solution = self.solve(proposal, context, stop or self.default_stop_rule(is_padded=context.is_real is not None))
         return proposal, solution.value, solution
 
-    def solve(self, proposal: Tensor, context: AttentionContext, stop: StopRule) -> Solution:
-        """Refine ``proposal`` (B, T, D). Without gradients, tokens that rest are not computed again."""
+    def solve(self, proposal: Tensor, context: TokenContext, stop: StopRule) -> Solution:
+        """Refine ``proposal`` (B, T, D). In evaluation without gradients, converged tokens are not computed again."""
         config = self.config
         if stop == Steps(1) and config.start == "proposal":
-            return self._evaluated_once(proposal, context)
-        partly = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
-        update = TokenUpdate(self._once, proposal, context) if partly else self.update(proposal, context)
+            return self._single_evaluation(proposal, context)
+        is_sparse = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
+        update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
         solution = fixed_point(
             update,
             proposal if config.start == "proposal" else torch.zeros_like(proposal),
             solver=Anderson(window=config.window),
             stop=stop,
-            # A fixed number of evaluations is a plain deep network, and differentiated as one.
+            # A fixed number of evaluations is a plain deep network, and is differentiated as one.
             gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
             causal=True,
         )
-        if isinstance(update, TokenUpdate):
+        if isinstance(update, SparseUpdate):
             update.finish(solution.value)
         return solution
 
-    def _evaluated_once(self, proposal: Tensor, context: AttentionContext) -> Solution:
-        """One evaluation of any solver that begins with the plain step, without a solver: the plain Transformer costs no more."""
-        value = self._once(proposal, proposal, context)
+    def _single_evaluation(self, proposal: Tensor, context: TokenContext) -> Solution:
+        """Return the result of ``Steps(1)`` without a solver: this is the plain Transformer, and costs no more."""
+        value = self._evaluate(proposal, proposal, context)
         residual = (value - proposal).detach().float().norm(dim=-1) / proposal.detach().float().norm(dim=-1)
         status = torch.full(residual.shape, Status.ACTIVE, dtype=torch.int8, device=residual.device)
         return Solution(
@@ -186,27 +183,31 @@ class AttractorForCausalLM(LanguageModel):
             outcome=Outcome(status=status, calls=1, limit=1, judged=False),
         )
 
-    def update(self, proposal: Tensor, context: AttentionContext) -> Callable[[Tensor], Tensor]:
-        """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes.
+    def update(self, proposal: Tensor, context: TokenContext) -> Callable[[Tensor], Tensor]:
+        """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes."""
+        return lambda y: self._evaluate(y, proposal, context)
 
-        With a cache, every call keeps its keys and values in slots of its own.
-        """
-        calls = itertools.count()
-        return lambda y: self._once(y, proposal, context.shift_slots(next(calls) * self.config.num_attractor_layers))
+    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
+        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
+        assert output.proposal is not None
+        return self.update(output.proposal, self.make_context(output.proposal, position_ids=position_ids))
 
-    def _once(self, y: Tensor, proposal: Tensor, reader: Reader) -> Tensor:
+    def _evaluate(self, y: Tensor, proposal: Tensor, context: AttentionContext) -> Tensor:
         first, last = self.num_backbone_layers, self.config.num_hidden_layers
         if self.config.injection == "mean":
             h = (y + proposal) / 2
-            out = proposal + (self.model.run(h, reader, first, last) - h)
+            out = proposal + (self.model.run(h, context, first, last) - h)
         else:
-            out = self.model.run(y + proposal, reader, first, last) - y
-        # Padding rests at once, so that no real token ever waits for it.
-        return out if reader.is_real is None else torch.where(reader.is_real, out, y)
+            out = self.model.run(y + proposal, context, first, last) - y
+        # Padding converges at once, so that no real token waits for it.
+        return out if context.is_real is None else torch.where(context.is_real, out, y)
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
         evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
+
+    def caches_equilibrium(self, stop: StopRule | None) -> bool:
+        return self.config.num_attractor_layers > 0 and not isinstance(stop, Steps)
 
     @property
     def recurrent_layers(self) -> range:
@@ -219,12 +220,12 @@ class AttractorForCausalLM(LanguageModel):
         if not training or not config.num_attractor_layers:
             uses = evaluations
         elif isinstance(gradient, Unrolled):
-            uses = 3 * evaluations - 2  # the last is looked at and not used
+            uses = 3 * evaluations - 2  # the last evaluation only checks the residual
         elif isinstance(gradient, Phantom):
             uses = evaluations + 3 * gradient.steps
         elif isinstance(gradient, Implicit):
             uses = float("nan")  # the adjoint solve decides
-        else:  # one tracked call, and a product with its Jacobian a term, for attention half of its cost
+        else:  # one evaluation with gradients, and a vector-Jacobian product per term: for attention, half of its cost
             uses = evaluations + 3 + (gradient.terms if isinstance(gradient, Neumann) else 0)
         return [backbone, (config.num_attractor_layers, uses)]
 
@@ -232,36 +233,27 @@ class AttractorForCausalLM(LanguageModel):
         """Return the mean gate, and the spectral radius of the update at the equilibrium of ``input_ids`` (B, T)."""
         if not self.config.num_attractor_layers:
             return {}
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # another shape than training's
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # shapes differ from training
             output = self(input_ids)
-            context = self._context(output.hidden, None, None)
+            context = self.make_context(output.hidden)
         if output.solution is None:
             return {}
-        generator = torch.Generator(output.hidden.device).manual_seed(0)  # the run's own must not depend on its log
+        generator = torch.Generator(output.hidden.device).manual_seed(
+            0
+        )  # logging must not change the run's own generator
         update = self.update(output.proposal, context)
         radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
         gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, LayerScale)])
         return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
 
-    def _trained_stop(self, is_padded: bool) -> Tolerance:
+    def default_stop_rule(self, *, is_padded: bool) -> Tolerance:
+        """Return the stop rule of the configuration, for training or evaluation."""
         config = self.config
-        partly = self.training and not is_padded  # padding rests at once, and would count
+        is_partial = self.training and not is_padded  # padding converges at once, and would count
         return Tolerance(
             rtol=config.tolerance,
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
             check_every=config.check_every if self.training else 1,
-            min_converged_fraction=config.training_min_converged_fraction if partly else 1.0,
+            min_converged_fraction=config.training_min_converged_fraction if is_partial else 1.0,
         )
-
-    @classmethod
-    def from_backbone(cls, path_or_id: str | Path, **settings: Any) -> "AttractorForCausalLM":
-        """Return the attractor model of a pretrained Qwen3 or Llama; see ``retrofit.py``."""
-        from attractor.interop.backbone import from_backbone
-
-        return from_backbone(path_or_id, **settings)
-
-    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
-        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
-        assert output.proposal is not None
-        return self.update(output.proposal, self._context(output.proposal, None, position_ids))

@@ -1,11 +1,10 @@
-"""The looped Transformer baseline: a few layers applied over and over to a state into which the input is injected.
+"""The looped Transformer baseline: a few layers applied repeatedly to a state, with the input injected every time.
 
-After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero, where ``e`` is what the first layers make of the tokens and
-``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1. Trained with a sampled
-number of iterations, gradients through the last few only. The last layers then read the state.
+After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero. ``e`` is the output of the first layers (the prelude).
+``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1. Training samples the
+number of iterations and backpropagates through the last few only. The last layers (the coda) read the final state.
 """
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -16,22 +15,23 @@ from attractor.config import require_whole
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom, Unrolled
-from attractor.models.language.base import LanguageModel, LanguageModelConfig
-from attractor.models.language.inference.context import AttentionContext
+from attractor.models.language.base import LanguageModel
+from attractor.models.language.config import LanguageModelConfig
+from attractor.models.language.inference.context import TokenContext
 from attractor.solve import Picard, Solution, Steps, StopRule
 
 
 class LoopedConfig(LanguageModelConfig):
-    """``num_hidden_layers`` counts prelude, core and coda together.
+    """Adds the loop; ``num_hidden_layers`` counts prelude, core and coda.
 
     Attributes
     ----------
     num_core_layers, num_coda_layers
-        Layers in the loop, and after it; the others come before it.
+        Layers in the loop, and after it; the others are the prelude.
     mean_recurrence
-        Mean number of iterations in training (1 + a Poisson variable), and their number at inference.
+        Mean number of iterations in training (1 + a Poisson variable), and the number of iterations at inference.
     tracked_recurrence
-        How many of them, the last, gradients flow through.
+        How many iterations, the last, carry gradients.
     """
 
     model_type = "attractor-looped"
@@ -69,7 +69,7 @@ class Injection(nn.Module):
 
 
 class LoopedForCausalLM(LanguageModel):
-    """See the module's text."""
+    """The looped language model, see the equation at the top of this file."""
 
     config_class = LoopedConfig
     config: LoopedConfig
@@ -79,13 +79,12 @@ class LoopedForCausalLM(LanguageModel):
         self.injection = Injection(config.hidden_size)
         self.post_init()
 
-    def refine(
-        self, x: Tensor, context: AttentionContext, stop: StopRule | None
-    ) -> tuple[Tensor, Tensor, Solution | None]:
+    def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
         if context.cache is not None and (self.training or not isinstance(stop, Steps | None)):
             raise ConfigError(
-                "a looped model keeps a cache in evaluation, and for a fixed number of iterations: give depth, or nothing."
+                "a looped model keeps a cache only in evaluation mode and for a fixed number of iterations: give depth, or no "
+                "budget."
             )
         coda = config.num_hidden_layers - config.num_coda_layers
         core = coda - config.num_core_layers
@@ -98,11 +97,8 @@ class LoopedForCausalLM(LanguageModel):
             tracked = min(config.tracked_recurrence, num) if torch.is_grad_enabled() else 0
             stop = Steps(num - tracked)
 
-        calls = itertools.count()
-
         def update(state: Tensor) -> Tensor:
-            reader = context.shift_slots(next(calls) * config.num_core_layers)
-            out = self.model.run(self.injection(state, e), reader, core, coda)
+            out = self.model.run(self.injection(state, e), context, core, coda)
             return out if context.is_real is None else torch.where(context.is_real, out, state)
 
         solution = fixed_point(
@@ -113,13 +109,12 @@ class LoopedForCausalLM(LanguageModel):
             gradient=Phantom(steps=tracked) if tracked else Unrolled(),
             causal=True,
         )
-        solution = replace(  # those that carry gradients are iterations too
+        solution = replace(  # the iterations that carry gradients count too
             solution,
             evaluations=solution.evaluations + tracked,
             outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
-        reader = context.shift_slots((next(calls) - 1) * config.num_core_layers)
-        return e, self.model.run(solution.value, reader, coda, config.num_hidden_layers), solution
+        return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
         iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence

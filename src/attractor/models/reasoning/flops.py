@@ -34,7 +34,7 @@ class ForwardCost:
 @lru_cache(maxsize=64)
 def forward_cost(config: "ReasonerConfig", num_cells: int) -> ForwardCost:
     """Count the operations of the model of ``config`` on a grid of ``num_cells``."""
-    with torch.device("meta"), torch.enable_grad():
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         model = config.build()
         questions = torch.zeros(1, 1, num_cells, dtype=torch.long)
         update, state = model.make_update(questions), model.init_state(questions)

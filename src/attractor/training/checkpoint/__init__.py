@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are complete or absent, verified before they are read, and written while training continues.
+"""Checkpoints: complete or absent folders, verified before they are read, written while training continues.
 
 ::
 
@@ -10,8 +10,8 @@
       training.json             numbers, and how many ranks there were
       checksums.json            size and CRC-32 of every other file, written last
 
-Inference reads only ``run.json`` and safetensors. The index of the shards in ``training/`` is a pickle, and unpickling runs code:
-resume only checkpoints of people you trust. Checksums protect against accidents, not against attacks.
+Inference reads only ``run.json`` and safetensors. The index of the shards in ``training/`` is a pickle, and unpickling
+runs code: resume only checkpoints of people you trust. Checksums protect against accidents, not against attacks.
 """
 
 from attractor.training.checkpoint.folder import (

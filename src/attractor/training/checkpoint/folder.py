@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from attractor.errors import CheckpointError
-from attractor.files import checksum, read_json, sync_file, sync_folder, write_json
+from attractor.files import checksum, read_json, sync_file, sync_folder, write_text
 from attractor.training.checkpoint.ranks import rank_and_size, run_on_all_ranks
 
 FORMAT = "attractor-1"
@@ -85,8 +85,8 @@ def verify(checkpoint: Path, group: dist.ProcessGroup | None = None) -> None:
     Raises
     ------
     CheckpointError
-        On all ranks, with the name of a file that is missing, damaged or foreign, and of the newest older checkpoint that is
-        complete.
+        On all ranks, with the name of a file that is missing, damaged or foreign, and of the newest older checkpoint
+        that is complete.
     """
     rank, size = rank_and_size(group)
 
@@ -147,7 +147,9 @@ def compute_checksums(folder: Path, names: Iterable[str]) -> Checksums:
 
 def write_checksum_file(folder: Path, checksums: Checksums) -> None:
     """Write ``checksums.json``, and wait until the folder is on the disk."""
-    write_json(folder / CHECKSUMS, {"crc32": _own_checksum(checksums), "files": dict(sorted(checksums.items()))}, sync=True)
+    data = {"crc32": _own_checksum(checksums), "files": dict(sorted(checksums.items()))}
+    # Without a newline at the end: a file without its last byte must not be valid JSON.
+    write_text(folder / CHECKSUMS, json.dumps(data, indent=1), sync=True)
     for each in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(each)
 

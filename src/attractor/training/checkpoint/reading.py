@@ -34,7 +34,7 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
 def load(
     checkpoint: Path, state: dict[str, Any], *, group: dist.ProcessGroup | None = None, partial: bool = False
 ) -> None:
-    """Verify all files of a checkpoint and load its training state into the tensors of ``state``, on all ranks of ``group``.
+    """Verify a checkpoint and load its training state into the tensors of ``state``, on all ranks of ``group``.
 
     The number of ranks, and how tensors are sharded over them, may differ from the run that wrote it.
 

@@ -1,7 +1,7 @@
 """The training state in shards: PyTorch's distributed checkpoint.
 
-With one process the steps of ``dcp.save`` and ``dcp.load`` are done here, because those functions warn about a missing process
-group at every call.
+With one process the steps of ``dcp.save`` and ``dcp.load`` are done here, because those functions warn about a missing
+process group at every call.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def save_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | 
 
 
 def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None, *, partial: bool) -> None:
-    """Load shards into the tensors of ``state``, on all ranks of ``group``. With ``partial``, ``state`` may have fewer entries."""
+    """Load shards into the tensors of ``state``, on all ranks of ``group``; see :func:`load` for ``partial``."""
     planner, reader = DefaultLoadPlanner() if partial else _ExactLoadPlanner(), dcp.FileSystemReader(folder)
     if group is not None:
         dcp.load(state, storage_reader=reader, planner=planner, process_group=group)

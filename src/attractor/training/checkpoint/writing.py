@@ -39,8 +39,8 @@ class Checkpoints:
     max_checkpoints
         How many checkpoints to keep.
     group
-        All ranks, over gloo, for the exclusive use of this object: the messages of its thread must not mix with those of
-        training. None for one process.
+        All ranks, over gloo, for the exclusive use of this object: the messages of its thread must not mix with those
+        of training. None for one process.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Checkpoints:
         Parameters
         ----------
         state
-            Nested dictionaries of tensors, DTensors and numbers, with the same names on all ranks. Plain tensors and numbers
-            must be equal on all ranks.
+            Nested dictionaries of tensors, DTensors and numbers, with the same names on all ranks. Plain tensors and
+            numbers must be equal on all ranks.
         rank_tensors
             Tensors of this rank.
         scalars
@@ -208,7 +208,7 @@ def save_weights(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write safetensors. Tensors that share memory, such as tied weights, are copied: the format does not allow sharing."""
+    """Write safetensors. Tensors that share memory, such as tied weights, are copied, as the format requires."""
     counts = Counter(v.untyped_storage().data_ptr() for v in tensors.values())
     separate = {k: v if counts[v.untyped_storage().data_ptr()] == 1 else v.clone() for k, v in tensors.items()}
     save_file({k: v.contiguous() for k, v in separate.items()}, file)

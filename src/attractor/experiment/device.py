@@ -1,4 +1,4 @@
-"""What a device can do at most, to say which share of it is used."""
+"""Limits of a device: peak operations per second and memory."""
 
 import os
 import time
@@ -10,14 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Dense bf16 matrix products per second, from the makers' data sheets.
+# Operations per second of dense bf16 matrix products, from the vendors' data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the most floating-point operations per second: known by the device's name in bf16, else measured.
+    """Return the peak floating-point operations per second: in bf16 of known GPUs from ``PEAK_FLOPS``, otherwise measured.
 
-    What is measured is the best of a few large matrix products, about a second's work on a processor.
+    The measurement takes the fastest of a few large matrix products, about a second on a CPU.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     for known, flops in PEAK_FLOPS.items():
@@ -25,59 +25,57 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             return flops
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best = float("inf")
+    fastest = float("inf")
     for _ in range(8):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - begun)
-    return 2.0 * size**3 / best
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2.0 * size**3 / fastest
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int:
-    """Return the most bytes of tensors at a time that ``work`` adds to what is there before; it runs slower than usual.
+    """Return the peak bytes of the tensors that ``work`` allocates.
 
-    On a processor every tensor's storage is counted from when an operation makes it until nobody holds it; on a GPU it is the
-    allocator's own figure.
+    On a GPU it is the allocator's number. On a CPU, where ``work`` runs more slowly, the storage of every tensor is counted from
+    the operation that creates it until it is freed.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    with _Ledger() as ledger:
+    with _StorageTracker() as tracker:
         work()
-    return ledger.peak
+    return tracker.peak
 
 
-class _Ledger(TorchDispatchMode):
-    """Counts the bytes of storages that operations made and that are still held."""
+class _StorageTracker(TorchDispatchMode):
+    """Counts the bytes of storages that operations created and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._now = 0
-        self._held: set[int] = set()
+        self.peak = self._current = 0
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        given = {
-            storage._cdata for storage in _storages((args, kwargs))
-        }  # views, and what is written in place, are not new
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}  # of views and in-place operations
         for storage in _storages(out):
-            if storage._cdata not in given:
-                self._hold(storage)
+            if storage._cdata not in inputs:
+                self._add(storage)
         return out
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key not in self._held:
-            self._held.add(key)
-            self._now += size
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._drop, key, size)
+        if key not in self._alive:
+            self._alive.add(key)
+            self._current += size
+            self.peak = max(self.peak, self._current)
+            weakref.finalize(storage, self._remove, key, size)
 
-    def _drop(self, key: int, size: int) -> None:
-        self._held.discard(key)
-        self._now -= size
+    def _remove(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._current -= size
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
@@ -85,7 +83,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that nobody uses, or half of what there is where the system does not say."""
+    """Return the bytes of free memory, or half of the total where the operating system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     named = os.sysconf_names

@@ -1,0 +1,33 @@
+"""Rotary positions: channel pairs of queries and keys turn by angles that grow with the position (arXiv:2104.09864)."""
+
+import torch
+from torch import Tensor
+
+Rotary = tuple[Tensor, Tensor]  # cosine and sine, each (..., head_dim)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rotary:
+    """Return cosine and sine (..., head_dim) of the rotation angles, in float32.
+
+    Parameters
+    ----------
+    positions
+        (..., A): the coordinates of each token along A axes; 1 for text, 2 for grids. Each axis turns an equal share of the
+        channel pairs.
+    head_dim
+        Channels of a head. Channel i turns with channel i + head_dim / 2.
+    theta
+        The base of the frequencies.
+    """
+    pairs = head_dim // 2 // positions.shape[-1]
+    frequency = theta ** -(torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs)
+    angle = (positions[..., None].float() * frequency).flatten(-2)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Return ``x`` (..., head_dim) turned by the angles, in its own dtype."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
