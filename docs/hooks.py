@@ -15,6 +15,7 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):<code>~?([\w.]+)</code>")
 ENTRIES = re.compile(r"<!-- every name of ([\w.]+) -->")
 # Public packages; every name in their ``__all__`` must have an entry in the reference.
 PUBLIC = [
@@ -72,14 +73,24 @@ def on_page_markdown(markdown: str, page: Any, files: Files, config: Any, **_: A
     return LINK.sub(replace, entries)
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Load the script that makes the search work in files from the site itself."""
+    local = posixpath.relpath("javascripts/iframe_worker.js", posixpath.dirname(page.url) or ".")
+    return output.replace("https://unpkg.com/iframe-worker/shim", local)
+
+
 def on_page_content(text: str, **_: Any) -> str:
-    """Turn LaTeX into MathML, which browsers draw without scripts or fonts from elsewhere."""
+    """Turn LaTeX into MathML, which browsers draw without scripts, and roles of docstrings into links."""
 
     def replace(match: re.Match[str]) -> str:
         display = "block" if match[2] == "[" else "inline"
         return convert(html.unescape(match[3]), display=display)
 
-    return MATH.sub(replace, text)
+    def link(match: re.Match[str]) -> str:
+        identifier = match[1] if match[1].startswith("attractor.") else f"attractor.{match[1]}"
+        return f'<autoref identifier="{identifier}" optional><code>{match[1].split(".")[-1]}</code></autoref>'
+
+    return ROLE.sub(link, MATH.sub(replace, text))
 
 
 def public_names(package: str) -> list[str]:
