@@ -46,8 +46,9 @@ def requires_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "attractor":
+        package = (error.name or "").split(".")[0]
+        if package == "attractor":
             raise
         raise MissingExtraError(
-            f"{error.name} is not installed; install it with: pip install 'attractor-models[{extra}]'."
+            f"{package} is not installed; install it with: pip install 'attractor-models[{extra}]'."
         ) from error
