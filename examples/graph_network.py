@@ -64,7 +64,9 @@ def main() -> None:
         optimizer.step()
         if step % 10 == 0 or step == options.num_steps:
             accuracy = (logits[:, -1].argmax(-1) == labels).float().mean()
-            print(f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {evaluations.float().mean():.0f}")
+            print(
+                f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {evaluations.float().mean():.0f}"
+            )
 
 
 if __name__ == "__main__":

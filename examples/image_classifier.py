@@ -14,6 +14,7 @@ from attractor import FixedPoint, Neumann, Tolerance
 
 SHAPES = ("horizontal bar", "vertical bar", "cross", "square")
 
+
 def draw_images(num: int, generator: torch.Generator, size: int = 12) -> tuple[Tensor, Tensor]:
     """Return noisy images (num, 1, size, size) and the shape in each (num,)."""
     labels = torch.randint(len(SHAPES), (num,), generator=generator)
@@ -73,7 +74,9 @@ def main() -> None:
         optimizer.step()
         if step % 25 == 0 or step == num_steps:
             accuracy = (logits.argmax(-1) == labels).float().mean()
-            print(f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {evaluations.float().mean():.1f}")
+            print(
+                f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {evaluations.float().mean():.1f}"
+            )
 
 
 if __name__ == "__main__":

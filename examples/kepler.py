@@ -1,6 +1,6 @@
 """Kepler's equation E = M + e·sin(E) for many orbits: scalar states, and the exact derivative of the solution.
 
-    python examples/kepler.py
+python examples/kepler.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Train a small maze solver, evaluate it by depth, and solve one maze.
 
-    python examples/puzzle.py --num-steps 300
+python examples/puzzle.py --num-steps 300
 """
 
 import argparse

@@ -9,7 +9,7 @@ import torch
 import attractor
 from attractor.experiment.prepare import prepare_text
 
-WORDS = "the sea was wide and a ship sailed over the bay while old birds sang in every quiet town by the shore".split()
+TEXT = "the sea was wide and a ship sailed over the bay while old birds sang in every quiet town by the shore"
 TINY = {
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
@@ -30,7 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, generator = tmp_path_factory.mktemp("documentation"), random.Random(0)
     (folder / "texts").mkdir()
     for number in range(60):
-        text = " ".join(generator.choice(WORDS) for _ in range(200))
+        text = " ".join(generator.choice(TEXT.split()) for _ in range(200))
         (folder / "texts" / f"{number}.txt").write_text(text)
     prepare_text([folder / "texts"], folder / "tokens", vocab_size=300, val_fraction=0.1)
     recipe = attractor.recipes.override(attractor.recipes.get("language/tiny"), TINY)

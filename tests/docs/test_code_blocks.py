@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tests.docs.pages import PAGES, blocks, name
 
 # Assignments at the start of a line that a test makes smaller.
@@ -28,9 +27,7 @@ def shrink(code: str) -> str:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.info == "python" for b in blocks(p))], ids=name)
-def test_the_python_blocks_of_a_page_run_in_order(
-    page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_blocks_of_a_page_run_in_order(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one session, without an error or a warning of this package."""
     monkeypatch.chdir(workspace)
     torch.manual_seed(0)

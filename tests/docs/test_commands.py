@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import tyro
+from tests.docs.pages import PAGES, blocks, name
 
 from attractor.cli import data, puzzles
 from attractor.cli.main import commands
-from tests.docs.pages import PAGES, blocks, name
 
 DATA = {"prepare": data.prepare, "verify": data.verify, "sudoku": puzzles.sudoku, "mazes": puzzles.mazes}
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.docs.pages import PAGES, ROOT, name
 
 from attractor.solve import Status
-from tests.docs.pages import PAGES, ROOT, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
