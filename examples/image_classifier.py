@@ -73,10 +73,8 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         if step % 25 == 0 or step == num_steps:
-            accuracy = (logits.argmax(-1) == labels).float().mean()
-            print(
-                f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {evaluations.float().mean():.1f}"
-            )
+            accuracy, depth = (logits.argmax(-1) == labels).float().mean(), evaluations.float().mean()
+            print(f"step {step}: loss {loss:.3f}, accuracy {accuracy:.2f}, evaluations {depth:.1f}")
 
 
 if __name__ == "__main__":
