@@ -1,17 +1,15 @@
-"""Text here and the tokenizers library bare, on the same synthetic text, in one run.
+"""The speed of text preparation, compared with the tokenizers library on the same synthetic text.
 
     python -m benchmarks.data
 
-* Tokenising: ``prepare`` (cut, tokenise, convert, checksum, write) beside ``encode_batch_fast`` alone and beside the
-call through
-  the transformers wrapper, in MB of text a second.
-* Reading: ``PackedRows.batch`` in tokens a second, on one core.
+* Tokenising, in MB of text per second: ``prepare`` (tokenise, convert, compute checksums, write) against
+  ``encode_batch_fast`` alone and against a call of the transformers wrapper.
+* Reading, in tokens per second on one core: ``PackedRows.batch``.
 
-Words are drawn from a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions;
-only ratios mean anything on a shared machine.
+Words follow a Zipf distribution over an invented vocabulary. Times are medians over interleaved repetitions. On a
+shared machine only ratios are meaningful.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -26,6 +24,7 @@ import torch
 from rich.console import Console
 
 from attractor.data.text import PackedRows, Shards, prepare, train_tokenizer
+from attractor.files import write_json
 
 NUM_DOCUMENTS, NUM_WORDS, VOCABULARY = 4000, 500, 20_000
 VOCAB_SIZE = 4096
@@ -34,8 +33,8 @@ REPETITIONS = 5
 OUT = Path("results/data/data.json")
 
 
-def draw(seed: int = 0) -> list[str]:
-    """Documents of Zipf-distributed words of two to five syllables, in sentences and lines."""
+def generate_documents(seed: int = 0) -> list[str]:
+    """Return documents of Zipf-distributed words, in sentences and lines."""
     rng = np.random.default_rng(seed)
     syllables = np.array([c + v for c in "bcdfghklmnprstvw" for v in ("a", "e", "i", "o", "u", "ai", "en", "or")])
     words = ["".join(rng.choice(syllables, int(n))) for n in rng.integers(1, 5, VOCABULARY)]
@@ -53,35 +52,35 @@ def draw(seed: int = 0) -> list[str]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    kept = run()
-    spent = time.perf_counter() - begun
-    del kept  # the release of what was made is not measured for either side
-    return spent
+    start = time.perf_counter()
+    result = run()
+    duration = time.perf_counter() - start
+    del result  # freeing memory is not measured
+    return duration
 
 
 def main() -> None:
     console = Console()
-    documents = draw()
+    documents = generate_documents()
     megabytes = sum(len(text.encode()) for text in documents) / 1e6
     tokenizer = train_tokenizer(documents, VOCAB_SIZE)
     backend = tokenizer.backend_tokenizer
     with tempfile.TemporaryDirectory() as folder:
-        places = (Path(folder) / str(n) for n in range(REPETITIONS + 1))
+        folders = (Path(folder) / str(n) for n in range(REPETITIONS + 1))
         sides: dict[str, Callable[[], object]] = {
-            "prepare": lambda: prepare(next(places), {"train": documents}, tokenizer),
+            "prepare": lambda: prepare(next(folders), {"train": documents}, tokenizer),
             "encode_batch_fast": lambda: backend.encode_batch_fast(documents, add_special_tokens=False),
             "wrapper": lambda: tokenizer(documents, add_special_tokens=False)["input_ids"],
         }
-        spent: dict[str, list[float]] = {name: [] for name in sides}
+        durations: dict[str, list[float]] = {name: [] for name in sides}
         for repetition in range(REPETITIONS + 1):
             for name, run in sides.items():
                 took = seconds(run)
                 if repetition:  # the first warms up
-                    spent[name].append(took)
-        rates = {name: megabytes / statistics.median(values) for name, values in spent.items()}
+                    durations[name].append(took)
+        rates = {name: megabytes / statistics.median(values) for name, values in durations.items()}
         ratios = {
-            name: statistics.median(b / a for a, b in zip(spent["prepare"], spent[name], strict=True))
+            name: statistics.median(b / a for a, b in zip(durations["prepare"], durations[name], strict=True))
             for name in ("encode_batch_fast", "wrapper")
         }
         shards = Shards(Path(folder) / "0")
@@ -94,7 +93,7 @@ def main() -> None:
         tokens_per_mb = shards.num_tokens / megabytes
     console.print(f"tokenising {megabytes:.0f} MB of {len(documents)} documents, MB/s (million tokens/s):")
     for name, rate in rates.items():
-        ratio = f"  prepare's rate is {ratios[name]:.2f} of it" if name in ratios else ""
+        ratio = f"  prepare reaches {ratios[name]:.2f} of it" if name in ratios else ""
         console.print(f"  {name:18} {rate:6.2f} ({rate * tokens_per_mb / 1e6:.2f}){ratio}", highlight=False)
     console.print(f"reading rows of {LENGTH}: {reading / 1e6:.1f} million tokens/s on one core", highlight=False)
     OUT.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,7 @@ def main() -> None:
         "tokenising_rate_prepare_to": ratios,
         "reading_tokens_per_second": reading,
     }
-    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(OUT, result)
     console.print(f"written to {OUT}")
 
 

@@ -1,9 +1,10 @@
-"""What decoding costs: the cache at the equilibrium, converged tokens, budgets and drafts, each against its alternative.
+"""What decoding costs: the cache at the equilibrium, converged tokens, budgets and drafts, each against its
+alternative.
 
     python -m benchmarks.decode CHECKPOINT --data TEXT
 
-CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Both sides of a pair run in this
-process on the same work, in turns; figures are medians and ratios of medians. Sides:
+CHECKPOINT is a trained attractor (``attractor train language/tiny``), TEXT held-out documents. Both sides of a pair run
+in this process on the same work, in turns; figures are medians and ratios of medians. Sides:
 
 1. one token after 1,024, with the cache, against solving the complete context again;
 2. the 1,000th token against the 50th;
@@ -152,7 +153,7 @@ def by_position(model: Any, ids: Tensor, repeats: int) -> Timed:
 
 
 def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """``generate`` of 64 tokens: at the equilibrium by tolerance, at small depths, with drafts, and by the plain Transformer."""
+    """``generate`` of 64 tokens: by tolerance, at small depths, with drafts, and by the plain Transformer."""
 
     def write(which: Any, **budget: Any) -> Callable[[], None]:
         settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 64, "do_sample": False, **budget}

@@ -8,7 +8,7 @@
 TEXT is a folder of ``attractor data prepare`` with 8,192 tokens (5.2 million weights, most of the rest of the comparison's cost
 being the head), EVAL an evaluation bundle with LAMBADA in it. Sides:
 
-attractor     3 layers propose, 1 refines to rest
+attractor     3 layers propose, 1 iterates until it converges
 transformer   the same 4 layers once: equal depth, width, tokens and, but for the gates, equal weights
 deeper        6 layers once: the training compute of an attractor that makes 6 evaluations a step (the table says how many it made)
 looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradients through 2
@@ -28,12 +28,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -73,12 +70,13 @@ def recipe(side: str, seed: int, num_steps: int) -> LanguageRecipe:
 
 
 def one(side: str, seed: int, data: Path, bundle: Path, num_steps: int, console: Console) -> None:
-    """Train and judge one side with one seed and write ``results/language/SIDE-SEED.json``."""
+    """Train and evaluate one side with one seed and write ``results/language/SIDE-SEED.json``."""
     wanted = recipe(side, seed, num_steps)
     with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {seed}", console) as progress:
         train_language(wanted, data, Path(folder), callbacks=[progress])
         log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        model, tokenizer = load_language_model(find_checkpoint(Path(folder)))
+        loaded = load_language_model(find_checkpoint(Path(folder)))
+        model, tokenizer = loaded.model, loaded.tokenizer
     texts = [text[:CHARACTERS] for text in read_held_out((data,), "text")]
     curve = []
     solves = side in ("attractor", "looped")
@@ -128,7 +126,7 @@ def run(
     num_steps: int = 300,
     threads: int | None = None,
 ) -> None:
-    """Train and judge, one after the other.
+    """Train and evaluate, one after the other.
 
     Args:
         data: Prepared text.
@@ -218,7 +216,8 @@ def _short(value: dict[str, float], digits: int) -> str:
 
 def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     """Loss by depth on the left; on the right, evaluations, residual and distance to the proposal while training."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure = Figure(figsize=(13, 3.8), dpi=130, layout="tight")
+    left, middle, right = figure.subplots(1, 3)
     names = [str(d) for d in DEPTHS]
     for side, points in curves.items():
         here = [name for name in names if name in points]
@@ -234,7 +233,7 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
             capsize=3,
             label=label,
         )
-        left.set_xticks(range(len(names)), ["rest" if n == "None" else n for n in names])
+        left.set_xticks(range(len(names)), ["equilibrium" if n == "None" else n for n in names])
         for seed_file in sorted(OUT.glob(f"{side}-[0-9].json")):
             log = json.loads(seed_file.read_text())["log"]
             steps = [line["step"] for line in log]
@@ -250,9 +249,7 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     right.set(xlabel="training step", yscale="log", title="attractor: ‖y*−c‖/‖c‖ (green), residual (blue)")
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    figure.savefig(file)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The maze demo over seeds, next to a step-matched control: does convergence, or training alone, generalise to larger mazes?
+"""The maze demo over seeds, and a step-matched control: does convergence or training generalise to larger mazes?
 
     python -m benchmarks.mazes                     # both sides, three seeds, about half an hour on two cores
     python -m benchmarks.mazes --sides control     # one side; the results of the other are kept
 
-The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from a zero
-state, undamped, without noise. Both are evaluated on the same unseen mazes, by depth and after convergence. Every finished run is
-written to ``results/mazes`` at once. Use an idle machine: a time limit ends the attractor's training, as in the demo.
+The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from
+a zero state, undamped, without noise. Both are evaluated on the same unseen mazes, by depth and after convergence.
+Every finished run is written to ``results/mazes`` at once. Use an idle machine: a time limit ends the attractor's
+training, as in the demo.
 """
 
 import dataclasses

@@ -1,14 +1,17 @@
-"""The cost of one training step of a recursive reasoner: TRM in its authors' loop, TRM here, and the attractor reasoner.
+"""The cost of one training step of a recursive reasoner: TRM in its authors' loop, TRM here, and the attractor
+reasoner.
 
-    python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1] [--device cpu] [--bf16]
+    python -m benchmarks.reasoning_step [--size 9] [--width 128] [--batch 64] [--repeats 20] [--threads 1]
+        [--device cpu] [--bf16]
 
-A step is the forward pass of one segment, the cross-entropy, the backward pass and AdamW; the state is carried over. Every side has
-the same weights, shapes and number of updates: two cycles of three latent steps and one answer step, the last cycle differentiated.
-The straight loop writes layers as TRM's authors do, with PyTorch's own products and transposes. Sides alternate in one process, so
-that other load on the machine affects all of them. Printed, and written to ``results/reasoning/step-PRECISION[-wWIDTH].json``, are
-medians of a step's wall-clock seconds, its CPU seconds (which other load affects less), and both speed-ups over the straight loop
-in the same round. Nothing is compiled again after warming up. Sides share compiled code, so only the first of two pays for it. On a
-GPU, the table adds peak memory, host synchronisations per step, and the share of the device's peak FLOP/s.
+A step is the forward pass of one segment, the cross-entropy, the backward pass and AdamW; the state is carried over.
+Every side has the same weights, shapes and number of updates: two cycles of three latent steps and one answer step, the
+last cycle differentiated. The straight loop writes layers as TRM's authors do, with PyTorch's own products and
+transposes. Sides alternate in one process, so that other load on the machine affects all of them. Printed, and written
+to ``results/reasoning/step-PRECISION[-wWIDTH].json``, are medians of a step's wall-clock seconds, its CPU seconds
+(which other load affects less), and both speed-ups over the straight loop in the same round. Nothing is compiled again
+after warming up. Sides share compiled code, so only the first of two pays for it. On a GPU, the table adds peak memory,
+host synchronisations per step, and the share of the device's peak FLOP/s.
 """
 
 import copy
@@ -60,7 +63,7 @@ class Side:
         self.state = state.detach()
 
     def timed(self, questions: Tensor, answers: Tensor) -> tuple[float, float]:
-        """Make one training step and return its wall-clock seconds, including the device's work, and its CPU seconds."""
+        """Make one training step and return its wall-clock seconds, with the device's work, and its CPU seconds."""
         before = counters["stats"]["unique_graphs"]
         wait(questions.device)
         start, cpu_start = time.perf_counter(), time.process_time()

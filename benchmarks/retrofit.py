@@ -1,14 +1,17 @@
-"""A pretrained Transformer as an attractor: does its update contract, before and after training, and how does the loss change?
+"""A pretrained Transformer as an attractor: does its update contract, before and after training, and how does the loss
+change?
 
     python -m benchmarks.retrofit --data TEXT        # about half an hour on one core
 
-TEXT is a folder of ``attractor data prepare`` with 4,096 tokens. A plain Transformer is trained and saved as a stock Qwen3. It is
-retrofitted with its last 1, 2 and 3 layers as attractor and evaluated untrained: at depths 0 and 1 and at the equilibrium. The
-model with 3 layers is then trained in two ways, with and without a penalty on the growth of small perturbations. The control is
-the plain Transformer, trained for as many more steps on the same text. The update of a small Transformer contracts more easily
-than that of a large one, so all this is repeated with doubled branches in the attractor's layers: that update does not contract.
+TEXT is a folder of ``attractor data prepare`` with 4,096 tokens. A plain Transformer is trained and saved as a stock
+Qwen3. It is retrofitted with its last 1, 2 and 3 layers as attractor and evaluated untrained: at depths 0 and 1 and at
+the equilibrium. The model with 3 layers is then trained in two ways, with and without a penalty on the growth of small
+perturbations. The control is the plain Transformer, trained for as many more steps on the same text. The update of a
+small Transformer contracts more easily than that of a large one, so all this is repeated with doubled branches in the
+attractor's layers: that update does not contract.
 
-Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not selected keep their earlier results.
+Written to ``results/language/retrofit.json`` and ``retrofit.png``; sides that are not selected keep their earlier
+results.
 """
 
 import json
@@ -108,7 +111,7 @@ def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> A
 
 
 def evaluate_depths(model: LanguageModel, data: Path) -> dict[str, Any]:
-    """Return bits per byte at depths 0 and 1 and at the equilibrium, the share of converged tokens, and the spectral radius."""
+    """Return bits per byte at each depth, the share of converged tokens, and the spectral radius."""
     tokenizer = load_tokenizer(data)
     texts = [text[:CHARACTERS] for text in read_held_out((data,), "text")]
 

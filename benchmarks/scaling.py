@@ -1,13 +1,14 @@
-"""Do wider reasoners train stably? The attractor next to TRM, the same recursion unrolled, at equal steps, batches and rates.
+"""Do wider reasoners train stably? The attractor next to TRM, the same recursion unrolled, at equal steps, batches and
+rates.
 
     python -m benchmarks.scaling run --width 128 --num-steps 600     # both sides, seed 0
     python -m benchmarks.scaling run --width 1216 --num-steps 60     # 27M weights
     python -m benchmarks.scaling show                                # the table and the curves of all finished runs
 
-1,000 augmented 6 × 6 Sudokus with ten clues. The MLP's hidden width is three times the width, and the learning rate is inversely
-proportional to the width, with the values of ``sudoku/6x6`` at width 128. Training degrades where the loss stops falling or
-gradients grow. Curves show training batches: the loss, the share right in every cell, the gradient norm before clipping, and the
-residual. Every finished run is written to ``results/scaling`` at once.
+1,000 augmented 6 × 6 Sudokus with ten clues. The MLP's hidden width is three times the width, and the learning rate is
+inversely proportional to the width, with the values of ``sudoku/6x6`` at width 128. Training degrades where the loss
+stops falling or gradients grow. Curves show training batches: the loss, the share right in every cell, the gradient
+norm before clipping, and the residual. Every finished run is written to ``results/scaling`` at once.
 """
 
 import json
@@ -33,7 +34,7 @@ from attractor.recipes import sudoku
 OUT = Path("results/scaling")
 SIDES = ("attractor", "trm")
 WATCHED = ("step", "seconds", "loss", "exact", "grad_norm", "residual")
-LAST = 5  # reports at the end of a run that its figures are means of
+LAST = 5  # the table shows means over so many reports at the end of a run
 
 
 def run(
@@ -64,7 +65,7 @@ def run(
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
-                model = train_reasoner(recipe, Path(folder), callbacks=[progress]).model
+                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "

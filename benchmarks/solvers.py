@@ -4,12 +4,12 @@
 
 Two questions, for B 8, T 256, D 256 in float32:
 
-* How many evaluations until *every token* is below the same relative residual? TorchDEQ solves either each row as one vector
-  ("flat", how it is used) or each token as its own ("token"). Its count is taken in its favour: the first evaluation at which an
-  onlooker sees every token below tolerance, although its own stop rule could not tell in the flat case.
-* What does the solver itself cost per evaluation: the whole solve's time less the time inside the block?
+* How many evaluations until *every token* is below the same relative residual? TorchDEQ solves either each row as one
+  vector ("flat", how it is used) or each token separately ("token"). Its count favours it: the first evaluation at
+  which every token is below tolerance, although its own stop rule cannot detect that in the flat case.
+* What does the solver itself cost per evaluation: the time of the solve minus the time inside the block?
 
-Times are medians over interleaved repetitions; only ratios mean anything on a shared machine.
+Times are medians over interleaved repetitions. On a shared machine only ratios are meaningful.
 """
 
 import json
@@ -29,15 +29,15 @@ from torchdeq.solver.anderson import anderson_solver
 from attractor import Anderson, Tolerance, fixed_point
 
 BATCH, TIME, WIDTH, HEADS, WINDOW = 8, 256, 256, 4, 5
-GATES = (0.3, 0.5, 0.75)  # how strongly the block's branches act: the harder, the more evaluations
+GATES = (0.3, 0.5, 0.75)  # the scale of the block's branches: larger needs more evaluations
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 SEEDS = (0, 1, 2)
 REPETITIONS = 15
 OUT = Path("results/solvers/solvers.json")
 
 
-class CompiledBlock(nn.Module):
-    """A pre-norm causal transformer layer, and the attractor map ``y ↦ c + F(h) − h`` with ``h = (y + c)/2`` around it."""
+class GatedBlock(nn.Module):
+    """A pre-norm causal transformer layer ``F`` in the attractor map ``y ↦ c + F(h) − h``, ``h = (y + c)/2``."""
 
     def __init__(self, gate: float) -> None:
         super().__init__()
@@ -58,26 +58,28 @@ class CompiledBlock(nn.Module):
         return c + x - h
 
 
-class Watched:
-    """The update, with its own time and the largest residual of any token seen at each call."""
+class MeasuredUpdate:
+    """The update, which records its own time and the largest residual of any token at each call."""
 
-    def __init__(self, block: CompiledBlock, c: Tensor, *, evaluate_depths: bool) -> None:
-        self.block, self.c, self.judge = block, c, evaluate_depths
-        self.seconds, self.worst = 0.0, []
+    def __init__(self, block: GatedBlock, c: Tensor, *, measure_residual: bool) -> None:
+        self.block, self.c, self.measure_residual = block, c, measure_residual
+        self.seconds, self.max_residuals = 0.0, []
 
     def __call__(self, y: Tensor) -> Tensor:
-        shape, begun = y.shape, time.perf_counter()
+        shape, started = y.shape, time.perf_counter()
         y = y.view_as(self.c)
         f = self.block(y, self.c)
-        self.seconds += time.perf_counter() - begun
-        self.worst.append(((f - y).norm(dim=-1) / y.norm(dim=-1)).max().item() if self.judge else 0.0)
+        self.seconds += time.perf_counter() - started
+        self.max_residuals.append(
+            ((f - y).norm(dim=-1) / y.norm(dim=-1)).max().item() if self.measure_residual else 0.0
+        )
         return f.view(shape)
 
 
-Solve = Callable[[Watched, float, int], None]
+Solve = Callable[[MeasuredUpdate, float, int], None]
 
 
-def ours(update: Watched, tolerance: float, limit: int) -> None:
+def ours(update: MeasuredUpdate, tolerance: float, limit: int) -> None:
     stop = Tolerance(rtol=tolerance, max_evaluations=limit)
     solution = fixed_point(update, update.c, solver=Anderson(window=WINDOW), stop=stop, causal=True)
     if limit > 50:
@@ -85,7 +87,7 @@ def ours(update: Watched, tolerance: float, limit: int) -> None:
 
 
 def torchdeq(shape: tuple[int, int]) -> Solve:
-    def run(update: Watched, tolerance: float, limit: int) -> None:
+    def run(update: MeasuredUpdate, tolerance: float, limit: int) -> None:
         anderson_solver(update, update.c.view(shape), m=WINDOW, max_iter=limit, tol=tolerance, stop_mode="rel")
 
     return run
@@ -100,33 +102,33 @@ SOLVERS: dict[str, Solve] = {
 
 @torch.no_grad()
 def count(gate: float, tolerance: float, seed: int) -> dict[str, int]:
-    """Evaluations until every token is below tolerance. Ours: all calls made, verification included."""
+    """Return the evaluations until every token is below tolerance. Ours counts all calls, verification included."""
     torch.manual_seed(seed)
-    block, c = CompiledBlock(gate), torch.randn(BATCH, TIME, WIDTH)
+    block, c = GatedBlock(gate), torch.randn(BATCH, TIME, WIDTH)
     counts = {}
     for name, solve in SOLVERS.items():
-        update = Watched(block, c, evaluate_depths=True)
+        update = MeasuredUpdate(block, c, measure_residual=True)
         solve(update, tolerance if name == "attractor" else 0.0, 100 if name == "attractor" else 40)
-        below = [i for i, worst in enumerate(update.worst, start=1) if worst < tolerance]
-        counts[name] = len(update.worst) if name == "attractor" else (below[0] if below else -1)
+        below = [i for i, largest in enumerate(update.max_residuals, start=1) if largest < tolerance]
+        counts[name] = len(update.max_residuals) if name == "attractor" else (below[0] if below else -1)
     return counts
 
 
 @torch.no_grad()
 def overhead() -> dict[str, list[float]]:
-    """Milliseconds per evaluation outside the block, one figure per repetition, solvers in turn; 16 evaluations each."""
+    """Return milliseconds per evaluation outside the block, one number per repetition; 16 evaluations each."""
     torch.manual_seed(0)
-    block, c = CompiledBlock(0.75), torch.randn(BATCH, TIME, WIDTH)
+    block, c = GatedBlock(0.75), torch.randn(BATCH, TIME, WIDTH)
     figures: dict[str, list[float]] = {name: [] for name in [*SOLVERS, "block"]}
     for repetition in range(REPETITIONS + 1):
         for name, solve in SOLVERS.items():
-            update = Watched(block, c, evaluate_depths=False)
-            begun = time.perf_counter()
+            update = MeasuredUpdate(block, c, measure_residual=False)
+            started = time.perf_counter()
             solve(update, 1e-12, 16)
-            spent = time.perf_counter() - begun
-            if repetition:  # the first warms up
-                figures[name].append(1e3 * (spent - update.seconds) / len(update.worst))
-                figures["block"].append(1e3 * update.seconds / len(update.worst))
+            spent = time.perf_counter() - started
+            if repetition:  # the first is warm-up
+                figures[name].append(1e3 * (spent - update.seconds) / len(update.max_residuals))
+                figures["block"].append(1e3 * update.seconds / len(update.max_residuals))
     return figures
 
 

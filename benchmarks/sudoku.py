@@ -5,10 +5,10 @@
     python -m benchmarks.sudoku run --size 9 --data FOLDER --name extreme     # your own puzzles, prepared as a folder
     python -m benchmarks.sudoku show                                          # the table and the curves of all finished runs
 
-All sides have the same training puzzles (1,000 of 6 digits, 10,000 of 9, or a folder's), batch size, optimiser, layer type and
-width. They are evaluated on the same unseen puzzles (500, or the folder's test split), none of them a symmetric copy of a training
-puzzle. Learning curves use 100 other puzzles; with a folder, a hundred of its test split, and nothing is tuned on these curves.
-Every finished run is written to ``results/sudoku`` at once.
+All sides have the same training puzzles (1,000 of 6 digits, 10,000 of 9, or a folder's), batch size, optimiser, layer
+type and width. They are evaluated on the same unseen puzzles (500, or the folder's test split), none of them a
+symmetric copy of a training puzzle. Learning curves use 100 other puzzles; with a folder, a hundred of its test split,
+and nothing is tuned on these curves. Every finished run is written to ``results/sudoku`` at once.
 """
 
 import json

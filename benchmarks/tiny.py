@@ -3,7 +3,7 @@
     attractor train language/tiny --data TEXT --out runs/tiny
     python -m benchmarks.tiny runs/tiny --data TEXT
 
-Both are judged on the held-out documents of TEXT, all bytes of all of them. Written to ``results/language/tiny.json``.
+Both are evaluated on the held-out documents of TEXT, all bytes of all of them. Written to ``results/language/tiny.json``.
 """
 
 import json
@@ -25,7 +25,7 @@ OUT = Path("results/language/tiny.json")
 
 
 def main(run: Path, /, data: Path, order: int = 5) -> None:
-    """Judge both, print and write.
+    """Evaluate both, print and write.
 
     Args:
         run: The trained run's folder.
@@ -42,7 +42,8 @@ def main(run: Path, /, data: Path, order: int = 5) -> None:
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     held_out = list(read_held_out((data,)))
-    model, own = load_language_model(checkpoint)
+    loaded = load_language_model(checkpoint)
+    model, own = loaded.model, loaded.tokenizer
     score = score_text(model, own, held_out, length=rows.length, batch_size=32)
     once = score_text(model, own, held_out, length=rows.length, batch_size=32, depth=1)
     ngram = ByteNgram(text.encode(), order).bits_per_byte(held_out)

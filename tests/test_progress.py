@@ -18,7 +18,7 @@ def report(step: int, progress: float) -> Report:
     return Report(step=step, seconds=10.0, progress=progress, lr=0.1, metrics=METRICS, events=("a step was skipped",))
 
 
-def visible(text: str) -> list[str]:
+def shown_lines(text: str) -> list[str]:
     """The lines without control sequences."""
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")
     return [line for line in lines if line.strip()]
@@ -30,7 +30,7 @@ def test_bar_percentage_and_time_left_are_never_cut(width: int) -> None:
     file = io.StringIO()
     with TrainingProgress("training language/tiny", Console(file=file, force_terminal=True, width=width)) as bar:
         bar(report(100, 0.5))
-    last = visible(file.getvalue())[-1]
+    last = shown_lines(file.getvalue())[-1]
     assert "training language/tiny" in last
     assert "━━" in last
     assert " 50% " in last

@@ -26,8 +26,8 @@ from attractor.gradient import (
     OneStep,
     Phantom,
     Unrolled,
-    contraction,
     jacobian_penalty,
+    lipschitz_estimate,
     spectral_radius,
 )
 from attractor.solve import (
@@ -109,11 +109,11 @@ __all__ = [
     "Tolerance",
     "Unrolled",
     "Update",
-    "contraction",
     "cost",
     "evaluate",
     "fixed_point",
     "jacobian_penalty",
+    "lipschitz_estimate",
     "load",
     "recipes",
     "retrofit",

@@ -6,6 +6,7 @@ what to do. The command line prints it and exits with code 2.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class AttractorError(Exception):
@@ -29,7 +30,14 @@ class MissingExtraError(AttractorError, ImportError):
 
 
 class NotConvergedError(AttractorError, ArithmeticError):
-    """A solve ended with equations that have not converged. Raised only with ``throw=True``."""
+    """A solve did not converge. Raised only with ``throw=True``.
+
+    ``solution`` is the :class:`attractor.Solution` at which the solve ended.
+    """
+
+    def __init__(self, message: str, solution: Any = None) -> None:
+        super().__init__(message)
+        self.solution = solution
 
 
 class DivergedError(AttractorError, ArithmeticError):

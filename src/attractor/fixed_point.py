@@ -1,4 +1,4 @@
-"""The public verb: find where ``update`` no longer changes its input, then attach a gradient to that point.
+"""The public function and layer: find a point that ``update`` does not change, then attach a gradient to it.
 
     solution = fixed_point(lambda y: torch.cos(y), torch.zeros(8, 1))
     solution.value, solution.residual, str(solution.outcome)
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attractor.errors import NotConvergedError
+from attractor.errors import ConfigError, NotConvergedError
 from attractor.gradient import Gradient, OneStep
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 
@@ -37,76 +37,132 @@ def fixed_point(
     Parameters
     ----------
     update
-        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Any randomness inside
-        must be the same at every call of one solve.
+        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Any randomness
+        inside must be the same at every call of one solve.
     y0
-        Where to start; floating point, finite. The first dimension is the batch, whose rows never influence each other.
-        State and mixing are kept in float32 or wider whatever its dtype; residuals are those at
-        what ``update`` sees. The solve does not differentiate with respect to ``y0``, except under ``Unrolled``.
+        The initial point; floating point, finite. The first dimension is the batch, whose rows never influence each
+        other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
+        receives. The solve is not differentiated with respect to ``y0``, except under ``Unrolled``.
     solver
-        ``Anderson()``, ``Picard()``, ``Broyden()``, ``Best(solver)``, or your own :class:`attractor.Solver`.
+        ``Anderson()``, ``Picard()``, ``Broyden()``, ``BestSoFar(solver)``, or your own :class:`attractor.Solver`.
     stop
-        ``Tolerance(...)`` or ``Steps(n)``.
+        ``Tolerance(...)``, ``Steps(n)``, or your own :class:`attractor.StopRule`.
     gradient
-        ``OneStep()``, ``Neumann(k)``, ``Phantom(...)``, ``Implicit(...)`` or ``Unrolled()``. Ignored where autograd is off.
+        ``OneStep()``, ``Neumann(k)``, ``Phantom(...)``, ``Implicit(...)``, ``Unrolled()``, or your own
+        :class:`attractor.Gradient`. Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
-        of ``(B, T, D)``, all but the batch for a puzzle that is solved as a whole.
+        of ``(B, T, D)``, all but the batch for a puzzle.
     causal
-        The equations of a row are ordered along the last leading dimension (time), and ``update`` is causal along
-        it; then nothing in the solve lets a later equation influence an earlier one. All dimensions before
-        time count as rows.
+        The equations of a row are ordered along the last leading dimension (time), and ``update`` is causal along it.
+        Then a later equation never influences an earlier one. All dimensions before time count as rows.
     throw
-        Raise :class:`NotConvergedError` unless every equation is final.
+        Raise :class:`NotConvergedError` unless every equation converges.
     trace
-        Keep every point at which ``update`` was called, or those of a collection of evaluation counts: point ``n`` is the
-        state after ``n`` steps.
+        True keeps every point at which ``update`` was called. A collection of evaluation counts keeps only these
+        points: point n is the state after n steps, point 0 is ``y0``. With ``Steps(n)``, point n is the returned value
+        (before a gradient is attached). Points that the solve does not reach are left out.
 
     Returns
     -------
     Solution
-        Not converging is data: read ``solution.outcome``.
+        Not converging is no error: see ``solution.outcome``.
 
     Raises
     ------
     ConfigError
         For shapes and settings that cannot work, and for an ``update`` that changes shape, dtype or its argument.
     DataError
-        For a ``y0`` that is not finite (on accelerators, where looking costs, such rows show up as diverged).
+        For a ``y0`` that is not finite. On accelerators, where checking would wait, such rows are reported as diverged.
+    NotConvergedError
+        With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
+    _require_types("fixed_point", solver, stop, gradient)
     tracked = torch.is_grad_enabled()
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
         solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)
     if throw and not solution.outcome.converged:
-        raise NotConvergedError(f"fixed_point: {solution.outcome}")
+        raise NotConvergedError(f"fixed_point: {solution.outcome}", solution)
     return replace(solution, value=gradient.attach(update, solution.value)) if tracked else solution
 
 
 class FixedPoint(nn.Module):
-    """A fixed-point layer around any module: ``cell(y, *inputs) -> y_next`` of the shape of ``y``.
+    """A fixed-point layer around any module: ``cell(y, *inputs, **keyword_inputs) -> y_next`` of the shape of ``y``.
 
-    ``layer(y0, *inputs)`` returns the whole :class:`Solution`; its ``value`` is what the next layer wants. Keyword
-    arguments of the constructor are those of :func:`fixed_point`.
+    ``layer(y0, *inputs, **keyword_inputs)`` returns the :class:`Solution`; its ``value`` is the input of the next
+    layer. The options are those of :func:`fixed_point`.
 
-    While training, the random numbers drawn inside ``cell`` (dropout) are the same at every call of one solve and new for the
-    next: otherwise there would be no fixed point to find.
+    In training mode, the random numbers drawn inside ``cell`` (dropout) are the same at every call of one solve and new
+    for the next solve. Otherwise there would be no fixed point to find.
+
+    Raises
+    ------
+    ConfigError
+        For an option of the wrong type.
     """
 
-    def __init__(self, cell: nn.Module, **options: Any) -> None:
+    def __init__(
+        self,
+        cell: nn.Module,
+        *,
+        solver: Solver = _ANDERSON,
+        stop: StopRule = _TOLERANCE,
+        gradient: Gradient = _ONE_STEP,
+        equation_dims: int = 1,
+        causal: bool = False,
+        throw: bool = False,
+        trace: bool | Collection[int] = False,
+    ) -> None:
         super().__init__()
+        _require_types("FixedPoint", solver, stop, gradient)
         self.cell = cell
-        self.options = options
+        self.solver, self.stop, self.gradient = solver, stop, gradient
+        self.equation_dims, self.causal, self.throw, self.trace = equation_dims, causal, throw, trace
 
-    def forward(self, y0: Tensor, *inputs: Any) -> Solution:
-        if not self.training:
-            return fixed_point(lambda y: self.cell(y, *inputs), y0, **self.options)
-        before = torch.cuda.get_rng_state(y0.device) if y0.is_cuda else torch.get_rng_state()
+    def forward(self, y0: Tensor, *inputs: Any, **keyword_inputs: Any) -> Solution:
+        rng_state = _rng_state(y0) if self.training else None
 
         def update(y: Tensor) -> Tensor:
-            if y.is_cuda:
-                torch.cuda.set_rng_state(before, y.device)
-            else:
-                torch.set_rng_state(before)
-            return self.cell(y, *inputs)
+            if rng_state is not None:
+                _set_rng_state(rng_state, y)
+            return self.cell(y, *inputs, **keyword_inputs)
 
-        return fixed_point(update, y0, **self.options)
+        return fixed_point(
+            update,
+            y0,
+            solver=self.solver,
+            stop=self.stop,
+            gradient=self.gradient,
+            equation_dims=self.equation_dims,
+            causal=self.causal,
+            throw=self.throw,
+            trace=self.trace,
+        )
+
+    def extra_repr(self) -> str:
+        lines = [f"solver={self.solver}", f"stop={self.stop}", f"gradient={self.gradient}"]
+        lines.append(f"equation_dims={self.equation_dims}, causal={self.causal}")
+        return ",\n".join(lines)
+
+
+def _rng_state(y: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(y.device) if y.is_cuda else torch.get_rng_state()
+
+
+def _set_rng_state(state: Tensor, y: Tensor) -> None:
+    if y.is_cuda:
+        torch.cuda.set_rng_state(state, y.device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _require_types(where: str, solver: Solver, stop: StopRule, gradient: Gradient) -> None:
+    options = (
+        ("solver", solver, Solver, "Anderson()"),
+        ("stop", stop, StopRule, "Tolerance(rtol=1e-4) or Steps(8)"),
+        ("gradient", gradient, Gradient, "OneStep()"),
+    )
+    for name, value, kind, example in options:
+        if not isinstance(value, kind):
+            given = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+            raise ConfigError(f"{where}({name}=...): got {given}; give a {kind.__name__}, such as {example}.")

@@ -6,7 +6,8 @@
         def make_solver(self):
             return Mine(memory=3)
 
-pytest then runs every property that the solvers of this package are held to. ``UpdateConformance`` does the same for an update.
+pytest then checks every property that the solvers of this package have. ``UpdateConformance`` does the same for an
+update.
 """
 
 import math
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Implicit, Unrolled
-from attractor.solve import Solver, Steps, Tolerance, Update
+from attractor.solve import Solver, Status, Steps, Tolerance, Update
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A fixed-point problem. ``solution`` is exact where there is one in closed form."""
+    """A fixed-point problem. ``solution`` is the exact one if it is known in closed form."""
 
     name: str
     update: Update
@@ -34,7 +35,7 @@ class Problem:
 
 
 def zoo(dtype: torch.dtype = torch.float64) -> list[Problem]:
-    """Return the problems that every solver is tried on, seeded and small."""
+    """Return the test problems for solvers, seeded and small."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -81,7 +82,7 @@ def causal_attention(generator: torch.Generator, dtype: torch.dtype, *, width: i
     c = normal(2, 12, width)
 
     def update(y: Tensor) -> Tensor:
-        # A batch or a length other than the proposal's sees the part of it that is there.
+        # A smaller batch or a shorter sequence uses the first part of the proposal.
         part = c[: y.shape[0], : y.shape[1]]
         h = torch.nn.functional.rms_norm(y + part, (width,))
         scores = (h @ query) @ (h @ key).mT / math.sqrt(width)
@@ -102,10 +103,10 @@ class SolverConformance(ABC):
 
     @property
     def accelerates(self) -> bool:
-        """Whether it must also converge where plain iteration cannot."""
+        """Whether the solver must also converge where plain iteration cannot."""
         return True
 
-    def test_it_finds_the_fixed_points_of_the_zoo(self) -> None:
+    def test_solver_finds_the_fixed_points_of_the_zoo(self) -> None:
         for dtype, rtol, atol in ((torch.float64, 1e-9, 1e-6), (torch.float32, 1e-5, 1e-2)):
             for problem in zoo(dtype):
                 if not problem.contracts and not self.accelerates:
@@ -118,13 +119,13 @@ class SolverConformance(ABC):
                 if problem.solution is not None:
                     assert torch.allclose(found.value, problem.solution, atol=atol), problem.name
 
-    def test_every_final_residual_holds_at_the_returned_value(self) -> None:
+    def test_residuals_of_converged_equations_hold_at_the_returned_value(self) -> None:
         for problem in zoo():
             stop = Tolerance(rtol=1e-6, max_evaluations=self.max_evaluations)
             found = fixed_point(problem.update, problem.y0, solver=self.make_solver(), stop=stop, causal=problem.causal)
             again = residual(problem.update, found.value)
-            final = found.outcome.status == 2
-            assert (again[final] < 1e-6).all(), problem.name
+            converged = found.outcome.status == Status.CONVERGED
+            assert (again[converged] < 1e-6).all(), problem.name
             assert torch.allclose(again, found.residual, rtol=1e-4, atol=1e-12), problem.name
 
     def test_rows_do_not_influence_each_other(self) -> None:
@@ -136,12 +137,12 @@ class SolverConformance(ABC):
             def run(y0: Tensor, update: Update = problem.update, stop: Tolerance = stop) -> Tensor:
                 return fixed_point(update, y0, solver=self.make_solver(), stop=stop).value
 
-            whole = run(problem.y0)
+            expected = run(problem.y0)
             order = torch.arange(len(problem.y0)).flip(0)
-            assert (run(problem.y0[order])[order] - whole).abs().max() <= 1e-12
-            assert (run(problem.y0[:2]) - whole[:2]).abs().max() <= 1e-12
+            assert (run(problem.y0[order])[order] - expected).abs().max() <= 1e-12
+            assert (run(problem.y0[:2]) - expected[:2]).abs().max() <= 1e-12
             padded = torch.cat([problem.y0, 1e3 * torch.ones_like(problem.y0)])
-            assert (run(padded)[: len(whole)] - whole).abs().max() <= 1e-12
+            assert (run(padded)[: len(expected)] - expected).abs().max() <= 1e-12
 
     def test_later_equations_never_influence_earlier_ones(self) -> None:
         (problem,) = [p for p in zoo(torch.float32) if p.causal]
@@ -156,7 +157,7 @@ class SolverConformance(ABC):
             assert torch.equal(a.evaluations[:, :7], b.evaluations[:, :7]), stop
             assert torch.equal(a.outcome.status[:, :7], b.outcome.status[:, :7]), stop
 
-    def test_a_short_solve_is_never_worse_than_its_start(self) -> None:
+    def test_short_solves_do_not_raise_the_residual(self) -> None:
         for problem in zoo():
             if not problem.contracts or problem.causal:
                 continue
@@ -167,7 +168,7 @@ class SolverConformance(ABC):
                 end = torch.linalg.vector_norm(problem.update(found.value) - found.value, dim=-1)
                 assert (end <= start * (1 + 1e-9)).all(), (problem.name, n)
 
-    def test_gradients_through_its_steps_agree_with_the_implicit_ones(self) -> None:
+    def test_unrolled_and_implicit_gradients_agree(self) -> None:
         generator = torch.Generator().manual_seed(1)
         w = 0.2 * torch.randn(5, 5, generator=generator, dtype=torch.float64)
         x = torch.randn(3, 5, generator=generator, dtype=torch.float64)
@@ -197,16 +198,16 @@ class UpdateConformance(ABC):
 
     @abstractmethod
     def make_state(self) -> Tensor:
-        """Return a state (B, ...) that it accepts; (B, T, D) if it is causal."""
+        """Return a state (B, ...) that the update accepts; (B, T, D) if it is causal."""
 
-    def test_it_keeps_shape_and_dtype_and_leaves_its_argument_alone(self) -> None:
+    def test_update_keeps_shape_and_dtype_and_does_not_change_its_argument(self) -> None:
         y = self.make_state()
         before = y.clone()
         f = self.make_update()(y)
         assert (f.shape, f.dtype) == (y.shape, y.dtype)
         assert torch.equal(y, before)
 
-    def test_it_gives_the_same_answer_twice(self) -> None:
+    def test_update_is_deterministic(self) -> None:
         update, y = self.make_update(), self.make_state()
         assert torch.equal(update(y), update(y)), "randomness inside must be the same at every call of one solve"
 
@@ -216,7 +217,7 @@ class UpdateConformance(ABC):
         changed[1:] = changed[1:] + 1
         assert torch.allclose(update(y)[0], update(changed)[0], atol=1e-6)
 
-    def test_a_causal_update_does_not_look_ahead(self) -> None:
+    def test_causal_update_does_not_depend_on_later_equations(self) -> None:
         if not self.causal:
             return
         update, y = self.make_update(), self.make_state()

@@ -69,7 +69,7 @@ def test_export_inference_keeps_what_inference_needs(more: list[str], checkpoint
     assert not (tmp_path / "other").exists()
 
 
-def test_mazes_come_from_a_csv_and_are_judged_by_label_and_by_length(checkpoint, tmp_path, capsys) -> None:
+def test_mazes_come_from_a_csv_and_are_evaluated_by_label_and_by_length(checkpoint, tmp_path, capsys) -> None:
     """Solved from it, and evaluated both as labelled and as valid and shortest, by depth and breadth."""
     drawn, file = maze.generate_walls(3, 9, seed=0), tmp_path / "mazes.csv"
     lines = [

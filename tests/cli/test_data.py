@@ -38,8 +38,8 @@ def documents(folder: Path, split: str) -> list[str]:
     return tokenizer.decode(shards.read(0, shards.num_tokens)).split(tokenizer.eos_token)[1:]
 
 
-def test_prepare_writes_what_train_reads_and_says_so(source, tmp_path, capsys) -> None:
-    """Through the command line: a vocabulary, both splits, a summary with all figures, and the next command."""
+def test_prepare_writes_tokens_and_prints_a_summary(source, tmp_path, capsys) -> None:
+    """Through the command line: vocabulary, both splits, all figures, and the next command."""
     val = jsonl(tmp_path / "b.jsonl.xz", ["", *TEXTS[::-40]])
     out = tmp_path / "out"
     attractor("prepare", source, "--out", str(out), "--val", val, "--vocab-size", "300", "--shard-tokens", "9999")
@@ -58,8 +58,8 @@ def test_prepare_writes_what_train_reads_and_says_so(source, tmp_path, capsys) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl.xz", "b.jsonl.xz", "out"]
 
 
-def test_a_share_is_held_out_by_what_documents_say(source, tmp_path) -> None:
-    """Every document is in one split; the same ones are held out from any order, and equal ones stay together."""
+def test_a_hash_of_the_text_decides_what_is_held_out(source, tmp_path) -> None:
+    """The same documents are held out in any order, and equal documents are in the same split."""
     prepare_text((source,), tmp_path / "one", val_fraction=0.1, vocab_size=300)
     held = documents(tmp_path / "one", "val")
     assert 20 <= len(held) <= 60
@@ -69,8 +69,8 @@ def test_a_share_is_held_out_by_what_documents_say(source, tmp_path) -> None:
     assert documents(tmp_path / "two", "val") == [t for t in TEXTS[::-1] + TEXTS if t in held]
 
 
-def test_few_documents_still_hold_one_out(tmp_path) -> None:
-    """If chance would hold out none of them, the last one is; of a single document none can be, and 0 means none."""
+def test_at_least_one_document_is_held_out(tmp_path) -> None:
+    """If none is chosen by chance, it is the last. One document alone cannot be held out, and 0 holds out none."""
     prepare_text((jsonl(tmp_path / "few.jsonl.xz", TEXTS[:9]),), tmp_path / "few", val_fraction=1e-9, vocab_size=270)
     assert documents(tmp_path / "few", "train") == TEXTS[:8]
     assert documents(tmp_path / "few", "val") == TEXTS[8:9]
@@ -84,8 +84,8 @@ def test_few_documents_still_hold_one_out(tmp_path) -> None:
         Shards(tmp_path / "one", "val")
 
 
-def test_the_vocabulary_is_learnt_from_training_text_of_all_sources(source, tmp_path, monkeypatch) -> None:
-    """Equally much of every source, no more than asked for, and nothing that is held out."""
+def test_the_tokenizer_is_trained_on_all_sources(source, tmp_path, monkeypatch) -> None:
+    """On the same amount of each, and not on held-out text."""
     learnt: list[str] = []
     real = text.train_tokenizer
 
@@ -103,8 +103,8 @@ def test_the_vocabulary_is_learnt_from_training_text_of_all_sources(source, tmp_
     assert first[:-1] == [t for t in documents(tmp_path / "out", "train") if t in first[:-1]]
 
 
-def test_another_folders_vocabulary_serves_again(source, tmp_path, capsys) -> None:
-    """With --tokenizer nothing is learnt, and both folders have one fingerprint."""
+def test_a_tokenizer_can_be_reused(source, tmp_path, capsys) -> None:
+    """With --tokenizer none is trained, and both folders have the same fingerprint."""
     prepare_text((source,), tmp_path / "one", vocab_size=300)
     attractor("prepare", source, "--tokenizer", str(tmp_path / "one"), "--out", str(tmp_path / "two"))
     assert Shards(tmp_path / "one").tokenizer == Shards(tmp_path / "two").tokenizer
@@ -112,7 +112,7 @@ def test_another_folders_vocabulary_serves_again(source, tmp_path, capsys) -> No
 
 
 def test_verify_reads_everything(source, tmp_path, capsys) -> None:
-    """What was written passes; one flipped bit at the very end does not."""
+    """A flipped bit at the end of a file is found."""
     out = tmp_path / "out"
     prepare_text((source,), out, vocab_size=300)
     attractor("verify", str(out))
@@ -125,8 +125,8 @@ def test_verify_reads_everything(source, tmp_path, capsys) -> None:
         verify_data(out)
 
 
-def test_help_is_there_for_the_group_and_its_commands(capsys) -> None:
-    """And names what can be given."""
+def test_commands_have_help(capsys) -> None:
+    """For the group and for each command."""
     for arguments, says in (
         (["--help"], "prepare"),
         (["prepare", "--help"], "--val-fraction"),
@@ -156,8 +156,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, source, tmp_path) -> None:
-    """Every one of them, and the folder is as it was before."""
+def test_an_error_is_one_sentence_and_leaves_nothing(name: str, source, tmp_path) -> None:
+    """The folder is as it was before."""
     arguments, says = MISTAKES[name]
     taken, cut = tmp_path / "taken", tmp_path / "cut.jsonl.xz"
     taken.mkdir()
@@ -174,7 +174,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(name: str, source, tmp_pat
 
 
 def test_an_interrupt_leaves_nothing(source, tmp_path, monkeypatch) -> None:
-    """Ctrl-C in the middle of writing."""
+    """Ctrl-C during the write."""
 
     def interrupt(meter, num_bytes, num_tokens):
         assert len(list(tmp_path.iterdir())) == 2

@@ -89,7 +89,7 @@ def run_evaluate(out, *arguments) -> dict:
     return json.loads(out.read_text())
 
 
-def test_text_is_judged_and_written(run, data, tmp_path, capsys) -> None:
+def test_text_is_evaluated_and_written(run, data, tmp_path, capsys) -> None:
     """A run's folder means its newest checkpoint; bytes are those of the documents; the budget is passed on and noted."""
     written = run_evaluate(tmp_path / "out.json", run, "--data", data, "--depth", "3", "--batch-size", "2")
     figures = written["results"]["text"]
@@ -101,7 +101,7 @@ def test_text_is_judged_and_written(run, data, tmp_path, capsys) -> None:
     assert few["converged_fraction"] == 1
 
 
-def test_a_plain_folder_of_transformers_is_judged_alike(stock, data, tmp_path) -> None:
+def test_a_plain_folder_of_transformers_is_evaluated_alike(stock, data, tmp_path) -> None:
     """Without run.json, without a solve; a budget is refused."""
     figures = run_evaluate(tmp_path / "out.json", stock, "--data", data)["results"]["text"]
     assert figures["num_bytes"] == NUM_BYTES

@@ -1,4 +1,4 @@
-"""From a folder of text to a model that is trained, resumed, judged and asked to write, by four commands."""
+"""From a folder of text to a model that is trained, resumed and evaluated, and continues a prompt."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from attractor.training.checkpoint import verify
 
 WORDS = [
     *"abcdefgh",
-    "the sea was calm",
+    "the sea was blue",
     "a small boat",
     "went out past",
     "old walls of stone",
@@ -73,7 +73,7 @@ def test_four_commands_lead_from_text_to_a_writing_model(run, data, tmp_path, ca
 
 
 @pytest.mark.parametrize("more", [[], ["--latest"]])
-def test_a_converted_checkpoint_is_judged_and_writes(more: list[str], run, data, tmp_path, capsys) -> None:
+def test_an_exported_checkpoint_is_evaluated_and_generates(more: list[str], run, data, tmp_path, capsys) -> None:
     """Without anything of training in it; this recipe averages no weights, so that the latest are the same."""
     out = tmp_path / "model"
     assert main(["export-inference", str(run), str(out), *more]) == 0
@@ -168,7 +168,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(family: str, data, tmp
 
 @pytest.mark.parametrize("family", ["-transformer", "-deq"])
 def test_every_family_trains(family: str, data, tmp_path) -> None:
-    """Under the same loop, and is loaded again to be judged."""
+    """Under the same loop, and is loaded again and evaluated."""
     layers = ["model.num_attractor_layers=3"] if family == "-deq" else []
     command = ["train", f"language/tiny{family}", "--data", str(data / "tokens300"), "--out", str(tmp_path / "run")]
     assert main([*command, "--logger", "none", "--set", *SMALL, *layers]) == 0

@@ -154,7 +154,7 @@ def test_a_run_outlives_the_loss_of_a_rank_and_the_end_of_torchrun(tmp_path) -> 
     assert time.monotonic() - begun < 25  # torchrun itself would wait for 30 seconds, and gloo for 30 minutes
     [sentence] = said(err)
     assert sentence.startswith("attractor: rank 0 of 2: another process no longer answers (")
-    assert sentence.endswith(f"The last checkpoint, {find_checkpoint(out)}, is whole.")
+    assert sentence.endswith(f"The last checkpoint, {find_checkpoint(out)}, is complete.")
     verify(find_checkpoint(out))
 
     before = max(steps(out))
@@ -198,7 +198,7 @@ def begun(tmp_path_factory) -> Path:
         run = Ranks(folder / f"ranks-{seed}", main, arguments)
         _, err = run.end()
         assert run.exit_codes == [0, 0], err
-    (folder / "text.txt").write_text("the sea was calm and a small boat went out past old walls of stone. " * 300)
+    (folder / "text.txt").write_text("the sea was blue and a small boat went out past old walls of stone. " * 300)
     prepare = ["data", "prepare", str(folder / "text.txt"), "--out", str(folder / "tokens"), "--vocab-size", "260"]
     assert main([*prepare, "--val-fraction", "0"]) == 0
     return folder

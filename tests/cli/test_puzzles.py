@@ -22,8 +22,7 @@ def table(file: Path, data: PuzzleSet) -> Path:
 
 
 def tables(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A training csv of 20 puzzles, and a test csv of 6, of which the last two are turned copies of training puzzles.
-    """
+    """A training csv of 20 puzzles, and a test csv of 6, of which two are copies of training puzzles."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     if kind == "sudoku":
@@ -44,10 +43,8 @@ def tables(folder: Path, kind: str) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", ["sudoku", "maze"])
-def test_copies_of_training_puzzles_leave_the_test(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With a line that counts them; training puzzles and the other test puzzles stay as they are, with ratings."""
+def test_copies_of_training_puzzles_are_left_out(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line counts them. All other puzzles stay, with their ratings."""
     train, test = tables(tmp_path / "csv", kind)
     out = tmp_path / "out"
     command = {"sudoku": "sudoku", "maze": "mazes"}[kind]
@@ -62,8 +59,8 @@ def test_copies_of_training_puzzles_leave_the_test(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["csv", "out"]
 
 
-def test_a_sample_of_the_training_csv_is_the_seeds(tmp_path: Path) -> None:
-    """So many, in order; a larger one holds the smaller ones, another seed draws others."""
+def test_a_sample_of_a_csv_depends_on_the_seed(tmp_path: Path) -> None:
+    """A larger sample contains the smaller ones, in order. Another seed gives another sample."""
     train, test = tables(tmp_path / "csv", "sudoku")
 
     def sample(num: int, seed: int) -> list[int]:
@@ -81,8 +78,8 @@ def test_a_sample_of_the_training_csv_is_the_seeds(tmp_path: Path) -> None:
     assert few != other
 
 
-def test_sudokus_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the size and clues asked for, test apart from training, alike for one seed; and a table says what there is."""
+def test_sudokus_are_generated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the given size and clues, no copies between the splits, the same for one seed, and a table of counts."""
     asked = ["--size", "6", "--num", "30", "--num-test", "20", "--clues", "12"]
     for name in ("one", "two"):
         assert main(["data", "sudoku", "--out", str(tmp_path / name), *asked, "--seed", "3"]) == 0
@@ -105,8 +102,8 @@ def test_sudokus_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(("style", "size"), [("perfect", 9), ("walls", 10)])
-def test_mazes_are_drawn(style: str, size: int, tmp_path: Path) -> None:
-    """Of the kind, size and bounds asked for, test apart from training."""
+def test_mazes_are_generated(style: str, size: int, tmp_path: Path) -> None:
+    """With the given style, size and bounds, and no copies between the splits."""
     out = tmp_path / "out"
     asked = [
         "--style",
@@ -158,10 +155,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence_and_leaves_nothing(
+def test_an_error_is_one_sentence_and_leaves_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, one line, and no folder."""
+    """The exit code is 2, and no folder is left."""
     train, test = tables(tmp_path, "sudoku")
     (tmp_path / "taken").mkdir()
     places = {"TRAIN": str(train), "TEST": str(test), "TAKEN": str(tmp_path / "taken")}
@@ -176,7 +173,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "test.csv", "train.csv"]
 
 
-def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_have_help(capsys: pytest.CaptureFixture[str]) -> None:
     """For the group and both commands."""
     for arguments, says in (
         (["--help"], "sudoku"),
@@ -189,8 +186,8 @@ def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert says in capsys.readouterr().out
 
 
-def test_verify_says_what_is_there_and_finds_a_flipped_byte(tmp_path, capsys) -> None:
-    """The same command as for text."""
+def test_verify_prints_a_summary_and_finds_a_flipped_bit(tmp_path, capsys) -> None:
+    """The same command works for text."""
     folder = tmp_path / "sudoku"
     assert main(["data", "sudoku", "--out", str(folder), "--size", "4", "--num", "5", "--num-test", "3"]) == 0
     assert main(["data", "verify", str(folder)]) == 0
@@ -203,8 +200,8 @@ def test_verify_says_what_is_there_and_finds_a_flipped_byte(tmp_path, capsys) ->
     assert "test-answers.npy" in capsys.readouterr().err
 
 
-def test_a_test_split_is_no_seeds_training_split(tmp_path) -> None:
-    """Whoever trains with the next seed must not have learnt this one's test puzzles."""
+def test_a_test_split_is_not_the_training_split_of_another_seed(tmp_path) -> None:
+    """A model trained with the next seed must not have seen these test puzzles."""
     folder = tmp_path / "sudoku"
     assert main(["data", "sudoku", "--out", str(folder), "--size", "6", "--num", "5", "--num-test", "40"]) == 0
     test = puzzles.read(folder, "test")

@@ -1,4 +1,4 @@
-"""A pretrained model from its folder, retrofitted, trained on and judged, by commands."""
+"""A pretrained model from its folder, retrofitted, trained and evaluated, by commands."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def train(place: Path, out: Path, *more: str, data: str = "own", steps: int = 4,
     return main([*command, "--logger", "none", *more, "--set", *SMALL, f"train.num_steps={steps}"])
 
 
-def test_from_a_backbone_to_a_judged_attractor(place, tmp_path) -> None:
+def test_from_a_backbone_to_an_evaluated_attractor(place, tmp_path) -> None:
     """Training starts from the checkpoint's weights, keeps its special tokens and resumes bitwise."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(place, whole) == 0

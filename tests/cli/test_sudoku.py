@@ -69,8 +69,8 @@ def test_puzzles_come_in_a_line_a_drawing_a_csv_or_a_file(how, run, puzzle, tmp_
     assert "wrong:" in out or "verified: solved" in out
 
 
-def test_the_board_settling_is_drawn(run, puzzle, tmp_path) -> None:
-    """An animation with a frame a depth."""
+def test_the_trajectory_is_animated(run, puzzle, tmp_path) -> None:
+    """With one frame per depth."""
     assert main(["solve", str(run), puzzle, "--depth", "4", "--gif", str(tmp_path / "board.gif")]) == 0
     with Image.open(tmp_path / "board.gif") as image:
         assert image.n_frames > 3
@@ -99,8 +99,8 @@ def test_an_animation_that_cannot_be_written_is_refused_first(name: str, run, pu
         ("\n".join(["1..x"] + ["...."] * 99), "unexpected 'x'"),
     ],
 )
-def test_puzzles_that_cannot_be_are_refused_before_anything_runs(given: str, says: str, run, capsys) -> None:
-    """Contradictions, ambiguity, lengths, foreign sizes and files: one sentence and exit code 2."""
+def test_invalid_puzzles_are_refused_before_any_is_solved(given: str, says: str, run, capsys) -> None:
+    """Contradictions, ambiguity, lengths, other sizes and files: one sentence and exit code 2."""
     if given == "of six digits":
         given = "".join(map(str, sudoku.generate(1, size=6, seed=0).questions.reshape(-1)))
     assert main(["solve", str(run), given]) == 2
@@ -118,8 +118,8 @@ def csv(file, data, *more) -> str:
     return str(file)
 
 
-def test_a_refusal_names_the_line(run, data, puzzle, tmp_path, monkeypatch, capsys) -> None:
-    """Of a text, of a csv with empty lines, of standard input, and of a puzzle that the model does not take."""
+def test_an_error_names_the_line(run, data, puzzle, tmp_path, monkeypatch, capsys) -> None:
+    """In a text, in a csv with empty lines, in standard input, and for a puzzle that the model does not accept."""
     test = puzzles.read(data, "test")
     open_grid, foreign = "." * 16, "".join(map(str, sudoku.generate(1, size=6, seed=0).questions.reshape(-1)))
     file = tmp_path / "puzzles.txt"
@@ -138,8 +138,8 @@ def test_a_refusal_names_the_line(run, data, puzzle, tmp_path, monkeypatch, caps
         assert not printed.out
 
 
-def test_a_grid_that_a_mixer_was_not_built_for_is_refused_with_its_line(tmp_path, monkeypatch, capsys) -> None:
-    """Before anything is solved, and with what the model was built for."""
+def test_a_grid_of_another_size_is_refused_by_a_mixer(tmp_path, monkeypatch, capsys) -> None:
+    """Before anything is solved, with its line and the size that the model needs."""
     out = tmp_path / "run"
     settings = [s for s in FAST if not s.startswith(("data.size", "data.clues"))]
     assert main(["train", "sudoku/6x6", "--out", str(out), "--logger", "none", "--set", *settings]) == 0
@@ -152,8 +152,8 @@ def test_a_grid_that_a_mixer_was_not_built_for_is_refused_with_its_line(tmp_path
     assert not printed.out
 
 
-def test_many_puzzles_are_summed_up(run, tmp_path, capsys) -> None:
-    """A csv is no wall of boards: at most ten faults, each with its line, and one line about all."""
+def test_many_puzzles_are_summarised(run, tmp_path, capsys) -> None:
+    """At most ten wrong answers are printed, each with its line, and one line about all."""
     many = sudoku.generate(14, size=4, clues=6, seed=3)
     assert main(["solve", str(run), csv(tmp_path / "many.csv", many), "--depth", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -163,8 +163,8 @@ def test_many_puzzles_are_summed_up(run, tmp_path, capsys) -> None:
     assert "2 evaluations (median)" in lines[-1]
 
 
-def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run, puzzle, tmp_path, monkeypatch) -> None:
-    """It leads to the answer that is printed, of three starts."""
+def test_the_animation_starts_from_the_initial_state_that_was_kept(run, puzzle, tmp_path, monkeypatch) -> None:
+    """It ends with the answer that is printed, at the depth of the budget."""
     seen = {}
 
     def spy(frames, depths, residuals, **places) -> None:
@@ -191,8 +191,8 @@ def test_the_animation_shows_the_start_that_was_kept_to_the_depth_asked_for(run,
     assert seen["depths"][-1] == 1100
 
 
-def test_evaluate_prints_depth_by_breadth_and_writes_it(run, data, tmp_path, capsys) -> None:
-    """Shares by residual and by majority, residuals and what they know."""
+def test_evaluate_prints_accuracy_by_depth_and_breadth(run, data, tmp_path, capsys) -> None:
+    """By lowest residual and by majority, and writes the figures."""
     file = tmp_path / "figures.json"
     arguments = ["--data", str(data), "--depths", "1", "4", "--breadths", "1", "3", "--out", str(file)]
     for breadths in (["1"], ["1", "3"], [*map(str, range(1, 20))]):  # by default seven depths, and 80 columns
@@ -229,7 +229,7 @@ def test_evaluations_that_cannot_be_are_refused(arguments: list[str], says: str,
 
 
 def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
-    """In two parts as in one: carry, data and random numbers go on where they were."""
+    """Two parts of a run give the weights of one run."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = ["--data", str(data), "--logger", "none", "--set", *FAST[3:-2], "train.precision=fp32"]
     assert (
@@ -261,8 +261,8 @@ def test_training_reads_a_folder_and_resumes_exactly(data, tmp_path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tmp_path, capsys) -> None:
-    """A folder of Sudokus is not for mazes; symbols and a mixer's cells follow the puzzles."""
+def test_a_recipe_takes_its_size_from_the_puzzles(data, tmp_path, capsys) -> None:
+    """Symbols and the cells of a mixer follow. Puzzles of another kind are refused."""
     assert main(["train", "maze", "--data", str(data), "--out", str(tmp_path / "a")]) == 2
     assert "this recipe needs maze" in capsys.readouterr().err
     command = ["train", "sudoku/9x9", "--data", str(data), "--out", str(tmp_path / "b"), "--logger", "none"]
@@ -278,14 +278,14 @@ def test_puzzles_of_another_kind_are_refused_and_of_another_size_fitted(data, tm
     ],
 )
 def test_settings_without_effect_are_refused(settings: list[str], says: str, data, tmp_path, capsys) -> None:
-    """Rather than recorded and ignored."""
+    """They are not ignored."""
     assert main(["train", "sudoku/6x6", "--data", str(data), "--out", str(tmp_path / "run"), "--set", *settings]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
-    """As many, of the same kind and size, but others."""
+    """Also if number, kind and size are the same."""
     other = tmp_path / "other"
     train = sudoku.generate(12, size=4, clues=6, seed=5)
     puzzles.write(other, {"train": train, "test": train})
@@ -297,9 +297,7 @@ def test_resuming_with_other_puzzles_is_refused(data, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("family", ["-trm", "-hrm", "-transformer"])
 def test_baselines_train_and_solve(family: str, tmp_path, data, capsys) -> None:
-    """By their recipes' names, like the attractor; more than one start is refused, as all of theirs are one and the
-    same.
-    """
+    """By the names of their recipes. More than one restart is refused, because their initial state is fixed."""
     cells = "model.update.network" if family == "-trm" else "model.network"
     small = [setting.replace("model.update.network", cells) for setting in FAST]
     out = tmp_path / "run"

@@ -55,7 +55,7 @@ def grid_of(*lines: str) -> Grid:
 
 @st.composite
 def any_grids(draw: st.DrawFn, closed: bool = False, square: bool = False) -> Grid:
-    """Grids with one S and one G among random walls: loops, open rooms and separate parts included."""
+    """Grids with one S and one G among random walls: loops, open areas and separate parts included."""
     height = draw(st.integers(4, 9))
     width = height if square else draw(st.integers(4, 9))
     floor = draw(arrays(np.bool_, (height, width), elements=st.sampled_from([True, True, False])))
@@ -68,49 +68,49 @@ def any_grids(draw: st.DrawFn, closed: bool = False, square: bool = False) -> Gr
     return grid
 
 
-# Drawing
+# Generating
 
 
 @pytest.mark.parametrize("dfs", [False, True])
 @pytest.mark.parametrize("size", [5, 7, 11, 31])
-def test_a_drawn_maze_is_a_spanning_tree_over_its_rooms(size: int, dfs: bool) -> None:
-    """All rooms are open and connected, by one door less than there are rooms; all else is wall."""
+def test_a_maze_is_a_spanning_tree_over_its_junctions(size: int, dfs: bool) -> None:
+    """All junctions are open and connected by one passage fewer than there are junctions. All other cells are walls."""
     questions = maze.generate(6, size, seed=1, dfs=dfs).questions
-    num_rooms = ((size - 1) // 2) ** 2
+    num_junctions = ((size - 1) // 2) ** 2
     assert questions.shape == (6, size, size)
     assert questions.dtype == np.uint8
     for grid in questions:
         floor = grid != Cell.WALL
         assert floor[1::2, 1::2].all()
         assert not floor[0::2, 0::2].any()
-        assert floor.sum() == 2 * num_rooms - 1
+        assert floor.sum() == 2 * num_junctions - 1
         parts, label = connected_components(graph(grid), directed=False)
         assert len(set(label[floor.reshape(-1)])) == 1
         assert parts == 1 + (~floor).sum()
 
 
-def test_start_and_goal_are_two_rooms_drawn_uniformly() -> None:
-    """S and G are one each, and every ordered pair of the rooms is about equally frequent."""
+def test_start_and_goal_are_two_uniformly_random_junctions() -> None:
+    """There is one S and one G, and every ordered pair of junctions is about equally frequent."""
     # From _draw, because leaving out symmetric copies changes the frequencies of so small mazes.
     questions = _perfect_mazes(12_000, 5, np.random.default_rng(0), corners=False, dfs=False)
-    rooms = questions[:, 1::2, 1::2].reshape(-1, 4)
-    assert ((rooms == Cell.START).sum(1) == 1).all()
-    assert ((rooms == Cell.GOAL).sum(1) == 1).all()
+    junctions = questions[:, 1::2, 1::2].reshape(-1, 4)
+    assert ((junctions == Cell.START).sum(1) == 1).all()
+    assert ((junctions == Cell.GOAL).sum(1) == 1).all()
     pairs = np.zeros((4, 4), int)
-    np.add.at(pairs, ((rooms == Cell.START).argmax(1), (rooms == Cell.GOAL).argmax(1)), 1)
+    np.add.at(pairs, ((junctions == Cell.START).argmax(1), (junctions == Cell.GOAL).argmax(1)), 1)
     assert (np.diag(pairs) == 0).all()
     assert abs(pairs[~np.eye(4, dtype=bool)] - 1000).max() < 150  # five standard deviations
 
 
 def test_corners_are_where_they_should_be() -> None:
-    """With corners, S is in the first room and G in the last of every maze."""
+    """With corners, S is at the first junction and G at the last one of every maze."""
     questions = maze.generate(5, 9, seed=0, corners=True).questions
     assert (questions[:, 1, 1] == Cell.START).all()
     assert (questions[:, -2, -2] == Cell.GOAL).all()
 
 
-def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
-    """The 192 trees over 3 × 3 rooms all appear about equally often; depth-first search prefers some of them."""
+def test_spanning_trees_are_equally_likely_without_dfs() -> None:
+    """The 192 trees over 3 × 3 junctions are about equally frequent. Depth-first search prefers some of them."""
     num = 192 * 100
 
     def spread(dfs: bool) -> tuple[int, float]:
@@ -126,8 +126,8 @@ def test_every_spanning_tree_is_equally_likely_unless_winding() -> None:
 
 @given(seed=SEEDS, size=st.sampled_from([7, 9, 13]), few=st.integers(0, 5))
 @settings(max_examples=10, deadline=None)
-def test_a_seed_means_the_same_mazes(seed: int, size: int, few: int) -> None:
-    """Drawing again gives the same mazes, drawing fewer the first of them, another seed others."""
+def test_a_seed_gives_the_same_mazes(seed: int, size: int, few: int) -> None:
+    """The same settings give the same mazes, a smaller number gives the first of them, another seed gives others."""
     all_of_them = maze.generate(5, size, seed=seed)
     again = maze.generate(few, size, seed=seed)
     np.testing.assert_array_equal(again.questions, all_of_them[:few].questions)
@@ -151,20 +151,20 @@ GOLDEN = """\
 
 
 def test_the_mazes_of_a_seed_never_change() -> None:
-    """Seed 0 draws this maze: whoever changes it makes every recorded run impossible to repeat."""
+    """Seed 0 gives this maze. A change would make recorded runs impossible to repeat."""
     assert maze.render(maze.generate(1, 11, seed=0).answers[0]) == GOLDEN
 
 
 def test_no_two_mazes_are_symmetric_copies() -> None:
-    """Where copies are likely, none is drawn; size 5 has exactly 6 different mazes, and all are found."""
+    """No copies are returned where they are likely. Size 5 has exactly 6 different mazes, and all are found."""
     for size, num in ((5, 6), (7, 700)):
         drawn = maze.generate(num, size, seed=0)
         assert len({least_copy(grid) for grid in drawn.questions}) == num
 
 
 @pytest.mark.parametrize("size", [5, 7])
-def test_excluded_mazes_are_not_drawn_again(size: int) -> None:
-    """Nothing drawn equals a symmetric copy of an excluded maze, even if only few others are left."""
+def test_excluded_mazes_are_not_generated(size: int) -> None:
+    """No maze is a symmetric copy of an excluded one, even if only few others are left."""
     num = {5: 4, 7: 600}[size]
     seen = maze.generate(num, size, seed=0)
     fresh = maze.generate(num // 4 + 1, size, seed=0, exclude=seen)
@@ -172,8 +172,8 @@ def test_excluded_mazes_are_not_drawn_again(size: int) -> None:
     assert not old & {least_copy(grid) for grid in fresh.questions}
 
 
-def test_asking_for_more_mazes_than_there_are_ends_with_advice() -> None:
-    """Used-up sizes raise a ConfigError that says how many there were, with and without exclusion."""
+def test_too_many_mazes_are_refused_with_advice() -> None:
+    """The ConfigError says how many mazes there are, with and without exclusion."""
     with pytest.raises(ConfigError, match=r"Only 6 of 7 different mazes of size 5 .* ask for fewer"):
         maze.generate(7, 5, seed=0)
     everything = maze.generate(6, 5, seed=0)
@@ -191,14 +191,14 @@ def test_asking_for_more_mazes_than_there_are_ends_with_advice() -> None:
         (1, 5, -1, "seed=-1"),
     ],
 )
-def test_impossible_settings_are_refused(num: int, size: int, seed: int, says: str) -> None:
-    """Even or too small sizes and negative numbers are one ConfigError sentence."""
+def test_invalid_settings_are_refused(num: int, size: int, seed: int, says: str) -> None:
+    """Sizes that are even or too small and negative numbers raise a ConfigError."""
     with pytest.raises(ConfigError, match=says):
         maze.generate(num, size, seed=seed)
 
 
 def test_mazes_are_indexed_by_slices_and_arrays() -> None:
-    """Questions and answers stay together under slicing, masks and permutation; other shapes are refused."""
+    """Slices, masks and permutations apply to questions and answers alike. Other shapes are refused."""
     drawn = maze.generate(4, 7, seed=0)
     assert len(drawn) == 4
     assert len(drawn[1:3]) == 2
@@ -215,7 +215,7 @@ def test_mazes_are_indexed_by_slices_and_arrays() -> None:
 @given(grid=any_grids())
 @QUICK
 def test_the_marked_path_is_shortest_or_its_absence_is_reported(grid: Grid) -> None:
-    """On any grid, the marked path is as long as scipy says, and only a maze without one is a DataError."""
+    """On any grid, the marked path is as long as SciPy says. Only a maze without a path raises a DataError."""
     steps = distance(grid)
     if np.isinf(steps):
         with pytest.raises(DataError, match=r"Maze 1 .* no path"):
@@ -224,21 +224,21 @@ def test_the_marked_path_is_shortest_or_its_absence_is_reported(grid: Grid) -> N
     (answer,) = maze.shortest_paths(grid[None])
     assert (answer == Cell.PATH).sum() == steps - 1
     np.testing.assert_array_equal(np.where(answer == Cell.PATH, Cell.FLOOR, answer), grid)
-    judged = maze.verdict(grid, answer)
-    assert (judged.is_path, judged.is_correct, judged.length) == (True, True, steps)
+    verdict = maze.verdict(grid, answer)
+    assert (verdict.is_path, verdict.is_correct, verdict.length) == (True, True, steps)
 
 
 @pytest.mark.parametrize("size", [5, 11, 31])
 def test_answers_mark_the_unique_path(size: int) -> None:
-    """In drawn mazes the answer has the length scipy finds, and changes nothing else."""
+    """The answer has the length that SciPy finds, and changes only floor cells."""
     drawn = maze.generate(5, size, seed=2)
     for question, answer in zip(drawn.questions, drawn.answers, strict=True):
         assert (answer == Cell.PATH).sum() + 1 == distance(question)
         np.testing.assert_array_equal(np.where(answer == Cell.PATH, Cell.FLOOR, answer), question)
 
 
-def test_a_maze_is_solved_alike_alone_and_in_a_batch_and_again() -> None:
-    """Neighbours in the batch and marks already there do not matter."""
+def test_an_answer_does_not_depend_on_the_batch_or_on_marks() -> None:
+    """Other mazes in the batch and existing marks do not change an answer."""
     drawn = maze.generate(8, 9, seed=3)
     one_by_one = [maze.shortest_paths(grid[None])[0] for grid in drawn.questions]
     np.testing.assert_array_equal(np.stack(one_by_one), drawn.answers)
@@ -246,15 +246,15 @@ def test_a_maze_is_solved_alike_alone_and_in_a_batch_and_again() -> None:
 
 
 def test_of_several_shortest_paths_the_first_direction_wins() -> None:
-    """Ties are broken by up, left, right, down, at every step from S."""
+    """Ties are broken in the order up, left, right, down, at every step from S."""
     (answer,) = maze.shortest_paths(grid_of("#####", "#S  #", "#   #", "#  G#", "#####")[None])
     assert maze.render(answer).split("\n") == ["#####", "#Soo#", "#  o#", "#  G#", "#####"]
 
 
 @pytest.mark.parametrize("cell", [Cell.START, Cell.GOAL])
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_maze_without_its_one_start_and_goal_is_named(cell: Cell, count: int) -> None:
-    """A batch in which one maze has no or two S or G raises a DataError with that maze's number."""
+def test_a_maze_without_one_start_and_one_goal_is_named(cell: Cell, count: int) -> None:
+    """A maze with no or two S or G raises a DataError with its index in the batch."""
     good = grid_of("#####", "#S G#", "#   #", "#####")
     bad = good.copy()
     bad[bad == cell] = Cell.FLOOR
@@ -269,7 +269,7 @@ def test_a_maze_without_its_one_start_and_goal_is_named(cell: Cell, count: int) 
 @given(seed=SEEDS)
 @QUICK
 def test_augmenting_commutes_with_solving(seed: int) -> None:
-    """The answer of the turned question is the turned answer, and each pair is turned alike."""
+    """The answer to the transformed question is the transformed answer."""
     drawn = maze.generate(4, 7, seed=seed % 7)
     questions, answers = maze.augment(drawn.questions, drawn.answers, np.random.default_rng(seed))
     assert questions.dtype == answers.dtype == np.uint8
@@ -278,8 +278,8 @@ def test_augmenting_commutes_with_solving(seed: int) -> None:
         assert least_copy(before) == least_copy(after)
 
 
-def test_augmenting_uses_all_eight_symmetries_and_leaves_its_input_alone() -> None:
-    """Each symmetry is about equally frequent, drawn for each maze, and the same with the same seed."""
+def test_augmenting_uses_all_eight_symmetries() -> None:
+    """They are about equally frequent, the same for the same seed, and the input does not change."""
     one = maze.generate(1, 11, seed=0)
     many = one[np.zeros(4000, int)]
     kept = many.questions.copy()
@@ -295,7 +295,7 @@ def test_augmenting_uses_all_eight_symmetries_and_leaves_its_input_alone() -> No
 @given(grid=any_grids(square=True), other=any_grids(square=True))
 @QUICK
 def test_fingerprints_are_equal_exactly_for_copies(grid: Grid, other: Grid) -> None:
-    """All 8 copies of a maze share one key; a maze that is no copy has another."""
+    """All 8 copies of a maze have the same key. Other mazes have other keys."""
     keys = maze.fingerprints(np.stack(copies(grid)))
     assert keys.shape == (8,)
     assert len(set(keys.tolist())) == 1
@@ -303,8 +303,8 @@ def test_fingerprints_are_equal_exactly_for_copies(grid: Grid, other: Grid) -> N
     assert (maze.fingerprints(other[None])[0] == keys[0]) == (alike and grid.shape == other.shape)
 
 
-def test_only_square_mazes_are_turned() -> None:
-    """Oblong mazes are refused by name instead of being cut to a square."""
+def test_only_square_mazes_are_transformed() -> None:
+    """Other shapes raise a DataError."""
     oblong = np.ones((2, 5, 7), np.uint8)
     with pytest.raises(DataError, match="5 x 7"):
         maze.augment(oblong, oblong, np.random.default_rng(0))
@@ -320,7 +320,7 @@ GOOD = ["#####", "#S G#", "#####"]
 @given(grid=any_grids(closed=True))
 @QUICK
 def test_parsing_undoes_rendering(grid: Grid) -> None:
-    """A grid survives being written as text, with newlines of either kind and blank lines around it."""
+    """A grid can be written as text and read again, with newlines of either kind and blank lines around it."""
     text = maze.render(grid)
     for variant in (text, text + "\n", "\n\n" + text + "\n\n", text.replace("\n", "\r\n") + "\r\n"):
         parsed = maze.parse(variant)
@@ -351,8 +351,8 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_text_is_one_sentence_with_line_and_column(name: str) -> None:
-    """Every fault names source, line and column, both from 1, and says what to do."""
+def test_malformed_text_is_reported_with_line_and_column(name: str) -> None:
+    """Every error names source, line and column, both from 1, and says what to do."""
     lines, line, column, says = MALFORMED[name]
     with pytest.raises(DataError) as caught:
         maze.parse("\n".join(lines), source="hedge.txt")
@@ -364,8 +364,8 @@ def test_malformed_text_is_one_sentence_with_line_and_column(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MALFORMED if name not in ("empty", "blank", "two mazes")])
-def test_faults_in_a_file_are_counted_from_its_first_line(tmp_path: Path, name: str) -> None:
-    """After another maze and two blank lines, a fault's line is the line of the file."""
+def test_lines_are_counted_from_the_start_of_the_file(tmp_path: Path, name: str) -> None:
+    """Also after another maze and two blank lines."""
     lines, line, column, says = MALFORMED[name]
     path = tmp_path / "two.txt"
     path.write_text("\n".join([*GOOD, "", "", *lines]) + "\n")
@@ -378,7 +378,7 @@ def test_faults_in_a_file_are_counted_from_its_first_line(tmp_path: Path, name: 
 @given(data=st.text(alphabet="# SGo\n\r\tx\x0b\u2028", max_size=40))
 @QUICK
 def test_no_text_breaks_the_parser(data: str) -> None:
-    """Whatever the text, there is a grid that renders to it again or a DataError, never anything else."""
+    """Every text gives a grid that renders to it again, or a DataError."""
     try:
         grid = maze.parse(data, answers=True)
     except DataError:
@@ -389,7 +389,7 @@ def test_no_text_breaks_the_parser(data: str) -> None:
 @given(grids=st.lists(any_grids(closed=True), min_size=1, max_size=4))
 @settings(max_examples=20, deadline=None)
 def test_reading_undoes_writing(tmp_path_factory: pytest.TempPathFactory, grids: list[Grid]) -> None:
-    """Mazes of different sizes come back as they were, in order, and nothing is left beside the file."""
+    """Mazes of different sizes are read in order and unchanged, and no temporary file is left."""
     path = tmp_path_factory.mktemp("mazes") / "hedges.txt"
     path.write_text("old")
     maze.write(path, grids)
@@ -400,8 +400,8 @@ def test_reading_undoes_writing(tmp_path_factory: pytest.TempPathFactory, grids:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_answers_are_read_only_where_answers_are_asked_for(tmp_path: Path) -> None:
-    """A batch of answers round-trips with ``answers=True``; without, the first mark is refused as a leak."""
+def test_answers_are_read_only_with_answers_true(tmp_path: Path) -> None:
+    """Otherwise the first mark is refused, because a question must not contain its answer."""
     path = tmp_path / "answers.txt"
     answers = maze.generate(3, 7, seed=0).answers
     maze.write(path, answers)
@@ -413,7 +413,7 @@ def test_answers_are_read_only_where_answers_are_asked_for(tmp_path: Path) -> No
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If writing fails at the last moment, the old file is whole and no temporary file stays."""
+    """If the write fails at the last moment, the old file stays and no temporary file is left."""
     path = tmp_path / "hedges.txt"
     path.write_text("old")
 
@@ -428,7 +428,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
-    """A missing file, a folder and bytes not UTF-8 are one sentence each; a byte order mark is no fault."""
+    """A missing file, a folder and bytes that are not UTF-8 raise a DataError. A byte order mark is accepted."""
     with pytest.raises(DataError, match=r"none\.txt cannot be read"):
         MAZE.read(tmp_path / "none.txt")
     with pytest.raises(DataError, match="cannot be read"):
@@ -441,28 +441,28 @@ def test_unreadable_files_are_data_errors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(MAZE.read(path)[0].grid, grid_of(*GOOD))
 
 
-# Judging
+# Verdicts
 
-ROOM = grid_of("#######", "#S    #", "#     #", "#    G#", "#######")
-
-
-def judge(*rows: str) -> PathVerdict:
-    """The verdict on an answer to ``ROOM``, given its rows between the upper and the lower border."""
-    return maze.verdict(ROOM, grid_of("#######", *rows, "#######"))
+OPEN_MAZE = grid_of("#######", "#S    #", "#     #", "#    G#", "#######")
 
 
-def test_a_shortest_path_is_verified_whichever_it_is() -> None:
-    """Both of two shortest paths are called shortest, with their steps."""
+def verdict_on(*rows: str) -> PathVerdict:
+    """The verdict on an answer to ``OPEN_MAZE``, given its rows between the upper and the lower border."""
+    return maze.verdict(OPEN_MAZE, grid_of("#######", *rows, "#######"))
+
+
+def test_every_shortest_path_is_correct() -> None:
+    """Both of two shortest paths are accepted, with their length."""
     for answer in (
-        judge("#Soooo#", "#    o#", "#    G#"),
-        judge("#S    #", "#o    #", "#ooooG#"),
+        verdict_on("#Soooo#", "#    o#", "#    G#"),
+        verdict_on("#S    #", "#o    #", "#ooooG#"),
     ):
         assert (answer.is_path, answer.is_correct, answer.length) == (True, True, 6)
         assert str(answer) == "verified: a path of 6 steps, the shortest"
 
 
-def test_a_detour_is_a_path_but_not_the_shortest() -> None:
-    """A longer line is verified, and the sentence says how long the shortest is."""
+def test_a_longer_path_is_not_correct() -> None:
+    """The verdict gives its length and the shortest one."""
     answer = maze.verdict(
         grid_of("#####", "#S G#", "#   #", "#   #", "#####"),
         grid_of("#####", "#S G#", "#o o#", "#ooo#", "#####"),
@@ -471,8 +471,8 @@ def test_a_detour_is_a_path_but_not_the_shortest() -> None:
     assert str(answer) == "wrong: the answer is a path of 6 steps, but the shortest has 2"
 
 
-def test_a_goal_beside_the_start_needs_no_marks() -> None:
-    """S next to G is a path of one step, in the singular."""
+def test_a_goal_next_to_the_start_needs_no_marks() -> None:
+    """It is a path of one step, in the singular."""
     grid = grid_of("####", "#SG#", "####")
     assert str(maze.verdict(grid, grid)) == "verified: a path of 1 step, the shortest"
 
@@ -493,17 +493,17 @@ def test_a_goal_beside_the_start_needs_no_marks() -> None:
         (("#S G  #",), "has the shape (3, 7) and the maze (5, 7)"),
     ],
 )
-def test_a_wrong_answer_is_told_what_is_wrong(rows: tuple[str, ...], says: str) -> None:
-    """Each fault is named with its place, and nothing is claimed about length."""
-    answer = judge(*rows)
+def test_a_verdict_names_the_first_mistake(rows: tuple[str, ...], says: str) -> None:
+    """It gives the place, and no length."""
+    answer = verdict_on(*rows)
     assert (answer.is_path, answer.is_correct, answer.length) == (False, False, None)
     assert str(answer) == f"wrong: the answer {says}"
 
 
 @given(grid=any_grids(closed=True), data=st.data())
 @QUICK
-def test_verdict_agrees_with_a_plain_definition(grid: Grid, data: st.DataObject) -> None:
-    """A path is: only floor is marked, and S, marks and G are connected with degrees 1, 2, …, 2, 1."""
+def test_the_verdict_agrees_with_a_definition(grid: Grid, data: st.DataObject) -> None:
+    """An answer is a path if only floor is marked, and S, marks and G are connected with degrees 1, 2, …, 2, 1."""
     answer = grid.copy()
     if np.isfinite(distance(grid)) and data.draw(st.booleans()):
         (answer,) = maze.shortest_paths(grid[None])
@@ -520,15 +520,15 @@ def test_verdict_agrees_with_a_plain_definition(grid: Grid, data: st.DataObject)
         and (degree[grid >= Cell.START] == 1).all()
         and (degree[answer == Cell.PATH] == 2).all()
     )
-    judged = maze.verdict(grid, answer)
-    assert judged.is_path == is_path
+    verdict = maze.verdict(grid, answer)
+    assert verdict.is_path == is_path
     if is_path:
-        assert judged.length == line.sum() - 1
-        assert judged.is_correct == (judged.length == distance(grid))
+        assert verdict.length == line.sum() - 1
+        assert verdict.is_correct == (verdict.length == distance(grid))
 
 
-def test_the_verdict_on_a_question_without_goal_is_a_data_error() -> None:
-    """A question that is no maze is the caller's fault, not a wrong answer."""
+def test_a_question_without_a_goal_has_no_verdict() -> None:
+    """It raises a DataError."""
     grid = grid_of("#####", "#S  #", "#####")
     with pytest.raises(DataError, match="0 cells G"):
         maze.verdict(grid, grid)

@@ -44,8 +44,8 @@ def write_table(file: Path, data: PuzzleSet, header: str = "source,question,answ
 
 
 @pytest.mark.parametrize("make", [rated, some_mazes])
-def test_a_folder_gives_back_what_was_written(make: Callable[[], PuzzleSet], tmp_path: Path) -> None:
-    """Memory-mapped, every split with its ratings, and an index that says what a model has to know."""
+def test_a_folder_is_read_as_it_was_written(make: Callable[[], PuzzleSet], tmp_path: Path) -> None:
+    """Arrays are memory-mapped, and the index holds what a model must know."""
     data = make()
     out = tmp_path / "deep" / "out"
     puzzles.write(out, {"train": data[:3], "test": data[3:]}, metadata={"seed": 0})
@@ -74,7 +74,7 @@ def test_a_folder_gives_back_what_was_written(make: Callable[[], PuzzleSet], tmp
 
 
 def test_puzzles_are_indexed_by_slices_and_arrays() -> None:
-    """Questions, answers and ratings stay together; kinds, shapes and types that cannot be are refused."""
+    """An index applies to questions, answers and ratings. Unknown kinds and wrong shapes and types are refused."""
     data = rated()
     some = data[np.array([4, 0])]
     assert len(data[1:3]) == 2
@@ -94,8 +94,8 @@ def test_puzzles_are_indexed_by_slices_and_arrays() -> None:
 
 
 @pytest.mark.parametrize("name", ["train-questions.npy", "train-answers.npy", "train-ratings.npy"])
-def test_damage_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """One flipped bit anywhere, or a missing file, is a DataError that names the file."""
+def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+    """A flipped bit or a missing file raises a DataError that names the file."""
     out = tmp_path / "out"
     puzzles.write(out, {"train": rated()})
     raw = bytearray((out / name).read_bytes())
@@ -119,7 +119,7 @@ def test_damage_is_refused_by_name(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_index_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
-    """As one sentence."""
+    """With one sentence."""
     out = tmp_path / "out"
     puzzles.write(out, {"train": rated()})
     index = puzzles.read_index(out) | change
@@ -128,8 +128,8 @@ def test_a_damaged_index_is_refused(change: dict[str, Any], says: str, tmp_path:
         puzzles.read(out)
 
 
-def test_what_is_no_folder_of_puzzles_is_said(tmp_path: Path) -> None:
-    """No index, no JSON, no such split, with the nearest name."""
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    """Without an index, with malformed JSON, and for an unknown split, for which the nearest name is suggested."""
     with pytest.raises(DataError, match="attractor data sudoku"):
         puzzles.read(tmp_path)
     (tmp_path / "index.json").write_text("{")
@@ -140,8 +140,8 @@ def test_what_is_no_folder_of_puzzles_is_said(tmp_path: Path) -> None:
         puzzles.read(tmp_path / "out", "tain")
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taken places, mixed or empty splits and impossible values are refused, and an interrupt leaves nothing."""
+def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Existing paths, mixed or empty splits and invalid values are refused. An interrupt leaves nothing."""
     data, walls = rated(), some_mazes()
     puzzles.write(tmp_path / "out", {"train": data})
     high = PuzzleSet(kind="maze", questions=walls.answers, answers=walls.answers)  # a path in a question
@@ -170,10 +170,10 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("make", "read"), [(rated, SUDOKU.read_table), (some_mazes, MAZE.read_table)])
-def test_a_csv_is_read_in_others_format(
+def test_a_csv_is_read(
     make: Callable[[], PuzzleSet], read: Callable[..., PuzzleSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it, in pieces or at once."""
+    """Completely, in one batch or in several."""
     data = make()
     file = write_table(tmp_path / "a.csv", data)
     for rows in (table._BATCH, 2):
@@ -186,8 +186,8 @@ def test_a_csv_is_read_in_others_format(
         assert back.ratings.tolist() == list(range(len(data)))
 
 
-def test_a_hub_datasets_split_is_fetched_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By owner/name, as the file SPLIT.csv of a dataset; without network it is a DataError that says so."""
+def test_a_csv_is_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is owner/name and the file SPLIT.csv. Without a network it is a DataError."""
     asked: list[Any] = []
 
     def download(name: str, file: str, *, repo_type: str) -> str:
@@ -203,8 +203,8 @@ def test_a_hub_datasets_split_is_fetched_and_read(tmp_path: Path, monkeypatch: p
     assert asked == [("owner/name", "train.csv", "dataset"), ("owner/name", "test.csv", "dataset")]
 
 
-def test_a_malformed_csv_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
-    """Columns, lengths, characters, ratings and answers."""
+def test_a_malformed_csv_is_reported_with_file_and_line(tmp_path: Path) -> None:
+    """Wrong columns, lengths, characters, ratings and answers."""
     data, file = rated(), tmp_path / "a.csv"
     good = write_table(file, data).read_text().splitlines()
     question, answer = good[2].split(",")[1:3]
@@ -240,7 +240,7 @@ def test_a_malformed_csv_is_one_sentence_with_file_and_line(tmp_path: Path) -> N
 
 
 def test_a_csv_of_mazes_must_hold_shortest_paths(tmp_path: Path) -> None:
-    """Answers with another path, or a question without one S, are named by line."""
+    """Longer paths, and questions without exactly one S, are reported with their line."""
     data, file = some_mazes(), tmp_path / "a.csv"
     for change, says in (
         ((Cell.PATH, Cell.FLOOR), "line 2: the answer is no shortest path"),
@@ -288,8 +288,7 @@ def steps_by_scipy(grid: Grid) -> int:
     ],
 )
 def test_paths_keep_their_bounds(generate: Callable[..., PuzzleSet], size: int, bounds: tuple[int, int | None]) -> None:
-    """As scipy measures them, in closed grids of the size asked for; and the same seed draws the same, fewer the first.
-    """
+    """SciPy measures the same lengths. The same seed gives the same mazes."""
     drawn = generate(6, size, seed=3, min_path=bounds[0], max_path=bounds[1])
     assert drawn.questions.shape == (6, size, size)
     for question, answer in zip(drawn.questions, drawn.answers, strict=True):
@@ -301,8 +300,8 @@ def test_paths_keep_their_bounds(generate: Callable[..., PuzzleSet], size: int, 
     np.testing.assert_array_equal(fewer.questions, drawn.questions[:2])
 
 
-def test_random_walls_have_loops_and_their_share_of_floor() -> None:
-    """Of all inner cells; and neither S nor G is always the dead end."""
+def test_random_walls_have_their_share_of_floor() -> None:
+    """The share counts inner cells. Neither S nor G is always at a dead end."""
     drawn = maze.generate_walls(300, 20, seed=0, floor=0.7)
     floor = drawn.questions != Cell.WALL
     assert abs(floor[:, 1:-1, 1:-1].mean() - 0.7) < 0.02
@@ -312,8 +311,8 @@ def test_random_walls_have_loops_and_their_share_of_floor() -> None:
     assert abs(ends[0] - ends[1]) < 0.15
 
 
-def test_excluded_walls_are_not_drawn_again() -> None:
-    """Up to rotation and reflection, with even sizes too."""
+def test_excluded_walls_are_not_generated() -> None:
+    """Up to rotation and reflection, also with even sizes."""
     seen = maze.generate_walls(300, 5, seed=0)
     fresh = maze.generate_walls(50, 5, seed=1, exclude=seen[::2])
     keys = maze.fingerprints(fresh.questions)
@@ -337,16 +336,14 @@ def test_excluded_walls_are_not_drawn_again() -> None:
         (maze.generate_walls, {"num": -1}, "num=-1"),
     ],
 )
-def test_bounds_that_cannot_be_are_refused(
-    generate: Callable[..., PuzzleSet], arguments: dict[str, Any], says: str
-) -> None:
-    """As one ConfigError sentence."""
+def test_invalid_bounds_are_refused(generate: Callable[..., PuzzleSet], arguments: dict[str, Any], says: str) -> None:
+    """With a ConfigError."""
     with pytest.raises(ConfigError, match=says):
         generate(**{"num": 1, "size": 9, "seed": 0} | arguments)
 
 
 def test_scores_of_batches_agree_with_single_verdicts() -> None:
-    """Right answers, other shortest paths, detours, loose marks, missing marks and changed walls."""
+    """For correct answers, other shortest paths, detours, extra marks, missing marks and changed walls."""
     drawn = maze.generate_walls(200, 8, seed=4, floor=0.8, min_path=3)
     rng = np.random.default_rng(0)
     predictions = drawn.answers.copy()
@@ -367,8 +364,8 @@ def test_scores_of_batches_agree_with_single_verdicts() -> None:
     assert (exact <= right).all()
 
 
-def test_a_walk_with_a_detour_is_not_shortest() -> None:
-    """A path that is valid but longer scores false, and so does the empty answer; S beside G needs no mark."""
+def test_only_shortest_paths_count() -> None:
+    """A longer path and an empty answer do not count. If S and G are neighbours, no mark is needed."""
     question = np.array([[ALPHABET.index(c) for c in row] for row in ("#####", "#S G#", "#   #", "#####")], np.uint8)
     detour, direct = question.copy(), question.copy()
     detour[2, 1:4] = Cell.PATH
@@ -383,7 +380,7 @@ def test_a_walk_with_a_detour_is_not_shortest() -> None:
 
 
 def test_the_walls_of_a_seed_never_change() -> None:
-    """Seed 0 draws this maze: whoever changes it makes every recorded run impossible to repeat."""
+    """Seed 0 gives this maze. A change would make recorded runs impossible to repeat."""
     assert maze.render(maze.generate_walls(1, 8, seed=0, min_path=10).answers[0]) == GOLDEN
 
 

@@ -76,7 +76,7 @@ def all_solved(size: int) -> list[Grid]:
 
 
 def test_solutions_are_counted_exactly() -> None:
-    """Of 4 x 4 grids there are 288; every count of a partly filled one agrees with their list."""
+    """There are 288 grids of 4 x 4. The number of solutions of any question agrees with their list."""
     solved = np.stack(all_solved(4))
     assert len(solved) == 288
     assert sudoku.count_solutions(np.zeros((4, 4), np.uint8), 1000) == 288
@@ -92,9 +92,7 @@ def test_solutions_are_counted_exactly() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_another_solver_agrees(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """py-sudoku finds the same solution of what was drawn, and no second one; and a second one where a clue is taken
-    away.
-    """
+    """py-sudoku finds the same unique solution. Without one clue it finds several."""
     other = pytest.importorskip("sudoku", reason="py-sudoku is not installed: pip install 'attractor-models[test]'")
     height, width = BOXES[size]
     puzzles = drawn[size][:5]
@@ -108,8 +106,8 @@ def test_another_solver_agrees(size: int, drawn: dict[int, PuzzleSet]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_cannot_be_solved_is_said(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """A digit twice in a row, column or box is named; no and several solutions are told apart; good puzzles pass."""
+def test_questions_without_a_unique_solution_are_refused(size: int, drawn: dict[int, PuzzleSet]) -> None:
+    """Repeated digits are named, and no solution and several solutions are distinguished."""
     question, answer = drawn[size].questions[0], drawn[size].answers[0]
     sudoku.check(question)
     np.testing.assert_array_equal(sudoku.solve(question), answer)
@@ -133,7 +131,7 @@ def test_what_cannot_be_solved_is_said(size: int, drawn: dict[int, PuzzleSet]) -
         sudoku.solve(none)
 
 
-DEEP = (  # the digits 1, 5 and 6 have two cells of column 5 between them; and one whose contradiction nobody finds soon
+DEEP = (  # the digits 1, 5 and 6 share two cells of column 5; a question that many guesses do not decide
     ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4.........",
     "000000010400060020000000000000050407000000360001090000300400200000100000000806000",
 )
@@ -141,14 +139,14 @@ DEEP = (  # the digits 1, 5 and 6 have two cells of column 5 between them; and o
 
 @pytest.mark.parametrize(("text", "says"), [(DEEP[0], "no solution"), (DEEP[1], "not decided by")])
 def test_refusing_takes_few_guesses(text: str, says: str) -> None:
-    """Of what is nearly decided first; and where they do not do, no verdict is given that was not proven."""
+    """The solver guesses where the fewest choices are left. It gives no verdict that it has not proved."""
     with pytest.raises(DataError, match=says):
         sudoku.check(sudoku.parse(text))
 
 
 @pytest.mark.parametrize("num_clues", [0, 1, 5, 16])
 def test_nearly_empty_grids_have_several_solutions(num_clues: int) -> None:
-    """Counted to two, not to all of them, and said as such."""
+    """The solver stops at the second solution."""
     rng = np.random.default_rng(0)
     whole = sudoku.generate(1, size=9, seed=0).answers[0]
     kept = rng.permutation(81).reshape(9, 9) < num_clues
@@ -158,17 +156,17 @@ def test_nearly_empty_grids_have_several_solutions(num_clues: int) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (81,)])
 def test_grids_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    """As one sentence with the shape."""
+    """The error names the shape."""
     with pytest.raises(DataError, match="shape"):
         sudoku.solve(np.zeros(shape, np.uint8))
 
 
-# Drawing
+# Generating
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_drawn_puzzles_are_minimal(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """Each has one solution, the given one, and without any of its clues several."""
+def test_generated_puzzles_are_minimal(size: int, drawn: dict[int, PuzzleSet]) -> None:
+    """Each has one solution, and several without any one of its clues."""
     puzzles = drawn[size]
     assert sudoku.solves(puzzles.questions, puzzles.answers).all()
     for question in puzzles.questions[:4]:
@@ -181,14 +179,14 @@ def test_drawn_puzzles_are_minimal(size: int, drawn: dict[int, PuzzleSet]) -> No
 
 @pytest.mark.parametrize(("size", "clues"), [(4, 7), (6, 10), (9, 40)])
 def test_the_number_of_clues_is_kept(size: int, clues: int) -> None:
-    """Exactly so many, and one solution still."""
+    """Exactly as many as asked for, with one solution."""
     puzzles = sudoku.generate(10, size=size, seed=1, clues=clues)
     assert ((puzzles.questions > 0).sum(axis=(1, 2)) == clues).all()
     assert [sudoku.count_solutions(question) for question in puzzles.questions] == [1] * 10
 
 
-def test_a_seed_means_the_same_puzzles(drawn: dict[int, PuzzleSet]) -> None:
-    """Again the same, fewer the first of them, another seed others; and seed 0 draws this one, for ever."""
+def test_a_seed_gives_the_same_puzzles(drawn: dict[int, PuzzleSet]) -> None:
+    """A smaller number gives the first of them, another seed gives others, and the puzzles of seed 0 never change."""
     again = sudoku.generate(7, size=6, seed=5)
     np.testing.assert_array_equal(again.questions, drawn[6].questions[:7])
     assert (sudoku.generate(7, size=6, seed=6).questions != again.questions).any()
@@ -206,7 +204,7 @@ GOLDEN = """\
 5 . . | . . ."""
 
 
-def test_all_minimal_puzzles_of_size_4_are_found_and_no_more() -> None:
+def test_all_minimal_puzzles_of_size_4_are_found() -> None:
     """There are 36 up to symmetry: 13 with 4 clues, 22 with 5 and one with 6."""
     puzzles = sudoku.generate(36, size=4, seed=0)
     assert np.bincount((puzzles.questions > 0).sum(axis=(1, 2))).tolist() == [0, 0, 0, 0, 13, 22, 1]
@@ -214,8 +212,8 @@ def test_all_minimal_puzzles_of_size_4_are_found_and_no_more() -> None:
         sudoku.generate(1, size=4, seed=1, exclude=puzzles)
 
 
-def test_excluded_puzzles_are_not_drawn_again() -> None:
-    """Whatever copy of them is given; what is left is drawn."""
+def test_excluded_puzzles_are_not_generated() -> None:
+    """Symmetric copies of the excluded puzzles are not generated either."""
     seen = sudoku.generate(30, size=4, seed=0)
     copies = sudoku.augment(seen.questions, seen.answers, np.random.default_rng(0))
     exclude = PuzzleSet(kind="sudoku", questions=copies[0], answers=copies[1])
@@ -235,14 +233,14 @@ def test_excluded_puzzles_are_not_drawn_again() -> None:
         ({"clues": 7}, "Only 0 of 1 different puzzles with 7 clues of size 6"),
     ],
 )
-def test_impossible_settings_are_refused(arguments: dict[str, int], says: str) -> None:
-    """As one ConfigError sentence; no 6 x 6 puzzle has 7 clues."""
+def test_invalid_settings_are_refused(arguments: dict[str, int], says: str) -> None:
+    """With a ConfigError. No 6 x 6 puzzle has 7 clues."""
     with pytest.raises(ConfigError, match=says):
         sudoku.generate(**{"num": 1, "size": 6, "seed": 0} | arguments)
 
 
-def test_digging_starts_from_many_solved_grids() -> None:
-    """Drawn 6 x 6 grids fall into most of the 49 classes there are, and into no more."""
+def test_solved_grids_are_diverse() -> None:
+    """Random 6 x 6 grids belong to most of the 49 classes up to symmetry."""
     grids = _solved_grids(1000, 6, np.random.default_rng(0))
     assert sudoku.solves(grids, grids).all()
     forms = np.unique(sudoku.canonical(grids, grids), axis=0)
@@ -255,8 +253,8 @@ def test_digging_starts_from_many_solved_grids() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @given(seed=SEEDS)
 @QUICK
-def test_copies_have_one_canonical_form_and_stay_solved(size: int, drawn: dict[int, PuzzleSet], seed: int) -> None:
-    """Form, invariant and number of clues survive a random symmetry, and the answer is turned with its question."""
+def test_copies_have_the_same_canonical_form(size: int, drawn: dict[int, PuzzleSet], seed: int) -> None:
+    """A symmetry keeps form, invariant and solution."""
     puzzles = drawn[size][:3]
     questions, answers = sudoku.augment(puzzles.questions, puzzles.answers, np.random.default_rng(seed))
     assert questions.dtype == answers.dtype == np.uint8
@@ -269,7 +267,7 @@ def test_copies_have_one_canonical_form_and_stay_solved(size: int, drawn: dict[i
 @given(seed=SEEDS)
 @QUICK
 def test_forms_of_size_4_are_equal_exactly_for_copies(seed: int) -> None:
-    """Of any two puzzles, minimal or not, brute force over all 128 turns says the same."""
+    """Brute force over all 128 symmetries agrees, for minimal and other puzzles."""
     rng = np.random.default_rng(seed)
     solved = np.stack(all_solved(4))
     answers = solved[rng.integers(288, size=40)]
@@ -297,16 +295,14 @@ def pair_orbit(both: Grid) -> set[bytes]:
 
 
 def test_a_form_is_itself_a_copy(drawn: dict[int, PuzzleSet]) -> None:
-    """By brute force over all 3,456 turns of 6 x 6: so puzzles with equal forms are copies of each other."""
+    """Brute force over all 3,456 symmetries of 6 x 6 finds it, so puzzles with equal forms are copies of each other."""
     puzzles = drawn[6][:4]
     for question, form in zip(puzzles.questions, sudoku.canonical(puzzles.questions, puzzles.answers), strict=True):
         assert renamed(form) in orbit(question)
 
 
 def test_other_puzzles_have_other_forms(drawn: dict[int, PuzzleSet]) -> None:
-    """Of 9 x 9: one clue of the same solved grid exchanged for another makes another form, unless the grid is
-    symmetric.
-    """
+    """Exchanging one clue of a 9 x 9 puzzle changes its form, unless the solved grid is symmetric."""
     puzzles = drawn[9][:20]
     others = puzzles.questions.copy()
     for other, answer in zip(others, puzzles.answers, strict=True):
@@ -317,8 +313,8 @@ def test_other_puzzles_have_other_forms(drawn: dict[int, PuzzleSet]) -> None:
     assert (invariants(puzzles.questions) != invariants(others)).all()
 
 
-def test_augmenting_reaches_all_copies_and_leaves_its_input_alone(drawn: dict[int, PuzzleSet]) -> None:
-    """Of a 4 x 4 puzzle all 3,072 named copies are about equally frequent; the same generator gives the same."""
+def test_augmenting_reaches_all_copies(drawn: dict[int, PuzzleSet]) -> None:
+    """All copies of a 4 x 4 puzzle are about equally frequent, and the input does not change."""
     one = drawn[4][np.zeros(60_000, int)]
     kept = one.questions.copy()
     both = [sudoku.augment(one.questions, one.answers, np.random.default_rng(0))[0] for _ in range(2)]
@@ -330,8 +326,8 @@ def test_augmenting_reaches_all_copies_and_leaves_its_input_alone(drawn: dict[in
     assert counts.min() > 0.3 * counts.mean()
 
 
-def test_equivalent_pairs_are_found_by_number(drawn: dict[int, PuzzleSet]) -> None:
-    """Hidden copies are found with their partners, all others are not, and other sizes never."""
+def test_equivalent_pairs_are_found(drawn: dict[int, PuzzleSet]) -> None:
+    """Copies are found with the puzzle that they copy. Other puzzles and other sizes are not."""
     train, rng = drawn[9], np.random.default_rng(1)
     fresh = sudoku.generate(5, size=9, seed=77, exclude=train)
     hidden = train[np.array([31, 4])]
@@ -343,8 +339,8 @@ def test_equivalent_pairs_are_found_by_number(drawn: dict[int, PuzzleSet]) -> No
     assert sudoku.equivalent_pairs(test, drawn[4]).shape == (0, 2)
 
 
-def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dict[int, PuzzleSet]) -> None:
-    """A csv may pair one question with several of its solutions; turned, it is still the same question, and another is
+def test_a_question_with_several_solutions_is_recognised(drawn: dict[int, PuzzleSet]) -> None:
+    """A csv may give different solutions to two copies of one question. They count as copies, and other questions do
     not.
     """
     for one, other in itertools.combinations(np.split(drawn[4].answers, len(drawn[4])), 2):
@@ -361,8 +357,8 @@ def test_an_ambiguous_question_is_known_again_whichever_answer_it_has(drawn: dic
     assert sudoku.equivalent_pairs(test, train).tolist() == [[1, 0]]
 
 
-def test_equal_invariants_are_no_verdict(drawn: dict[int, PuzzleSet], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if all invariants were equal, only true copies would count as such."""
+def test_equal_invariants_do_not_prove_equality(drawn: dict[int, PuzzleSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if all invariants were equal, only true copies would count as copies."""
     monkeypatch.setattr("attractor.data.sudoku.symmetry.invariants", lambda q: np.zeros(len(q), np.uint64))
     puzzles = drawn[6]
     copies = sudoku.augment(puzzles.questions[:3], puzzles.answers[:3], np.random.default_rng(0))
@@ -372,8 +368,8 @@ def test_equal_invariants_are_no_verdict(drawn: dict[int, PuzzleSet], monkeypatc
     assert seen.find(*copies).tolist() == [0, 1, 2]
 
 
-def test_a_form_needs_a_right_answer(drawn: dict[int, PuzzleSet]) -> None:
-    """A wrong one is named by number."""
+def test_a_canonical_form_needs_a_correct_answer(drawn: dict[int, PuzzleSet]) -> None:
+    """The index of a wrong answer is named."""
     puzzles = drawn[9][:2]
     with pytest.raises(DataError, match="answer 0"):
         sudoku.canonical(puzzles.questions, puzzles.answers[::-1])
@@ -384,7 +380,7 @@ def test_a_form_needs_a_right_answer(drawn: dict[int, PuzzleSet]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parsing_undoes_rendering(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """Drawings and lines, with '.' or '0' for blanks, one or many of mixed sizes."""
+    """For drawings and lines, with '.' or '0' for blanks, one or several grids of mixed sizes."""
     for question in drawn[size].questions[:3]:
         line = "".join(map(str, question.reshape(-1)))
         drawing = sudoku.render(question)
@@ -398,7 +394,7 @@ def test_parsing_undoes_rendering(size: int, drawn: dict[int, PuzzleSet]) -> Non
 
 
 def test_a_drawing_has_the_lines_of_its_boxes() -> None:
-    """Of 2 rows and 3 columns in size 6."""
+    """Boxes of size 6 have 2 rows and 3 columns."""
     grid = np.arange(36, dtype=np.uint8).reshape(6, 6) % 7
     assert sudoku.render(grid).split("\n")[:4] == [
         "0 1 2 | 3 4 5".replace("0", "."),
@@ -421,15 +417,15 @@ def test_a_drawing_has_the_lines_of_its_boxes() -> None:
         ("1" + "." * 15 + "\n" + "." * 16, "t: holds 2 puzzles"),
     ],
 )
-def test_malformed_text_is_one_sentence_with_its_line(text: str, says: str) -> None:
-    """What, where and what to do."""
+def test_malformed_text_is_reported_with_its_line(text: str, says: str) -> None:
+    """The error says what is wrong, where, and what to do."""
     with pytest.raises(DataError) as caught:
         sudoku.parse(text, source="t")
     assert says in str(caught.value)
 
 
 def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, PuzzleSet]) -> None:
-    """By their ending; what cannot be read is a DataError with the path."""
+    """The suffix decides. Unreadable files raise a DataError with the path."""
     text, table = tmp_path / "a.txt", tmp_path / "a.csv"
     text.write_text("\n\n".join(sudoku.render(q) for q in drawn[6].questions[:3]))
     lines = ["".join(map(str, grids.reshape(-1))) for grids in (drawn[6].questions[0], drawn[6].answers[0])]
@@ -445,9 +441,7 @@ def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, PuzzleSe
 
 @pytest.mark.parametrize("size", SIZES)
 def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, PuzzleSet]) -> None:
-    """Right answers are verified; changed givens, blanks, other shapes and broken rules are named, rows and columns
-    from 1.
-    """
+    """Changed givens, blanks, wrong shapes and repeated digits are named, with row and column from 1."""
     question, answer = drawn[size].questions[0], drawn[size].answers[0]
     assert sudoku.verdict(question, answer).is_correct
     assert str(sudoku.verdict(question, answer)) == "verified: solved"
@@ -467,10 +461,9 @@ def test_verdicts_say_what_is_wrong_and_where(size: int, drawn: dict[int, Puzzle
     assert sudoku.solves(np.stack([question] * 4), whole).tolist() == [True, False, False, False]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Sudokus are not beside this checkout")
-def test_others_puzzles_are_read_and_solved() -> None:
-    """Hard ones of 9 x 9: read with ratings, each solved as its answer says, and none of the test in the training set.
-    """
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Sudokus are not next to this checkout")
+def test_published_puzzles_are_read_and_solved() -> None:
+    """The solver finds the given answers, and no test puzzle is a copy of a training puzzle."""
     train, test = (SUDOKU.read_table(SHARED / f"{name}.csv") for name in ("train", "test"))
     assert (len(train), len(test)) == (10_000, 2_000)
     assert train.ratings is not None

@@ -86,15 +86,14 @@ def texts_of(shards: Shards, tokenizer: PreTrainedTokenizerFast) -> list[str]:
 @given(text=st.text() | st.lists(st.sampled_from([*WORDS, END_OF_TEXT, " ", "\n", "7"])).map("".join))
 @settings(max_examples=200, deadline=None)
 def test_any_text_survives_the_tokenizer(tokenizer, encode, text: str) -> None:
-    """Encoding and decoding any Unicode text gives it back, and all ids are in the vocabulary."""
+    """Any Unicode text can be encoded and decoded again, and all ids are in the vocabulary."""
     (encoded,) = encode([text])
     assert tokenizer.decode(encoded.ids) == text
     assert all(0 <= i < 370 for i in encoded.ids)
 
 
-def test_a_tokenizer_is_saved_and_loaded_whole(tokenizer, prepared) -> None:
-    """Loaded from a folder of prepared text or from the tokenizer's own, it encodes alike and has the same fingerprint.
-    """
+def test_a_tokenizer_is_saved_and_loaded(tokenizer, prepared) -> None:
+    """From a folder of prepared text and from the tokenizer's own folder, with the same encoding and fingerprint."""
     for folder in (prepared, prepared / "tokenizer"):
         loaded = load_tokenizer(folder)
         assert loaded(DOCUMENTS)["input_ids"] == tokenizer(DOCUMENTS)["input_ids"]
@@ -103,7 +102,7 @@ def test_a_tokenizer_is_saved_and_loaded_whole(tokenizer, prepared) -> None:
 
 
 def test_frequent_words_become_single_tokens(tokenizer) -> None:
-    """Merges are learnt: words of the text cost about one token, not one a byte."""
+    """Words of the text need about one token each, not one per byte."""
     text = " ".join(WORDS)
     assert len(tokenizer(text)["input_ids"]) < 2 * len(WORDS)
     assert tokenizer(" 2026")["input_ids"] == tokenizer(" ")["input_ids"] + [
@@ -112,14 +111,14 @@ def test_frequent_words_become_single_tokens(tokenizer) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "says"), [(256, "at least 257"), (20_000, "the text has only")])
-def test_a_vocabulary_that_cannot_be_learnt_is_refused(vocab_size: int, says: str) -> None:
-    """Too small for all bytes, or larger than the text can fill, is one DataError sentence."""
+def test_invalid_vocabulary_sizes_are_refused(vocab_size: int, says: str) -> None:
+    """Sizes that cannot hold all bytes, or that the text cannot fill, raise a DataError."""
     with pytest.raises(DataError, match=says):
         train_tokenizer(DOCUMENTS, vocab_size)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:
-    """One that does not exist, is empty or holds a broken file is one DataError line."""
+    """A missing folder, an empty one and a damaged file raise a DataError of one line."""
     broken = tmp_path / "broken"
     broken.mkdir()
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
@@ -150,8 +149,8 @@ PACKERS = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.co
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_every_packing_of_jsonl_and_txt_is_read_alike(packing: str, tmp_path) -> None:
-    """Documents come out as they went in, in order, and the bytes read add up to the file's size."""
+def test_compressed_files_are_read(packing: str, tmp_path) -> None:
+    """Documents are read in order and unchanged, and the bytes read add up to the file's size."""
     lines = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
     packed = tmp_path / f"b.jsonl{packing}"
     packed.write_bytes(PACKERS[packing](lines.read_bytes()))
@@ -164,7 +163,7 @@ def test_every_packing_of_jsonl_and_txt_is_read_alike(packing: str, tmp_path) ->
 
 
 def test_parquet_is_read_by_column(tmp_path) -> None:
-    """A real file over several row groups gives its documents in order; a missing column offers the nearest."""
+    """Several row groups are read in order. For a missing column the nearest name is suggested."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"content": DOCUMENTS, "n": range(60)}), file, row_group_size=7)
@@ -175,8 +174,8 @@ def test_parquet_is_read_by_column(tmp_path) -> None:
         list(read_documents([file], field="n"))
 
 
-def test_folders_are_read_sorted_and_hidden_files_left_alone(tmp_path) -> None:
-    """All text files below a folder are read in the order of their paths; others and hidden ones are not."""
+def test_folders_are_read_in_order(tmp_path) -> None:
+    """Text files are read in the order of their paths. Hidden and other files are skipped."""
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
     for name in ("b/2.txt", "a.md", "c.txt", "image.png", ".git/x.md", ".hidden.txt"):
@@ -188,7 +187,7 @@ def test_folders_are_read_sorted_and_hidden_files_left_alone(tmp_path) -> None:
 
 
 def test_hub_datasets_are_streamed_by_name(monkeypatch) -> None:
-    """Short names and owner/name:configuration ask the datasets library for a stream, and its trouble is one line."""
+    """Short names and owner/name:configuration work. Errors of the library become one line."""
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -216,7 +215,7 @@ def test_hub_datasets_are_streamed_by_name(monkeypatch) -> None:
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch) -> None:
-    """Without the optional library the sentence says how to install it."""
+    """The sentence says how to install it."""
 
     def missing(name):
         raise ImportError(name)
@@ -227,8 +226,8 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch) -> None:
         list(read_documents([tmp_path / "a.parquet"]))
 
 
-def test_bytes_that_are_no_utf8_are_replaced_and_counted(tmp_path) -> None:
-    """Documents with invalid UTF-8, half a surrogate pair or NUL in a record are mended, each counted once."""
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path) -> None:
+    """Documents with invalid UTF-8, surrogates or NUL are repaired, and each is counted once."""
     (tmp_path / "a.txt").write_bytes(b"th\xe9 \xff!")
     (tmp_path / "b.jsonl").write_bytes(
         b'{"text": "th\xe9 \\ud800"}\n\n{"text": "a\\u0000b"}\n{"text": "\\ud83d\\ude42"}\n{"text": ""}\n'
@@ -259,8 +258,8 @@ GARBLED = {
 
 
 @pytest.mark.parametrize("name", GARBLED)
-def test_what_is_no_text_is_refused_in_one_sentence(name: str, tmp_path) -> None:
-    """The file is named, and the line where there is one; no other exception gets through."""
+def test_files_that_are_not_text_are_refused(name: str, tmp_path) -> None:
+    """The sentence names the file and the line."""
     content, says = GARBLED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -271,7 +270,7 @@ def test_what_is_no_text_is_refused_in_one_sentence(name: str, tmp_path) -> None
 
 
 def test_all_sources_are_looked_up_before_the_first_is_read(tmp_path) -> None:
-    """A missing file is reported at once, with the nearest known name, and an empty folder by its own."""
+    """A missing file is reported at once, with the nearest known name."""
     good = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
     for missing in (tmp_path / "b.jsonl", "b.jsonl", "data/b.jsonl", "/b"):
         with pytest.raises(DataError, match=r"b(\.jsonl)?: no such file or folder"):
@@ -287,7 +286,7 @@ def test_all_sources_are_looked_up_before_the_first_is_read(tmp_path) -> None:
 
 
 def test_shards_hold_the_documents(prepared, tokenizer) -> None:
-    """Decoding the shards gives every document back, in order, a literal end-of-text token in it included."""
+    """Decoded shards are the documents, in order, also if a document contains the end-of-text string."""
     assert list_splits(prepared) == ["train", "val"]
     shards = Shards(prepared)
     assert texts_of(shards, tokenizer) == DOCUMENTS
@@ -298,8 +297,8 @@ def test_shards_hold_the_documents(prepared, tokenizer) -> None:
     shards.verify()
 
 
-def test_reading_across_files_equals_reading_all(prepared) -> None:
-    """Any stretch, over any borders between files, equals that stretch of the whole; beyond the end is a DataError."""
+def test_a_range_may_span_several_files(prepared) -> None:
+    """Every range equals that range of all tokens. Ranges beyond the end raise a DataError."""
     shards = Shards(prepared)
     everything = shards.read(0, shards.num_tokens)
     rng = np.random.default_rng(0)
@@ -311,7 +310,7 @@ def test_reading_across_files_equals_reading_all(prepared) -> None:
 
 
 def test_mixed_splits_are_written_and_counts_are_stored(tokenizer, tmp_path) -> None:
-    """Pairs of split and document give the same files as one split after the other, and counts stand in the index."""
+    """Pairs of split and document give the same files as one split after another."""
     pairs = [("val" if n % 3 == 0 else "train", text) for n, text in enumerate(DOCUMENTS)]
     seen = [0, 0]
 
@@ -332,8 +331,8 @@ def test_mixed_splits_are_written_and_counts_are_stored(tokenizer, tmp_path) -> 
     assert seen == [sum(s[name] for s in noted.values()) for name in ("num_bytes", "num_tokens")]
 
 
-def test_long_documents_are_cut_where_no_token_notices(tmp_path, monkeypatch) -> None:
-    """In pieces and small batches, the tokens are those of the whole documents, merged blank lines included."""
+def test_splitting_long_documents_does_not_change_tokens(tmp_path, monkeypatch) -> None:
+    """Small pieces and batches give the tokens of the undivided documents."""
     long = ["\n".join(DOCUMENTS), "\n\n  \n".join(DOCUMENTS[::-1])]
     tokenizer = train_tokenizer(long, 370)
     prepare(tmp_path / "whole", {"train": long}, tokenizer)
@@ -346,8 +345,8 @@ def test_long_documents_are_cut_where_no_token_notices(tmp_path, monkeypatch) ->
 
 
 @pytest.mark.parametrize(("vocab_size", "width"), [(1 << 16, 2), ((1 << 16) + 1, 4)])
-def test_tokens_take_two_bytes_where_they_can(vocab_size: int, width: int, tmp_path) -> None:
-    """65536 entries fit into uint16; one more needs uint32; the last id survives either."""
+def test_tokens_take_two_bytes_if_possible(vocab_size: int, width: int, tmp_path) -> None:
+    """65536 entries fit into uint16, and one more needs uint32."""
     words = Tokenizer(WordLevel({f"w{n}": n for n in range(vocab_size)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1")
     prepare(tmp_path / "out", {"train": [f"w{vocab_size - 1}"]}, tokenizer)
@@ -356,7 +355,7 @@ def test_tokens_take_two_bytes_where_they_can(vocab_size: int, width: int, tmp_p
 
 
 def test_settings_of_a_tokenizer_do_not_cut_documents(prepared, tokenizer, tmp_path) -> None:
-    """Truncation and padding, set for training, change nothing here and are left as they were."""
+    """Truncation and padding are ignored, and are not changed."""
     other = load_tokenizer(prepared)
     other.backend_tokenizer.enable_truncation(4)
     other.backend_tokenizer.enable_padding(length=9)
@@ -365,8 +364,8 @@ def test_settings_of_a_tokenizer_do_not_cut_documents(prepared, tokenizer, tmp_p
     assert other.backend_tokenizer.truncation["max_length"] == 4
 
 
-def test_tokenizers_that_cannot_serve_are_refused(tokenizer, tmp_path) -> None:
-    """Without an end-of-text token documents could not be told apart."""
+def test_unsuitable_tokenizers_are_refused(tokenizer, tmp_path) -> None:
+    """Without an end-of-text token, documents could not be separated."""
     unwrap_model = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(DataError, match="no end-of-text token"):
         prepare(tmp_path / "out", {"train": DOCUMENTS}, unwrap_model)
@@ -381,8 +380,8 @@ def interrupted(by: BaseException) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("by", [KeyboardInterrupt(), DataError("malformed"), RuntimeError("bug")], ids=repr)
-def test_nothing_is_left_half_written(by: BaseException, tokenizer, tmp_path, monkeypatch) -> None:
-    """Whatever ends the reading in the middle passes through, and the parent folder is as it was."""
+def test_an_error_leaves_nothing(by: BaseException, tokenizer, tmp_path, monkeypatch) -> None:
+    """An error of the reading is passed on, and no folder is left."""
     monkeypatch.setattr(shards_module, "_BATCH", 1000)
     with pytest.raises(type(by)):
         prepare(tmp_path / "out", {"train": interrupted(by)}, tokenizer)
@@ -390,14 +389,14 @@ def test_nothing_is_left_half_written(by: BaseException, tokenizer, tmp_path, mo
 
 
 def test_an_empty_split_is_refused_and_leaves_nothing(tokenizer, tmp_path) -> None:
-    """Known only at the end, and still nothing is written."""
+    """Although this is known only at the end."""
     with pytest.raises(DataError, match="split 'val' holds no text"):
         prepare(tmp_path / "out", {"train": DOCUMENTS, "val": []}, tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_taken_or_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypatch) -> None:
-    """A folder, a file, a file as parent, and a full disk are one DataError each; what was there stays."""
+def test_a_path_that_cannot_be_written_is_refused(tokenizer, tmp_path, monkeypatch) -> None:
+    """An existing folder or file, a file as parent, and a full disk. Existing files stay."""
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()
     for name, says in {"file": "exists already", "folder": "exists already", "file/out": "cannot be written"}.items():
@@ -463,8 +462,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_seen_at_opening(name: str, prepared) -> None:
-    """The file is named, and what to do."""
+def test_damage_is_found_at_opening(name: str, prepared) -> None:
+    """The error names the file and says what to do."""
     damage, says = DAMAGE[name]
     damage(prepared)
     with pytest.raises(DataError, match=says) as caught:
@@ -472,14 +471,14 @@ def test_damage_is_seen_at_opening(name: str, prepared) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_that_is_not_there_offers_the_nearest(prepared) -> None:
-    """By name."""
+def test_an_unknown_split_suggests_the_nearest_name(prepared) -> None:
+    """In the error."""
     with pytest.raises(DataError, match="no split 'eval'; did you mean 'val'"):
         Shards(prepared, "eval")
 
 
-def test_damage_far_inside_is_seen_by_verify_and_by_reading(prepared, monkeypatch) -> None:
-    """A flipped byte behind the checked start passes opening, not ``verify``; an impossible token not even reading."""
+def test_damage_after_the_start_is_found_by_verify(prepared, monkeypatch) -> None:
+    """Opening compares only the start. Reading finds tokens outside the vocabulary."""
     monkeypatch.setattr(shards_module, "_START", 16)
     tokenizer = load_tokenizer(prepared)
     out = prepared.with_name("again")
@@ -497,8 +496,8 @@ def test_damage_far_inside_is_seen_by_verify_and_by_reading(prepared, monkeypatc
 # Rows
 
 
-def test_an_epoch_serves_every_token_once(prepared) -> None:
-    """The rows of any epoch are disjoint stretches of the circle that leave out less than one row."""
+def test_an_epoch_has_every_token_once(prepared) -> None:
+    """The rows are disjoint ranges of the circular sequence, which leave out less than one row."""
     shards = Shards(prepared)
     rows = PackedRows(shards, 64, seed=3)
     seen = SimpleNamespace(num_tokens=shards.num_tokens, end_of_text=-1)
@@ -513,9 +512,8 @@ def test_an_epoch_serves_every_token_once(prepared) -> None:
         np.testing.assert_array_equal(tokens, everything[served])
 
 
-def test_row_n_depends_on_the_seed_alone(prepared) -> None:
-    """Any cutting into batches, and resuming at any row with a new object, gives the same rows; another seed does not.
-    """
+def test_row_n_depends_only_on_the_seed(prepared) -> None:
+    """Any batch size and any start give the same rows. Another seed gives other rows."""
     shards = Shards(prepared)
     tokens, positions = PackedRows(shards, 50, seed=1).batch(0, 300)  # over several epochs
     for size in (1, 7, 100):
@@ -527,8 +525,8 @@ def test_row_n_depends_on_the_seed_alone(prepared) -> None:
     assert not torch.equal(PackedRows(shards, 50, seed=2).batch(0, 20)[0], tokens[:20])
 
 
-def test_epochs_differ_in_order_and_in_cuts(prepared) -> None:
-    """Few of the rows of one epoch occur in the next."""
+def test_epochs_differ_in_order_and_offset(prepared) -> None:
+    """Few rows of one epoch occur in the next."""
     rows = PackedRows(Shards(prepared), 64)
     first, second = ([tuple(r) for r in rows.batch(e * rows.num_rows, rows.num_rows)[0].tolist()] for e in (0, 1))
     assert first != second
@@ -548,8 +546,8 @@ def test_positions_restart_at_documents(prepared) -> None:
             assert place == expected
 
 
-def test_rows_that_cannot_be_are_refused(prepared) -> None:
-    """Rows longer than the text, of no length, with a negative seed, or before the first one."""
+def test_invalid_rows_are_refused(prepared) -> None:
+    """Rows longer than the text, empty rows, negative seeds and negative rows."""
     shards = Shards(prepared, "val")
     with pytest.raises(DataError, match="do not fill one row"):
         PackedRows(shards, shards.num_tokens + 1)

@@ -1,4 +1,4 @@
-"""Evaluation by depth: the figures of a model with known behaviour, one trajectory for all depths, and the figures' files."""
+"""Evaluation by depth: numbers for a model with known behaviour, one trajectory for all depths, and figures."""
 
 import math
 from dataclasses import replace
@@ -212,7 +212,7 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_changed_given_is_drawn_on_red() -> None:
-    """Kept givens are black; the cell is red where another digit or a blank stands in place of a given, and only there."""
+    """Kept givens are black; a cell is red where another digit or a blank replaces a given, and only there."""
     question = torch.tensor([[1, 2, 3, 4], [0] * 4, [0] * 4, [0] * 4])
     answer = torch.tensor([[1, 3, 0, 4], [1] * 4, [1] * 4, [1] * 4])
     image = render_digits(question, (2, 2))(torch.nn.functional.one_hot(answer, 5).float(), 40)

@@ -29,7 +29,7 @@ def test_the_restart_with_the_lowest_residual_is_chosen_for_each_puzzle() -> Non
 
 
 def test_the_majority_is_chosen_and_the_residual_breaks_ties() -> None:
-    """Two of three answers are 7; the second puzzle's answers differ, and the second restart has the lowest residual."""
+    """Two of three answers are 7; the second puzzle's answers differ, and restart two has the lowest residual."""
     assert restarts().majority(3).flatten().tolist() == [7, 2]
 
 

@@ -1,4 +1,4 @@
-"""Under DistributedDataParallel every gradient is the average of the ranks', as for any module."""
+"""DistributedDataParallel averages every gradient over the ranks, as for any module."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attractor import FixedPoint, Implicit, Neumann, OneStep, Phantom, Tolerance, Unrolled
 
 GRADIENTS = [OneStep(), Neumann(2), Phantom(steps=2), Implicit(stop=Tolerance(rtol=1e-10)), Unrolled()]
-WORLD = 2
+WORLD_SIZE = 2
 
 
 class Cell(nn.Module):
@@ -44,11 +44,11 @@ def batch() -> torch.Tensor:
 
 def worker(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
     found = []
     for gradient in GRADIENTS:
         model = DistributedDataParallel(Model(gradient))
-        model(batch()[rank::WORLD]).square().mean().backward()
+        model(batch()[rank::WORLD_SIZE]).square().mean().backward()
         found.append([p.grad for p in model.parameters()])
     if rank == 0:
         torch.save(found, out)
@@ -56,9 +56,9 @@ def worker(rank: int, store: str, out: str) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
-def test_ranks_agree_with_one_process(tmp_path) -> None:
-    """Two ranks with half the batch each have the gradients of one process with all of it."""
-    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path / "found.pt")), nprocs=WORLD)
+def test_two_ranks_have_the_gradients_of_one_process(tmp_path) -> None:
+    """Each rank has half the batch; the one process has all of it."""
+    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path / "found.pt")), nprocs=WORLD_SIZE)
     for gradient, found in zip(GRADIENTS, torch.load(tmp_path / "found.pt"), strict=True):
         model = Model(gradient)
         model(batch()).square().mean().backward()

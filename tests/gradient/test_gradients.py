@@ -1,4 +1,4 @@
-"""Every gradient against the exact one, and under everything that PyTorch does with a graph."""
+"""Every gradient compared with the exact one, and used with the features of autograd."""
 
 import pytest
 import torch
@@ -55,12 +55,12 @@ def jacobian(w, y) -> torch.Tensor:
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=by_name)
 def test_implicit_passes_gradcheck(solver) -> None:
-    """The implicit gradient is the derivative of the fixed point, whichever solver found it."""
+    """The implicit gradient is the derivative of the fixed point, with every solver."""
     assert torch.autograd.gradcheck(lambda w, x: solved(w, x, EXACT, solver), problem())
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=by_name)
-def test_unrolled_passes_gradcheck_and_gradgradcheck_midway(solver) -> None:
+def test_unrolled_passes_gradcheck_and_gradgradcheck_before_convergence(solver) -> None:
     """Unrolled differentiates the solver's own steps exactly, twice, converged or not, y0 included."""
     w, x = problem()
 
@@ -75,14 +75,14 @@ def test_unrolled_passes_gradcheck_and_gradgradcheck_midway(solver) -> None:
 
 
 def test_implicit_equals_unrolled_at_convergence() -> None:
-    """Both are the true gradient there."""
+    """Both are the exact gradient there."""
     w, x = problem()
     for a, b in zip(gradients(w, x, EXACT), gradients(w, x, Unrolled()), strict=True):
         assert torch.allclose(a, b, atol=1e-9)
 
 
 @pytest.mark.parametrize("terms", [0, 1, 2, 5])
-def test_neumann_is_the_truncated_series(terms: int) -> None:
+def test_neumann_is_the_truncated_neumann_series(terms: int) -> None:
     """u = Σ (Jᵀ)ᵏ v up to k = terms; OneStep is terms = 0."""
     w, x = problem()
     y = solved(w, x, OneStep()).detach()
@@ -98,8 +98,8 @@ def test_neumann_is_the_truncated_series(terms: int) -> None:
         assert torch.equal(gradients(w, x, OneStep())[1], gradients(w, x, Neumann(0))[1])
 
 
-def test_phantom_of_many_steps_is_exact_and_of_one_is_onestep() -> None:
-    """Phantom interpolates between the two."""
+def test_phantom_with_many_steps_is_exact_and_with_one_is_one_step() -> None:
+    """More steps approach the exact gradient."""
     w, x = problem()
     for a, b in zip(gradients(w, x, Phantom(steps=200, damping=0.8)), gradients(w, x, EXACT), strict=True):
         assert torch.allclose(a, b, atol=1e-8)
@@ -109,7 +109,7 @@ def test_phantom_of_many_steps_is_exact_and_of_one_is_onestep() -> None:
 
 @pytest.mark.parametrize("gradient", [OneStep(), Neumann(2), EXACT, Unrolled()], ids=by_name)
 def test_attaching_a_gradient_changes_no_value(gradient) -> None:
-    """The value with autograd on equals the one with it off, bit for bit."""
+    """The values with autograd on and off are equal bit for bit."""
     w, x = problem()
     with torch.no_grad():
         plain = solved(w, x, gradient)
@@ -117,8 +117,8 @@ def test_attaching_a_gradient_changes_no_value(gradient) -> None:
 
 
 @pytest.mark.parametrize("gradient", [Phantom(steps=3), Unrolled()], ids=by_name)
-def test_second_derivatives(gradient) -> None:
-    """create_graph=True works through Phantom and Unrolled."""
+def test_phantom_and_unrolled_have_second_derivatives(gradient) -> None:
+    """create_graph=True works."""
     w, x = problem()
     (first,) = torch.autograd.grad(solved(w, x, gradient, stop=Steps(6)).pow(3).sum(), w, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), w)
@@ -127,22 +127,22 @@ def test_second_derivatives(gradient) -> None:
 
 
 @pytest.mark.parametrize("gradient", [OneStep(), Neumann(2), EXACT], ids=by_name)
-def test_second_derivatives_that_would_be_wrong_are_refused(gradient) -> None:
-    """An error, not a number, from the gradients that do not carry them."""
+def test_other_gradients_refuse_second_derivatives(gradient) -> None:
+    """They raise an error instead of returning a wrong number."""
     w, x = problem()
     with pytest.raises(ConfigError, match="Unrolled"):
         torch.autograd.grad(solved(w, x, gradient).pow(3).sum(), w, create_graph=True)
 
 
-def test_an_overflowed_loss_passes_through_the_adjoint() -> None:
-    """Infinite cotangents reach the parameters, where a loss scaler looks for them."""
+def test_infinite_cotangents_reach_the_parameters() -> None:
+    """A loss scaler finds the overflow there."""
     w, x = problem()
     (solved(w, x, EXACT).sum() * torch.inf).backward()
     assert not w.grad.isfinite().all()
 
 
-def test_one_unknown_without_batch() -> None:
-    """The smallest problem there is has its implicit gradient."""
+def test_a_scalar_problem_has_its_implicit_gradient() -> None:
+    """One unknown, no batch dimension."""
     a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     y = fixed_point(
         lambda y: a * y + 1, torch.zeros((), dtype=torch.float64), equation_dims=0, gradient=EXACT, stop=TIGHT
@@ -152,8 +152,8 @@ def test_one_unknown_without_batch() -> None:
 
 
 @pytest.mark.parametrize("gradient", ALL, ids=by_name)
-def test_several_uses_in_one_graph_add_up(gradient) -> None:
-    """Two solves that share weights get the sum of their gradients."""
+def test_gradients_of_several_solves_add_up(gradient) -> None:
+    """Two solves share weights; their gradients are summed."""
     w, x = problem()
     one, two = (torch.autograd.grad(solved(w, s * x, gradient).sum(), w)[0] for s in (1, -2))
     both = torch.autograd.grad(solved(w, x, gradient).sum() + solved(w, -2 * x, gradient).sum(), w)[0]
@@ -161,8 +161,8 @@ def test_several_uses_in_one_graph_add_up(gradient) -> None:
 
 
 @pytest.mark.parametrize("gradient", ALL, ids=by_name)
-def test_a_layer_between_layers_trains(gradient) -> None:
-    """Gradients reach parameters inside the cell, before it and after it."""
+def test_gradients_reach_layers_before_and_after_a_fixed_point(gradient) -> None:
+    """And the parameters inside its cell."""
     torch.manual_seed(0)
 
     class Cell(nn.Module):
@@ -185,8 +185,8 @@ def test_a_layer_between_layers_trains(gradient) -> None:
             assert p.grad.abs().sum() > 0
 
 
-def test_dropout_is_the_same_within_a_solve_and_new_for_the_next() -> None:
-    """FixedPoint replays the random numbers, so that there is a fixed point to find."""
+def test_dropout_is_constant_within_a_solve_and_new_for_the_next() -> None:
+    """FixedPoint resets the random number generator before every call of its cell."""
     torch.manual_seed(0)
 
     class Cell(nn.Module):
@@ -202,9 +202,23 @@ def test_dropout_is_the_same_within_a_solve_and_new_for_the_next() -> None:
     assert torch.equal(layer(torch.zeros(4, 32), x).value, layer(torch.zeros(4, 32), x).value)
 
 
+def test_a_layer_takes_keyword_inputs_and_prints_its_options() -> None:
+    """The cell receives positional and keyword inputs; extra_repr names solver, stop rule and gradient."""
+
+    class Cell(nn.Module):
+        def forward(self, y, x, *, scale):
+            return scale * torch.tanh(y) + x
+
+    layer = FixedPoint(Cell(), solver=Picard(), stop=Steps(2), gradient=Neumann(3), causal=True)
+    x = torch.ones(2, 3, 4)
+    assert torch.equal(layer(torch.zeros_like(x), x, scale=0.0).value, x)
+    for part in ("Picard(damping=1.0)", "Steps(n=2)", "Neumann(terms=3)", "causal=True", "Cell()"):
+        assert part in repr(layer)
+
+
 @pytest.mark.parametrize("gradient", ALL, ids=by_name)
 def test_a_compiled_update_has_the_same_gradient(gradient) -> None:
-    """torch.compile of the update changes nothing but speed."""
+    """torch.compile of the update does not change its gradient."""
     w, x = problem()
     compiled = torch.compile(lambda y, w, x: torch.tanh(y @ w.T + x), backend="aot_eager")
 
@@ -218,8 +232,8 @@ def test_a_compiled_update_has_the_same_gradient(gradient) -> None:
         assert torch.allclose(a, b, atol=1e-9)
 
 
-def test_an_adjoint_that_does_not_converge_warns() -> None:
-    """The backward solve is judged as the forward one is."""
+def test_an_adjoint_solve_that_does_not_converge_warns() -> None:
+    """The backward pass reports its outcome as a warning."""
     w, x = problem()
     y = solved(w, x, Implicit(solver=Picard(), stop=Tolerance(rtol=1e-12, max_evaluations=2)))
     with pytest.warns(RuntimeWarning, match="Implicit gradient: 3 of 3"):
@@ -227,7 +241,7 @@ def test_an_adjoint_that_does_not_converge_warns() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Neumann(-1), lambda: Phantom(steps=0), lambda: Phantom(damping=0)])
-def test_what_cannot_work_is_refused(make) -> None:
-    """Bad settings are ConfigErrors."""
+def test_wrong_settings_raise_a_config_error(make) -> None:
+    """Numbers out of range are refused at construction."""
     with pytest.raises(ConfigError):
         make()

@@ -55,7 +55,7 @@ def test_a_segment_is_equal_with_and_without_gradients() -> None:
 
 
 def test_budgets_are_those_of_the_solver() -> None:
-    """A depth makes exactly so many evaluations; a tolerance solves; both at once, or a depth below the tracked steps, fail."""
+    """A depth is exact, a tolerance solves; both at once, or a depth below the tracked steps, are refused."""
     model, q = reasoner(damping=0.5), questions()
     with torch.no_grad():
         model.update.outer.weight.mul_(0.2)
@@ -98,7 +98,7 @@ def test_noise_is_added_only_in_training() -> None:
 
 
 def test_no_information_passes_obstacles() -> None:
-    """A wall as wide as the receptive field of one update separates two halves of a grid; without obstacles it does not."""
+    """A wall as wide as one update's receptive field separates two halves of a grid; without obstacles it does not."""
     q = torch.ones(1, 5, 9, dtype=torch.long)
     q[:, :, 4:6] = 0
     other = q.clone()
@@ -158,7 +158,7 @@ def test_invalid_questions_are_refused(bad: torch.Tensor) -> None:
 
 
 class Shrinking(AttractorReasoner):
-    """Contracts to one at a rate that the question's first symbol sets, and records the batch size of every evaluation."""
+    """Contracts to one at a rate set by the question's first symbol, and records every evaluation's batch size."""
 
     batch_sizes: list[int]
 
@@ -174,7 +174,7 @@ class Shrinking(AttractorReasoner):
 
 @torch.no_grad()
 def test_converged_puzzles_are_not_computed_again() -> None:
-    """Each puzzle has the evaluations and the value of its own solve; slow puzzles are computed without the fast ones."""
+    """Each puzzle's evaluations and value are those of its own solve; slow puzzles are computed without fast ones."""
     model = Shrinking(replace(SMALL, damping=1.0)).eval()
     q = torch.tensor([0, 2, 1, 0])[:, None, None].expand(4, 5, 5).contiguous()
     state = torch.randn(4, 5, 5, 8, generator=torch.Generator().manual_seed(2))
@@ -202,7 +202,7 @@ def test_every_solver_works_with_every_gradient(solver: str, gradient: str) -> N
 
 
 def test_the_implicit_gradient_equals_the_unrolled_one_at_a_fixed_point() -> None:
-    """At a fixed point of a contraction, the implicit gradient is that of a long unrolled loop; the one-step gradient is not."""
+    """At the fixed point of a contraction it equals that of a long unrolled loop; the one-step gradient does not."""
     found = {}
     for gradient, segment, tracked in (("implicit", 200, 1), ("one-step", 200, 1), ("phantom", 200, 60)):
         model, q = (

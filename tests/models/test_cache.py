@@ -146,7 +146,7 @@ def test_many_prompts_give_the_same_greedy_text_with_and_without_a_cache() -> No
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_converged_tokens_are_not_computed_again(num_layers: int) -> None:
-    """The sparse solve equals the dense one in value, status and evaluations, and computes exactly the tokens that it counts."""
+    """The sparse solve equals the dense one, and computes exactly the tokens that it counts."""
     model = build(num_attractor_layers=num_layers)
     ids = tokens(4, 48)
     ids[1, 30:] = 5  # rows of different difficulty
@@ -365,6 +365,7 @@ def test_what_a_cache_cannot_hold_is_refused_before_it_is_written() -> None:
     """Equilibrium after a fixed depth, packed documents, a full static cache, another dtype, a looped solve."""
     model, ids = build(), tokens()
     looped = build(LoopedForCausalLM, LoopedConfig, num_core_layers=2, mean_recurrence=4)
+    deq = build(num_hidden_layers=2, num_attractor_layers=2, start="zero")
     static = StaticCache(config=model.config, max_cache_len=30)
     packed = torch.arange(12).repeat(2)[None].expand(2, -1)
     with torch.no_grad():
@@ -377,6 +378,7 @@ def test_what_a_cache_cannot_hold_is_refused_before_it_is_written() -> None:
             (lambda: build().bfloat16()(ids, cache=once, depth=1), "start a new one"),
             (lambda: looped(ids, use_cache=True, tolerance=0.1), "fixed number of iterations"),
             (lambda: model(ids, cache=()), "not a tuple"),
+            (lambda: deq(ids, use_cache=True, depth=0), "uses no layer"),
         ]
         for attempt, message in refused:
             with pytest.raises(ConfigError, match=message):
@@ -395,7 +397,7 @@ def test_a_cache_of_the_caller_remembers_what_it_holds() -> None:
                 model(ids, cache=cache, depth=1)
             cache.reset()
             first = model(ids, cache=cache, depth=1).logits
-            assert torch.equal(first, model(ids, depth=1).logits)
+            assert (first - model(ids, depth=1).logits).abs().max() < 1e-5
             with pytest.raises(ConfigError, match="of a fixed depth, not of the equilibrium"):
                 model(ids, cache=cache)
 

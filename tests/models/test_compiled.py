@@ -30,7 +30,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-# Layers of a kind need one graph for each gradient mode: an attractor solves without gradients and attaches them afterwards.
+# Layers of a kind need one graph for each gradient mode: an attractor solves without gradients and attaches them
+# afterwards.
 FAMILIES = {
     "attractor": (lambda **s: build(num_attractor_layers=2, **s), 3),
     "plain": (lambda **s: build(num_attractor_layers=0, **s), 1),
@@ -89,7 +90,7 @@ def assert_same(model: LanguageModel, fast: LanguageModel, **settings) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_equal_and_nothing_is_compiled_again(family: str) -> None:
-    """One graph for each kind of layer and gradient mode, the same number for packed documents, and one for the head."""
+    """One graph for each kind of layer and gradient mode, as many for packed documents, one for the head."""
     make, num = FAMILIES[family]
     model = make(tolerance=1e-3, max_evaluations=12)
     fast = compiled(model)
@@ -208,8 +209,8 @@ def test_the_setting_decides_and_the_log_compiles_nothing(setting, num: int, tmp
 
 
 def test_rare_convergence_checks_change_no_converged_token() -> None:
-    """If a solve waits for all tokens, losses and solutions are bitwise those of frequent checks; otherwise those of tokens that
-    had converged."""
+    """If a solve waits for all tokens, losses and solutions are bitwise those of frequent checks; otherwise those of
+    tokens that had converged."""
     for share in (1.0, 0.6):
         frequent, rare = (
             build(tolerance=1e-4, training_min_converged_fraction=share, check_every=every)(tokens(), labels=tokens())

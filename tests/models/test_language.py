@@ -200,7 +200,7 @@ def test_every_weight_gets_a_gradient(variant: str) -> None:
 
 @pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
 def test_a_new_model_is_the_identity(family: str) -> None:
-    """Every branch starts at zero, built directly or through the Auto class; the residual of an attractor is then zero."""
+    """Every branch starts at zero, also through the Auto class; the residual of an attractor is then zero."""
     config = change(language("tiny", family).model, {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 97})
     for model in (AutoModelForCausalLM.from_config(config), AutoModelForCausalLM.from_config(config).eval()):
         last_projections = [p for name, p in model.named_parameters() if "o_proj" in name or "down_proj" in name]

@@ -10,12 +10,11 @@ from attractor.nn import GridNetwork, GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import (
     HaltingHead,
     ScaledEmbedding,
-    apply_rotary,
     rms_norm,
-    rotary_angles,
     swiglu_hidden,
     truncated_normal_,
 )
+from attractor.nn.rotary import rotary_angles, rotate
 
 GRID = torch.Size((3, 4))
 SMALL = {"width": 16, "hidden": 32, "cell_hidden": 8, "num_cells": 12, "num_heads": 2}
@@ -36,7 +35,7 @@ def scores(grid: tuple[int, ...], grid_positions: bool, num_heads: int = 2) -> t
     q, k = inputs(2, 1, 16 // num_heads)
     angles = net.angles(torch.Size(grid), q)
     n = torch.Size(grid).numel()
-    return apply_rotary(q.expand(n, -1), angles) @ apply_rotary(k.expand(n, -1), angles).T
+    return rotate(q.expand(n, -1), angles) @ rotate(k.expand(n, -1), angles).T
 
 
 def test_grid_positions_depend_on_row_and_column_differences_only() -> None:

@@ -54,7 +54,7 @@ def objective(peak_flops: float | None = None, rank: int = 0, world_size: int = 
 
 
 def test_every_puzzle_counts_its_own_segments() -> None:
-    """No state is older than ``max_segments``; each step adds one segment or starts a new puzzle; counts are staggered."""
+    """A step adds one segment or starts a new puzzle; no state reaches ``max_segments``; counts are staggered."""
     model, supervision = Model(right=False), objective()
     for _ in range(12):
         supervision.step(model)

@@ -1,4 +1,4 @@
-"""Every solver of the package passes the suite that is shipped for everybody's."""
+"""Every solver of the package passes the public conformance suite."""
 
 import torch
 
@@ -35,12 +35,12 @@ class TestBroyden(SolverConformance):
         return Broyden()
 
 
-class TestBroydenOfLittleMemory(SolverConformance):
+class TestBroydenWithSmallMemory(SolverConformance):
     def make_solver(self):
         return Broyden(memory=4)
 
 
-class TestBestAnderson(SolverConformance):
+class TestBestSoFarAnderson(SolverConformance):
     def make_solver(self):
         return BestSoFar(Anderson())
 

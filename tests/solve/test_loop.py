@@ -1,5 +1,6 @@
-"""What the loop promises beyond what every solver is held to."""
+"""Properties of the loop beyond those in the conformance suite."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -13,11 +14,14 @@ from attractor import (
     Broyden,
     ConfigError,
     DataError,
+    FixedPoint,
+    Implicit,
     NotConvergedError,
     Picard,
     Solver,
     Status,
     Steps,
+    StopRule,
     Tolerance,
     Unrolled,
     fixed_point,
@@ -33,7 +37,7 @@ def by_name(value: object) -> str:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_picard_steps_are_exactly_calls_of_update(n: int) -> None:
+def test_picard_steps_equal_repeated_calls_of_update(n: int) -> None:
     """Steps(n) with Picard() is update applied n times, bit for bit, and Steps(0) is y0."""
     problem = ZOO["causal attention"]
     expected = problem.y0
@@ -46,7 +50,7 @@ def test_picard_steps_are_exactly_calls_of_update(n: int) -> None:
 
 
 def test_anderson_with_window_1_is_picard() -> None:
-    """One point to mix is a plain step."""
+    """Mixing one point is a plain step."""
     for problem in ZOO.values():
         stop = Tolerance(rtol=1e-8, max_evaluations=25)
         a = fixed_point(problem.update, problem.y0, solver=Anderson(window=1), stop=stop)
@@ -55,7 +59,7 @@ def test_anderson_with_window_1_is_picard() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
-def test_an_affine_map_of_n_dimensions_is_solved_in_n_plus_2_evaluations(n: int) -> None:
+def test_anderson_solves_an_affine_map_of_n_dimensions_in_n_plus_2_evaluations(n: int) -> None:
     """With a window above n, Anderson acceleration is a Krylov method."""
     generator = torch.Generator().manual_seed(n)
     a = torch.randn(n, n, generator=generator, dtype=torch.float64)
@@ -71,8 +75,8 @@ def test_an_affine_map_of_n_dimensions_is_solved_in_n_plus_2_evaluations(n: int)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8])
-def test_no_budget_returns_worse_than_the_start(window: int) -> None:
-    """On a contraction, for every window and limit from 1 up, the end is at least as near the solution as y0."""
+def test_no_evaluation_limit_ends_farther_from_the_solution_than_y0(window: int) -> None:
+    """On a contraction, for every window and limit from 1 up, the result is at least as near to the solution as y0."""
     problem = ZOO["affine"]
     start = (problem.y0 - problem.solution).norm(dim=1)
     for limit in range(1, 16):
@@ -81,22 +85,22 @@ def test_no_budget_returns_worse_than_the_start(window: int) -> None:
         assert ((found.value - problem.solution).norm(dim=1) <= start + 1e-12).all(), limit
 
 
-def test_best_returns_the_calmest_point_it_saw() -> None:
-    """Where nothing settles, Best's residual is the smallest along the way, and its own."""
+def test_best_so_far_returns_the_point_with_the_lowest_residual() -> None:
+    """Where nothing converges, the residual is the lowest of the solve and holds at the returned value."""
     update = ZOO["rotation"].update
     spiral = lambda y: 1.05 * update(y)  # noqa: E731
     stop = Tolerance(rtol=1e-9, max_evaluations=30, patience=None)
     last = fixed_point(spiral, ZOO["rotation"].y0, solver=Picard(), stop=stop, trace=True)
     best = fixed_point(spiral, ZOO["rotation"].y0, solver=BestSoFar(Picard()), stop=stop)
-    seen = torch.stack([residual(spiral, y) for y in last.trace]).amin(dim=0)
-    assert torch.allclose(best.residual, seen)
-    assert torch.allclose(residual(spiral, best.value), seen)
+    lowest = torch.stack([residual(spiral, y) for y in last.trace]).amin(dim=0)
+    assert torch.allclose(best.residual, lowest)
+    assert torch.allclose(residual(spiral, best.value), lowest)
     assert (best.residual < last.residual).all()
 
 
 @dataclass(frozen=True)
-class Wild(Solver):
-    """Proposes a point far away, or none at all, every time."""
+class BadSolver(Solver):
+    """Always proposes a point far away, or a nonfinite one."""
 
     proposal: float
     max_growth = 4.0
@@ -112,19 +116,19 @@ class Wild(Solver):
 
 
 @pytest.mark.parametrize("proposal", [1e6, torch.inf, torch.nan])
-def test_a_step_that_blows_up_is_undone(proposal: float) -> None:
-    """However bad the proposals, every second evaluation is the plain step from the last good point, so a contraction is solved."""
+def test_bad_steps_are_rejected(proposal: float) -> None:
+    """Every second evaluation is the plain step from the last accepted point, so a contraction is solved anyway."""
     problem = ZOO["affine"]
     stop = Tolerance(rtol=1e-9, max_evaluations=400)
-    wild = fixed_point(problem.update, problem.y0, solver=Wild(proposal), stop=stop)
+    bad = fixed_point(problem.update, problem.y0, solver=BadSolver(proposal), stop=stop)
     plain = fixed_point(problem.update, problem.y0, solver=Picard(), stop=stop)
-    assert wild.outcome.converged
-    assert torch.equal(wild.value, plain.value)
-    assert (wild.evaluations <= 2 * plain.evaluations).all()
+    assert bad.outcome.converged
+    assert torch.equal(bad.value, plain.value)
+    assert (bad.evaluations <= 2 * plain.evaluations).all()
 
 
-def test_an_interrupted_history_is_forgotten() -> None:
-    """After a gap (frozen, or a step undone) Anderson proposes what it would if it had seen only what came since."""
+def test_anderson_forgets_its_history_after_a_gap() -> None:
+    """After a gap (frozen, or a rejected step) Anderson proposes the same as with only the later points."""
     generator = torch.Generator().manual_seed(0)
     solver = Anderson(window=4)
     old, new = None, None
@@ -139,32 +143,32 @@ def test_an_interrupted_history_is_forgotten() -> None:
             assert torch.allclose(a, b, atol=1e-9), call
 
 
-class Unlucky(Wild):
-    """First spoils the second equation alone, then, while that one makes its plain step, the whole row through the first."""
+class BadSolverInTurn(BadSolver):
+    """Proposes a bad point for the second equation only, then, during its plain step, for the first equation."""
 
     def init(self, y):
         return 0
 
     def step(self, state, y, f, g, residual, fresh):
-        wild = f.clone()
+        proposal = f.clone()
         if state < 2:
-            wild[1 - state] += (50, 1e4)[state]
-        return wild, state + 1
+            proposal[1 - state] += (50, 1e4)[state]
+        return proposal, state + 1
 
 
-def test_a_neighbours_bad_step_is_not_ones_own_divergence() -> None:
-    """Where a wild proposal spoils a whole row, the row goes on; only what fails after plain steps has diverged."""
+def test_bad_steps_of_a_neighbour_are_not_divergence() -> None:
+    """A bad proposal that makes a row nonfinite is rejected; only failures after plain steps are divergence."""
 
     def update(y: torch.Tensor) -> torch.Tensor:
         coupled = 0.3 * y + 0.01 * y.mean(dim=1, keepdim=True) + 1
         return torch.where(y.abs().amax(dim=(1, 2), keepdim=True) < 100, coupled, torch.nan)
 
-    found = fixed_point(update, torch.zeros(1, 2, 3), solver=Unlucky(0), stop=Tolerance(rtol=1e-5))
+    found = fixed_point(update, torch.zeros(1, 2, 3), solver=BadSolverInTurn(0), stop=Tolerance(rtol=1e-5))
     assert found.outcome.converged, found.outcome
 
 
-def test_divergence_is_contained_and_named() -> None:
-    """A row that overflows is reported; its value stays finite and its neighbours are solved as if alone."""
+def test_a_diverged_row_is_reported_and_does_not_affect_others() -> None:
+    """A row that overflows is reported and its value stays finite; the other row is solved."""
     scale = torch.tensor([[0.5], [1e30]])
     found = fixed_point(lambda y: scale * y + 1, torch.ones(2, 1), solver=Picard())
     assert found.outcome.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
@@ -173,8 +177,8 @@ def test_divergence_is_contained_and_named() -> None:
     assert found.value[0].item() == pytest.approx(2, rel=1e-3)
 
 
-def test_the_floor_of_bf16_is_named() -> None:
-    """A tolerance below what bf16 can resolve ends early, as stagnation, and says so."""
+def test_a_tolerance_below_the_precision_of_bf16_stagnates() -> None:
+    """The solve ends early, and the outcome says that it stagnated."""
     generator = torch.Generator().manual_seed(0)
     w = 0.4 * torch.randn(64, 64, generator=generator) / 8
     x = torch.randn(4, 64, generator=generator)
@@ -187,8 +191,8 @@ def test_the_floor_of_bf16_is_named() -> None:
 
 
 @pytest.mark.parametrize("check_every", [2, 5])
-def test_looking_rarely_changes_no_value(check_every: int) -> None:
-    """check_every moves the host's looks and nothing else."""
+def test_check_every_changes_no_value(check_every: int) -> None:
+    """check_every only changes when the host checks convergence."""
     problem = ZOO["causal attention"]
     often, rarely = (
         fixed_point(problem.update, problem.y0, stop=Tolerance(rtol=1e-6, check_every=n), causal=True)
@@ -200,20 +204,20 @@ def test_looking_rarely_changes_no_value(check_every: int) -> None:
 
 
 def test_min_evaluations_are_made_even_at_a_fixed_point() -> None:
-    """Nothing is judged before min_evaluations."""
+    """No equation converges before min_evaluations."""
     found = fixed_point(lambda y: y, torch.ones(3, 2), stop=Tolerance(min_evaluations=4))
     assert found.evaluations.tolist() == [4, 4, 4]
 
 
-def test_min_evaluations_hold_back_every_verdict() -> None:
-    """Not even stagnation is declared before them."""
+def test_no_equation_stagnates_before_min_evaluations() -> None:
+    """The test for stagnation, too, waits for min_evaluations."""
     found = fixed_point(lambda y: 0.5 * y + 1, torch.ones(2, 1), solver=Picard(), stop=Tolerance(min_evaluations=40))
     assert found.outcome.converged
     assert found.evaluations.tolist() == [40, 40]
 
 
-def test_the_best_point_replaces_nothing_that_final_equations_rest_on() -> None:
-    """A token that is final behind one that gave up keeps its residual, also with Best."""
+def test_best_so_far_does_not_move_predecessors_of_converged_equations() -> None:
+    """A token that converged after one that stagnated keeps its residual, also with BestSoFar."""
 
     def update(y: torch.Tensor) -> torch.Tensor:
         a, b = y.unbind(1)
@@ -223,14 +227,14 @@ def test_the_best_point_replaces_nothing_that_final_equations_rest_on() -> None:
     found = fixed_point(
         update, torch.full((1, 2, 1), 2.0, dtype=torch.float64), solver=BestSoFar(Picard()), stop=stop, causal=True
     )
-    final = found.outcome.status == Status.CONVERGED
-    assert final.tolist() == [[False, True]]
-    assert (residual(update, found.value)[final] < 1e-5).all()
+    converged = found.outcome.status == Status.CONVERGED
+    assert converged.tolist() == [[False, True]]
+    assert (residual(update, found.value)[converged] < 1e-5).all()
 
 
 @pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=by_name)
-def test_a_chain_that_starts_at_rest_is_still_accelerated(solver) -> None:
-    """Tokens whose residual begins near zero, because nothing has reached them yet, keep their solver's steps."""
+def test_tokens_that_start_at_a_fixed_point_are_still_accelerated(solver) -> None:
+    """Tokens whose residual is near zero at first, before any change reaches them, keep their solver's steps."""
     t = 8
     link = 0.3 * torch.diag(torch.ones(t - 1, dtype=torch.float64), -1)
     generator = torch.Generator().manual_seed(0)
@@ -248,8 +252,8 @@ def test_a_chain_that_starts_at_rest_is_still_accelerated(solver) -> None:
     assert calls[0] <= calls[1]
 
 
-def test_a_narrow_dtype_does_not_swallow_small_steps() -> None:
-    """The state is wide: damped steps below bf16's resolution add up."""
+def test_small_steps_add_up_in_a_narrow_dtype() -> None:
+    """The state is float32 or wider: damped steps below the precision of bf16 add up."""
     found = fixed_point(
         lambda y: 0.2 * y + 1,
         torch.ones(1, 1, dtype=torch.bfloat16),
@@ -260,8 +264,8 @@ def test_a_narrow_dtype_does_not_swallow_small_steps() -> None:
     assert found.value.item() == pytest.approx(1.25, abs=0.01)
 
 
-def test_fraction_stops_before_the_slow_tail() -> None:
-    """With fraction, the solve ends when that share is below tolerance and says what is open."""
+def test_min_converged_fraction_stops_before_the_slow_equations() -> None:
+    """The solve ends when that fraction is below tolerance, and the outcome says which equations are not."""
     rate = torch.tensor([0.1, 0.1, 0.1, 0.999])[:, None]
     found = fixed_point(
         lambda y: rate * y + 1,
@@ -275,8 +279,8 @@ def test_fraction_stops_before_the_slow_tail() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
-def test_settled_tokens_are_verified_where_a_later_change_upstream_moves_them(solver) -> None:
-    """A token that looks settled while an earlier one still moves is final only once that is true at the returned values."""
+def test_frozen_tokens_are_verified_after_their_predecessors_change(solver) -> None:
+    """A token that freezes before an earlier one converges only if its residual holds at the returned values."""
     t = 6
     mix = torch.tril(torch.ones(t, t, dtype=torch.float64), -1) * 0.6
     rate = torch.linspace(0.97, 0.05, t, dtype=torch.float64)[:, None]  # the first tokens are the slowest
@@ -320,27 +324,97 @@ def test_every_shape_and_dtype_is_solved(leading, trailing, dtype, solver, causa
 
 
 def test_an_empty_batch_is_solved() -> None:
-    """No rows, no work, no error."""
+    """An empty batch is no error."""
     assert fixed_point(torch.cos, torch.zeros(0, 3)).value.shape == (0, 3)
 
 
 def test_a_zero_solution_is_found() -> None:
-    """A relative residual at y = 0 is zero where the update keeps it."""
+    """The relative residual at y = 0 is zero if the update returns 0."""
     assert fixed_point(lambda y: 0.0 * y, torch.ones(2, 3)).outcome.converged
 
 
-def test_the_trace_holds_every_point_of_evaluation() -> None:
-    """One entry a call, the first of them y0."""
+def test_trace_keeps_every_point_of_evaluation() -> None:
+    """One point per call; the first is y0."""
     problem = ZOO["affine"]
     found = fixed_point(problem.update, problem.y0, trace=True)
     assert found.trace.shape == (found.outcome.calls, *problem.y0.shape)
     assert torch.equal(found.trace[0], problem.y0)
 
 
-def test_throw_raises_the_outcome() -> None:
-    """throw=True turns what is open into an error that says the same."""
-    with pytest.raises(NotConvergedError, match="2 of 2 equation"):
+@pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
+def test_trace_keeps_only_the_requested_points(solver: Solver) -> None:
+    """Point n is the state after n steps, in increasing order; points that the solve does not reach are left out."""
+    problem = ZOO["causal attention"]
+    for stop in (Steps(7), Tolerance(rtol=1e-6)):
+        complete = fixed_point(problem.update, problem.y0, solver=solver, stop=stop, causal=True, trace=True)
+        some = fixed_point(problem.update, problem.y0, solver=solver, stop=stop, causal=True, trace={4, 0, 2, 1000})
+        assert torch.equal(some.trace, complete.trace[[0, 2, 4]])
+        assert torch.equal(some.value, complete.value)
+        assert (
+            fixed_point(problem.update, problem.y0, solver=solver, stop=stop, causal=True, trace=[1000]).trace is None
+        )
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
+def test_trace_of_a_fixed_depth_can_include_the_returned_value(solver: Solver) -> None:
+    """One solve of n steps holds the values of all shorter ones."""
+    problem = ZOO["affine"]
+    found = fixed_point(problem.update, problem.y0, solver=solver, stop=Steps(6), trace=(3, 6))
+    assert torch.equal(found.trace[-1], found.value)
+    assert torch.equal(found.trace[0], fixed_point(problem.update, problem.y0, solver=solver, stop=Steps(3)).value)
+    assert torch.equal(fixed_point(problem.update, problem.y0, stop=Steps(0), trace=[0]).trace[0], problem.y0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbsoluteTolerance(StopRule):
+    """Stops when ``‖update(y) − y‖`` is below ``atol``."""
+
+    atol: float
+    max_evaluations: int = 100
+
+    def is_below(self, residual, residual_norm, margin):
+        return residual_norm < margin * self.atol
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
+@pytest.mark.parametrize("name", ["affine", "causal attention"])
+def test_users_can_define_a_stop_rule(name: str, solver: Solver) -> None:
+    """An absolute tolerance holds at the returned value, with and without gradients."""
+    problem = ZOO[name]
+    y0 = 1e3 * problem.y0
+    for gradient in (Unrolled(), Implicit()):
+        stop = AbsoluteTolerance(atol=1e-7)
+        found = fixed_point(problem.update, y0, solver=solver, stop=stop, gradient=gradient, causal=problem.causal)
+        assert found.outcome.converged, found.outcome
+        assert (problem.update(found.value) - found.value).norm(dim=-1).max() < 1e-7
+    limited = fixed_point(problem.update, y0, solver=solver, stop=AbsoluteTolerance(atol=1e-7, max_evaluations=2))
+    assert limited.outcome.calls == limited.outcome.limit == 2
+    assert not limited.outcome.converged
+
+
+def test_a_tolerance_is_the_first_argument() -> None:
+    """Tolerance(1e-5) is Tolerance(rtol=1e-5); all other settings need their names."""
+    assert Tolerance(1e-5) == Tolerance(rtol=1e-5)
+    with pytest.raises(TypeError, match="positional"):
+        Tolerance(1e-5, 100)
+
+
+def test_a_solution_prints_in_one_line() -> None:
+    """Shape, converged count, largest residual and evaluations."""
+    scale = torch.tensor([[0.5], [0.0]])
+    found = fixed_point(lambda y: scale * y + 1, torch.zeros(2, 1), solver=Picard(), stop=Tolerance(1e-3))
+    assert re.fullmatch(
+        r"Solution\(shape=\(2, 1\), converged=2/2, max_residual=[\d.e-]+, evaluations=2–\d+\)", repr(found)
+    )
+    assert "not checked" in repr(fixed_point(torch.cos, torch.zeros(2, 1), stop=Steps(2)))
+    assert repr(fixed_point(torch.cos, torch.zeros(0, 3))) == "Solution(shape=(0, 3), converged=0/0)"
+
+
+def test_throw_raises_an_error_with_the_outcome_and_the_solution() -> None:
+    """throw=True raises where some equation has not converged."""
+    with pytest.raises(NotConvergedError, match="2 of 2 equation") as raised:
         fixed_point(lambda y: y + 1, torch.ones(2, 3), solver=Picard(), stop=Tolerance(max_evaluations=3), throw=True)
+    assert raised.value.solution.value.tolist() == torch.full((2, 3), 3.0).tolist()
 
 
 @pytest.mark.parametrize(
@@ -354,10 +428,15 @@ def test_throw_raises_the_outcome() -> None:
         (lambda: fixed_point(lambda y: y.double(), torch.ones(2, 3)), "float64"),
         (lambda: fixed_point(lambda y: None, torch.ones(2, 3)), "NoneType"),
         (lambda: fixed_point(lambda y: y.mul_(0.5), torch.ones(2, 3)), "in place"),
+        (lambda: fixed_point(torch.cos, torch.ones(2, 3), solver=Picard), r"solver=\.\.\.\): got the class Picard"),
+        (lambda: fixed_point(torch.cos, torch.ones(2, 3), stop=1e-5), "got 1e-05; give a StopRule, such as Tolerance"),
+        (lambda: fixed_point(torch.cos, torch.ones(2, 3), gradient="implicit"), "give a Gradient, such as OneStep"),
+        (lambda: fixed_point(torch.cos, torch.ones(2, 3), trace=5), "collection of evaluation counts"),
+        (lambda: FixedPoint(torch.nn.Tanh(), stop=5), "FixedPoint.* such as Tolerance"),
         (lambda: Tolerance(rtol=0), "positive"),
         (lambda: Tolerance(max_evaluations=0), "from 1 up"),
         (lambda: Tolerance(min_converged_fraction=0), "fraction"),
-        (lambda: Tolerance(min_converged_fraction=2), "share"),
+        (lambda: Tolerance(min_converged_fraction=2), "fraction"),
         (lambda: Tolerance(max_evaluations=3.5), "whole number"),
         (lambda: Tolerance(min_evaluations=9, max_evaluations=8), "must not exceed"),
         (lambda: Steps(2.0), "whole number"),
@@ -372,13 +451,13 @@ def test_throw_raises_the_outcome() -> None:
         (lambda: Broyden(memory=0), "memory"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_sentence(call, says: str) -> None:
-    """Each mistake names itself."""
+def test_wrong_arguments_raise_one_clear_sentence(call, says: str) -> None:
+    """The message names the argument."""
     with pytest.raises(ConfigError, match=says):
         call()
 
 
-def test_a_start_that_is_not_finite_is_refused() -> None:
+def test_a_nonfinite_initial_point_is_refused() -> None:
     """NaN in y0 is bad data, not a bad setting."""
     with pytest.raises(DataError, match="NaN"):
         fixed_point(torch.cos, torch.tensor([[1.0, torch.nan]]))
@@ -386,8 +465,8 @@ def test_a_start_that_is_not_finite_is_refused() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=by_name)
 @pytest.mark.parametrize("rtol", [1e-2, 1e-9])
-def test_decisions_are_the_same_with_and_without_gradients(solver: Solver, rtol: float) -> None:
-    """What numpy decides on a CPU, torch decides where gradients are tracked: status, counts and values agree."""
+def test_bookkeeping_is_the_same_with_and_without_gradients(solver: Solver, rtol: float) -> None:
+    """NumPy does the bookkeeping on a CPU, PyTorch where gradients are tracked: status, counts and values agree."""
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     for problem in ZOO.values():
         broken = problem.y0.clone()
@@ -404,8 +483,8 @@ def test_decisions_are_the_same_with_and_without_gradients(solver: Solver, rtol:
             assert torch.allclose(tracked.value, free.value, rtol=1e-12, atol=1e-12, equal_nan=True), problem.name
 
 
-def test_an_update_may_track_gradients_of_its_own() -> None:
-    """Where autograd is off, an update that switches it on inside, as an energy's descent does, is solved all the same."""
+def test_update_may_use_autograd_inside() -> None:
+    """Where autograd is off, an update may switch it on inside, as a gradient step on an energy does."""
 
     def descend(y):
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Other libraries, where installed, find the same fixed points."""
+"""Other libraries, if installed, find the same fixed points."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ PROBLEMS = [p for p in zoo() if p.contracts]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
-def test_scipy_agrees(problem) -> None:
-    """scipy.optimize.anderson finds the root of update(y) − y where we found the fixed point."""
+def test_scipy_finds_the_same_point(problem) -> None:
+    """scipy.optimize.anderson finds the root of update(y) − y at our fixed point."""
     optimize = pytest.importorskip("scipy.optimize")
     ours = fixed_point(problem.update, problem.y0, stop=Tolerance(rtol=1e-10, max_evaluations=400)).value
 
@@ -24,8 +24,8 @@ def test_scipy_agrees(problem) -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
-def test_torchdeq_agrees(problem) -> None:
-    """TorchDEQ's Anderson solver ends where ours does, as near as its fixed ridge allows."""
+def test_torchdeq_finds_the_same_point(problem) -> None:
+    """TorchDEQ's Anderson solver finds our fixed point, as precisely as its fixed ridge allows."""
     anderson_solver = pytest.importorskip("torchdeq.solver.anderson").anderson_solver
     ours = fixed_point(problem.update, problem.y0, stop=Tolerance(rtol=1e-10, max_evaluations=400)).value
     theirs, *_ = anderson_solver(problem.update, problem.y0, max_iter=200, tol=1e-9, stop_mode="rel", lam=1e-10)

@@ -29,7 +29,7 @@ class Restarts:
     residual: Tensor
 
     def lowest_residual(self, breadth: int) -> Tensor:
-        """Return each puzzle's answer with the lowest residual among the first ``breadth`` restarts; (depths, N, height, W)."""
+        """Return each puzzle's answer with the lowest residual of ``breadth`` restarts; (depths, N, height, W)."""
         best = self.residual[:breadth].nan_to_num(torch.inf).argmin(dim=0)[None, :, :, None, None]
         return self.answers[:breadth].take_along_dim(best, dim=0)[0]
 

@@ -245,7 +245,7 @@ def score_tokens(
         solve = {
             "evaluations": solution.evaluations[:, :-1],
             "residual": solution.residual[:, :-1],
-            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.judged else None,
+            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.checked else None,
         }
     return TokenScores(log_probs=torch.stack(log_probs), is_greedy=torch.stack(greedy), **solve)
 

@@ -1,17 +1,16 @@
-"""How to differentiate a solution, and probes of the Jacobian there. Knows no models."""
+"""How to differentiate a solution, and estimates of the Jacobian there. Knows no models."""
 
 from attractor.gradient.gradients import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
-from attractor.gradient.jacobian import Contraction, contraction, jacobian_penalty, spectral_radius
+from attractor.gradient.jacobian import jacobian_penalty, lipschitz_estimate, spectral_radius
 
 __all__ = [
-    "Contraction",
     "Gradient",
     "Implicit",
     "Neumann",
     "OneStep",
     "Phantom",
     "Unrolled",
-    "contraction",
     "jacobian_penalty",
+    "lipschitz_estimate",
     "spectral_radius",
 ]

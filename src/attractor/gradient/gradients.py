@@ -1,9 +1,10 @@
-"""How to differentiate a solution: frozen values handed to ``fixed_point`` beside the solver and the stop rule.
+"""How to differentiate a solution: frozen values, an argument of ``fixed_point`` like the solver and the stop rule.
 
-At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ``, where
-``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here makes tracked calls of ``update`` at
-the solution and turns ``v`` into its ``u``; the ordinary autograd graph of that call carries ``u`` on to whatever ``update``
-closed over. No parameter is ever listed, so modules, hooks, DDP and compiled updates work as they always do.
+At a fixed point ``y* = update(y*)``, a loss with cotangent ``v = ∂L/∂y*`` has the parameter gradient ``uᵀ ∂update/∂θ``,
+where ``(I − Jᵀ) u = v`` and ``J = ∂update/∂y`` (implicit function theorem). Each gradient here calls ``update`` at the
+solution with autograd on and turns ``v`` into its ``u``; the ordinary autograd graph of that call propagates ``u`` to
+everything that ``update`` closes over. Parameters are never listed, so modules, hooks, DDP and compiled updates work as
+usual.
 """
 
 import warnings
@@ -22,9 +23,12 @@ from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, is_sy
 
 
 class Gradient(ABC):
-    """The contract: return ``value``, or a tracked tensor in its place, connected to what ``update`` depends on."""
+    """The contract: return ``value``, connected by autograd to everything that ``update`` depends on.
 
-    tracks_solve: ClassVar[bool] = False  # whether autograd records the solver's own steps
+    ``tracks_solve`` says whether autograd records the solver's own steps.
+    """
+
+    tracks_solve: ClassVar[bool] = False
 
     @property
     def num_steps(self) -> int:
@@ -33,12 +37,12 @@ class Gradient(ABC):
 
     @abstractmethod
     def attach(self, update: Update, value: Tensor) -> Tensor:
-        """Attach a gradient to ``value`` (batch first, any further shape), the solution of ``update``."""
+        """Attach a gradient to ``value`` (B, ...), the solution of ``update``. Returns a tensor of the same shape."""
 
 
 @dataclass(frozen=True)
 class OneStep(Gradient):
-    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call; the default.
+    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call. The default.
 
     The authors' code calls ``u = v + Jᵀv`` "onestep"; here that is ``Neumann(1)``.
     """
@@ -49,7 +53,7 @@ class OneStep(Gradient):
 
 @dataclass(frozen=True)
 class Neumann(Gradient):
-    """``u = Σ (Jᵀ)ᵏ v`` for k from 0 to ``terms``: ``terms`` vector-Jacobian products, one tracked call."""
+    """``u = Σ (Jᵀ)ᵏ v`` for k from 0 to ``terms``: one tracked call, ``terms`` vector-Jacobian products."""
 
     terms: int = 1
 
@@ -69,9 +73,9 @@ class Neumann(Gradient):
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Gradient):
-    """``u = (I − Jᵀ)⁻¹ v``, solved with a solver of this package; exact at a fixed point.
+    """``u = (I − Jᵀ)⁻¹ v``, solved with ``solver``; exact at a fixed point.
 
-    Every row of the batch is one equation of the adjoint system. Warns when some of them end above tolerance.
+    Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge.
     """
 
     solver: Solver = field(default_factory=Anderson)
@@ -81,12 +85,12 @@ class Implicit(Gradient):
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
             finite = bool(v.isfinite().all())
             if not finite and not is_synchronized():
-                return v  # an overflowed loss goes on to whoever scales or skips it
+                return v  # the loss overflowed: leave it to the loss scaler
             dims = min(v.ndim, max(v.ndim - 1, 1))
             solution = solve(lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=dims)
-            if not finite:  # solved all the same, as others wait for this rank
+            if not finite:  # solved nevertheless, because other ranks wait for this one
                 return v
-            if isinstance(self.stop, Tolerance) and not solution.outcome.converged:
+            if not self.stop.is_fixed_depth and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return solution.value
 
@@ -95,10 +99,10 @@ class Implicit(Gradient):
 
 @dataclass(frozen=True, kw_only=True)
 class Phantom(Gradient):
-    """Backpropagate through ``steps`` damped plain steps made from the solution (Geng et al. 2021).
+    """Backpropagate through ``steps`` damped plain steps from the solution (Geng et al. 2021).
 
-    The returned value is the last of these steps, so that loss and gradient belong to the same point: with
-    gradients on, it lies ``steps`` evaluations beyond the solver's answer, to which ``Solution.residual`` belongs.
+    The returned value is the last of these steps, so that loss and gradient belong to the same point. With autograd on
+    it is ``steps`` evaluations beyond the solver's result, to which ``Solution.residual`` belongs.
     """
 
     steps: int = 4
@@ -123,7 +127,7 @@ class Phantom(Gradient):
 
 @dataclass(frozen=True)
 class Unrolled(Gradient):
-    """Backpropagate through the whole solve. Memory grows with the evaluations; the reference for all others."""
+    """Backpropagate through the complete solve. Memory grows with the evaluations. The reference for all others."""
 
     tracks_solve: ClassVar[bool] = True
 
@@ -141,12 +145,12 @@ def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Upda
             (out,) = torch.autograd.grad(f, y, u, retain_graph=True, allow_unused=True, materialize_grads=True)
         return out
 
-    context = copy_context()  # ranks that solve together do so on the way back too, in whatever thread that is
+    context = copy_context()  # the backward pass may run in another thread, and is synchronized like the forward pass
     return _Attach.apply(value, f, lambda v: context.run(transform, vjp, v))
 
 
 class _Attach(torch.autograd.Function):
-    """``value`` on the way forward; on the way back its cotangent, transformed, goes to ``f``."""
+    """Return ``value``; in the backward pass, ``f`` receives the transformed cotangent of ``value``."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, f: Tensor, transform: Update | None = None) -> Tensor:
@@ -155,8 +159,6 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None]:
-        if (
-            torch.is_grad_enabled()
-        ):  # create_graph=True: the cotangent's dependence on the solution would be lost in silence
+        if torch.is_grad_enabled():  # create_graph=True would silently ignore how the cotangent depends on the solution
             raise ConfigError("second derivatives of a fixed point need gradient=Unrolled() or Phantom(...).")
         return None, (v if ctx.transform is None else ctx.transform(v)), None

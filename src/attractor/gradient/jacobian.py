@@ -1,6 +1,4 @@
-"""Looking at the Jacobian ``J = ∂update/∂y`` without ever forming it: how fast it contracts, and a penalty that makes it."""
-
-from dataclasses import dataclass
+"""Estimates of the Jacobian ``J = ∂update/∂y`` without forming it, and a penalty on its size."""
 
 import torch
 from torch import Tensor
@@ -13,52 +11,39 @@ def spectral_radius(
 ) -> Tensor:
     """Estimate ``ρ(J)`` at ``y``, one number per row of the batch, shape (B,).
 
-    Power iteration on ``Jᵀ``. The estimate is the geometric mean of the growth over the later half of the
-    iterations, which also settles where the dominant eigenvalues are a complex pair. Below 1, plain iteration converges
-    near ``y``.
+    Power iteration on ``Jᵀ``. The estimate is the geometric mean of the growth over the second half of the iterations,
+    which also converges if the dominant eigenvalues are a complex pair. Below 1, plain iteration converges near ``y``.
     """
     f, y = _linearise(update, y)
     v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))
     growth = []
     for _ in range(iterations):
         v = _vjp(f, y, v)
-        growth.append(_size(v))
+        growth.append(_norm(v))
         v = _unit(v)
-    later = torch.stack(growth[iterations // 2 :])
-    return later.clamp_min(torch.finfo(later.dtype).tiny).log().mean(dim=0).exp()
+    second_half = torch.stack(growth[iterations // 2 :])
+    return second_half.clamp_min(torch.finfo(second_half.dtype).tiny).log().mean(dim=0).exp()
 
 
-@dataclass(frozen=True)
-class Contraction:
-    """How ``update`` moves two points near each other. ``factor`` (B,) is a lower bound of its Lipschitz constant."""
-
-    factor: Tensor
-
-    @property
-    def contracts(self) -> Tensor:
-        """(B,) bool: no pair that was tried moved apart."""
-        return self.factor < 1
-
-
-def contraction(
+def lipschitz_estimate(
     update: Update, y: Tensor, *, iterations: int = 16, generator: torch.Generator | None = None
-) -> Contraction:
-    """Estimate ``‖J‖₂`` at ``y`` per row, by power iteration on ``JᵀJ``. Shape (B,).
+) -> Tensor:
+    """Estimate ``‖J‖₂`` at ``y``, one number per row of the batch, shape (B,): the factor by which distances grow.
 
-    Unlike the spectral radius it bounds what a single step can do: below 1, every step from nearby brings
-    points together in the Euclidean norm.
+    Power iteration on ``JᵀJ``; a lower bound of the Lipschitz constant of ``update``. Unlike the spectral radius it
+    bounds a single step: below 1, every step from a point near ``y`` brings it nearer in the Euclidean norm.
     """
     f, y = _linearise(update, y)
     v = _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device))
     # J·v by differentiating w ↦ Jᵀw, which is linear: reverse mode twice works for every operation with a gradient.
     w = torch.zeros_like(f, requires_grad=True)
     (transposed,) = torch.autograd.grad(f, y, w, create_graph=True)
-    factor = _size(v)
+    factor = _norm(v)
     for _ in range(iterations):
         (jv,) = torch.autograd.grad(transposed, w, v, retain_graph=True)
-        factor = _size(jv)
+        factor = _norm(jv)
         v = _unit(_vjp(f, y, jv))
-    return Contraction(factor)
+    return factor
 
 
 def jacobian_penalty(
@@ -80,7 +65,7 @@ def jacobian_penalty(
 def _linearise(update: Update, y: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # compiled code has no second derivative
         y = y.detach().requires_grad_()
-        return update(y) + 0 * y, y  # connected to y even where update ignores it
+        return update(y) + 0 * y, y  # connected to y even if update ignores it
 
 
 def _vjp(f: Tensor, y: Tensor, v: Tensor) -> Tensor:
@@ -88,10 +73,10 @@ def _vjp(f: Tensor, y: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _size(v: Tensor) -> Tensor:
+def _norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
 def _unit(v: Tensor) -> Tensor:
-    size = _size(v).clamp_min(torch.finfo(v.dtype).tiny)
-    return v / size.view(-1, *[1] * (v.ndim - 1))
+    norm = _norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+    return v / norm.view(-1, *[1] * (v.ndim - 1))

@@ -1,7 +1,7 @@
 """A pretrained Qwen3 or Llama becomes an attractor model whose ``depth=1`` is the original, ready for further training.
 
-Names and shapes are those of the backbone. Only the gates of the attractor's layers are new: their inverse is folded into the
-projection before each gate, so that the two cancel.
+Names and shapes are those of the backbone. Only the gates of the attractor's layers are new: their inverse is folded
+into the projection before each gate, so that the two cancel.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.interop.weights import first_line
+from attractor.files import first_line
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 QK_NORM = {"qwen3": True, "llama": False}  # the supported families, and whether they normalise queries and keys
@@ -43,8 +43,8 @@ def retrofit(
 ) -> AttractorForCausalLM:
     """Return the attractor model of a pretrained backbone, in float32 and evaluation mode.
 
-    ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training, the update
-    need not contract, and a solve may find a useless fixed point.
+    ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training,
+    the update need not contract, and a solve may find a useless fixed point.
 
     Parameters
     ----------

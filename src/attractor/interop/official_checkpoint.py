@@ -1,19 +1,21 @@
 """The paper authors' published checkpoints, read into :class:`AttractorForCausalLM`.
 
-The conversion was checked against stored logits of a tiny official model. The official network differs from ours in names and in
-four conventions, which our weights and settings can express:
+The conversion was checked against stored logits of a tiny official model. The official network differs from ours in
+names and in four conventions, which our weights and settings can express:
 
-- Rotary positions turn neighbouring channels (0 with 1, 2 with 3); ours turn channels half a head apart. The rows of query and
-  key projections are reordered, head by head.
-- QK-norm has no weights and comes after the rotation. The rotation keeps the norm, so QK-norm may come first, with weights of one.
+- Rotary positions turn neighbouring channels (0 with 1, 2 with 3); ours turn channels half a head apart. The rows of
+  query and key projections are reordered, head by head.
+- QK-norm has no weights and comes after the rotation. The rotation keeps the norm, so QK-norm may come first, with
+  weights of one.
 - The activation is ``relu(x)² / 2``. The half is folded into the projection after it; this is exact.
 - Gates are stored raw, as ours are, with the limit ``gamma_max``.
 
-One thing is approximate. The official QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean square; ours
-adds ``norm_eps`` (1e-5), as every norm does. Logits of the tiny random model differ by 9e-5; the difference shrinks for larger
-queries and keys.
+One thing is approximate. The official QK-norm adds the precision of the number format (1.2e-7 in float32) to the mean
+square; ours adds ``norm_eps`` (1e-5), as every norm does. Logits of the tiny random model differ by 9e-5; the
+difference shrinks for larger queries and keys.
 
-Every setting must be known and have an implemented value, and every tensor must be known and present: nothing is guessed.
+Every setting must be known and have an implemented value, and every tensor must be known and present: nothing is
+guessed.
 """
 
 from pathlib import Path
@@ -24,7 +26,8 @@ from torch import Tensor
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
-from attractor.interop.weights import read_json, read_weights
+from attractor.files import read_json
+from attractor.interop.weights import ADVICE, read_weights
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.nn.rotary import rotary_angles
 
@@ -111,7 +114,7 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
         For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
     folder = Path(folder)
-    config = _config(read_json(folder / "config.json"), folder / "config.json")
+    config = _config(read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json")
     model = AttractorForCausalLM(config)
     model.load_state_dict(_translate(read_weights(folder), config, model.state_dict(), folder))
     return model.eval()

@@ -1,7 +1,7 @@
 """Export to Qwen3 or Llama: a language model at a fixed depth as a folder that any inference engine reads.
 
-At depth 1, an attractor with the mean injection is the plain Transformer with all layers; at depth 0, with the backbone's layers.
-Gates are folded into the projections before them, because a stock decoder has none.
+At depth 1, an attractor with the mean injection is the plain Transformer with all layers; at depth 0, with the
+backbone's layers. Gates are folded into the projections before them, because a stock decoder has none.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 
 import attractor
 from attractor.errors import ConfigError
-from attractor.interop.weights import new_folder
+from attractor.files import new_folder
 from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
 
 GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}
@@ -22,7 +22,7 @@ GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Bits per byte of held-out text: at the exported depth, and at the equilibrium (None: the model solves nothing)."""
+    """Bits per byte of held-out text: exported, and at the equilibrium (None: the model solves nothing)."""
 
     num_documents: int
     num_bytes: int
@@ -98,7 +98,7 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
 
 
 def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
-    """Return all weights except those of layers from ``num_layers`` on, with each gate folded into the projection before it."""
+    """Return the weights without the layers from ``num_layers`` on; gates are folded into the projections."""
     state = {}
     for name, value in model.state_dict().items():
         place = name.split(".")  # such as model.layers.INDEX.PART
@@ -134,7 +134,7 @@ def require_exportable(model: Any, depth: int) -> None:
         return
     if config.start == "zero":
         raise ConfigError(
-            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and computes nothing useful at depth 0 or 1.'
+            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and no use at a small fixed depth.'
         )
     if depth not in (0, 1):
         raise ConfigError(

@@ -1,8 +1,8 @@
 """TRM's official weights, read into :class:`attractor.models.reasoning.TRM`.
 
-The layers have the same tensors under the same names; the other tensors are renamed. Two parts of the official model are not
-implemented: puzzle embeddings (``puzzle_emb``) and learnt positions. Checkpoints with them are refused.
-Every setting must be known and have an implemented value, and every tensor must be known and present.
+The layers have the same tensors under the same names; the other tensors are renamed. Two parts of the official model
+are not implemented: puzzle embeddings (``puzzle_emb``) and learnt positions. Checkpoints with them are refused. Every
+setting must be known and have an implemented value, and every tensor must be known and present.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
-from attractor.interop.weights import read_json, read_weights
+from attractor.files import read_json
+from attractor.interop.weights import ADVICE, read_weights
 from attractor.models.reasoning import TRM, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import swiglu_hidden
@@ -47,7 +48,7 @@ def import_trm(folder: Path | str) -> TRM:
         For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
     folder = Path(folder)
-    model = _config(read_json(folder / "config.json"), folder / "config.json").build()
+    model = _config(read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json").build()
     model.load_state_dict(_translate(read_weights(folder), model.state_dict(), folder))
     return model.eval()
 

@@ -20,7 +20,8 @@ def stop_rule(
     depth
         Make exactly this many evaluations.
     tolerance, max_evaluations
-        Solve to this relative residual, with at most this many evaluations. ``default`` supplies the one that is not given.
+        Solve to this relative residual, with at most this many evaluations. ``default`` supplies the one that is not
+        given.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Compilation of the parts of a model that run again and again, in place and for training.
 
-A solve decides between evaluations what to do next, so a complete solve is not one graph. One evaluation is, and all blocks of a
-class share it, whatever their weights are.
+A solve decides between evaluations what to do next, so a complete solve is not one graph. One evaluation is, and all
+blocks of a class share it, whatever their weights are.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ RECOMPILE_LIMIT = 64
 class CompiledBlock(nn.Module):
     """A module that :func:`compile_blocks` compiles: ``forward`` is one graph, without breaks.
 
-    Compiled code is made for one shape, so it runs only where the shape stays the same: in training. In evaluation, lengths,
-    caches and the number of active tokens or puzzles differ from call to call, and a block runs uncompiled.
+    Compiled code is made for one shape, so it runs only where the shape stays the same: in training. In evaluation,
+    lengths, caches and the number of active tokens or puzzles differ from call to call, and a block runs uncompiled.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,9 +37,10 @@ class CompiledBlock(nn.Module):
 def _compiler_settings() -> Iterator[None]:
     """Change two settings of the compiler for one call, which may compile.
 
-    - All models of a process share the compiled code of a block's class, and each needs a graph for every kind of layer, mask and
-      gradient mode. The default limit of 8 graphs is too low.
-    - Some gradients use a backward graph several times (``Neumann``, ``Implicit``). A graph with donated buffers allows one use.
+    - All models of a process share the compiled code of a block's class, and each needs a graph for every kind of
+      layer, mask and gradient mode. The default limit of 8 graphs is too low.
+    - Some gradients use a backward graph several times (``Neumann``, ``Implicit``). A graph with donated buffers allows
+      one use.
 
     The settings are assigned directly, because ``torch._dynamo.config.patch`` takes longer than a small layer.
     """
@@ -53,7 +54,8 @@ def _compiler_settings() -> Iterator[None]:
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """Compile every :class:`CompiledBlock` of ``model`` in place; names and weights stay. Copies of the model are not compiled.
+    """Compile every :class:`CompiledBlock` of ``model`` in place; names and weights stay. Copies of the model are not
+    compiled.
 
     Parameters
     ----------

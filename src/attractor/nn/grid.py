@@ -27,7 +27,7 @@ class GridNetworkConfig:
     Attributes
     ----------
     mixing
-        ``"mixer"`` (an MLP across cells, for one grid size), ``"attention"`` or ``"convolution"`` (3 × 3; both for any size).
+        ``"mixer"`` (an MLP across cells, for one grid size); ``"attention"`` or ``"convolution"`` (3 × 3) for any size.
     hidden, cell_hidden
         Hidden width of the MLP across channels, and of the mixer's MLP across cells.
     num_cells
@@ -218,7 +218,7 @@ def rms_norm(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def swiglu_hidden(width: int, expansion: float = 4.0) -> int:
-    """Return the hidden width of the MLP in HRM and TRM: ``2/3 · expansion · width``, rounded up to a multiple of 256."""
+    """Return the hidden width of the MLP in HRM and TRM: ``2/3 · expansion · width``, rounded up to 256s."""
     return -(round(expansion * width * 2 / 3) // -256) * 256
 
 
@@ -236,7 +236,7 @@ def lecun_linear(num_in: int, num_out: int) -> nn.Linear:
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Symbols (…) to vectors (…, D) with entries of about one. Weights are small and scaled by √D: Adam then learns them fast."""
+    """Symbols (…) to vectors (…, D) with entries of about one: small weights times √D, which Adam learns faster."""
 
     def __init__(self, num_symbols: int, width: int) -> None:
         super().__init__(num_symbols, width)

@@ -12,8 +12,8 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     Parameters
     ----------
     positions
-        (..., A): the coordinates of each token along A axes; 1 for text, 2 for grids. Each axis turns an equal share of the
-        channel pairs.
+        (..., A): the coordinates of each token along A axes; 1 for text, 2 for grids. Each axis turns an equal share of
+        the channel pairs.
     head_dim
         Channels of a head. Channel i turns with channel i + head_dim / 2.
     theta

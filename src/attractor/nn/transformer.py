@@ -1,4 +1,4 @@
-"""Pre-norm decoder layers with Qwen3's parameter names: RMSNorm, rotary positions, QK-norm, grouped queries, gated MLP."""
+"""Pre-norm decoder layers with Qwen3's parameter names: RMSNorm, rotary positions, QK-norm, grouped queries, MLP."""
 
 import math
 from collections.abc import Callable
@@ -23,13 +23,13 @@ def make_attention_mask(
     Parameters
     ----------
     length, size, past
-        T new tokens attend to S places, of which ``past`` come before the first new token. Places after the last new token
-        are hidden.
+        T new tokens attend to S places, of which ``past`` come before the first new token. Places after the last new
+        token are hidden.
     padding
         (B, past + T), zero at padding, which is hidden.
     documents
-        (B, T) positions, without a past. A new document starts wherever they do not increase by one; documents do not see
-        each other.
+        (B, T) positions, without a past. A new document starts wherever they do not increase by one; documents do not
+        see each other.
     """
     is_causal = padding is None and documents is None and isinstance(past, int) and size == past + length
     if is_causal and (past == 0 or length == 1):
@@ -66,7 +66,7 @@ class MaskedAttention:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm with its weight cast to the dtype of the input: under autocast, mixed dtypes would not use the fused kernel."""
+    """RMSNorm with its weight in the dtype of the input: mixed dtypes would not use the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -74,7 +74,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class ZeroInitLinear(nn.Linear):
-    """The projection that ends a residual branch. Models initialise it with zeros, so that the layer starts as the identity."""
+    """The last projection of a residual branch. Models initialise it with zeros: the layer starts as the identity."""
 
 
 class Attention(nn.Module):

@@ -113,7 +113,7 @@ class DeepSupervision:
         This process, and the number of processes that share every batch. Each draws its own questions.
 
     The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
-    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``; the Jacobian penalty needs ``make_update(questions)``.
+    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``make_update(questions)``.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class DeepSupervision:
         return {name: value.index_put((index,), new[name]) for name, value in carry.items()}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return segments per second (of all puzzles) since the last call, MFU, and the share of held-out puzzles solved."""
+        """Return segments per second (of all puzzles) since the last call, MFU, and the held-out accuracy."""
         rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:

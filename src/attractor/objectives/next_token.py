@@ -171,5 +171,5 @@ def _unconverged_fraction(solution: Solution) -> Tensor:
     """Return the fraction of equations that gave up, or were still active when the evaluation limit was reached."""
     status, outcome = solution.outcome.status, solution.outcome
     gave_up = status > Status.CONVERGED
-    at_limit = outcome.judged and outcome.calls == outcome.limit
+    at_limit = outcome.checked and outcome.calls == outcome.limit
     return (gave_up | (status == Status.ACTIVE) if at_limit else gave_up).float().mean()

@@ -1,10 +1,13 @@
 """Fixed-point numerics on tensors: the one loop, the solvers, the stop rules, the solution. Knows no models."""
 
-from attractor.solve.loop import PartialUpdate, Update, solve
+from attractor.solve.anderson import Anderson
+from attractor.solve.broyden import Broyden
+from attractor.solve.loop import solve
 from attractor.solve.solution import Outcome, Solution, Status
-from attractor.solve.solvers import Anderson, BestSoFar, Broyden, Picard, Solver
+from attractor.solve.solver import BestSoFar, Picard, Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance, require_resolvable
 from attractor.solve.sync import is_synchronized, synchronized
+from attractor.solve.update import PartialUpdate, Update
 
 __all__ = [
     "Anderson",

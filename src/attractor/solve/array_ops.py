@@ -1,8 +1,8 @@
-"""Operations on N equations at once: what is decided about them, and what is chosen by it.
+"""Operations on the bookkeeping of N equations, for NumPy arrays and for tensors.
 
-Decisions are many operations on few numbers. On a CPU numpy makes them, at a fifth of what they cost torch. Elsewhere torch
-makes them on the device, which the host does not wait for; and so it does where gradients are tracked. Both make
-them by the same lines, on *plain* values: arrays here, tensors there.
+The bookkeeping is many operations on few numbers. On a CPU, NumPy does them in a fifth of the time that PyTorch needs.
+On an accelerator, and where gradients are tracked, tensors do them, and the host does not wait. The same code serves
+both: an *array* here is a NumPy array or a tensor.
 """
 
 from typing import Any
@@ -11,34 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Plain = Any  # a numpy array, or a tensor
+Array = Any  # np.ndarray | Tensor; their operators agree, which no common type expresses
 
 
-def plain(x: Tensor) -> Plain:
-    """Return ``x`` for deciding. An array shares its memory; never write into it."""
+def to_array(x: Tensor) -> Array:
+    """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
     return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() else x
 
 
-def tensor(x: Plain) -> Tensor:
-    """Return a plain value as a tensor."""
+def to_tensor(x: Array) -> Tensor:
+    """Return an array as a tensor."""
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
-def namespace(x: Plain) -> Any:
-    """Return the module whose functions take ``x``: numpy or torch, which agree on many names and on the order of arguments."""
+def namespace(x: Array) -> Any:
+    """Return the module with the functions for ``x``: ``numpy`` or ``torch``. Many names and signatures agree."""
     return np if isinstance(x, np.ndarray) else torch
 
 
-def fill(x: Plain, mask: Plain, value: float) -> Plain:
-    """Return ``x`` with ``value`` where ``mask`` holds."""
+def masked_fill(x: Array, mask: Array, value: float) -> Array:
+    """Return ``x`` with ``value`` where ``mask`` is True."""
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
-def is_empty(mask: Plain) -> bool:
-    """Whether ``mask`` is known to hold nowhere: on a CPU looking is free, and most masks are empty."""
+def known_empty(mask: Array) -> bool:
+    """Whether ``mask`` is known to be False everywhere. On an accelerator the answer is False: asking would wait."""
     return (isinstance(mask, np.ndarray) or mask.is_cpu) and not mask.any()
 
 
-def choose(mask: Plain, a: Tensor, b: Tensor) -> Tensor:
+def where_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:
     """``torch.where`` with a mask (N,) for tensors (N, ...)."""
-    return b if is_empty(mask) else torch.where(tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)
+    return b if known_empty(mask) else torch.where(to_tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)

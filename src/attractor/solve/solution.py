@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Status(IntEnum):
-    """Where one equation stands. From ``FINAL`` on it is closed: nothing moves it any more."""
+    """The status of one equation. From ``CONVERGED`` on it is closed: its value does not change any more."""
 
     ACTIVE = 0
     FROZEN = 1
@@ -23,54 +23,55 @@ class Outcome:
     Attributes
     ----------
     status
-        int8, one :class:`Status` per equation, in the leading shape of ``y0``. All ``ACTIVE`` under ``Steps``,
-        which judges nothing.
+        int8, one :class:`Status` per equation, in the leading shape of ``y0``. All ``ACTIVE`` where convergence was not
+        checked.
     calls
         How many times ``update`` was called.
     limit
         The most calls that were allowed.
-    judged
-        Whether the stop rule had a tolerance.
+    checked
+        Whether convergence was checked; False under ``Steps``.
     """
 
     status: Tensor
     calls: int
     limit: int
-    judged: bool
+    checked: bool
 
     def count(self, status: Status) -> int:
-        """Number of equations with that status (looks at the device)."""
+        """Return the number of equations with that status. Waits for the device."""
         return int((self.status == status).sum())
 
     @property
     def num_open(self) -> int:
-        """Number of equations that are not final (looks at the device)."""
+        """Number of equations that have not converged. Waits for the device."""
         return self.status.numel() - self.count(Status.CONVERGED)
 
     @property
     def converged(self) -> bool:
-        """Whether every equation is final: below tolerance at the returned values."""
-        return self.judged and self.num_open == 0
+        """Whether every equation has converged: is below tolerance at the returned values."""
+        return self.checked and self.num_open == 0
 
     def __str__(self) -> str:
         total = self.status.numel()
-        if not self.judged:
-            return f"{total} equation(s) took exactly {self.calls} evaluation(s); none was judged."
+        if not self.checked:
+            return f"{total} equation(s) made exactly {self.calls} evaluation(s); convergence was not checked."
         if self.converged:
-            return f"All {total} equation(s) are final after {self.calls} evaluation(s)."
-        parts = [f"{self.num_open} of {total} equation(s) are not final after {self.calls} evaluation(s)"]
+            return f"All {total} equation(s) converged after {self.calls} evaluation(s)."
+        parts = [f"{self.num_open} of {total} equation(s) have not converged after {self.calls} evaluation(s)"]
         if num := self.count(Status.DIVERGED):
             parts.append(f"{num} diverged to non-finite values (try Picard with damping below 1, or a smaller gate)")
         if num := self.count(Status.STAGNATED):
             parts.append(
-                f"{num} stagnated above the tolerance (the floor of the update's precision? try a larger rtol, "
+                f"{num} stagnated above the tolerance (the precision of the update? try a larger rtol, "
                 "an update in float32, or more patience)"
             )
         if num := self.count(Status.FROZEN):
-            parts.append(f"{num} settled but were not verified")
+            parts.append(f"{num} froze below the tolerance but were not verified")
         if num := self.count(Status.ACTIVE):
-            advice = "try more evaluations or another solver" if self.calls >= self.limit else "stopped by fraction"
-            parts.append(f"{num} are still moving ({advice})")
+            stopped_early = "stopped at min_converged_fraction"
+            advice = "try more evaluations or another solver" if self.calls >= self.limit else stopped_early
+            parts.append(f"{num} are still active ({advice})")
         return "; ".join(parts) + "."
 
 
@@ -83,17 +84,17 @@ class Solution:
     value
         Shape and dtype of ``y0``.
     residual
-        ``‖update(y) − y‖ / ‖y‖`` per equation, in the leading shape of ``y0``; float32 or wider. Under
-        ``Tolerance`` a final equation's residual is the one at ``value``; under ``Steps`` it
-        belongs to the iterate before the last step.
+        ``‖update(y) − y‖ / ‖y‖`` per equation, in the leading shape of ``y0``; float32 or wider. The residual of a
+        converged equation is the one at ``value``. Under ``Steps`` it belongs to the iterate before the last step.
     evaluations
-        int64 per equation: the calls of ``update`` whose result this equation used, moving or being verified.
+        int64 per equation: the calls of ``update`` whose result this equation used, for a step or for verification.
     outcome
         What happened, as data and as a sentence.
     trace
-        The points that were asked for, by evaluation count, shape (points, *y0.shape).
+        The points that the caller asked for, in the order of evaluation, (number of points, *y0.shape); ``None`` if
+        there are none.
     trace_residual
-        For each of them the last residual measured on the way to it, at the point before it; NaN at ``y0``.
+        For each of these points the residual that the step to it measured, at the point before it; NaN at ``y0``.
     """
 
     value: Tensor
@@ -102,3 +103,13 @@ class Solution:
     outcome: Outcome
     trace: Tensor | None = None
     trace_residual: Tensor | None = None
+
+    def __repr__(self) -> str:
+        total = self.residual.numel()
+        converged = f"{total - self.outcome.num_open}/{total}" if self.outcome.checked else "not checked"
+        parts = [f"shape={tuple(self.value.shape)}", f"converged={converged}"]
+        if total:
+            least, most = int(self.evaluations.min()), int(self.evaluations.max())
+            parts.append(f"max_residual={float(self.residual.max()):.2g}")
+            parts.append(f"evaluations={least if least == most else f'{least}–{most}'}")
+        return f"Solution({', '.join(parts)})"

@@ -1,42 +1,43 @@
-"""Ranks that each solve a part of one batch can stop together, as one process with all of it would.
+"""Solves on several ranks that stop together, as one process with the complete batch would.
 
-Without this every rank stops when its own part is done, which is right for inference. In training a share of the whole batch may
-be enough (:attr:`Tolerance.fraction`), and ranks whose layers exchange weights must call them equally often.
+By default every rank stops when its own part of the batch has converged, which is right for inference. Training needs
+more: ``min_converged_fraction`` refers to the complete batch, and ranks whose layers exchange weights must call them
+equally often.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-Total = Callable[[Sequence[float]], list[float]]
+SumOverRanks = Callable[[Sequence[float]], list[float]]
 
-_total: ContextVar[Total | None] = ContextVar("total", default=None)
+_sum_over_ranks: ContextVar[SumOverRanks | None] = ContextVar("sum_over_ranks", default=None)
 
 
 @contextmanager
-def synchronized(total: Total) -> Iterator[None]:
-    """Within the block, solves to a tolerance stop when they are done on all ranks.
+def synchronized(sum_over_ranks: SumOverRanks) -> Iterator[None]:
+    """Within this context, solves to a tolerance stop when they are done on all ranks.
 
     Parameters
     ----------
-    total
-        Adds up numbers over the ranks, all of which call it equally often: once for every look at the residuals.
+    sum_over_ranks
+        Adds numbers over the ranks. All ranks call it equally often: once for every convergence check.
     """
-    token = _total.set(total)
+    token = _sum_over_ranks.set(sum_over_ranks)
     try:
         yield
     finally:
-        _total.reset(token)
+        _sum_over_ranks.reset(token)
 
 
 def is_synchronized() -> bool:
-    """Whether other ranks wait for this one."""
-    return _total.get() is not None
+    """Whether solves stop together with those of other ranks."""
+    return _sum_over_ranks.get() is not None
 
 
-def share(num: float, out_of: float) -> float:
-    """Return ``num / out_of``, both added up over the ranks that solve together; of nothing, all."""
-    total = _total.get()
-    if total is not None:
-        num, out_of = total((num, out_of))
-    return num / out_of if out_of else 1.0
+def global_fraction(count: float, total: float) -> float:
+    """Return ``count / total``, both summed over the synchronized ranks; 1 where ``total`` is 0."""
+    sum_over_ranks = _sum_over_ranks.get()
+    if sum_over_ranks is not None:
+        count, total = sum_over_ranks((count, total))
+    return count / total if total else 1.0

@@ -44,28 +44,22 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``.
+    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. All processes of a run must call this with the
+    same arguments.
 
     Parameters
     ----------
     metadata
         Plain data for the ``run.json`` of every checkpoint, from which the model can be built again.
-    callbacks
-        Receive a :class:`Report` every ``config.log_every`` steps and at the end.
     resume
-        Continue the newest checkpoint in ``out``. The result is bitwise that of an uninterrupted run if the run is
-        bounded by steps and the number of processes is the same. Only the settings in ``state.MAY_DIFFER`` may differ.
+        Continue the newest checkpoint in ``out``. With the same number of steps and processes, the result is bitwise that
+        of an uninterrupted run. Only the settings in ``state.MAY_DIFFER`` may differ.
     should_pause
-        Called after every step. If it returns True on any rank, all ranks write a checkpoint and return. The schedule
-        does not change.
+        Called after every step. If it returns True on any rank, all write a checkpoint and return. The schedule stays.
     save_model
         Writes weights for inference into a folder.
     units
-        Modules whose weights are gathered together under ``parallel="fsdp"``. All other weights are gathered with the
-        root.
-    distributed
-        The processes of the run, see :func:`attractor.training.init_distributed`. All must call this with the same
-        arguments.
+        Modules whose weights are gathered together under ``parallel="fsdp"``; all others are gathered with the root.
 
     Raises
     ------
@@ -75,11 +69,7 @@ def train(
         If another process has ended.
     """
     distributed = distributed or DistributedContext(device=next(model.parameters()).device)
-    on_gpu = distributed.device.type == "cuda"
-    if config.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
-        raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
-    if config.compile or (config.compile is None and on_gpu):
-        compile_blocks(model)
+    _prepare_model(model, config, distributed.device)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
     state = TrainingState(model, objective, guard, config, units, distributed)
@@ -91,13 +81,7 @@ def train(
     with (
         report_lost_ranks(distributed, lambda: _last_checkpoint(out)),
         Log(out, state.step, callbacks) if distributed.is_main else NullLog() as log,
-        Checkpoints(
-            out,
-            metadata=metadata,
-            save_model=save_model,
-            max_checkpoints=config.max_checkpoints,
-            group=distributed.checkpoint_group,
-        ) as checkpoints,
+        Checkpoints(out, metadata, save_model, config.max_checkpoints, distributed.checkpoint_group) as checkpoints,
     ):
         run = _Run(objective, config, out, distributed, guard, state, log, checkpoints, start_time)
         run.until_end(should_pause)
@@ -216,6 +200,15 @@ class _Run:
             f"{reason}; rolled back to the weights of {checkpoint.name}, continuing with new data "
             f"at {self.guard.counters.lr_factor:g} times the learning rate",
         )
+
+
+def _prepare_model(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Check that the device supports the precision, and compile the model's blocks if the settings say so."""
+    on_gpu = device.type == "cuda"
+    if config.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
+    if config.compile or (config.compile is None and on_gpu):
+        compile_blocks(model)
 
 
 def _prepare_folder(out: Path, *, resume: bool) -> None:

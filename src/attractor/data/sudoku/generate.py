@@ -51,8 +51,7 @@ def generate(
             raise ConfigError(f"generate({name}={value!r}): give a whole number from 0 up.")
     if clues is not None and not 1 <= clues <= size**2:
         raise ConfigError(f"generate(clues={clues!r}): give a number of clues from 1 to {size**2}.")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    seen = Seen()
+    rng, seen = np.random.Generator(np.random.PCG64(seed)), Seen()
     if exclude is not None and exclude.size == size:
         seen.add(exclude.questions, exclude.answers)
     questions, answers = ([np.empty((0, size, size), np.uint8)] for _ in range(2))

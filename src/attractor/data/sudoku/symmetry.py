@@ -206,7 +206,7 @@ def _form(questions: Grids, answers: Grids) -> bytes:
 
 
 def equivalent_pairs(test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
-    """Return pairs (K, 2): a test puzzle that is a symmetric copy, and the first training puzzle that it is a copy of."""
+    """Return pairs (K, 2): a test puzzle that is a symmetric copy, and the first training puzzle that it copies."""
     if test.questions.shape[1:] != train.questions.shape[1:]:
         return np.empty((0, 2), np.int64)
     keys_test, keys_train = invariants(test.questions), invariants(train.questions)

@@ -1,13 +1,14 @@
-"""The attractor language model: a backbone proposes output embeddings, and a few weight-tied layers refine them to a fixed point.
+"""The attractor language model: a backbone proposes output embeddings, and a few weight-tied layers refine them to a
+fixed point.
 
 With ``F`` the attractor layers, ``c`` the proposal and ``h = (y + c)/2``::
 
     update(y) = c + (F(h) − h)      injection="mean"
     update(y) = F(y + c) − y        injection="sum"   (the official code)
 
-With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations are the
-Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor layers and
-``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
+With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations
+are the Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor
+layers and ``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
 
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
@@ -52,8 +53,8 @@ class AttractorConfig(LanguageModelConfig):
     start
         ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
     gate_start, gate_limit
-        LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay below
-        ``gate_limit``.
+        LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay
+        below ``gate_limit``.
     window
         Of Anderson's method.
     gradient
@@ -61,8 +62,8 @@ class AttractorConfig(LanguageModelConfig):
     training_min_converged_fraction
         In training without padding, a solve ends when this share of tokens is below tolerance or has stagnated.
     check_every
-        In training, evaluations between two convergence checks. A check waits for the GPU. Rare checks cost evaluations and save
-        waits; a value of ``max_evaluations`` saves all waits.
+        In training, evaluations between two convergence checks. A check waits for the GPU. Rare checks cost evaluations
+        and save waits; a value of ``max_evaluations`` saves all waits.
     """
 
     model_type = "attractor"
@@ -123,8 +124,8 @@ class AttractorForCausalLM(LanguageModel):
         Parameters
         ----------
         num_draft, draft_depth
-            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays the same.
-            This is faster where a solve takes many evaluations.
+            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays
+            the same. This is faster where a solve takes many evaluations.
         """
         if num_draft is not None:
             if kwargs.get("custom_generate") is not None:
@@ -156,7 +157,7 @@ class AttractorForCausalLM(LanguageModel):
         config = self.config
         if stop == Steps(1) and config.start == "proposal":
             return self._single_evaluation(proposal, context)
-        is_sparse = isinstance(stop, Tolerance) and not torch.is_grad_enabled() and not self.training
+        is_sparse = not stop.is_fixed_depth and not torch.is_grad_enabled() and not self.training
         update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
         solution = fixed_point(
             update,
@@ -164,7 +165,7 @@ class AttractorForCausalLM(LanguageModel):
             solver=Anderson(window=config.window),
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and is differentiated as one.
-            gradient=Unrolled() if isinstance(stop, Steps) else GRADIENTS[config.gradient],
+            gradient=Unrolled() if stop.is_fixed_depth else GRADIENTS[config.gradient],
             causal=True,
         )
         if isinstance(update, SparseUpdate):
@@ -180,7 +181,7 @@ class AttractorForCausalLM(LanguageModel):
             value=value,
             residual=residual,
             evaluations=torch.ones_like(status, dtype=torch.int64),
-            outcome=Outcome(status=status, calls=1, limit=1, judged=False),
+            outcome=Outcome(status=status, calls=1, limit=1, checked=False),
         )
 
     def update(self, proposal: Tensor, context: TokenContext) -> Callable[[Tensor], Tensor]:
@@ -203,11 +204,11 @@ class AttractorForCausalLM(LanguageModel):
         return out if context.is_real is None else torch.where(context.is_real, out, y)
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
-        evaluations = stop.n if isinstance(stop, Steps) and self.config.num_attractor_layers else 1
+        evaluations = stop.max_evaluations if stop and stop.is_fixed_depth and self.config.num_attractor_layers else 1
         return self.num_backbone_layers + evaluations * self.config.num_attractor_layers
 
     def caches_equilibrium(self, stop: StopRule | None) -> bool:
-        return self.config.num_attractor_layers > 0 and not isinstance(stop, Steps)
+        return self.config.num_attractor_layers > 0 and not (stop and stop.is_fixed_depth)
 
     @property
     def recurrent_layers(self) -> range:

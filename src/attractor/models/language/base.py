@@ -90,7 +90,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
 
     @abstractmethod
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
-        """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D). ``stop=None`` uses the training budget."""
+        """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as in training."""
 
     @abstractmethod
     def num_cache_layers(self, stop: StopRule | None) -> int:
@@ -109,14 +109,15 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         """
 
     def caches_equilibrium(self, stop: StopRule | None) -> bool:
-        """Return whether a cache holds the keys and values of an equilibrium under ``stop``, and not those of a fixed depth."""
+        """Return whether a cache holds an equilibrium under ``stop``, and not a fixed depth."""
         return False
 
     def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
-        """Return the floating-point operations per token of a sequence of ``length`` tokens; a multiply-add counts as two.
+        """Return the floating-point operations per token of a sequence of ``length`` tokens.
 
-        Counts matrix products, and the causal half of attention. ``evaluations`` is the number of evaluations of a solve (of a
-        looped model: iterations). Recomputation by gradient checkpointing is not counted.
+        A multiply-add counts as two. Counts matrix products, and the causal half of attention. ``evaluations`` is the
+        number of evaluations of a solve (of a looped model: iterations). Recomputation by gradient checkpointing is not
+        counted.
         """
         config, layer = self.config, self.model.layers[0]
         matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
@@ -127,7 +128,7 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         return 2.0 * (passes * (matrices + attention) + head)
 
     def fsdp_units(self) -> list[tuple[list[nn.Module], bool]]:
-        """Return pairs ``(layers, stays)``: layers whose weights FSDP gathers at the same time, and whether it then keeps them.
+        """Return pairs ``(layers, stays)``: layers that FSDP gathers at the same time, and whether it keeps them.
 
         Layers that a solve evaluates repeatedly keep their gathered weights until the backward pass is done.
         """
@@ -167,19 +168,20 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         attention_mask
             (B, T), zero at padding, left or right. With a cache of P tokens: (B, P + T).
         position_ids
-            (B, T). Without a cache, a new document starts wherever they do not increase by one; it does not see earlier ones.
+            (B, T). Without a cache, a new document starts wherever they do not increase by one; it does not see earlier
+            ones.
         labels
             (B, T), as ``input_ids``; each token is predicted from the tokens before it, −100 is ignored.
         depth
-            None solves to tolerance; n makes n evaluations; 0 decodes the start of the solve: the proposal, or zero in a model
-            without a proposal.
+            None solves to tolerance; n makes n evaluations; 0 decodes the start of the solve: the proposal, or zero in
+            a model without a proposal.
         tolerance, max_evaluations
             In place of the configuration's.
         logits_to_keep
             How many of the last positions get logits, 0 for all. Default: all without ``labels``, none with them.
         cache
-            Keys and values of the P tokens before these; it is extended. Use it with one budget only: an equilibrium and a
-            fixed depth have different keys and values.
+            Keys and values of the P tokens before these; it is extended. Use it with one budget only: an equilibrium
+            and a fixed depth have different keys and values.
         use_cache
             Start a cache if none is given, and return it.
 
@@ -199,6 +201,8 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
         x: Any = inputs_embeds if input_ids is None else self.model.embed_tokens(self._checked(input_ids))
         stop = self.stop_rule(depth, tolerance, max_evaluations)
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
+        if cache is not None and not slots:
+            raise ConfigError("this depth uses no layer, so that a cache would stay empty: give use_cache=False.")
         context = self.make_context(x, attention_mask, position_ids, cache, slots=slots, equilibrium=equilibrium)
         proposal, hidden, solution = self.refine(x, context, stop)
         normed = self.model.norm(hidden)
@@ -223,9 +227,11 @@ class LanguageModel(PreTrainedModel, GenerationMixin):
     def store_budget(
         self, *, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
     ) -> None:
-        """Store ``depth``, or ``tolerance`` and ``max_evaluations``, in the generation config, in place of an earlier budget.
+        """Store ``depth``, or ``tolerance`` and ``max_evaluations``, in the generation config, in place of an earlier
+        budget.
 
-        They are one entry, ``budget``: ``generate`` does not pass on arguments that are named like entries of the config.
+        They are one entry, ``budget``: ``generate`` does not pass on arguments that are named like entries of the
+        config.
         """
         self.stop_rule(depth, tolerance, max_evaluations)
         budget = dict(zip(BUDGET, (depth, tolerance, max_evaluations), strict=True))

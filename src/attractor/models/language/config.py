@@ -12,8 +12,9 @@ from attractor.nn.transformer import DecoderLayer
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` where that has them.
 
-    ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or ``"relu2"``
-    (squared ReLU without a gate). ``tolerance``, ``min_evaluations`` and ``max_evaluations`` are the default budget of a solve.
+    ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or
+    ``"relu2"`` (squared ReLU without a gate). ``tolerance``, ``min_evaluations`` and ``max_evaluations`` are the
+    default budget of a solve.
     """
 
     vocab_size: int = 32768

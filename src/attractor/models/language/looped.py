@@ -1,8 +1,9 @@
 """The looped Transformer baseline: a few layers applied repeatedly to a state, with the input injected every time.
 
-After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero. ``e`` is the output of the first layers (the prelude).
-``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1. Training samples the
-number of iterations and backpropagates through the last few only. The last layers (the coda) read the final state.
+After Parcae: ``state ← core(decay ⊙ state + gain ⊙ e)`` from zero. ``e`` is the output of the first layers (the
+prelude). ``decay = exp(−exp(raw))`` lies in (0, 1), so that the linear part of the loop has a spectral radius below 1.
+Training samples the number of iterations and backpropagates through the last few only. The last layers (the coda) read
+the final state.
 """
 
 from dataclasses import replace
@@ -81,7 +82,7 @@ class LoopedForCausalLM(LanguageModel):
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
-        if context.cache is not None and (self.training or not isinstance(stop, Steps | None)):
+        if context.cache is not None and (self.training or (stop and not stop.is_fixed_depth)):
             raise ConfigError(
                 "a looped model keeps a cache only in evaluation mode and for a fixed number of iterations: give depth, or no "
                 "budget."
@@ -117,7 +118,7 @@ class LoopedForCausalLM(LanguageModel):
         return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
-        iterations = stop.n if isinstance(stop, Steps) else self.config.mean_recurrence
+        iterations = stop.max_evaluations if stop and stop.is_fixed_depth else self.config.mean_recurrence
         return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
 
     @property

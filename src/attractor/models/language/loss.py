@@ -12,7 +12,7 @@ CHUNK = 2048  # tokens whose logits exist at the same time
 
 
 class TokenLoss(CompiledBlock):
-    """Summed cross-entropy in nats of ``labels`` (N,), given ``x`` (N, D) and the head's ``weight`` (V, D); −100 is ignored."""
+    """Summed cross-entropy, in nats, of ``labels`` (N,) given ``x`` (N, D) and the head's ``weight`` (V, D)."""
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(x, weight).float(), labels, reduction="sum")
@@ -21,7 +21,8 @@ class TokenLoss(CompiledBlock):
 def next_token_loss(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_loss: TokenLoss, *, chunk: int = CHUNK
 ) -> Tensor:
-    """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``; labels of −100 are ignored.
+    """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``; labels of −100 are
+    ignored.
 
     The backward pass computes the logits of each chunk again.
 

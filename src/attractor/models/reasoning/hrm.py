@@ -2,7 +2,7 @@
 
 One evaluation of its update makes ``L_cycles`` steps of the low network, ``z_L ← L(z_L + z_H + x)``, and then one step
 of the high network, ``z_H ← H(z_H + z_L)``; the answer is decoded from ``z_H``. A segment is ``H_cycles`` evaluations.
-Gradients flow only through the last step of each network: the one-step gradient of a fixed point, without a solve for it.
+Gradients flow only through the last step of each network: the one-step gradient of a fixed point, without a solve.
 
 The authors train halting by Q-learning, with one output to halt and one to continue. Both have weights here, but only
 the output to halt is used.

@@ -158,7 +158,7 @@ class Reasoner(nn.Module, ABC):
             raise ConfigError("give stop, or depth, tolerance and max_evaluations, not both.")
         state = self.init_state(questions) if state is None else state
         solution = fixed_point(
-            self.make_update(questions) if isinstance(stop, Steps) else _ActivePuzzles(self, questions),
+            self.make_update(questions) if stop.is_fixed_depth else _ActivePuzzles(self, questions),
             state,
             solver=self.solver,
             stop=stop,

@@ -17,7 +17,7 @@ from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(ReasonerConfig):
-    """``network`` is all layers; ``halting`` adds a head that predicts, from the first cell, that the answer is right."""
+    """``network`` is all layers; ``halting`` adds a head that predicts from the first cell if the answer is right."""
 
     network: GridNetworkConfig = field(
         default_factory=lambda: GridNetworkConfig(num_layers=8, mixing="attention", grid_positions=False)
@@ -30,7 +30,7 @@ class TransformerConfig(ReasonerConfig):
 
 
 class TransformerReasoner(Reasoner):
-    """One evaluation computes the answer. The update ignores its state (B, height, W, D) and returns the last layer's output.
+    """The update ignores its state and returns the last layer's output (B, height, W, D): one evaluation is the answer.
 
     A second evaluation therefore changes nothing, and its residual is zero.
     """

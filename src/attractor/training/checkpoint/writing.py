@@ -46,7 +46,6 @@ class Checkpoints:
     def __init__(
         self,
         out: Path,
-        *,
         metadata: dict[str, Any],
         save_model: Callable[[dict[str, Tensor], Path], None],
         max_checkpoints: int = 2,

@@ -1,8 +1,9 @@
 """Keys and values for the tokens to come, kept in any cache of ``transformers``.
 
-A cache consists of slots, each with the keys and values of all tokens so far. At the equilibrium, every layer has one slot, with
-the keys and values of the converged states. At a fixed depth, every use of a layer fills the next slot, so that each evaluation
-attends to the same evaluation of the earlier tokens. The class of a slot says which of the two it holds.
+A cache consists of slots, each with the keys and values of all tokens so far. At the equilibrium, every layer has one
+slot, with the keys and values of the converged states. At a fixed depth, every use of a layer fills the next slot, so
+that each evaluation attends to the same evaluation of the earlier tokens. The class of a slot says which of the two it
+holds.
 """
 
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ def _require_fit(cache: Cache, x: Tensor, num_heads: int, head_dim: int) -> None
 
 
 def _require_writable(cache: Cache) -> None:
-    """Refuse a cache whose tensors a solve cannot write to: it replaces a token's keys and values until the token converges."""
+    """Refuse a cache that a solve cannot write to: it replaces keys and values until a token converges."""
     if cache.offloading or not all(
         type(layer) in EQUILIBRIUM_CLASS or type(layer) in FIXED_DEPTH_CLASS for layer in cache.layers
     ):

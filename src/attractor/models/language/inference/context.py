@@ -11,7 +11,7 @@ from attractor.nn.transformer import Attend, MaskedAttention, attention
 
 
 class AttentionContext(Protocol):
-    """The tokens that a run of layers reads: their rotary angles, which of them are real, and the attention of each layer."""
+    """The tokens that layers read: rotary angles, which tokens are real, and the attention of each layer."""
 
     @property
     def rotary(self) -> Rotary: ...
@@ -44,7 +44,7 @@ class TokenContext:
     cache: EquilibriumCache | None = None
 
     def attend(self, layer: int) -> Attend:
-        """Return the attention of layer ``layer``. With a cache, every call takes the next slot: each evaluation has its own."""
+        """Return the attention of a layer. With a cache, every call takes the next slot."""
         if self.cache is None:
             return MaskedAttention(self.mask)
         cache, slot = self.cache, self.cache.take_slot()

@@ -1,8 +1,9 @@
 """The attractor's update of the tokens that still change, against the stored keys and values of the tokens that do not.
 
-Linear layers read the active tokens of all rows as one sequence. For attention, the queries go back to their own rows. The
-number of tokens is rounded up to a multiple of ``TILE``: matrix kernels treat the last few rows of a product differently, so that
-without this the rounding of a token could depend on how many other tokens, also later ones, are computed with it.
+Linear layers read the active tokens of all rows as one sequence. For attention, the queries go back to their own rows.
+The number of tokens is rounded up to a multiple of ``TILE``: matrix kernels treat the last few rows of a product
+differently, so that without this the rounding of a token could depend on how many other tokens, also later ones, are
+computed with it.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,8 @@ Evaluate = Callable[
 
 
 class SparseUpdate(PartialUpdate):
-    """``y → evaluate(y, proposal, context)`` for all tokens or for some, with the keys and values of each token's last evaluation.
+    """``y → evaluate(y, proposal, context)`` for all tokens or for some, with the keys and values of each token's last
+    evaluation.
 
     They are written into the cache of ``context``, or without one into a cache for this solve only.
     """
@@ -51,7 +53,7 @@ class SparseUpdate(PartialUpdate):
         return self.evaluate(context.pad(y[None]), proposal[None], context)[0, : len(index)]
 
     def finish(self, value: Tensor) -> None:
-        """Store the keys and values of the solution ``value`` (B, T, D), where a token ended elsewhere than last evaluated."""
+        """Store keys and values at the solution ``value`` (B, T, D), for tokens that were last evaluated elsewhere."""
         if self.context.cache is not None and not torch.equal(value, self.y):
             index = (value != self.y).any(dim=-1).view(-1).nonzero()[:, 0]
             self.at(value.reshape(-1, value.shape[-1])[index], index)
@@ -69,7 +71,7 @@ class _AllTokens:
 
 
 class _SomeTokens:
-    """The tokens ``index`` (M,) of all rows as one sequence, padded to a multiple of ``TILE`` with the first of them."""
+    """The tokens ``index`` (M,) as one sequence, padded to a multiple of ``TILE`` with the first of them."""
 
     def __init__(self, update: SparseUpdate, index: Tensor) -> None:
         batch, length, _ = update.y.shape

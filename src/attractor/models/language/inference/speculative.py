@@ -1,8 +1,9 @@
 """Self-speculative decoding: the proposal drafts a few tokens, and one solve over all of them verifies the drafts.
 
-Drafts come from the backbone alone (``draft_depth=0``) or from one evaluation (``1``). The solve starts from the proposals that
-drafting has computed, so that verification needs no backbone pass. Drafts are accepted so that the text, or the distribution of
-sampled text, is that of decoding at the equilibrium token by token (Leviathan et al., arXiv:2211.17192).
+Drafts come from the backbone alone (``draft_depth=0``) or from one evaluation (``1``). The solve starts from the
+proposals that drafting has computed, so that verification needs no backbone pass. Drafts are accepted so that the text,
+or the distribution of sampled text, is that of decoding at the equilibrium token by token (Leviathan et al.,
+arXiv:2211.17192).
 """
 
 from typing import Any
@@ -81,7 +82,7 @@ def accept_drafts(target_probs: Tensor, draft_probs: Tensor, drafts: Tensor) -> 
 def _draft(
     model: Any, ids: Tensor, cache: DynamicCache, num: int, depth: int, processor: Any, sampling: bool
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Return drafts (1, num), their distributions and proposals (1, num, D); the backbone's slots of the cache are filled."""
+    """Return drafts (1, num), their distributions and proposals (1, num, D); fill the backbone's slots."""
     start, proposals, draft_probs = ids.shape[1], [], []
     slots = range(model.config.num_hidden_layers if depth else model.num_backbone_layers)
     for _ in range(num):

@@ -1,0 +1,94 @@
+"""The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attractor.errors import ConfigError
+from attractor.solve.array_ops import Array, namespace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """``num_rows`` independent rows of ``row_length`` equations; N = ``num_rows · row_length``.
+
+    ``leading_shape`` is the part of ``shape`` that counts equations, the rest is the shape of one equation.
+    """
+
+    shape: torch.Size
+    leading_shape: torch.Size
+    dtype: torch.dtype
+    num_rows: int
+    row_length: int
+    causal: bool
+
+    @classmethod
+    def of(cls, y0: Tensor, equation_dims: int, causal: bool) -> "Layout":
+        """Return the layout of ``y0``.
+
+        Raises
+        ------
+        ConfigError
+            If ``y0`` is not a floating-point tensor, or has too few dimensions.
+        """
+        if not isinstance(y0, Tensor) or not y0.is_floating_point():
+            what = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
+            raise ConfigError(f"fixed_point: y0 must be a floating-point tensor, not {what}.")
+        if not 0 <= equation_dims <= y0.ndim:
+            raise ConfigError(
+                f"fixed_point(equation_dims={equation_dims}): y0 has shape {tuple(y0.shape)}; "
+                f"say how many of its {y0.ndim} trailing dimensions form one equation."
+            )
+        leading = y0.shape[: y0.ndim - equation_dims]
+        if causal and not leading:
+            raise ConfigError(
+                f"fixed_point(causal=True): with equation_dims={equation_dims}, y0 of shape {tuple(y0.shape)} has no "
+                "dimension left for time; lower equation_dims."
+            )
+        num_rows = leading[:-1].numel() if causal else (leading[0] if leading else 1)
+        row_length = leading[-1] if causal else (leading[1:].numel() if leading else 1)
+        return cls(
+            shape=y0.shape,
+            leading_shape=leading,
+            dtype=y0.dtype,
+            num_rows=num_rows,
+            row_length=row_length,
+            causal=causal,
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the state, residuals and mixing: float32 or wider."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def equation_shape(self) -> torch.Size:
+        return self.shape[len(self.leading_shape) :]
+
+    def flatten(self, y: Tensor) -> Tensor:
+        """Return ``y`` as (N, D) in ``compute_dtype``."""
+        return y.reshape(self.num_rows * self.row_length, self.equation_shape.numel()).to(self.compute_dtype)
+
+    def unflatten(self, y: Tensor) -> Tensor:
+        """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
+        return y.to(self.dtype).view(self.shape)
+
+    def all_predecessors(self, mask: Array) -> Array:
+        """Return where ``mask`` is True for the equation and for all that it may depend on, (N,) bool.
+
+        These are the equations up to its own time if the layout is causal, otherwise its row.
+        """
+        if self.row_length == 1:
+            return mask
+        rows = mask.reshape(self.num_rows, self.row_length)
+        if self.causal:
+            return namespace(mask).cumprod(rows, 1).reshape(-1) > 0
+        return self._repeat_over_row(rows.all(1))
+
+    def any_in_row(self, mask: Array) -> Array:
+        """Return where ``mask`` is True for some equation of the same row, (N,) bool."""
+        return self._repeat_over_row(mask.reshape(self.num_rows, self.row_length).any(1))
+
+    def _repeat_over_row(self, row: Array) -> Array:
+        return namespace(row).broadcast_to(row[:, None], (self.num_rows, self.row_length)).reshape(-1)

@@ -1,0 +1,41 @@
+"""The safeguard: which accelerated steps are rejected, so that a solver cannot make a contraction diverge."""
+
+import numpy as np
+
+from attractor.solve.array_ops import Array, namespace
+
+
+class Safeguard:
+    """Rejects an accelerated step after which the residual norm is too large.
+
+    Too large is: above ``max_growth`` times the last accepted one; above ``ceiling``, the largest residual norm at the
+    start or after a plain step; or not finite. With ``max_growth = inf`` nothing is rejected.
+    """
+
+    def __init__(self, max_growth: float, unknown: Array, eps: float) -> None:
+        """``unknown`` (N,) is NaN everywhere; ``eps`` is the rounding unit of the state."""
+        self.max_growth = max_growth
+        self.ceiling = unknown
+        self._slack = 1 + 64 * eps  # some updates keep the residual norm exactly, apart from rounding
+        self._none = namespace(unknown).isfinite(unknown)
+
+    def rejected(self, residual_norm: Array, accepted_norm: Array, evaluated: Array, accelerated: Array) -> Array:
+        """Return which equations reject their last step, (N,) bool.
+
+        Parameters
+        ----------
+        residual_norm, accepted_norm
+            (N,), after the step and at the last accepted point.
+        evaluated
+            (N,) bool, the equations that the last evaluation included.
+        accelerated
+            (N,) bool, the equations whose last step was the solver's and not the plain one.
+        """
+        if self.max_growth == np.inf:
+            return self._none
+        xp = namespace(residual_norm)
+        with np.errstate(over="ignore"):
+            raised = xp.fmax(self.ceiling, self._slack * residual_norm)
+            self.ceiling = xp.where(accelerated | ~evaluated, self.ceiling, raised)
+            limit = xp.minimum(accepted_norm * self.max_growth, self.ceiling)
+        return accelerated & ~(residual_norm <= limit)

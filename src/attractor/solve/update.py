@@ -1,0 +1,104 @@
+"""One evaluation of ``update``: at all equations, or only at some."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attractor.errors import ConfigError
+from attractor.solve.array_ops import Array, known_empty, to_tensor, where_rows
+from attractor.solve.layout import Layout
+
+Update = Callable[[Tensor], Tensor]
+
+
+class PartialUpdate(ABC):
+    """An update that can be computed for some equations only. The others keep the values of their last evaluation."""
+
+    @abstractmethod
+    def __call__(self, y: Tensor) -> Tensor:
+        """Return ``update(y)`` for all equations. The first call of a solve is this one."""
+
+    @abstractmethod
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        """Return ``update`` for the equations ``index`` (M,), whose new values are ``y`` (M, *shape of one equation).
+
+        ``index`` counts the leading dimensions of ``y0`` as if they were one, in ascending order.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One evaluation: ``f = update(y)``, ``g = f − y``, (N, D); ``residual_norm = ‖g‖``, ``residual = ‖g‖/‖y‖``, (N,).
+
+    ``y`` has the compute dtype. The residuals are measured at the rounded ``y`` that ``update`` was given.
+    """
+
+    y: Tensor
+    f: Tensor
+    g: Tensor
+    residual_norm: Tensor
+    residual: Tensor
+
+    @classmethod
+    def initial(cls, y: Tensor) -> "Point":
+        """Return the point before the first evaluation. Its residuals are NaN."""
+        unknown = y.new_full(y.shape[:1], torch.nan)
+        return cls(y=y, f=y, g=torch.zeros_like(y), residual_norm=unknown, residual=unknown)
+
+    def replace_rows(self, mask: Array, other: "Point") -> "Point":
+        """Return this point with the equations in ``mask`` (N,) from ``other``."""
+        if known_empty(mask):
+            return self
+        return Point(
+            y=where_rows(mask, other.y, self.y),
+            f=where_rows(mask, other.f, self.f),
+            g=where_rows(mask, other.g, self.g),
+            residual_norm=where_rows(mask, other.residual_norm, self.residual_norm),
+            residual=where_rows(mask, other.residual, self.residual),
+        )
+
+
+def evaluate(update: Update, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
+    """Call ``update`` at ``y`` (N, D): for all equations, or only for those in ``needed`` (N,) if it is partial.
+
+    The other equations keep their numbers from ``last``.
+    """
+    if not isinstance(update, PartialUpdate) or bool(needed.all()):
+        return _measure(y, _checked_call(update, layout.unflatten(y)), layout)
+    index = to_tensor(needed).nonzero()[:, 0]
+    argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
+    part = _measure(y[index], _checked_call(update, argument, index), layout)
+    return Point(
+        y=y,
+        f=last.f.index_copy(0, index, part.f),
+        g=last.g.index_copy(0, index, part.g),
+        residual_norm=last.residual_norm.index_copy(0, index, part.residual_norm),
+        residual=last.residual.index_copy(0, index, part.residual),
+    )
+
+
+def _checked_call(update: Any, y: Tensor, *index: Tensor) -> Tensor:
+    version = None if y.is_inference() else y._version
+    out = update.at(y, *index) if index else update(y)
+    if not isinstance(out, Tensor) or out.shape != y.shape or out.dtype != y.dtype:
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"fixed_point: update returned {got} for y of {tuple(y.shape)} {y.dtype}; "
+            "it must return a tensor of the same shape and dtype."
+        )
+    if version is not None and y._version != version:
+        raise ConfigError("fixed_point: update changed its argument in place; it must return a new tensor.")
+    return out
+
+
+def _measure(y: Tensor, out: Tensor, layout: Layout) -> Point:
+    f = out.reshape(y.shape).to(layout.compute_dtype)
+    g = f - y
+    seen = y if layout.dtype == layout.compute_dtype else y.to(layout.dtype).to(layout.compute_dtype)
+    residual_norm = torch.linalg.vector_norm((g if seen is y else f - seen).detach(), dim=1)
+    scale = torch.linalg.vector_norm(seen.detach(), dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+    return Point(y=y, f=f, g=g, residual_norm=residual_norm, residual=residual_norm / scale)
