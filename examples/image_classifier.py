@@ -61,8 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-steps", type=int, default=100)
     num_steps = parser.parse_args().num_steps
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
+    generator = torch.manual_seed(0)
     model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(1, num_steps + 1):
