@@ -4,10 +4,10 @@
     python -m benchmarks.gpu memory        # the attractor's peak at 4 to 64 evaluations
     python -m benchmarks.gpu reasoners     # the attractor, TRM, HRM and the Transformer on Sudokus
 
-Steps are a recipe's own, on random data, all batches of them and the optimiser included; sides take turns, and figures are medians.
-Every side's work counts the evaluations that its solves really made. What was to be reached is printed beside what was. Written to
-``results/scale/gpu-PIECE.json``. Without a GPU the same runs at a small size, which says so and goes to ``cpu-PIECE.json``; what
-only a GPU tells is then left out.
+Steps are a recipe's own, on random data, all batches of them and the optimiser included; sides take turns, and figures
+are medians. Every side's work counts the evaluations that its solves really made. What was to be reached is printed
+beside what was. Written to ``results/scale/gpu-PIECE.json``. Without a GPU the same runs at a small size, which says so
+and goes to ``cpu-PIECE.json``; what only a GPU tells is then left out.
 """
 
 import statistics
@@ -38,7 +38,8 @@ OUT = Path("results/scale")
 WARM_UP = 2  # the first compiles, the second shows that nothing is left to compile
 ON_GPU = torch.cuda.is_available()
 LANGUAGE = "language/140m" if ON_GPU else "language/tiny"
-# 524,288 tokens a step; by `attractor cost` 23 GB at the peak, so that both models, eager and compiled, are there side by side.
+# 524,288 tokens a step; by `attractor cost` 23 GB at the peak, so that both models, eager and compiled, are there side
+# by side.
 ROWS = ("text.batch_size=16", "train.accumulate=16") if ON_GPU else ("text.batch_size=2", "model.vocab_size=512")
 SUDOKU = "sudoku/extreme" if ON_GPU else "sudoku/6x6"
 PUZZLES = () if ON_GPU else ("supervision.batch_size=8",)

@@ -5,19 +5,20 @@
     python -m benchmarks.memory sides                                # peak memory of a training step
     python -m benchmarks.language show                               # table and curves of what is there
 
-TEXT is a folder of ``attractor data prepare`` with 8,192 tokens (5.2 million weights, most of the rest of the comparison's cost
-being the head), EVAL an evaluation bundle with LAMBADA in it. Sides:
+TEXT is a folder of ``attractor data prepare`` with 8,192 tokens (5.2 million weights, most of the rest of the
+comparison's cost being the head), EVAL an evaluation bundle with LAMBADA in it. Sides:
 
 attractor     3 layers propose, 1 iterates until it converges
 transformer   the same 4 layers once: equal depth, width, tokens and, but for the gates, equal weights
-deeper        6 layers once: the training compute of an attractor that makes 6 evaluations a step (the table says how many it made)
-looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradients through 2
+deeper        6 layers once: the training compute of an attractor that makes 6 evaluations a step (the table says how
+many it made) looped        2 of 4 layers in a loop (Parcae), 4 iterations on average, gradients through 2
 deq           all 4 layers an equilibrium from zero, no proposal
 deq-untied    the same with a head of its own
 
-Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 5,000 characters. Runs
-may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost. Those of inference take
-each token's own evaluations, which is what work on moving tokens alone would cost; the dense solve costs the slowest token's.
+Every finished run is written to ``results/language`` at once. Held-out documents are cut to their first 5,000
+characters. Runs may go side by side; seconds are therefore only those of one run, and the FLOPs are what compares cost.
+Those of inference take each token's own evaluations, which is what work on moving tokens alone would cost; the dense
+solve costs the slowest token's.
 """
 
 import json

@@ -1,7 +1,8 @@
 """A byte-level n-gram model with interpolated (Witten–Bell) smoothing: the least that a neural model of text must beat.
 
-``P(c | h) = (count(hc) + kinds(h) · P(c | h without its first byte)) / (count(h) + kinds(h))``, where ``kinds(h)`` is the number of
-different bytes seen after ``h``; before everything stands the uniform distribution over 256 bytes (Witten & Bell 1991).
+``P(c | h) = (count(hc) + kinds(h) · P(c | h without its first byte)) / (count(h) + kinds(h))``, where ``kinds(h)`` is
+the number of different bytes seen after ``h``; before everything stands the uniform distribution over 256 bytes (Witten
+& Bell 1991).
 """
 
 import math

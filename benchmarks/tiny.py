@@ -3,7 +3,8 @@
     attractor train language/tiny --data TEXT --out runs/tiny
     python -m benchmarks.tiny runs/tiny --data TEXT
 
-Both are evaluated on the held-out documents of TEXT, all bytes of all of them. Written to ``results/language/tiny.json``.
+Both are evaluated on the held-out documents of TEXT, all bytes of all of them. Written to
+``results/language/tiny.json``.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Attractor Models: networks that propose an answer and refine it until it converges.
 
 :func:`fixed_point` is a layer for any PyTorch model; it needs only PyTorch and NumPy. :func:`train`, :func:`load`,
-:func:`evaluate` and :func:`cost` work with the models in ``attractor.models``; they and ``attractor.recipes`` are imported when they
-are used.
+:func:`evaluate` and :func:`cost` work with the models in ``attractor.models``; they and ``attractor.recipes`` are
+imported when they are used.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Configurations are frozen dataclasses. This module converts them to plain data and back, and changes them by path.
 
-Plain data of a union member, such as ``TRMConfig`` in ``AttractorReasonerConfig | TRMConfig``, has a key ``"type"`` with the name
-of its class. Unknown names are refused; the message offers the nearest valid name.
+Plain data of a union member, such as ``TRMConfig`` in ``AttractorReasonerConfig | TRMConfig``, has a key ``"type"``
+with the name of its class. Unknown names are refused; the message offers the nearest valid name.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     cls
         The class to build.
     data
-        Its settings. Every key must be a setting and every value of the setting's type. Where a setting can be one of several
-        classes, its data must have a key ``"type"`` with the name of the class.
+        Its settings. Every key must be a setting and every value of the setting's type. Where a setting can be one of
+        several classes, its data must have a key ``"type"`` with the name of the class.
     where
         The name for ``data`` in error messages.
 
@@ -104,9 +104,9 @@ def override(config: T, changes: Mapping[str, Any] | Iterable[str]) -> T:
     config
         A configuration, such as a recipe.
     changes
-        Values by path, such as ``{"train.num_steps": 100}``; or assignments, such as ``["train.num_steps=100"]``, whose values are
-        JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``) or, if they are not valid JSON, strings. ``{"model.type": "TRMConfig"}``
-        replaces the model's configuration by the defaults of another class.
+        Values by path, such as ``{"train.num_steps": 100}``; or assignments, such as ``["train.num_steps=100"]``, whose
+        values are JSON (``3``, ``1e-3``, ``true``, ``null``, ``[1, 2]``) or, if they are not valid JSON, strings.
+        ``{"model.type": "TRMConfig"}`` replaces the model's configuration by the defaults of another class.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def override(config: T, changes: Mapping[str, Any] | Iterable[str]) -> T:
 
 
 def change(config: T, changes: Mapping[str, Any]) -> T:
-    """Return ``config`` with some settings changed; the settings of a group are given as a mapping. Raises ConfigError."""
+    """Return ``config`` with some settings changed; a group is given as a mapping of its settings. Raises ConfigError."""
     return _change(config, changes, "", all_paths(config))
 
 
@@ -193,7 +193,7 @@ def _changed(value: Any, new: Any, hint: Any, where: str, paths: list[str]) -> A
 
 
 def _nearest(name: str, value: Any, prefix: str, hints: Iterable[str], paths: list[str]) -> str:
-    """Return the advice for an unknown setting: a setting of that name elsewhere, or the nearest name in the same group."""
+    """Return advice for an unknown setting: a setting of that name elsewhere, or the nearest name in the same group."""
     last = name
     while isinstance(value, Mapping) and value:  # the path goes on
         last, value = next(iter(value.items()))

@@ -1,7 +1,7 @@
 """The exceptions of this package.
 
-Every error that the package raises on purpose is an :class:`AttractorError`. Its message is one sentence: what is wrong, where, and
-what to do. The command line prints it and exits with code 2.
+Every error that the package raises on purpose is an :class:`AttractorError`. Its message is one sentence: what is
+wrong, where, and what to do. The command line prints it and exits with code 2.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class LostRankError(AttractorError, RuntimeError):
 
 @contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Turn the failed import of an optional dependency into a :class:`MissingExtraError` that names the extra to install."""
+    """Turn the failed import of an optional package into a :class:`MissingExtraError` that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -143,7 +143,8 @@ def test_the_log_has_the_figures_of_a_solve(run) -> None:
     """And the run's settings, environment and commit lie beside the weights."""
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     for name in (
-        "loss", "tokens", "tokens_per_second", "mfu", "evaluations", "residual", "proposal_distance", "gate", "spectral_radius", "grad_norm",
+        "loss", "tokens", "tokens_per_second", "mfu", "evaluations", "residual", "proposal_distance",
+        "gate", "spectral_radius", "grad_norm",
     ):  # fmt: skip
         assert name in line, name
     described = json.loads((run / "step-00000006" / "run.json").read_text())
@@ -196,7 +197,7 @@ MISTAKES = {
     ),
     "a reasoner's command": (["solve", "RUN", "maze.txt"], "'reasoner' is needed"),
     "long prompt": (["generate", "RUN", "--prompt", "sea " * 60], "shorten it"),
-    "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below what float32 resolves"),
+    "tolerance": (["generate", "RUN", "--prompt", "a", "--tolerance", "1e-9"], "below the precision of float32"),
     "depth and tolerance": (["generate", "RUN", "--prompt", "a", "--depth", "1", "--tolerance", "1e-2"], "not both"),
     "negative depth": (["generate", "RUN", "--prompt", "a", "--depth", "-1"], "whole number from 0 up"),
     "resume and overwrite": (["--resume", "--overwrite", "--data", "DATA"], "give one of them"),

@@ -34,11 +34,12 @@ def evaluate(
     """Evaluate a model on unseen text, tasks or puzzles, and print the figures.
 
     Args:
-        checkpoint: The folder of a checkpoint, of a run, or of any causal language model of transformers; or a name on the hub.
-        tasks: For language models: text (default), lambada, core, the label of one CORE task, or harness:NAME for a task of
-            lm-evaluation-harness.
-        data: For the task text: files or folders of held-out documents, or folders of prepared text, whose split val is read. For
-            puzzles: a prepared folder, whose split test is read, or a csv.
+        checkpoint: The folder of a checkpoint, of a run, or of any causal language model of transformers; or a name on
+            the hub.
+        tasks: For language models: text (default), lambada, core, the label of one CORE task, or harness:NAME for a
+            task of lm-evaluation-harness.
+        data: For the task text: files or folders of held-out documents, or folders of prepared text, whose split val is
+            read. For puzzles: a prepared folder, whose split test is read, or a csv.
         field: For the task text: the field of a record that holds the text; by default text.
         bundle: For lambada and CORE tasks: the folder of the evaluation bundle, which holds core.yaml.
         depth: For language models: evaluations per token, instead of a tolerance; 0 decodes the proposal.

@@ -9,8 +9,8 @@ def import_official(folder: Path, out: Path, /) -> None:
     """Convert a checkpoint that the paper's authors published to a folder that AutoModelForCausalLM loads.
 
     Args:
-        folder: A folder with config.json and pytorch_model.bin or model.safetensors, in one file or in shards. A tokenizer in it
-            is copied.
+        folder: A folder with config.json and pytorch_model.bin or model.safetensors, in one file or in shards. A
+            tokenizer in it is copied.
         out: The folder to write; it must not exist.
     """
     from attractor.experiment.conversion import import_official as run

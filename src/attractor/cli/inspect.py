@@ -23,11 +23,13 @@ def inspect(
     """Compare depths with the equilibrium: one page of HTML, its figures as PNG, and all numbers.
 
     Args:
-        checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; of an attractor or looped model.
+        checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; of an attractor or looped
+            model.
         data: Files or folders of held-out documents, or folders of prepared text, whose split val is read.
         out: The folder to write: index.html, which needs no other file, PNGs, and figures.json.
         field: The field of a record that holds the text.
-        num_documents: The number of documents, taken in turn from each path. A passage of 8000 characters of each is read.
+        num_documents: The number of documents, taken in turn from each path. A passage of 8000 characters of each is
+            read.
         depths: Numbers of evaluations to compare with the equilibrium.
         tolerance: The relative residual at which a token has converged, instead of the model's.
         seed: The seed for the passages, and for the tokens whose trajectories are drawn.

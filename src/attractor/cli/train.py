@@ -23,15 +23,18 @@ def train(
     """Train a recipe. Start it with torchrun to train on several processes.
 
     Args:
-        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, sudoku/extreme or maze/hard, the last four also with -trm,
-            -hrm or -transformer; or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and transformer, looped or deq,
-            such as language/tiny or language/60m-looped; or language/retrofit.
+        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, sudoku/extreme or maze/hard, the last four also
+            with -trm, -hrm or -transformer; or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and
+            transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3.
-        data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles generate their own without it.
-        init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit makes one.
+        data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles generate their own
+            without it.
+        init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
+            makes one.
         out: The folder to write; by default runs/RECIPE.
         resume: Continue the newest checkpoint in the folder.
-        pause_after: Seconds after which to write a checkpoint and stop. SIGTERM and Ctrl-C do the same. The schedule stays.
+        pause_after: Seconds after which to write a checkpoint and stop. SIGTERM and Ctrl-C do the same. The schedule
+            stays.
         overwrite: Write into a folder that is not empty.
         logger: Where to draw curves: tensorboard, wandb, trackio or none.
     """

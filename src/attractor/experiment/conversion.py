@@ -27,7 +27,7 @@ def export(
     depth: int,
     data: str | Path | Sequence[str | Path] = (),
 ) -> tuple[Any, HeldOut | None]:
-    """Write an attractor model at depth 0 or 1 as a stock Qwen3 or Llama, which ``transformers`` loads without this package.
+    """Write an attractor model at depth 0 or 1 as a stock Qwen3 or Llama, which needs only ``transformers``.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: 
 
 
 def export_inference(checkpoint: str | Path, out: str | Path, *, latest: bool = False) -> Path:
-    """Write the files of a checkpoint that inference needs: weights, configuration and tokenizer. Return the checkpoint's folder.
+    """Write the files of a checkpoint that inference needs, and return the checkpoint's folder.
 
     Parameters
     ----------
@@ -121,13 +121,13 @@ def _replace_weights(model: Any, folder: Path) -> None:
 
 
 def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
-    """Convert a checkpoint in the format of the paper's authors. Return the model and the tokenizer, or None where it has none.
+    """Convert a checkpoint in the format of the paper's authors. Return the model and its tokenizer, if it has one.
 
     Parameters
     ----------
     folder
-        A folder with ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards, and perhaps a
-        tokenizer.
+        A folder with ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards, and
+        perhaps a tokenizer.
     out
         The folder to write; it must not exist.
     """
@@ -141,7 +141,7 @@ def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
 
 
 def retrofit(backbone: str | Path, out: str | Path, **settings: Any) -> Any:
-    """Write the attractor model of a pretrained Qwen3 or Llama, with its tokenizer, to a new folder, and return the model.
+    """Write the attractor model of a pretrained Qwen3 or Llama with its tokenizer, and return the model.
 
     ``settings`` are those of :func:`attractor.retrofit`.
     """

@@ -36,8 +36,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int:
     """Return the peak bytes of the tensors that ``work`` allocates.
 
-    On a GPU it is the allocator's number. On a CPU, where ``work`` runs more slowly, the storage of every tensor is counted from
-    the operation that creates it until it is freed.
+    On a GPU it is the allocator's number. On a CPU, where ``work`` runs more slowly, the storage of every tensor is
+    counted from the operation that creates it until it is freed.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -41,11 +41,11 @@ def evaluate(
     model
         A loaded model, or what :func:`attractor.load` takes.
     data
-        For the task ``text``: files or folders of held-out documents, or folders of prepared text, whose split ``val`` is read. For
-        a reasoner: a folder of puzzles, whose split ``test`` is read, a csv file, or a set of puzzles.
+        For the task ``text``: files or folders of held-out documents, or folders of prepared text, whose split ``val``
+        is read. For a reasoner: a folder of puzzles, whose split ``test`` is read, a csv file, or a set of puzzles.
     tasks
-        For language models: ``"text"`` (default), ``"lambada"``, ``"core"``, the label of one CORE task, or ``"harness:NAME"`` for a
-        task of lm-evaluation-harness.
+        For language models: ``"text"`` (default), ``"lambada"``, ``"core"``, the label of one CORE task, or
+        ``"harness:NAME"`` for a task of lm-evaluation-harness.
     bundle
         For ``lambada``, ``core`` and CORE tasks: the folder of the evaluation bundle, which holds ``core.yaml``.
     field
@@ -53,11 +53,11 @@ def evaluate(
     depth, tolerance, max_evaluations
         For language models: the budget of a solve, instead of the model's own. Depth 0 decodes the proposal.
     length, stride
-        For ``text``: tokens in the sliding window, by default the model's positions, at most 2048; and tokens by which it moves, by
-        default half of them.
+        For ``text``: tokens in the sliding window, by default the model's positions, at most 2048; and tokens by which
+        it moves, by default half of them.
     depths, breadths
-        For reasoners: the numbers of evaluations after which answers are compared, and the numbers of restarts from which one
-        answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order.
+        For reasoners: the numbers of evaluations after which answers are compared, and the numbers of restarts from
+        which one answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order.
     seed
         For reasoners: the seed of the initial states; 0 by default.
     limit
@@ -72,9 +72,9 @@ def evaluate(
     Returns
     -------
     dict
-        Plain nested data, ready for JSON: ``"checkpoint"``, the settings, and ``"results"``. The results of a language model are
-        figures by task, such as ``["results"]["text"]["bits_per_byte"]``; those of a reasoner are lists by breadth and depth,
-        such as ``["results"]["exact_by_residual"]``.
+        Plain nested data, ready for JSON: ``"checkpoint"``, the settings, and ``"results"``. The results of a language
+        model are figures by task, such as ``["results"]["text"]["bits_per_byte"]``; those of a reasoner are lists by
+        breadth and depth, such as ``["results"]["exact_by_residual"]``.
 
     Raises
     ------

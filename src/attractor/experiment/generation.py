@@ -70,15 +70,15 @@ def generate(
     seed
         The seed of the choices. The random state of the process stays as it is.
     depth, tolerance, max_evaluations
-        The budget of each token's solve: exactly ``depth`` evaluations, or until the residual is below ``tolerance`` with at most
-        ``max_evaluations``. By default the model's own.
+        The budget of each token's solve: exactly ``depth`` evaluations, or until the residual is below ``tolerance``
+        with at most ``max_evaluations``. By default the model's own.
     num_draft, draft_depth
         Draft this many tokens at a time, at depth 0 or 1, and verify them in one solve. The text stays the same.
     streamer
         A streamer of ``transformers`` that receives the tokens one by one.
     sampling
-        ``max_new_tokens`` (200), ``temperature`` (0.8; 0 always takes the most probable token), ``top_k`` (50; 0 means all),
-        ``top_p`` (0.95).
+        ``max_new_tokens`` (200), ``temperature`` (0.8; 0 always takes the most probable token), ``top_k`` (50; 0 means
+        all), ``top_p`` (0.95).
 
     Raises
     ------

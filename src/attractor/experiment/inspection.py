@@ -44,7 +44,7 @@ def inspect(
     command: str = "attractor.inspect",
     progress: bool = False,
 ) -> Internalisation:
-    """Compare depths with the equilibrium on held-out text, and write a page of HTML, its figures as PNG, and ``figures.json``.
+    """Compare depths with the equilibrium on held-out text, and write a page of HTML, PNGs, and ``figures.json``.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def train_language(
     start: LoadedLanguageModel | None = None,
     distributed: DistributedContext | None = None,
 ) -> LoadedLanguageModel:
-    """Train ``recipe`` on prepared text and return the trained model. Checkpoints can also be loaded with ``transformers``.
+    """Train ``recipe`` on prepared text and return the trained model. ``transformers`` can load its checkpoints too.
 
     Parameters
     ----------

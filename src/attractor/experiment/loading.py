@@ -36,13 +36,13 @@ class LoadedLanguageModel:
     path: Path
 
     def generate(self, prompt: str, **settings: Any) -> str:
-        """Return ``prompt`` with its continuation, see :func:`attractor.experiment.generation.generate` for ``settings``."""
+        """Return ``prompt`` with its continuation. Settings are those of :func:`attractor.experiment.generation.generate`."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
 
 
 @dataclass(frozen=True)
 class LoadedReasoner:
-    """A reasoner in evaluation mode, the kind and the size of the puzzles it was trained on, and the folder it comes from."""
+    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder."""
 
     model: Reasoner
     puzzle: Puzzle
@@ -50,7 +50,7 @@ class LoadedReasoner:
     path: Path
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
-        """Solve puzzles and check the answers, see :func:`attractor.experiment.solve.solve_puzzles` for ``settings``."""
+        """Solve and check puzzles. Settings are those of :func:`attractor.experiment.solve.solve_puzzles`."""
         return solve_puzzles(self, puzzles, **settings)
 
 
@@ -60,8 +60,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Loade
     Parameters
     ----------
     path
-        The folder of a checkpoint, the folder of a run (its newest checkpoint is loaded), the folder of any causal language model of
-        ``transformers``, or the name ``owner/name`` of a model on the Hugging Face hub.
+        The folder of a checkpoint, the folder of a run (its newest checkpoint is loaded), the folder of any causal
+        language model of ``transformers``, or the name ``owner/name`` of a model on the Hugging Face hub.
     device
         The device for the model. By default the GPU if there is one, otherwise the CPU.
 
@@ -117,7 +117,7 @@ def load_reasoner(path: Path, *, kind: str | None = None, device: str | torch.de
 
 
 def load_language_model(path: Path, *, device: str | torch.device | None = None) -> LoadedLanguageModel:
-    """Load a language model and its tokenizer, see :func:`load`. The weights must be exactly those of its configuration."""
+    """Load a language model and its tokenizer, see :func:`load`. The weights must be those of its configuration."""
     with requires_extra("language"):
         from transformers import AutoModelForCausalLM
 

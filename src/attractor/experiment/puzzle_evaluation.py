@@ -25,7 +25,7 @@ def require_rising(**lists: Sequence[int]) -> None:
 
 
 def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> PuzzleSet:
-    """Return the split ``test`` of a folder of puzzles, a csv file, or the given puzzles, if they are of the model's kind."""
+    """Return the split ``test`` of a folder, the puzzles of a csv file, or the given puzzles, of the model's kind."""
     if isinstance(data, PuzzleSet):
         found, place = data, "these"
     else:
@@ -56,9 +56,10 @@ def evaluate_puzzles(
 ) -> Figures:
     """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
 
-    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell, chosen among the
-    restarts by the lowest residual or by majority; rows are breadths and columns are depths. ``right_by_residual`` also counts other
-    correct answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell,
+    chosen among the restarts by the lowest residual or by majority; rows are breadths and columns are depths.
+    ``right_by_residual`` also counts other correct answers, for puzzles that can have several. ``median_residual`` and
+    ``residual_auroc`` are those of the first start.
     """
     loaded.model.check_breadth(max(breadths))
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """Recipes: runs by name. A recipe is a frozen dataclass that holds every setting of a run.
 
-``recipes.get("sudoku/6x6")`` returns one by name, ``recipes.override`` changes some of its settings, and functions such as
-``recipes.language("tiny")`` and ``recipes.sudoku(6)`` build them.
+``recipes.get("sudoku/6x6")`` returns one by name, ``recipes.override`` changes some of its settings, and functions such
+as ``recipes.language("tiny")`` and ``recipes.sudoku(6)`` build them.
 """
 
 import importlib

@@ -6,13 +6,14 @@ The size fixes the shape, see ``sizes.py``. The settings of training follow from
 * SwiGLU of 8/3 of the width, rounded up to 64: as many weights as the paper's squared ReLU of 4 times the width;
 * rows of 2,048 tokens and 524,288 tokens a step from ``60m`` up; ``tiny`` trains for minutes on a laptop;
 * training tokens: 80 per weight from 140M to 770M, and a billion at 60M;
-* Muon at 8e-3 on the matrices inside layers, and at half of it on the attractor's; AdamW on the rest. AdamW's rate falls with the
-  square root of the width, because the change of a logit grows with the width;
+* Muon at 8e-3 on the matrices inside layers, and at half of it on the attractor's; AdamW on the rest. AdamW's rate
+  falls with the square root of the width, because the change of a logit grows with the width;
 * weight decay 0.2 on Muon's matrices, which falls to 0 during the run; no warm-up; the rate falls over the last half;
-* a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times theirs.
+* a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times
+  theirs.
 
-Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP, the optimiser
-and its settings are this project's, and no run of these sizes has been made with them.
+Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP,
+the optimiser and its settings are this project's, and no run of these sizes has been made with them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -34,8 +35,8 @@ IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 class LanguageRecipe:
     """All settings of a run on text.
 
-    ``model.vocab_size`` and the special tokens are replaced by those of the prepared text. ``attractor_rate`` is the fraction of
-    the learning rate for the attractor's layers of a model that also has backbone layers.
+    ``model.vocab_size`` and the special tokens are replaced by those of the prepared text. ``attractor_rate`` is the
+    fraction of the learning rate for the attractor's layers of a model that also has backbone layers.
     """
 
     model: AttractorConfig | LoopedConfig
@@ -67,12 +68,12 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     Parameters
     ----------
     size
-        ``"tiny"``, ``"60m"``, ``"140m"``, ``"370m"`` or ``"770m"``. From ``60m`` up, shapes and tolerances are the paper's; the other
-        settings are this project's.
+        ``"tiny"``, ``"60m"``, ``"140m"``, ``"370m"`` or ``"770m"``. From ``60m`` up, shapes and tolerances are the
+        paper's; the other settings are this project's.
     family
-        ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the layers in a loop) or
-        ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth, width and weights, except for
-        the attractor's gates (two per channel and layer) and the looped model's injection.
+        ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the layers in a
+        loop) or ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth, width
+        and weights, except for the attractor's gates (two per channel and layer) and the looped model's injection.
 
     Raises
     ------
@@ -142,9 +143,9 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
 def retrofit() -> LanguageRecipe:
     """Return the recipe that trains a retrofitted checkpoint; :func:`fit_to_model` sets its model.
 
-    AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for all layers.
-    The contraction penalty costs six more evaluations a step, two of them with gradients; the update then contracts faster at the
-    same loss.
+    AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for
+    all layers. The contraction penalty costs six more evaluations a step, two of them with gradients; the update then
+    contracts faster at the same loss.
     """
     return LanguageRecipe(
         model=AttractorConfig(),

@@ -21,9 +21,9 @@ from attractor.training import TrainConfig
 class MazeDataConfig:
     """``num_puzzles`` perfect mazes of ``size`` × ``size`` cells for training.
 
-    In ``corner_fraction`` of them S and G are in opposite corners; long paths teach the answer to spread far. ``dfs_fraction`` of
-    these are made by depth-first search, which gives the longest paths; solves then converge sooner and more often, and answers
-    are as exact as before.
+    In ``corner_fraction`` of them S and G are in opposite corners; long paths teach the answer to spread far.
+    ``dfs_fraction`` of these are made by depth-first search, which gives the longest paths; solves then converge sooner
+    and more often, and answers are as exact as before.
     """
 
     kind = "maze"
@@ -43,7 +43,7 @@ class MazeDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SudokuDataConfig:
-    """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` digits given (None: as few as possible)."""
+    """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` given digits (None: as few as possible)."""
 
     kind = "sudoku"
 
@@ -108,7 +108,7 @@ def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
 
 
 def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
-    """Return the recipe of a plain unrolled loop for comparison: zero initial state, no damping, no noise, a number of steps."""
+    """Return the recipe of a plain unrolled loop for comparison: zero initial state, no damping and no noise."""
     recipe = maze(seed=seed)
     assert isinstance(recipe.model, AttractorReasonerConfig)
     return replace(
@@ -124,8 +124,8 @@ MINUTES = {6: 6, 9: 60}
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for Sudokus of 6 or 9 digits on a CPU: six minutes, or an hour, on two cores.
 
-    All families have layers of the same kind and width and the same training; they differ in the update. ``trm`` has the
-    attractor's network, ``hrm`` two of them, and ``transformer`` four of them in sequence, each used once.
+    All families have layers of the same kind and width and the same training; they differ in the update. ``trm`` has
+    the attractor's network, ``hrm`` two of them, and ``transformer`` four of them in sequence, each used once.
     """
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
@@ -148,15 +148,16 @@ WIDTHS_27M = {"sudoku": 1216, "maze": 1024}  # at which two layers have the weig
 
 
 def published(task: str, family: str = "attractor", *, width: int = 512, seed: int = 0) -> PuzzleRecipe:
-    """Return the recipe of a published task at the published size and steps (TRM, arXiv:2510.04871; EqR, arXiv:2605.21488).
+    """Return the recipe of a published task at the published size and number of steps, for one GPU.
 
-    It is for one GPU. The task ``sudoku`` mixes its 81 cells by an MLP (5M weights), ``maze`` its 900 cells by attention (7M). HRM
-    and the Transformer have 27M weights and attention. At the ``width`` of ``WIDTHS_27M`` the attractor and TRM have 27M too: they
-    are wider with more heads of the same size, and not deeper, which hurts according to TRM's authors. Give 1,000 puzzles of the
-    published data sets as ``data``; otherwise 1,000 puzzles are generated.
+    The tasks are those of TRM (arXiv:2510.04871) and EqR (arXiv:2605.21488). The task ``sudoku`` mixes its 81 cells by
+    an MLP (5M weights), ``maze`` its 900 cells by attention (7M). HRM and the Transformer have 27M weights and
+    attention. At the ``width`` of ``WIDTHS_27M`` the attractor and TRM have 27M too: they are wider, with more heads of
+    the same size, and not deeper, which hurts according to TRM's authors. Give 1,000 puzzles of the published data
+    sets as ``data``; otherwise 1,000 puzzles are generated.
 
-    Different from the papers: AdamW instead of AdamATan2, gradients clipped at 1, and for HRM the settings of TRM. Positions are
-    rows and columns for the attractor, and the cells in reading order for the baselines.
+    Different from the papers: AdamW instead of AdamATan2, gradients clipped at 1, and for HRM the settings of TRM.
+    Positions are rows and columns for the attractor, and the cells in reading order for the baselines.
     """
     mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
     cells = GridNetworkConfig(

@@ -35,7 +35,7 @@ class Size:
 
     @property
     def num_weights(self) -> int:
-        """Weights in all matrices, for the attractor and for the Transformer with as many layers. The embedding is tied."""
+        """Weights in all matrices of the attractor, and of the Transformer with as many layers; the embedding is tied."""
         return self.num_layers * (4 * self.width**2 + 3 * self.width * self.hidden) + VOCAB_SIZE * self.width
 
 
