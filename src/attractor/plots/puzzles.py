@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +114,7 @@ def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> Non
     """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
     figure, (left, right) = new_figure(2)
     for number, (name, points) in enumerate(curves.items()):
-        style = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
+        style: Any = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
         depths = [p.depth for p in points]
         left.plot(depths, [100 * p.exact for p in points], **style)
         right.plot(depths, [p.residual for p in points], **style)

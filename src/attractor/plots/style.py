@@ -28,7 +28,9 @@ def new_figure(num_axes: int = 1, height: float = 3.6) -> tuple["Figure", list["
 
 def use_integer_ticks(axis: "Axis") -> None:
     """Label whole numbers only."""
-    axis.get_major_locator().set_params(integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def use_log_scale(axes: "Axes") -> None:

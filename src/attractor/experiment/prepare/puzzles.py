@@ -136,7 +136,7 @@ def _prepare_puzzles(
         splits["test"] = _remove(splits["test"], copies)
     else:
         chosen = {name: defaults[name] if value is None else value for name, value in settings.items()}
-        num, num_test, copies = num or 1000, num_test or 1000, ()
+        num, num_test, copies = num or 1000, num_test or 1000, np.empty(0, np.int64)
         metadata = {**chosen, "num": num, "num_test": num_test, "seed": seed}
         splits = {}
         with TaskProgress(enabled=progress) as bars:
