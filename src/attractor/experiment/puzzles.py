@@ -54,7 +54,7 @@ def train_reasoner(
     recipe
         The settings. Symbols, classes and the number of cells of the model are replaced by those of the puzzles.
     data
-        A folder of puzzles, instead of those that the recipe describes.
+        A folder of puzzles, instead of generated ones.
     held_out
         Puzzles whose accuracy is logged during training.
     loop
