@@ -166,7 +166,9 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
             **budget,
             **others,
         )
-        hidden, logits, loss = output.last_hidden_state, None, None
+        hidden = output.last_hidden_state
+        logits: Any = None
+        loss = None
         if return_logits:
             logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         if labels is not None or loss_arguments["shift_labels"] is not None:

@@ -248,7 +248,9 @@ class Decoder(LanguageModelBase):
         if position_ids is None:
             positions = past + torch.arange(length, device=x.device) if counted is None else counted.clamp_min(0)
             return positions.expand(batch, length), None
-        if position_ids.shape[-1] != length:
+        if position_ids.ndim == 1:
+            position_ids = position_ids[None]
+        if position_ids.shape not in ((batch, length), (1, length)):
             raise DataError(f"position_ids of shape {tuple(position_ids.shape)} do not fit {length} tokens.")
         if bool((position_ids.diff(dim=1) == 1).all()) or (
             padding is not None and bool(((position_ids == counted) | (padding[:, -length:] == 0)).all())
