@@ -43,13 +43,8 @@ def fixed_point(
         The initial point; floating point, finite. The first dimension is the batch, whose rows never influence each
         other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
         receives. The solve is not differentiated with respect to ``y0``, except under ``Unrolled``.
-    solver
-        ``Anderson()``, ``Picard()``, ``Broyden()``, ``BestSoFar(solver)``, or your own :class:`attractor.Solver`.
-    stop
-        ``Tolerance(...)``, ``Steps(n)``, or your own :class:`attractor.StopRule`.
     gradient
-        ``OneStep()``, ``Neumann(k)``, ``Phantom(...)``, ``Implicit(...)``, ``Unrolled()``, or your own
-        :class:`attractor.Gradient`. Ignored where autograd is off.
+        Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
         of ``(B, T, D)``, all but the batch for a puzzle.

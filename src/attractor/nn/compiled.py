@@ -54,13 +54,9 @@ def _compiler_settings() -> Iterator[None]:
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """Compile every :class:`CompiledBlock` of ``model`` in place; names and weights stay. Copies of the model are not
-    compiled.
+    """Compile every :class:`CompiledBlock` of ``model`` in place, with the ``options`` of ``torch.compile``.
 
-    Parameters
-    ----------
-    options
-        Options of ``torch.compile``, such as ``backend``.
+    Names and weights stay. Copies of the model are not compiled.
     """
     if isinstance(model, CompiledBlock):  # one graph, with all blocks inside it
         model.compile(dynamic=False, fullgraph=True, **options)

@@ -96,21 +96,17 @@ class DeepSupervision:
     ----------
     questions, answers
         Integer arrays (N, height, W), which may be memory-mapped.
-    config
-        See :class:`DeepSupervisionConfig`.
     init_state
-        ``init_state(questions) -> state``, the model's initial state.
+        ``init_state(questions) -> state``.
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
-    device
-        The model's device.
     held_out
         Questions and answers (N, height, W). The log gets the share that the current weights solve in ``max_segments``
         segments.
     peak_flops
         Peak of the device in FLOP/s, for model FLOPs utilization (MFU) in the log; ``None`` leaves it out.
     rank, world_size
-        This process, and the number of processes that share every batch. Each draws its own questions.
+        This process among those that share every batch. Each draws its own questions.
 
     The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
     ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``make_update(questions)``.

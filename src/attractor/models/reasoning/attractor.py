@@ -23,7 +23,7 @@ from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 @dataclass(frozen=True, kw_only=True)
 class AttractorReasonerConfig(ReasonerConfig):
-    """Settings of the attractor reasoner.
+    """Settings of :class:`AttractorReasoner`.
 
     Attributes
     ----------
@@ -34,15 +34,13 @@ class AttractorReasonerConfig(ReasonerConfig):
         The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``.
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
-    damping
-        λ above, in (0, 1].
+    damping, noise
+        λ above, in (0, 1], and the standard deviation of ε.
     solver
         ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
     gradient
         ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
         exact at a fixed point.
-    noise
-        Standard deviation of ε in training.
     random_init
         Start from a standard normal state; otherwise from zero.
     """
