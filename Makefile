@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: help demo test check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train a small Attractor Model on mazes for four minutes and watch it settle (writes ./demo)"
+	@echo "make demo    train a small Attractor Model on mazes for four minutes and watch it converge (writes ./demo)"
 	@echo "make test    format, lint, types, import layers, spelling, then every test"
 	@echo "make check   the first five of these alone"
+	@echo "make docs    build the documentation site strictly (writes ./site, which works offline)"
 	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes results/solvers)"
 
 demo: $(VENV)/.ready
@@ -24,6 +25,9 @@ check: $(VENV)/.ready-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	$(BIN)/codespell
+
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.ready-peers
 	$(BIN)/python -m benchmarks.solvers
@@ -47,4 +51,8 @@ $(VENV)/.ready-test: $(VENV)/.ready
 
 $(VENV)/.ready-peers: $(VENV)/.ready-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

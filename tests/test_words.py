@@ -17,13 +17,13 @@ GONE = {
     "needs evaluation": r"\bis due\b|\bare due\b|\bdue\b(?= (equations|tokens))",
     "tracker": r"\b_?Ledger\b|\bledger\b",
     "reactivated": r"\bwoken\b",
-    "layer, package": r"(?i)\bhouse rules\b|\brooms?\b(?= (which|that|may|on|from))|\bshop window\b|\bthe river\b|\blower floors?\b",
+    "layer, package": r"(?i)\bhouse rules\b|\brooms?\b(?= (which|that|may|on|from))|\bshop window\b|\blower floors?\b",
     "estimate": r"(?i)\breckon(s|ed|ing)?\b",
     "evaluate": r"(?i)\bjudge[sd]?\b|\bjudging\b|\bjudgement\b",
     "repaired": r"\bmended?\b|\bmending\b",
     "target, draft": r"\bwished\b",
     "dfs": r"\bwinding\b",
-    "plain grammar": r"(?i)\bwhoever\b|\bnobody\b|\bborne\b|\bof those that\b|\bsaid of\b|\btells of\b|\btold of\b|\bhearken\b|\bamid\b",
+    "plain grammar": r"(?i)\bwhoever\b|\bnobody\b|\bborne\b|\bof those that\b|\bsaid of\b|\bt(ells|old) of\b|\bamid\b",
     "old names": r"\bvisible\(|\bClosing\b|\bCellsConfig\b|\bSwiGLUAcross\b|\bRecursionConfig\b|\bBest\(|\bcontraction\(",
 }
 FILES = sorted(

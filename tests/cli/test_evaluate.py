@@ -173,7 +173,7 @@ def _edit(folder, **changes) -> None:
         lambda folder: _edit(folder, num_attractor_layers=2),
         lambda folder: _edit(folder, hidden_size=16),
         lambda folder: _edit(folder, hidden_size="wide"),
-        lambda folder: _edit(folder, model_type="nobody-knows"),
+        lambda folder: _edit(folder, model_type="unknown-kind"),
         lambda folder: _edit(folder, model_type="qwen3"),
     ],
 )

@@ -29,4 +29,4 @@ def training_bar(title: str, is_shown: bool) -> "AbstractContextManager[Callback
     from attractor.progress import TrainingProgress
 
     bar: Any = TrainingProgress(title)
-    return bar  # type: ignore[no-any-return]
+    return bar

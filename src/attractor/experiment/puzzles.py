@@ -57,7 +57,7 @@ def train_reasoner(
     out
         The folder to write.
     data
-        A folder of puzzles, instead of those that the recipe describes.
+        A folder of puzzles, instead of generated ones.
     held_out
         Puzzles whose accuracy is logged during training.
     callbacks, resume, should_pause, distributed

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch._functorch.config  # importing torch does not import it
 from torch import Tensor
 
 from attractor.config import require_whole

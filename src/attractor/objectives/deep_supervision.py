@@ -92,6 +92,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class DeepSupervision:
     """An :class:`attractor.training.Objective` for models that update a state.
 
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
+    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``make_update(questions)``.
+
     Parameters
     ----------
     questions, answers
@@ -106,10 +109,7 @@ class DeepSupervision:
     peak_flops
         Peak of the device in FLOP/s, for model FLOPs utilization (MFU) in the log; ``None`` leaves it out.
     rank, world_size
-        This process among those that share every batch. Each draws its own questions.
-
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
-    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``make_update(questions)``.
+        This process, and the number of processes that share every batch. Each draws its own questions.
     """
 
     def __init__(

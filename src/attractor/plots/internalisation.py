@@ -6,7 +6,7 @@ import torch
 
 from attractor.evaluation.internalisation import Internalisation
 from attractor.evaluation.trajectories import Trajectories
-from attractor.plots.style import BLUE, GREY, ORANGE, VERMILLION, new_figure, use_integer_ticks, use_log_scale
+from attractor.plots.style import BLUE, GREY, ORANGE, VERMILION, new_figure, use_integer_ticks, use_log_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def plot_depth(found: Internalisation) -> "Figure":
     depths, name = list(points), equilibrium_name(found)
     left.plot(depths, [p.bits_per_byte for p in points.values()], color=BLUE, marker="o", label="fixed depth")
     reference = found.equilibrium.bits_per_byte
-    left.axhline(reference, color=VERMILLION, linestyle="--", label=f"{name}: {reference:.4f}")
+    left.axhline(reference, color=VERMILION, linestyle="--", label=f"{name}: {reference:.4f}")
     left.set(xlabel="depth (evaluations)", ylabel="bits per byte", title="loss")
     left.ticklabel_format(axis="y", useOffset=False)
     left.legend(fontsize=9)
@@ -52,7 +52,7 @@ def plot_residual(found: Internalisation, paths: Trajectories) -> "Figure":
     axes.fill_between(evaluations, low, high, color=BLUE, alpha=0.2, linewidth=0, label="10 to 90 % of tokens")
     axes.plot(evaluations, median, color=BLUE, marker="o", markersize=4, label="median")
     if found.tolerance is not None:
-        axes.axhline(found.tolerance, color=VERMILLION, linestyle="--", label=f"tolerance {found.tolerance:g}")
+        axes.axhline(found.tolerance, color=VERMILION, linestyle="--", label=f"tolerance {found.tolerance:g}")
     axes.set(xlabel="evaluations", ylabel="relative residual")
     use_log_scale(axes)
     use_integer_ticks(axes.xaxis)
@@ -67,7 +67,7 @@ def plot_evaluations(found: Internalisation) -> "Figure":
     used = range(int(counts.nonzero()[0]), len(counts))
     axes.bar(used, (100 * counts / counts.sum())[used.start :].tolist(), color=BLUE, width=0.9)
     mean = found.equilibrium.evaluations
-    axes.axvline(mean, color=VERMILLION, linestyle="--", label=f"mean {mean:.2f}")
+    axes.axvline(mean, color=VERMILION, linestyle="--", label=f"mean {mean:.2f}")
     axes.set(xlabel="evaluations until convergence", ylabel="share of tokens (%)")
     use_integer_ticks(axes.xaxis)
     axes.legend(fontsize=9)
@@ -85,7 +85,7 @@ def plot_proposal_distance(found: Internalisation) -> "Figure":
     axes.hist(values.clamp_max(longest).numpy(), bins=48, range=(0, longest), weights=share.numpy(), color=BLUE)
     mean = found.proposal_distance
     assert mean is not None
-    axes.axvline(mean, color=VERMILLION, linestyle="--", label=f"mean {mean:.3f}")
+    axes.axvline(mean, color=VERMILION, linestyle="--", label=f"mean {mean:.3f}")
     axes.set(xlabel="relative distance between proposal and equilibrium", ylabel="share of tokens (%)")
     axes.legend(fontsize=9)
     return figure
