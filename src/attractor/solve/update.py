@@ -10,6 +10,7 @@ from torch import Tensor
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, known_empty, to_tensor, where_rows
 from attractor.solve.layout import Layout
+from attractor.solve.randomness import RepeatedRandomness
 
 Update = Callable[[Tensor], Tensor]
 
@@ -27,6 +28,29 @@ class PartialUpdate(ABC):
 
         ``index`` counts the leading dimensions of ``y0`` as if they were one, in ascending order.
         """
+
+
+class Repeated(PartialUpdate):
+    """An update whose random numbers are the same at every call of one solve."""
+
+    def __init__(self, update: Update) -> None:
+        self.update, self._random = update, RepeatedRandomness()
+
+    @classmethod
+    def of(cls, update: Update) -> "Repeated":
+        return update if isinstance(update, cls) else cls(update)
+
+    @property
+    def can_be_partial(self) -> bool:
+        """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
+        return isinstance(self.update, PartialUpdate) and not self._random.draws
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self._random.call(self.update, y)
+
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        assert isinstance(self.update, PartialUpdate)
+        return self.update.at(y, index)
 
 
 class Point(NamedTuple):
@@ -54,9 +78,9 @@ class Point(NamedTuple):
         return Point(*(where_rows(mask, new, old) for old, new in zip(self, other, strict=True)))
 
 
-def evaluate(update: Update, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
+def evaluate(update: Repeated, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
     """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), and with ``last`` elsewhere."""
-    if not isinstance(update, PartialUpdate) or bool(needed.all()):
+    if not update.can_be_partial or bool(needed.all()):
         return _measure(y, _checked_call(update, layout.unflatten(y)), layout)
     index = to_tensor(needed).nonzero()[:, 0]
     argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
@@ -64,7 +88,7 @@ def evaluate(update: Update, y: Tensor, layout: Layout, needed: Array, last: Poi
     return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
 
 
-def _checked_call(update: Any, y: Tensor, *index: Tensor) -> Tensor:
+def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
     version = None if y.is_inference() else y._version
     out = update.at(y, *index) if index else update(y)
     if not isinstance(out, Tensor) or out.shape != y.shape or out.dtype != y.dtype:

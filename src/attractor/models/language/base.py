@@ -23,6 +23,7 @@ from attractor.models.language.loss import TokenLoss, next_token_loss
 from attractor.nn.rotary import rotary_angles
 from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask
 from attractor.solve import Solution, StopRule, Tolerance, require_resolvable
+from attractor.solve.randomness import checkpoint_contexts
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Decoder(nn.Module):
         for index in range(first, last):
             layer, attend = self.layers[index], context.attend(index)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False)
+                x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False, context_fn=checkpoint_contexts)
             else:
                 x = layer(x, context.rotary, attend)
         return x

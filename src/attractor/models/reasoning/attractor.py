@@ -111,10 +111,14 @@ class AttractorReasoner(Reasoner):
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         x, mask = self.embedding(questions), self._mask(questions)
         noise = self.config.noise if self.training else 0.0
+        # A generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
+        generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
-            return (f + noise * torch.randn_like(f) if noise else f) * mask
+            if noise:
+                f = f + noise * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+            return f * mask
 
         return update
 

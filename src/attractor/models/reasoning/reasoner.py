@@ -241,7 +241,7 @@ class Reasoner(nn.Module, ABC):
 def _count_flops(config: ReasonerConfig, num_cells: int) -> tuple[float, float, float]:
     """Return the operations of one evaluation, of its backward pass and of decoding, for one puzzle."""
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
-        model = config.build()
+        model = config.build().eval()
         questions = torch.zeros(1, 1, num_cells, dtype=torch.long)
         update, state = model.make_update(questions), model.init_state(questions)
         evaluation, next_state = _count(lambda: update(state))
