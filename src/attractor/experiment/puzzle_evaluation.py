@@ -10,9 +10,9 @@ from torch import Tensor
 from attractor.data import PuzzleSet, puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
-from attractor.experiment.loading import LoadedReasoner
 from attractor.experiment.progress import progress_bars
 from attractor.experiment.puzzles import as_tensors
+from attractor.experiment.solve import LoadedReasoner
 
 Figures = dict[str, Any]
 
