@@ -10,9 +10,9 @@ from attractor import recipes
 from attractor.config import override, to_dict
 from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, load_language_model, local_folder
-from attractor.experiment.progress import training_bar
 from attractor.experiment.puzzles import train_reasoner
 from attractor.files import check_output_dir
+from attractor.progress import TrainingProgress
 from attractor.recipes import RETROFIT, PuzzleRecipe
 from attractor.training import Callback, DistributedContext, Preemption, find_checkpoint, init_distributed, make_logger
 
@@ -96,7 +96,7 @@ def train(
     curves = make_logger(logger, target, name or target.name, to_dict(config))
     with init_distributed() as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
-        with training_bar(name or target.name, progress and distributed.is_main) as bar:
+        with TrainingProgress(name or target.name, enabled=progress and distributed.is_main) as bar:
             trained = _run(
                 config,
                 folder,

@@ -179,8 +179,11 @@ def _prepare_puzzles(
         num, num_test = source.num or 1000, source.num_test or 1000
         metadata = {**chosen, "num": num, "num_test": num_test, "seed": source.seed}
         with TaskProgress(enabled=progress) as bars:
-            train = _generate(puzzle, num, source.seed, None, chosen, bars, "training puzzles")
-            test = _generate(puzzle, num_test, FIRST_TEST_SEED + source.seed, train, chosen, bars, "test puzzles")
+            count = bars.count("training puzzles", num)
+            train = puzzle.generate(num, seed=source.seed, advance=count, **chosen)
+            count = bars.count("test puzzles", num_test)
+            seed = FIRST_TEST_SEED + source.seed
+            test = puzzle.generate(num_test, seed=seed, exclude=train, advance=count, **chosen)
         splits, copies = {"train": train, "test": test}, np.empty(0, np.int64)
     puzzles.write(out, splits, metadata=metadata)
     return summarize(out, splits, num_copies=len(copies))
@@ -203,25 +206,6 @@ def _remove(test: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
     if not kept.any():
         raise DataError(f"all {len(test)} test puzzles are symmetric copies of training puzzles; give other files.")
     return test[kept]
-
-
-def _generate(
-    puzzle: Puzzle,
-    num: int,
-    seed: int,
-    exclude: PuzzleSet | None,
-    settings: Mapping[str, Any],
-    bars: TaskProgress,
-    title: str,
-) -> PuzzleSet:
-    draw, done = bars.follow(title), 0
-
-    def advance(num_found: int) -> None:
-        nonlocal done
-        done += num_found
-        draw(done, num)
-
-    return puzzle.generate(num, seed=seed, exclude=exclude, advance=advance, **settings)
 
 
 def summarize(folder: Path, splits: Mapping[str, PuzzleSet], num_copies: int = 0) -> PuzzleSummary:
