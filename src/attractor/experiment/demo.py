@@ -35,24 +35,7 @@ def demo(
     """Train a small attractor model on 11×11 mazes, and evaluate it on unseen mazes up to eight times their area.
 
     Writes a checkpoint, ``metrics.json``, ``trajectory.png``, ``trajectory.gif``, ``accuracy.png`` and ``maze.txt``.
-
-    Parameters
-    ----------
-    out
-        The folder to write.
-    minutes
-        The time to train. Evaluation takes about one more minute.
-    seed
-        The seed of data, weights and initial states.
-    overwrite
-        Write into a folder that is not empty.
-    progress
-        Show progress bars.
-
-    Returns
-    -------
-    dict
-        The evaluation of each size, such as ``"31×31"``.
+    Training takes ``minutes``, evaluation about one more. Returns the evaluation of each size, such as ``"31×31"``.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes={minutes:g}: give a positive number.")
