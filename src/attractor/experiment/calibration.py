@@ -12,9 +12,8 @@ from attractor.evaluation.calibrate import calibrate as find_budget
 from attractor.evaluation.text import DEFAULT_WINDOW, max_length
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
-from attractor.files import new_file
+from attractor.files.manifest import amended_file
 from attractor.progress import TaskProgress
-from attractor.training import update_checksums
 
 
 def calibrate(
@@ -44,10 +43,6 @@ def calibrate(
         The field of a record that holds the text.
     limit, characters
         The largest number of documents, and of characters from the beginning of each.
-    batch_size
-        Sequences in a batch.
-    progress
-        Show a progress bar.
 
     Raises
     ------
@@ -71,7 +66,6 @@ def calibrate(
             advance=bars.follow("budgets"),
         )
     language_model.store_budget(**found.chosen.budget)
-    with new_file(loaded.path / "generation_config.json") as part:
-        language_model.generation_config.save_pretrained(part.parent, config_file_name=part.name)
-    update_checksums(loaded.path, "generation_config.json")
+    with amended_file(loaded.path, "generation_config.json") as part:
+        language_model.generation_config.save_pretrained(part.parent)
     return found

@@ -10,8 +10,8 @@ from torch import Tensor
 from attractor.data import PuzzleSet, puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
-from attractor.experiment.loading import LoadedReasoner
 from attractor.experiment.puzzles import as_tensors
+from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
