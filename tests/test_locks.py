@@ -138,8 +138,14 @@ def test_devices_pipes_and_links_are_written_to(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence_in_the_classes_of_libraries(tmp_path: Path) -> None:
     """safetensors and tokenizers raise their own classes."""
-    for error in (OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")):
-        with pytest.raises(ConfigError, match="out: cannot be written .No space.*free some disk"), new_folder(tmp_path / "out"):
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ):
+        with (
+            pytest.raises(ConfigError, match="out: cannot be written .No space.*free some disk"),
+            new_folder(tmp_path / "out"),
+        ):
             raise error
         with pytest.raises(ConfigError, match="a.gif: cannot be written"), new_file(tmp_path / "a.gif") as part:
             part.touch()

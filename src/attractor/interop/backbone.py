@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.files import first_line
+from attractor.files import check_model_folder, load_reason
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 QK_NORM = {"qwen3": True, "llama": False}  # the supported families, and whether they normalise queries and keys
@@ -64,18 +64,19 @@ def retrofit(
     CheckpointError
         For a backbone that is missing, incomplete or damaged.
     """
+    check_model_folder(Path(path_or_id), CheckpointError)
     try:
-        found = AutoConfig.from_pretrained(path_or_id)
+        found = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds
-        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({load_reason(error)}).") from error
     solving = {"num_attractor_layers": num_attractor_layers, "gate_start": gate_start, "gate_limit": gate_limit}
     config = _attractor_config(found, str(path_or_id), {**solving, **settings})
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path_or_id, config=found, dtype=torch.float32, output_loading_info=True
+            path_or_id, config=found, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
-        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({load_reason(error)}).") from error
     backbone, info = loaded
     differing = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]))
     if differing:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
+from attractor.files import new_file
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Renderer = Callable[[Tensor, int], Image]  # probabilities (height, width, classes) and pixels per cell
@@ -107,7 +108,8 @@ def _write_strip(
         axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
         axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
         axis.axis("off")
-    figure.savefig(file, dpi=130)
+    with new_file(file) as part:
+        figure.savefig(part, dpi=130)
 
 
 def _write_animation(
@@ -127,7 +129,8 @@ def _write_animation(
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
         images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
-    images[0].save(file, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    with new_file(file) as part:
+        images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def plot_accuracy(
@@ -151,4 +154,5 @@ def plot_accuracy(
         axis.set_xscale("log", base=2)
         axis.set_xlabel("depth (evaluations)")
         axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=130)
+    with new_file(file) as part:
+        figure.savefig(part, dpi=130)
