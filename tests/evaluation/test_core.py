@@ -15,8 +15,7 @@ from torch import nn
 from attractor.data.text import train_tokenizer
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import Task, find_task, read_items, read_tasks
-from attractor.evaluation.core import CoreScore, continuations, core, draw_examples, evaluate_task, prompts
-from attractor.evaluation.lambada import lambada
+from attractor.evaluation.core import CoreScore, continuations, core, draw_examples, evaluate_task, lambada, prompts
 from attractor.evaluation.text import encode
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 

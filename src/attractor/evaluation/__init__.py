@@ -2,10 +2,9 @@
 
 from attractor.evaluation.bundle import Task, find_task, read_tasks
 from attractor.evaluation.calibrate import BudgetScore, Calibration, calibrate
-from attractor.evaluation.core import CoreScore, TaskScore, core, evaluate_task
+from attractor.evaluation.core import CoreScore, LambadaScore, TaskScore, core, evaluate_task, lambada
 from attractor.evaluation.harness import harness
 from attractor.evaluation.internalisation import DepthStats, Internalisation, TokenStats, measure_internalisation
-from attractor.evaluation.lambada import LambadaScore, lambada
 from attractor.evaluation.puzzles import DepthEvaluation, DepthPoint, evaluate_depths, trajectory
 from attractor.evaluation.restarts import Restarts, auroc, exact, run_restarts
 from attractor.evaluation.text import (

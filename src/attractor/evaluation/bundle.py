@@ -31,13 +31,10 @@ class Task:
     Attributes
     ----------
     kind
-        ``multiple_choice``, ``schema`` or ``language_modeling``.
-    file
-        Its data; None when the bundle does not contain it.
-    rebuilt
-        Whether the file is ``NAME_rebuilt.jsonl``: equivalent data made again from its source, not the original file.
-    num_fewshot
-        Number of solved examples before each question.
+        A key of ``FIELDS``.
+    file, rebuilt
+        Its data, None when the bundle does not contain it; and whether that is ``NAME_rebuilt.jsonl``: equivalent data
+        made again from its source, not the original file.
     delimiter
         Text between a context and its continuation.
     baseline
@@ -54,13 +51,7 @@ class Task:
 
 
 def read_tasks(bundle: Path) -> tuple[Task, ...]:
-    """Return the tasks of ``bundle`` in the order of its ``core.yaml``.
-
-    Raises
-    ------
-    DataError
-        When the folder is not a valid bundle.
-    """
+    """Return the tasks of ``bundle`` in the order of its ``core.yaml``. Raises DataError for an invalid bundle."""
     with requires_extra("eval"):
         import yaml  # type: ignore[import-untyped]
     listing = bundle / "core.yaml"
@@ -89,13 +80,7 @@ def find_task(bundle: Path, label: str) -> Task:
 
 
 def read_items(task: Task) -> list[Item]:
-    """Return the validated items of a task in the order of its file.
-
-    Raises
-    ------
-    DataError
-        When the file is missing, damaged, or holds other data.
-    """
+    """Return the validated items of a task in the order of its file. Raises DataError for a missing or damaged file."""
     from attractor.data.text.documents import OPENERS
 
     file, items = task.file, []

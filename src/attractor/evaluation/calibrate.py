@@ -52,8 +52,6 @@ def calibrate(
     ----------
     model, tokenizer, documents, length, batch_size
         See :func:`attractor.evaluation.score_text`. The model must have attractor layers.
-    max_loss_increase
-        Accepted relative increase of the loss.
     candidates
         Budgets to try in addition to the model's own: ``{"depth": n}`` or ``{"tolerance": rtol}``.
     advance
@@ -71,15 +69,12 @@ def calibrate(
     if not getattr(model.config, "num_attractor_layers", 0):
         raise ConfigError("calibrate: this model has no attractor layers, so there is no budget to choose.")
 
-    def score_budget(budget: Budget) -> BudgetScore:
-        score = score_text(model, tokenizer, documents, length=length, batch_size=batch_size, **budget)
-        return BudgetScore(budget=budget, score=score, flops_per_token=model.flops_per_token(length, score.evaluations))
-
     own = {"tolerance": model.config.tolerance}
-    budgets = [own, *(budget for budget in candidates if budget != own)]
-    scores: list[BudgetScore] = []
+    budgets, scores = [own, *(budget for budget in candidates if budget != own)], []
     for budget in budgets:
-        scores.append(score_budget(budget))
+        score = score_text(model, tokenizer, documents, length=length, batch_size=batch_size, **budget)
+        flops = model.flops_per_token(length, score.evaluations)
+        scores.append(BudgetScore(budget=budget, score=score, flops_per_token=flops))
         advance(len(scores), len(budgets))
     reference = scores[0]
     if not math.isfinite(reference.score.nats):

@@ -1,21 +1,22 @@
-"""CORE tasks: in-context learning tasks of an evaluation bundle, and their mean centred accuracy.
+"""CORE, the mean centred accuracy of in-context learning tasks; and LAMBADA, the last word of a passage.
 
 Prompts, few-shot examples and scoring follow nanochat's ``core_eval.py``, so the results compare with its published ones.
-Source: DCLM, arXiv:2406.11794.
+Sources: DCLM, arXiv:2406.11794; LAMBADA, arXiv:1606.06031.
 """
 
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation.bundle import Item, Task, read_items, read_tasks
-from attractor.evaluation.text import ContinuationScore, encode, max_length, score_continuations
+from attractor.evaluation.bundle import Item, Task, find_task, read_items, read_tasks
+from attractor.evaluation.text import ContinuationScore, encode, max_length, perplexity, score_continuations
 
 SHUFFLE_SEED, FEWSHOT_SEED = 1337, 1234  # nanochat's
 
@@ -61,6 +62,26 @@ class CoreScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LambadaScore:
+    """Prediction of the last word in ``num_items`` of ``num_all`` passages.
+
+    ``log_likelihood`` is the mean per word in nats. ``accuracy`` is the share of words that greedy decoding gives exactly.
+    ``num_cut`` passages exceeded the model's positions and lost their beginnings.
+    """
+
+    num_items: int
+    num_all: int
+    num_cut: int
+    log_likelihood: float
+    accuracy: float
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per word."""
+        return perplexity(-self.log_likelihood)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ItemScores:
     """Items of a task with the scores of each item's continuations; other fields as in :class:`TaskScore`."""
 
@@ -75,39 +96,21 @@ def core(
     tokenizer: Any,
     bundle: Path,
     *,
-    limit: int | None = None,
-    batch_size: int = 8,
     advance: Callable[[str, int, int], None] = lambda label, done, total: None,
-    **budget: float | None,
+    **settings: Any,
 ) -> CoreScore:
-    """Evaluate every task of ``bundle`` that has a file. Arguments as in :func:`evaluate_task`; ``advance`` also gets the label."""
+    """Evaluate every task of ``bundle`` that has a file. Settings as in :func:`evaluate_task`; ``advance`` gets the label first."""
     tasks = read_tasks(bundle)
     present = [task for task in tasks if task.file is not None]
     if not present:
         raise DataError(f"{bundle}: has no data file for any of its {len(tasks)} tasks.")
-
-    def evaluate(task: Task) -> TaskScore:
-        def report(done: int, total: int) -> None:
-            advance(task.label, done, total)
-
-        return evaluate_task(model, tokenizer, task, limit=limit, batch_size=batch_size, advance=report, **budget)
-
     return CoreScore(
-        tasks=tuple(evaluate(task) for task in present),
+        tasks=tuple(evaluate_task(model, tokenizer, t, advance=partial(advance, t.label), **settings) for t in present),
         missing=tuple(task.label for task in tasks if task.file is None),
     )
 
 
-def evaluate_task(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    *,
-    limit: int | None = None,
-    batch_size: int = 8,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-    **budget: float | None,
-) -> TaskScore:
+def evaluate_task(model: Any, tokenizer: Any, task: Task, **settings: Any) -> TaskScore:
     """Evaluate a model on one task.
 
     The answer to a multiple-choice or schema item is the option with the lowest mean loss per scored token. A language modelling
@@ -115,10 +118,9 @@ def evaluate_task(
 
     Parameters
     ----------
-    model, tokenizer, batch_size, advance, budget
-        See :func:`attractor.evaluation.score_text`.
-    limit
-        Use only so many items, the same random ones every time.
+    settings
+        ``limit``: use only so many items, the same random ones every time. Others as in
+        :func:`attractor.evaluation.score_text`: ``batch_size``, ``advance``, and the budget.
 
     Raises
     ------
@@ -127,7 +129,7 @@ def evaluate_task(
     DataError
         When the task's file is missing or damaged.
     """
-    found = score_items(model, tokenizer, task, limit=limit, batch_size=batch_size, advance=advance, **budget)
+    found = score_items(model, tokenizer, task, **settings)
     correct = [_is_correct(task.kind, *pair) for pair in zip(found.items, found.scores, strict=True)]
     return TaskScore(
         label=task.label,
@@ -140,17 +142,21 @@ def evaluate_task(
     )
 
 
-def score_items(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    *,
-    limit: int | None,
-    batch_size: int,
-    advance: Callable[[int, int], None],
-    **budget: float | None,
-) -> ItemScores:
-    """Score the continuations of each item; arguments as in :func:`evaluate_task`."""
+def lambada(model: Any, tokenizer: Any, bundle: Path, **settings: Any) -> LambadaScore:
+    """Evaluate a model on ``lambada_openai`` of ``bundle``. Settings and errors as in :func:`evaluate_task`."""
+    found = score_items(model, tokenizer, find_task(bundle, "lambada_openai"), **settings)
+    words = [word for (word,) in found.scores]
+    return LambadaScore(
+        num_items=len(words),
+        num_all=found.num_all,
+        num_cut=found.num_cut,
+        log_likelihood=math.fsum(word.log_likelihood for word in words) / len(words),
+        accuracy=sum(word.is_greedy for word in words) / len(words),
+    )
+
+
+def score_items(model: Any, tokenizer: Any, task: Task, *, limit: int | None = None, **settings: Any) -> ItemScores:
+    """Score the continuations of each item. Settings and errors as in :func:`evaluate_task`."""
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: give at least 1 item per task, or no limit.")
     items = read_items(task)
@@ -168,8 +174,7 @@ def score_items(
             sequences.append((tokens, start))
             owners.append(index)
     scores: list[list[ContinuationScore]] = [[] for _ in chosen]
-    found = score_continuations(model, sequences, batch_size=batch_size, advance=advance, **budget)
-    for owner, score in zip(owners, found, strict=True):
+    for owner, score in zip(owners, score_continuations(model, sequences, **settings), strict=True):
         scores[owner].append(score)
     return ItemScores(items=chosen, scores=scores, num_all=len(items), num_cut=len(cut))
 
@@ -182,19 +187,24 @@ def draw_examples(items: Sequence[Item], index: int, num: int) -> list[Item]:
 
 def prompts(task: Task, item: Item, examples: Sequence[Item]) -> list[str]:
     """Return the item's prompts after its examples: one per option, or one without and one with the continuation."""
-    if task.kind == "multiple_choice":
-        solved = [e["query"] + task.delimiter + e["choices"][e["gold"]] for e in examples]
-        ends = [item["query"] + task.delimiter + choice for choice in item["choices"]]
-    elif task.kind == "schema":
-        solved = [e["context_options"][e["gold"]] + task.delimiter + e["continuation"] for e in examples]
-        ends = [context + task.delimiter + item["continuation"] for context in item["context_options"]]
-    else:
-        solved = [e["context"].strip() + task.delimiter + e["continuation"] for e in examples]
-        ends = [item["context"].strip() + task.delimiter + more for more in ("", item["continuation"])]
+    right = [0 if task.kind == "language_modeling" else e["gold"] for e in examples]
+    solved = [task.delimiter.join(_options(task.kind, e)[i]) for e, i in zip(examples, right, strict=True)]
+    ends = [task.delimiter.join(option) for option in _options(task.kind, item)]
+    if task.kind == "language_modeling":
+        ends.insert(0, item["context"].strip() + task.delimiter)
     texts = ["\n\n".join([*solved, end]) for end in ends]
     if task.kind == "language_modeling":
         texts[0] = texts[0].strip()  # the delimiter's last space belongs to the first token of the continuation
     return texts
+
+
+def _options(kind: str, item: Item) -> list[tuple[str, str]]:
+    """Return the contexts of an item with their continuations, one of which is right."""
+    if kind == "multiple_choice":
+        return [(item["query"], choice) for choice in item["choices"]]
+    if kind == "schema":
+        return [(context, item["continuation"]) for context in item["context_options"]]
+    return [(item["context"].strip(), item["continuation"])]
 
 
 def continuations(tokenizer: Any, task: Task, texts: Sequence[str]) -> list[tuple[Tensor, int]]:

@@ -26,12 +26,10 @@ def harness(
     include_path: Path | None = None,
     **budget: float | None,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a model with the harness's own adapter for ``transformers`` models.
+    """Return each task's metrics under the harness's names (``"acc,none"``), from its own adapter for ``transformers`` models.
 
     Parameters
     ----------
-    model, tokenizer
-        A :class:`transformers.PreTrainedModel` and its tokenizer.
     tasks
         Names of tasks, groups or tags of the harness or of ``include_path``.
     limit
@@ -41,17 +39,10 @@ def harness(
     budget
         See :func:`attractor.evaluation.score_text`. It also applies to generated tokens.
 
-    Returns
-    -------
-    dict
-        Metrics of each task under the harness's names (``"acc,none"``), without standard errors.
-
     Raises
     ------
-    ConfigError
-        When the harness is not installed, or has no such task.
-    DataError
-        When a task cannot run, for instance because its data cannot be downloaded.
+    ConfigError, DataError
+        When the harness is not installed, has no such task, or cannot run it (its data cannot be downloaded, say).
     """
     lm_eval = _import()[0]
     given = known_budget(model, budget)

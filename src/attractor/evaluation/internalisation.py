@@ -33,10 +33,6 @@ class DepthStats:
     ----------
     depth
         Number of evaluations; None at the equilibrium.
-    bits_per_byte
-        Cross-entropy per UTF-8 byte of the text.
-    evaluations
-        Per token.
     residual
         ``‖update(y) − y‖ / ‖y‖`` at the state that is decoded (the last one that the solver accepted).
     flops_per_token
@@ -79,8 +75,6 @@ class Internalisation:
 
     Attributes
     ----------
-    num_documents, num_tokens, num_bytes
-        Size of the scored text.
     length
         Tokens of the sliding window, which moves by half its length.
     tolerance
@@ -122,10 +116,7 @@ class Internalisation:
 def default_budget(model: Any, tolerance: float | None) -> dict[str, float]:
     """Return the ``forward`` arguments of normal use: a tolerance, or a looped model's trained number of iterations.
 
-    Raises
-    ------
-    ConfigError
-        For a model without a solve, and for a tolerance given to a looped model.
+    Raises ConfigError for a model without a solve, and for a tolerance given to a looped model.
     """
     from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
 
@@ -159,8 +150,6 @@ def measure_internalisation(
         Held-out text. The numbers agree with :func:`attractor.evaluation.score_text`.
     depths, length
         Numbers of evaluations, at least 0; number of tokens in the sliding window.
-    tolerance
-        Replaces the model's own tolerance.
     advance
         Called as ``advance(done, total)`` with numbers of windows.
 
@@ -182,6 +171,12 @@ def measure_internalisation(
         raise DataError("there is no text to measure; give documents that are not empty.")
     sums, tokens, num_converged = _measure_documents(model, windows, depths, budget, advance)
     num_tokens, num_bytes = sum(len(t.evaluations) for t in tokens), sum(len(text.encode()) for text in texts)
+    points = []
+    for depth, row in zip([*depths, None], sums.tolist(), strict=True):
+        means = {name: value / num_tokens for name, value in zip(SUMS, row, strict=True)}
+        bits_per_byte = means.pop("nats") * num_tokens / math.log(2) / num_bytes
+        flops = model.flops_per_token(length, means["evaluations"])
+        points.append(DepthStats(depth=depth, bits_per_byte=bits_per_byte, flops_per_token=flops, **means))
     diagnostics = _mean_diagnostics(model, [ids for document in windows for ids, _ in document[:1]][:NUM_DIAGNOSED])
     return Internalisation(
         num_documents=len(texts),
@@ -190,10 +185,7 @@ def measure_internalisation(
         length=length,
         tolerance=budget.get("tolerance"),
         converged_fraction=num_converged / num_tokens if "tolerance" in budget else None,
-        points=tuple(
-            _depth_stats(model, depth, row, length, num_tokens, num_bytes)
-            for depth, row in zip([*depths, None], sums.tolist(), strict=True)
-        ),
+        points=tuple(points),
         tokens=tuple(tokens),
         gate=diagnostics.get("gate"),
         spectral_radius=diagnostics.get("spectral_radius"),
@@ -230,11 +222,7 @@ def _measure_documents(
 def _measure_window(
     model: Any, ids: Tensor, part: slice, depths: Sequence[int], budget: dict[str, float]
 ) -> tuple[Tensor, TokenStats, int]:
-    """Measure the tokens in ``part`` of a window (T,).
-
-    Returns the sums named by ``SUMS``, one row per depth and one for the equilibrium, the solves at the equilibrium, and the
-    number of converged tokens.
-    """
+    """Return the sums named by ``SUMS`` over ``part`` of a window, a row per depth; the solves; and how many converged."""
     own = [int(budget["depth"])] if "depth" in budget else []
     # A fixed number of evaluations measures the residual of the state before the last one, so run one more.
     runs = {d: run_window(model, ids, {"depth": d}) for d in sorted({n for d in (*depths, *own) for n in (d, d + 1)})}
@@ -261,18 +249,6 @@ def _measure_window(
         proposal_distance=_proposal_distance(model, equilibrium, part),
     )
     return sums, stats, int((equilibrium.solution.outcome.status[0, part] == Status.CONVERGED).sum())
-
-
-def _depth_stats(
-    model: "LanguageModel", depth: int | None, sums: Sequence[float], length: int, num_tokens: int, num_bytes: int
-) -> DepthStats:
-    means = dict(zip(SUMS, (value / num_tokens for value in sums), strict=True))
-    return DepthStats(
-        depth=depth,
-        bits_per_byte=means.pop("nats") * num_tokens / math.log(2) / num_bytes,
-        flops_per_token=model.flops_per_token(length, means["evaluations"]),
-        **means,
-    )
 
 
 def _log_probs(model: Any, hidden: Tensor) -> Tensor:

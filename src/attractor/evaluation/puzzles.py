@@ -22,20 +22,9 @@ class DepthPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthEvaluation:
-    """Figures of one trajectory per grid, by depth and at its end.
+    """Shares of exact and of converged grids by depth and at the end of each grid's trajectory, and its mean evaluations.
 
-    Attributes
-    ----------
-    points
-        By depth.
-    exact
-        Share of grids that are right in every cell, when converged or at the last depth.
-    converged
-        Share of grids that converged.
-    accuracy_given_converged
-        Share of converged grids that are right in every cell; NaN where none converged.
-    evaluations
-        Mean per grid.
+    ``accuracy_given_converged`` is the share of converged grids that are right in every cell; NaN if none converged.
     """
 
     num_puzzles: int
@@ -59,14 +48,8 @@ def read_depths(
 
     A puzzle whose residual is below ``tolerance`` at one of the depths has converged and is left out from then on.
 
-    Yields
-    ------
-    active
-        Indices (M,) of the puzzles that had not converged at an earlier depth, on the CPU.
-    logits
-        (M, height, W, classes), on the model's device.
-    residual
-        (M,), from the evaluation that led to this depth, on the CPU.
+    Yields, for the M puzzles that had not converged at an earlier depth, their indices (M,) and residuals (M,) on the CPU,
+    and between them logits (M, height, W, classes) on the model's device.
     """
     state = model.init_state(questions) if init_state is None else init_state
     active, reached = torch.arange(len(questions)), 0

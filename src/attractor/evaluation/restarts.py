@@ -12,17 +12,7 @@ from attractor.models.reasoning import Reasoner
 
 @dataclass(frozen=True, kw_only=True)
 class Restarts:
-    """Answers of K restarts of N puzzles at several depths.
-
-    Attributes
-    ----------
-    depths
-        In evaluations.
-    answers
-        (K, depths, N, height, W) uint8.
-    residual
-        (K, depths, N).
-    """
+    """``answers`` (K, depths, N, height, W) uint8 of K restarts of N puzzles, and their ``residual`` (K, depths, N)."""
 
     depths: tuple[int, ...]
     answers: Tensor
@@ -57,12 +47,8 @@ def run_restarts(
 ) -> Restarts:
     """Run every puzzle (N, height, W) from ``breadth`` initial states, and read it at increasing ``depths``.
 
-    ``advance`` is called with the number of puzzles that are finished.
-
-    Raises
-    ------
-    ConfigError
-        For a breadth above 1 when the model's initial state is not random.
+    ``advance`` is called with the number of puzzles that are finished. Raises ConfigError for a breadth above 1 when the
+    model's initial state is not random.
     """
     model.check_breadth(breadth)
     answers = torch.zeros(breadth, len(depths), *questions.shape, dtype=torch.uint8)
@@ -83,10 +69,7 @@ def exact(answers: Tensor, truth: Tensor) -> Tensor:
 
 
 def auroc(score: Tensor, right: Tensor) -> float:
-    """Return the probability that a right answer scores above a wrong one, for ``score`` and ``right`` (N,).
-
-    NaN without answers of both kinds.
-    """
+    """Return the probability that a right answer has a higher ``score`` (N,) than a wrong one; NaN if one kind is missing."""
     good, bad = score[right].double(), score[~right].double()
     if not len(good) or not len(bad):
         return float("nan")

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
 from attractor.solve import Status, require_resolvable
 
-DEFAULT_WINDOW = (
-    2048  # tokens of the sliding window, when the caller gives no length and the model knows as many positions
-)
+DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +44,14 @@ class TokenScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationScore:
-    """Sums over the last ``num_tokens`` tokens of one sequence. ``is_greedy`` holds when every token is the most likely one.
-
-    ``evaluations``, ``residual`` and ``num_converged`` are None where they are None in :class:`TokenScores`.
-    """
+    """Sums over the last ``num_tokens`` tokens of one sequence; ``is_greedy`` holds when it does for each of them."""
 
     num_tokens: int
     log_likelihood: float
     is_greedy: bool
-    evaluations: int | None
+    evaluations: float | None
     residual: float | None
-    num_converged: int | None
+    num_converged: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +60,8 @@ class TextScore:
 
     Attributes
     ----------
-    num_documents, num_tokens, num_bytes
-        Size of the text; bytes of UTF-8.
+    num_bytes
+        Size of the text in UTF-8.
     nats
         Negative log-likelihood of the text.
     evaluations, residual
@@ -107,17 +103,11 @@ def score_text(
 
     Parameters
     ----------
-    model
-        Any causal language model of ``transformers``, in evaluation mode.
-    tokenizer
-        Its tokenizer. The end-of-text token is put before every document.
-    documents
-        Held-out text.
-    length
-        Number of tokens in the sliding window.
-    stride
-        Tokens by which the window moves; half its length by default. Every token has at least ``length − stride`` tokens of
-        context, or all that precede it.
+    model, tokenizer
+        Any causal language model of ``transformers``, in evaluation mode. A token precedes every document: see :func:`encode`.
+    length, stride
+        Tokens of the sliding window, and by how many it moves; half its length by default. Every token has at least
+        ``length − stride`` tokens of context, or all that precede it.
     batch_size
         Windows per batch.
     advance
@@ -145,7 +135,20 @@ def score_text(
     if not windows:
         raise DataError("there is no text to score; give documents that are not empty.")
     scores = score_continuations(model, windows, batch_size=batch_size, advance=advance, **budget)
-    return _text_score(scores, num_documents, num_bytes)
+    num_tokens = sum(s.num_tokens for s in scores)
+
+    def mean(values: list[Any]) -> float | None:
+        return None if None in values else math.fsum(values) / num_tokens
+
+    return TextScore(
+        num_documents=num_documents,
+        num_tokens=num_tokens,
+        num_bytes=num_bytes,
+        nats=-math.fsum(s.log_likelihood for s in scores),
+        evaluations=mean([s.evaluations for s in scores]),
+        residual=mean([s.residual for s in scores]),
+        converged_fraction=mean([s.num_converged for s in scores]),
+    )
 
 
 def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
@@ -180,10 +183,7 @@ def passage(text: str, size: int, rng: random.Random) -> str:
 def token_texts(tokenizer: Any, text: str) -> list[str]:
     """Return the text of each token of ``text``. A character that spans several tokens belongs to the first of them.
 
-    Raises
-    ------
-    ConfigError
-        For tokenizers that do not report the positions of their tokens.
+    Raises ConfigError for tokenizers that do not report the positions of their tokens.
     """
     if not tokenizer.is_fast:
         raise ConfigError(f"{type(tokenizer).__name__} does not report token positions; give a tokenizer.json.")
@@ -210,11 +210,8 @@ def max_length(model: Any) -> int:
 def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
     """Return the settings of ``budget`` that are not None.
 
-    Raises
-    ------
-    ConfigError
-        When ``model.forward`` has no such argument (stock models would silently ignore it), or the model's dtype cannot
-        resolve the tolerance.
+    Raises ConfigError when ``model.forward`` has no such argument, which stock models would silently ignore, or the
+    model's dtype cannot resolve the tolerance.
     """
     given = {name: value for name, value in budget.items() if value is not None}
     supported = inspect.signature(model.forward).parameters
@@ -258,22 +255,15 @@ def score_continuations(
     advance: Callable[[int, int], None] = lambda done, total: None,
     **budget: float | None,
 ) -> list[ContinuationScore]:
-    """Score each sequence (T,) from its index ``start ≥ 1`` to its end, in the order of ``sequences``.
-
-    ``batch_size``, ``advance`` and ``budget`` are those of :func:`score_text`.
-    """
+    """Score each sequence (T,) from its index ``start ≥ 1`` to its end; settings as in :func:`score_text`."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     # Sorted by length: little padding, and the largest batch comes first.
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
     scores: dict[int, ContinuationScore] = {}
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        longest = len(sequences[batch[0]][0])
-        input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for row, i in enumerate(batch):
-            input_ids[row, : len(sequences[i][0])] = sequences[i][0]
-            mask[row, : len(sequences[i][0])] = 1
+        input_ids = pad_sequence([sequences[i][0] for i in batch], batch_first=True)
+        mask = pad_sequence([torch.ones_like(sequences[i][0]) for i in batch], batch_first=True)
         padding = None if bool(mask.all()) else mask.to(device)
         tokens = score_tokens(model, input_ids.to(device), padding, **budget)
         for row, i in enumerate(batch):
@@ -283,29 +273,9 @@ def score_continuations(
     return [scores[i] for i in range(len(sequences))]
 
 
-def _text_score(scores: Sequence[ContinuationScore], num_documents: int, num_bytes: int) -> TextScore:
-    num_tokens = sum(s.num_tokens for s in scores)
-
-    def mean(values: list[Any]) -> float | None:
-        return None if None in values else math.fsum(values) / num_tokens
-
-    return TextScore(
-        num_documents=num_documents,
-        num_tokens=num_tokens,
-        num_bytes=num_bytes,
-        nats=-math.fsum(s.log_likelihood for s in scores),
-        evaluations=mean([s.evaluations for s in scores]),
-        residual=mean([s.residual for s in scores]),
-        converged_fraction=mean([s.num_converged for s in scores]),
-    )
-
-
 def _sum_scores(scores: TokenScores, row: int, part: slice) -> ContinuationScore:
     def total(values: Tensor | None) -> Any:
-        if values is None:
-            return None
-        selected = values[row, part]
-        return (selected.double() if values.is_floating_point() else selected).sum().item()
+        return None if values is None else values[row, part].double().sum().item()
 
     return ContinuationScore(
         num_tokens=part.stop - part.start,

@@ -51,12 +51,8 @@ def trajectories(
 
     Parameters
     ----------
-    model
-        An attractor model or a looped model in evaluation mode.
     windows
         Token sequences, each (T,) int64.
-    depth
-        Number of evaluations, at least 1.
     num, seed
         Number of tokens whose paths are projected, and the seed of their random choice.
     advance
@@ -64,10 +60,8 @@ def trajectories(
 
     Raises
     ------
-    ConfigError
-        For a model without a solve, or a depth below 1.
-    DataError
-        When there are no tokens, or no token keeps finite states.
+    ConfigError, DataError
+        For a model without a solve, a depth below 1, no tokens, or no token that keeps finite states.
     """
     default_budget(model, None)
     if depth < 1:

@@ -43,10 +43,6 @@ def calibrate(
         The field of a record that holds the text.
     limit, characters
         The largest number of documents, and of characters from the beginning of each.
-    batch_size
-        Sequences in a batch.
-    progress
-        Show a progress bar.
 
     Raises
     ------

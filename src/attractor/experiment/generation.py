@@ -33,7 +33,7 @@ class Sampling:
     def __post_init__(self) -> None:
         require_whole(self, 1, "max_new_tokens")
         require_whole(self, 0, "top_k")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"temperature={self.temperature:g}, top_p={self.top_p:g}: give a temperature from 0 up and a top_p in (0, 1]."
             )
@@ -63,10 +63,6 @@ def generate(
 
     Parameters
     ----------
-    model, tokenizer
-        A causal language model of ``transformers``.
-    prompt
-        The text to continue.
     seed
         The seed of the choices. The random state of the process stays as it is.
     depth, tolerance, max_evaluations
@@ -85,12 +81,18 @@ def generate(
     ConfigError
         If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
     """
+    from attractor.models.language import AttractorForCausalLM
+
     chosen = Sampling(**sampling)
     ids = encode(tokenizer, prompt)[None].to(model.device)
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+    if num_draft is not None:
+        if not isinstance(model, AttractorForCausalLM):
+            raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
+        budget |= {"num_draft": num_draft, "draft_depth": draft_depth}
     begun = time.perf_counter()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -101,7 +103,6 @@ def generate(
             pad_token_id=tokenizer.eos_token_id,
             **chosen.arguments(),
             **budget,
-            **_drafts(model, num_draft, draft_depth),
         )
     num_tokens = output.shape[1] - ids.shape[1]
     return Generation(
@@ -110,13 +111,3 @@ def generate(
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,
     )
-
-
-def _drafts(model: Any, num_draft: int | None, draft_depth: int) -> dict[str, int]:
-    from attractor.models.language import AttractorForCausalLM
-
-    if num_draft is None:
-        return {}
-    if not isinstance(model, AttractorForCausalLM):
-        raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
-    return {"num_draft": num_draft, "draft_depth": draft_depth}

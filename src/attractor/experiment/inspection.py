@@ -9,19 +9,14 @@ from typing import Any
 
 from attractor.data.text import read_held_out
 from attractor.errors import CheckpointError, ConfigError
-from attractor.evaluation.internalisation import (
-    Internalisation,
-    TokenStats,
-    default_budget,
-    measure_internalisation,
-)
+from attractor.evaluation.internalisation import Internalisation, TokenStats, default_budget, measure_internalisation
 from attractor.evaluation.text import DEFAULT_WINDOW, encode, max_length, passage, token_texts
-from attractor.evaluation.trajectories import trajectories
+from attractor.evaluation.trajectories import Trajectories, trajectories
 from attractor.experiment.environment import environment
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
 from attractor.experiment.progress import progress_bars
-from attractor.files import json_safe, output_folder, write_json
+from attractor.files import output_folder, write_json
 from attractor.plots.report import write_report
 
 CHARACTERS = 8000  # of each document
@@ -68,15 +63,23 @@ def inspect(
         Write into a folder that is not empty.
     command
         The command that the page shows.
-    progress
-        Show progress bars.
 
     Raises
     ------
     ConfigError, DataError, CheckpointError
         If an argument, the data or the checkpoint is invalid. Nothing is written then.
     """
-    paths = _check(data, num_documents, depths, tolerance, seed)
+    if num_documents < 1:
+        raise ConfigError(f"num_documents={num_documents}: give a whole number from 1 up.")
+    if not depths or min(depths) < 0:
+        raise ConfigError(f"depths={' '.join(map(str, depths))}: give whole numbers from 0 up, at least one.")
+    if tolerance is not None and not 0 < tolerance < float("inf"):
+        raise ConfigError(f"tolerance={tolerance:g}: give a positive number.")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: give a whole number from 0 up.")
+    paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
+    if not paths:
+        raise ConfigError("there is no text; give files or folders of held-out documents with --data.")
     with output_folder(Path(out), overwrite=overwrite) as folder:
         loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
         language_model: Any = loaded.model
@@ -104,32 +107,9 @@ def inspect(
                 advance=follow("trajectories"),
             )
         shown = [_first_tokens(loaded.tokenizer, *pair) for pair in zip(texts[:NUM_SHOWN], found.tokens, strict=False)]
-        about = {"command": command, "environment": environment(), "checkpoint": str(loaded.path)}
-        write_report(folder, found, followed, shown, _description(found, about))
-        write_json(folder / "figures.json", about | _figures(found))
+        about = {"command": command, "checkpoint": str(loaded.path)}
+        _write(folder, found, followed, shown, about)
     return found
-
-
-def _check(
-    data: str | Path | Sequence[str | Path],
-    num_documents: int,
-    depths: Sequence[int],
-    tolerance: float | None,
-    seed: int,
-) -> tuple[Path, ...]:
-    """Refuse invalid arguments before a model is loaded, and return the paths of the data."""
-    if num_documents < 1:
-        raise ConfigError(f"num_documents={num_documents}: give a whole number from 1 up.")
-    if not depths or min(depths) < 0:
-        raise ConfigError(f"depths={' '.join(map(str, depths))}: give whole numbers from 0 up, at least one.")
-    if tolerance is not None and not 0 < tolerance < float("inf"):
-        raise ConfigError(f"tolerance={tolerance:g}: give a positive number.")
-    if seed < 0:
-        raise ConfigError(f"seed={seed}: give a whole number from 0 up.")
-    paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
-    if not paths:
-        raise ConfigError("there is no text; give files or folders of held-out documents with --data.")
-    return paths
 
 
 def _passages(paths: tuple[Path, ...], field: str, num: int, seed: int) -> list[str]:
@@ -148,19 +128,13 @@ def _first_tokens(tokenizer: Any, text: str, tokens: TokenStats) -> tuple[list[s
     return token_texts(tokenizer, text)[:num], shown
 
 
-def _description(found: Internalisation, about: dict[str, Any]) -> dict[str, str]:
-    return {
-        "command": about["command"],
-        "checkpoint": about["checkpoint"],
+def _write(folder: Path, found: Internalisation, followed: Trajectories, shown: Any, about: dict[str, Any]) -> None:
+    rows = {
         "tokens": f"{found.num_tokens:,}",
         "tolerance": "none: a fixed number of iterations" if found.tolerance is None else f"{found.tolerance:g}",
-        "environment": ", ".join(f"{name} {value}" for name, value in about["environment"].items()),
+        "environment": ", ".join(f"{name} {value}" for name, value in environment().items()),
     }
-
-
-def _figures(found: Internalisation) -> dict[str, Any]:
-    names = ("num_documents", "num_tokens", "num_bytes", "length", "tolerance", "converged_fraction")
-    means = ("proposal_distance", "gate", "spectral_radius")
-    figures = {name: getattr(found, name) for name in (*names, *means)}
-    plain: dict[str, Any] = json_safe(figures | {"points": [asdict(point) for point in found.points]})
-    return plain
+    write_report(folder, found, followed, shown, about | rows)
+    figures = {name: value for name, value in vars(found).items() if name != "tokens"}
+    figures |= {"proposal_distance": found.proposal_distance, "points": [asdict(point) for point in found.points]}
+    write_json(folder / "figures.json", about | {"environment": environment()} | figures)

@@ -10,9 +10,8 @@ from attractor.config import suggestion
 from attractor.data.text import read_held_out
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import find_task, read_tasks
-from attractor.evaluation.core import core, evaluate_task
+from attractor.evaluation.core import core, evaluate_task, lambada
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.lambada import lambada
 from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
 from attractor.experiment.progress import Advance, progress_bars
@@ -117,13 +116,6 @@ class LanguageEvaluation:
     def _text(self, loaded: LoadedLanguageModel, shared: dict[str, Any], advance: Advance) -> Figures:
         window = min(max_length(loaded.model), DEFAULT_WINDOW) if self.length is None else self.length
         documents = islice(read_held_out(self.data, self.field or "text"), self.limit)
-        score = score_text(
-            loaded.model,
-            loaded.tokenizer,
-            documents,
-            length=window,
-            stride=self.stride,
-            advance=advance,
-            **shared,
-        )
+        shared |= {"length": window, "stride": self.stride, "advance": advance}
+        score = score_text(loaded.model, loaded.tokenizer, documents, **shared)
         return {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, **asdict(score), "length": window}

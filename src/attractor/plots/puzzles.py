@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
 from attractor.files import new_file
+from attractor.plots.style import new_figure
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Renderer = Callable[[Tensor, int], Image]  # probabilities (height, width, classes) and pixels per cell
@@ -22,10 +24,7 @@ MARKERS = "os^Dv*"
 
 
 def render_grid(probabilities: Tensor, scale: int) -> Image:
-    """Return an image of a maze: the colours of the classes, mixed by their probabilities (height, width, classes).
-
-    ``scale`` is the number of pixels per cell.
-    """
+    """Return an image of a maze, ``scale`` pixels per cell: colours of the classes, mixed by their probabilities."""
     image = probabilities.numpy() @ MAZE_COLOURS
     return np.kron(image, np.ones((scale, scale, 1))).round().astype(np.uint8)
 
@@ -33,14 +32,8 @@ def render_grid(probabilities: Tensor, scale: int) -> Image:
 def render_digits(question: Tensor, box: tuple[int, int]) -> Renderer:
     """Return the renderer of a Sudoku: the most likely digit of each cell, darker for a higher probability.
 
-    Givens are black. Where the answer changes a given, the cell is red with a white digit.
-
-    Parameters
-    ----------
-    question
-        (size, size), 0 for blank cells.
-    box
-        (height, width) of a box in cells.
+    Givens are black. Where the answer changes a given, the cell is red with a white digit. ``question`` (size, size) is 0
+    in blank cells; ``box`` is the height and width of a box in cells.
     """
     with requires_extra("plots"):
         from PIL import Image as Pillow
@@ -90,35 +83,21 @@ def plot_trajectory(
     render: Renderer = render_grid,
 ) -> None:
     """Write six frames of a trajectory side by side to ``strip`` (PNG), and all of them to ``animation`` (GIF)."""
-    if strip is not None:
-        _write_strip(frames, depths, residuals, strip, render)
-    if animation is not None:
-        _write_animation(frames, depths, residuals, animation, render)
-
-
-def _write_strip(
-    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
-) -> None:
     with requires_extra("plots"):
         from matplotlib.figure import Figure
-
-    chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
-    figure = Figure(figsize=(2.3 * len(chosen), 2.8), layout="tight")
-    for axis, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-        axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
-        axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
-        axis.axis("off")
-    with new_file(file) as part:
-        figure.savefig(part, dpi=130)
-
-
-def _write_animation(
-    frames: Sequence[Tensor], depths: Sequence[int], residuals: Sequence[float], file: Path, render: Renderer
-) -> None:
-    with requires_extra("plots"):
         from PIL import Image as Pillow
         from PIL import ImageDraw, ImageFont
 
+    if strip is not None:
+        chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
+        figure = Figure(figsize=(2.3 * len(chosen), 2.8), layout="tight")
+        for axis, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+            axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
+            axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
+            axis.axis("off")
+        figure.savefig(strip, dpi=130)
+    if animation is None:
+        return
     scale = max(4, 360 // frames[0].shape[0])
     font = ImageFont.load_default(14)
     images = []
@@ -129,30 +108,22 @@ def _write_animation(
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
         images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
-    with new_file(file) as part:
+    with new_file(animation) as part:
         images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
-def plot_accuracy(
-    curves: Mapping[str, Sequence[DepthPoint]], file: Path, *, legend_title: str = "unseen mazes"
-) -> None:
+def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:
     """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
-    with requires_extra("plots"):
-        from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.6), layout="tight")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(2)
     for number, (name, points) in enumerate(curves.items()):
-        style = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
+        style: Any = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
         depths = [p.depth for p in points]
         left.plot(depths, [100 * p.exact for p in points], **style)
         right.plot(depths, [p.residual for p in points], **style)
     left.set(title="Accuracy by depth", ylabel="grids right in every cell (%)", ylim=(-3, 103))
     right.set(title="Convergence by depth", ylabel="median relative residual", yscale="log")
-    left.legend(title=legend_title, fontsize=8)
+    left.legend(title="unseen mazes", fontsize=8)
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xlabel("depth (evaluations)")
-        axis.grid(alpha=0.3)
-    with new_file(file) as part:
-        figure.savefig(part, dpi=130)
+    figure.savefig(file)

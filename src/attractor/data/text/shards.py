@@ -64,12 +64,10 @@ def prepare(
     shard_tokens: int = 100_000_000,
     advance: Callable[[int, int], None] = lambda num_bytes, num_tokens: None,
 ) -> None:
-    """Tokenise documents into ``out``, on all cores. The folder appears when it is complete.
+    """Tokenise documents into ``out``, on all cores. The folder must not exist, and appears when it is complete.
 
     Parameters
     ----------
-    out
-        Must not exist.
     documents
         ``{"train": documents, "val": documents}``, or pairs (split, document) in any order.
     tokenizer
@@ -183,7 +181,7 @@ def _pieces(document: str) -> Iterator[tuple[str, bool]]:
 
 
 class _ShardWriter:
-    """The shards of one split, one open at a time."""
+    """Writes the shards of one split, one after the other."""
 
     def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
         self._folder, self._split, self._limit = folder, split, shard_tokens

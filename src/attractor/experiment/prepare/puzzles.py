@@ -1,6 +1,6 @@
 """Prepare puzzles: generate them, or read them from csv files, and write a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,8 @@ class PuzzleSplit:
 class PuzzleSummary:
     """A folder of puzzles.
 
-    Attributes
-    ----------
-    difficulty_name
-        The unit of the difficulties, such as "clues".
-    num_copies
-        Test puzzles of a csv that are symmetric copies of training puzzles, and were left out.
+    ``difficulty_name`` is the unit of the difficulties, such as "clues". ``num_copies`` test puzzles of a csv were left
+    out, because they are symmetric copies of training puzzles.
     """
 
     folder: Path
@@ -50,17 +46,7 @@ class PuzzleSummary:
 
 
 def prepare_sudoku(
-    out: Path | str,
-    *,
-    size: int | None = None,
-    num: int | None = None,
-    num_test: int | None = None,
-    clues: int | None = None,
-    train: str | None = None,
-    test: str | None = None,
-    num_train: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    out: Path | str, *, size: int | None = None, clues: int | None = None, **source: Any
 ) -> PuzzleSummary:
     """Write a folder of Sudokus: generated ones with one solution, or csv files in the format of Sudoku-Extreme.
 
@@ -70,24 +56,19 @@ def prepare_sudoku(
     ----------
     out
         The folder to write. It must not exist.
-    size, num, num_test, clues
-        For generated puzzles: digits (4, 6 or 9, the default), numbers of puzzles for training and test (1000 each),
-        and given digits of each. By default puzzles are minimal.
-    train, test, num_train
-        Two csv files or hub datasets to read instead, of which ``num_train`` and ``num_test`` puzzles are sampled.
-    seed
-        Seed of everything random.
-    progress
-        Whether to draw a progress bar.
+    size, clues
+        For generated puzzles: digits (4, 6 or 9, the default), and given digits. By default puzzles are minimal.
+    source
+        ``num`` and ``num_test``: numbers of generated puzzles (1000 each). Or ``train`` and ``test``: two csv files or hub
+        datasets to read, of which ``num_train`` and ``num_test`` puzzles are sampled. ``seed`` (0): of everything random.
+        ``progress``: whether to draw a progress bar.
 
     Raises
     ------
     ConfigError, DataError
         For invalid settings, and for csv files that cannot be read.
     """
-    settings = {"size": size, "clues": clues}
-    source = _Source(train=train, test=test, num_train=num_train, num=num, num_test=num_test, seed=seed)
-    return _prepare_puzzles(SUDOKU, Path(out), source, settings, {"size": 9, "clues": None}, progress)
+    return _prepare_puzzles(SUDOKU, Path(out), {"size": size, "clues": clues}, {"size": 9, "clues": None}, **source)
 
 
 def prepare_mazes(
@@ -95,15 +76,9 @@ def prepare_mazes(
     *,
     style: str | None = None,
     size: int | None = None,
-    num: int | None = None,
-    num_test: int | None = None,
     min_path: int | None = None,
     max_path: int | None = None,
-    train: str | None = None,
-    test: str | None = None,
-    num_train: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    **source: Any,
 ) -> PuzzleSummary:
     """Write a folder of mazes with shortest paths: generated ones, or csv files in the format of Maze-Hard.
 
@@ -116,72 +91,58 @@ def prepare_mazes(
         Height and width, border included; odd for perfect mazes. By default 31, or 30 for walls.
     min_path, max_path
         The fewest and the most steps from S to G. Walls of size 30 with at least 111 steps are as hard as Maze-Hard.
-    num, num_test, train, test, num_train, seed, out, progress
+    out, source
         As in :func:`prepare_sudoku`.
     """
     settings = {"style": style, "size": size, "min_path": min_path, "max_path": max_path}
     defaults = {"style": "perfect", "size": 30 if style == "walls" else 31, "min_path": 1, "max_path": None}
-    source = _Source(train=train, test=test, num_train=num_train, num=num, num_test=num_test, seed=seed)
-    return _prepare_puzzles(MAZE, Path(out), source, settings, defaults, progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Where puzzles come from: two csv files, or the generator."""
-
-    train: str | None
-    test: str | None
-    num_train: int | None
-    num: int | None
-    num_test: int | None
-    seed: int
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise an error for settings that do not fit to each other, before minutes are spent."""
-        if bool(self.train) != bool(self.test):
-            raise ConfigError("give both train and test, or neither of them to generate puzzles.")
-        for name, value in settings.items():
-            if self.train and value is not None:
-                raise ConfigError(
-                    f"{name} is for generated puzzles, but train and test name files; leave one of them out."
-                )
-        if self.num_train is not None and not self.train:
-            raise ConfigError("num_train takes a sample of the csv given as train; to generate puzzles give num.")
-        if not 0 <= self.seed < FIRST_TEST_SEED:
-            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to {FIRST_TEST_SEED - 1}.")
-        for name in ("num", "num_train", "num_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+    return _prepare_puzzles(MAZE, Path(out), settings, defaults, **source)
 
 
 def _prepare_puzzles(
     puzzle: Puzzle,
     out: Path,
-    source: _Source,
     settings: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    progress: bool,
+    *,
+    num: int | None = None,
+    num_test: int | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    num_train: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> PuzzleSummary:
     require_free(out)
-    source.check({**settings, "num": source.num})
-    if source.train and source.test:
-        metadata: dict[str, Any] = {"train": source.train, "test": source.test, "num_train": source.num_train}
-        metadata |= {"num_test": source.num_test, "seed": source.seed}
+    if bool(train) != bool(test):
+        raise ConfigError("give both train and test, or neither of them to generate puzzles.")
+    for name, value in {**settings, "num": num}.items():
+        if train and value is not None:
+            raise ConfigError(f"{name} is for generated puzzles, but train and test name files; leave one of them out.")
+    if num_train is not None and not train:
+        raise ConfigError("num_train takes a sample of the csv given as train; to generate puzzles give num.")
+    if not 0 <= seed < FIRST_TEST_SEED:
+        raise ConfigError(f"seed={seed}: give a whole number from 0 to {FIRST_TEST_SEED - 1}.")
+    for name, value in (("num", num), ("num_train", num_train), ("num_test", num_test)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+    if train and test:
+        metadata = {"train": train, "test": test, "num_train": num_train, "num_test": num_test, "seed": seed}
         splits = {
-            "train": _read_sample(puzzle, source.train, "train", source.num_train, source.seed),
-            "test": _read_sample(puzzle, source.test, "test", source.num_test, source.seed),
+            "train": _read_sample(puzzle, train, "train", num_train, seed),
+            "test": _read_sample(puzzle, test, "test", num_test, seed),
         }
         copies = puzzle.find_copies(splits["test"], splits["train"])
         splits["test"] = _remove(splits["test"], copies)
     else:
         chosen = {name: defaults[name] if value is None else value for name, value in settings.items()}
-        num, num_test = source.num or 1000, source.num_test or 1000
-        metadata = {**chosen, "num": num, "num_test": num_test, "seed": source.seed}
+        num, num_test, copies = num or 1000, num_test or 1000, np.empty(0, np.int64)
+        metadata = {**chosen, "num": num, "num_test": num_test, "seed": seed}
+        splits = {}
         with TaskProgress(enabled=progress) as bars:
-            train = _generate(puzzle, num, source.seed, None, chosen, bars, "training puzzles")
-            test = _generate(puzzle, num_test, FIRST_TEST_SEED + source.seed, train, chosen, bars, "test puzzles")
-        splits, copies = {"train": train, "test": test}, np.empty(0, np.int64)
+            for split, n, start in (("train", num, seed), ("test", num_test, FIRST_TEST_SEED + seed)):
+                advance = _count(bars.follow(f"{split}{'ing' * (split == 'train')} puzzles"), n)
+                splits[split] = puzzle.generate(n, seed=start, exclude=splits.get("train"), advance=advance, **chosen)
     puzzles.write(out, splits, metadata=metadata)
     return summarize(out, splits, num_copies=len(copies))
 
@@ -205,23 +166,15 @@ def _remove(test: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
     return test[kept]
 
 
-def _generate(
-    puzzle: Puzzle,
-    num: int,
-    seed: int,
-    exclude: PuzzleSet | None,
-    settings: Mapping[str, Any],
-    bars: TaskProgress,
-    title: str,
-) -> PuzzleSet:
-    draw, done = bars.follow(title), 0
+def _count(draw: Callable[..., None], total: int) -> Callable[[int], None]:
+    done = 0
 
     def advance(num_found: int) -> None:
         nonlocal done
         done += num_found
-        draw(done, num)
+        draw(done, total)
 
-    return puzzle.generate(num, seed=seed, exclude=exclude, advance=advance, **settings)
+    return advance
 
 
 def summarize(folder: Path, splits: Mapping[str, PuzzleSet], num_copies: int = 0) -> PuzzleSummary:

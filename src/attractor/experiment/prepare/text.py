@@ -34,17 +34,9 @@ class TextSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSummary:
-    """A folder of prepared text.
+    """A folder of prepared text. Only :func:`prepare_text` fills the last four fields.
 
-    Attributes
-    ----------
-    num_repaired, num_empty
-        Documents with bytes that were not UTF-8, and empty documents, which are left out. Only after
-        :func:`prepare_text`.
-    seconds
-        The time that :func:`prepare_text` took.
-    tokens_per_second
-        The rate of tokenising alone.
+    Documents were repaired where bytes were not UTF-8, and empty ones left out. The rate is that of tokenising alone.
     """
 
     folder: Path
@@ -92,7 +84,16 @@ def prepare_text(
         For invalid settings, if ``out`` exists or cannot be written, and for text that cannot be read.
     """
     out, start = Path(out), time.perf_counter()
-    _check_settings(sources, out, val, val_fraction, tokenizer_bytes, shard_tokens)
+    require_free(out)
+    if not sources:
+        raise ConfigError("give at least one source: a file, a folder or a dataset such as fineweb-edu.")
+    if not 0 <= val_fraction <= 0.5:
+        raise ConfigError(f"val_fraction={val_fraction:g}: give a number from 0 to 0.5.")
+    for name, value in (("tokenizer_bytes", tokenizer_bytes), ("shard_tokens", shard_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
+    for source in {Path(s).resolve() for s in sources} & {Path(s).resolve() for s in val}:
+        raise ConfigError(f"{source}: is both in the sources and in val; leave it in one of them.")
     fraction, total = 0.0 if val else val_fraction, total_bytes([*sources, *val])
     stats = {"train": ReadStats()} | ({"val": ReadStats()} if val else {})
     train_pairs = _split_off(read_documents(sources, field=field, stats=stats["train"]), fraction)
@@ -143,27 +144,6 @@ def _follow_documents(documents: Iterable[str], update: Callable[..., None]) -> 
         yield text
         num_bytes += len(text.encode())
         update(num_bytes, None, f"{num_bytes / 1e6:,.0f} MB")
-
-
-def _check_settings(
-    sources: Sequence[str | Path],
-    out: Path,
-    val: Sequence[str | Path],
-    val_fraction: float,
-    tokenizer_bytes: int,
-    shard_tokens: int,
-) -> None:
-    """Raise an error before minutes are spent."""
-    require_free(out)
-    if not sources:
-        raise ConfigError("give at least one source: a file, a folder or a dataset such as fineweb-edu.")
-    if not 0 <= val_fraction <= 0.5:
-        raise ConfigError(f"val_fraction={val_fraction:g}: give a number from 0 to 0.5.")
-    for name, value in (("tokenizer_bytes", tokenizer_bytes), ("shard_tokens", shard_tokens)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
-    for source in {Path(s).resolve() for s in sources} & {Path(s).resolve() for s in val}:
-        raise ConfigError(f"{source}: is both in the sources and in val; leave it in one of them.")
 
 
 def _sample(sources: Sequence[str | Path], field: str, val_fraction: float, num_bytes: int) -> Iterator[str]:
