@@ -30,9 +30,7 @@ class NextTokenConfig:
     Attributes
     ----------
     batch_size
-        Rows per batch, over all processes.
-    length
-        Tokens per row.
+        Rows per batch, over all processes, of ``length`` tokens each.
     seed
         Seed of the order of the rows.
     contraction_penalty
@@ -86,10 +84,6 @@ class NextToken:
 
     Parameters
     ----------
-    rows
-        The tokens.
-    config
-        Settings.
     peak_flops
         Peak FLOP/s of the device, for the metric ``mfu`` (model FLOPs utilisation). None: no such metric.
     rank, world_size

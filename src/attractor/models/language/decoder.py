@@ -24,6 +24,7 @@ from attractor.models.language.inference.context import AttentionContext, TokenC
 from attractor.nn.rotary import rotary_angles
 from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask
 from attractor.solve import Solution, StopRule, Tolerance
+from attractor.solve.randomness import checkpoint_contexts
 
 # Arguments that collators, trainers and generation pass to every model, and that change nothing here.
 IGNORED_ARGUMENTS = {
@@ -152,7 +153,7 @@ class Decoder(LanguageModelBase):
         for index in range(first, last):
             layer, attend = self.layers[index], context.attend(index)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False)
+                x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False, context_fn=checkpoint_contexts)
             else:
                 x = layer(x, context.rotary, attend)
         return x
