@@ -204,7 +204,13 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
             given = getattr(kwargs.get("generation_config"), "budget", None)
             kwargs |= given or getattr(self.generation_config, "budget", None) or {}
         require_resolvable(kwargs.get("tolerance"), self.dtype)
-        return super().generate(*args, **kwargs)
+        in_training = [module for module in self.modules() if module.training]  # as trainers of rewards generate
+        self.eval()
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            for module in in_training:
+                module.training = True
 
     def store_budget(
         self, *, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
