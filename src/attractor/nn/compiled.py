@@ -71,3 +71,9 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
 def unwrap_model(model: nn.Module) -> Any:
     """Return the model with its own methods and parameter names, whether or not DDP wraps it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device on which the model reads its input, also where ``accelerate`` keeps the weights elsewhere."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return next((p.device for p in model.parameters()), torch.device("cpu")) if device is None else torch.device(device)
