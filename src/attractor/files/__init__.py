@@ -32,6 +32,7 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
     Nothing is created. With ``resume`` or ``overwrite`` the folder may hold files; only one of them can be given.
     Temporary files of a killed process do not count.
     """
+    _require_outside(out)
     if resume and overwrite:
         raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
     with reported_write_errors(out, "choose another folder with --out"):
@@ -46,6 +47,7 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
 
 def require_free(out: Path) -> None:
     """Raise a ConfigError if ``out`` exists."""
+    _require_outside(out)
     if os.path.lexists(out):
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
 
@@ -72,6 +74,14 @@ def require_separate(out: Path, *inputs: Path | None) -> None:
         source = path.resolve()
         if target == source or source in target.parents or target in source.parents:
             raise ConfigError(f"{out}: overlaps {path}, which is read; choose another place for the output.")
+
+
+def _require_outside(out: Path) -> None:
+    """Raise a ConfigError for prepared data, and for a folder inside a checkpoint, which the output would damage."""
+    for path in (out, *out.absolute().parents):
+        has_model = (path / "run.json").is_file() or (path / "config.json").is_file()
+        if (path / "checksums.json").is_file() and (has_model or path == out):
+            raise ConfigError(f"{out}: lies in {path}, which holds a model or data; choose another folder.")
 
 
 def is_temporary(path: Path) -> bool:
