@@ -90,21 +90,16 @@ def solve_puzzles(
 
     Parameters
     ----------
-    loaded
-        The reasoner.
     puzzles
         A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a ``PuzzleSet``; or a list of
         these.
-    depth
-        Make exactly so many evaluations.
-    tolerance, max_evaluations
-        Without ``depth``: solve to this relative residual with at most so many evaluations (by default 1e-4 and 2048).
+    depth, tolerance, max_evaluations
+        Make exactly ``depth`` evaluations; or solve to a relative residual with at most so many (by default 1e-4 and
+        2048).
     breadth
         The number of random restarts. The answer with the lowest residual is kept.
     seed
         Seed of the initial states, the same for every puzzle.
-    progress
-        Whether to draw progress bars.
 
     Raises
     ------
