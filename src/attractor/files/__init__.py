@@ -47,9 +47,9 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
 
 def require_free(out: Path) -> None:
     """Raise a ConfigError if ``out`` exists."""
-    _require_outside(out)
     if os.path.lexists(out):
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
+    _require_outside(out)
 
 
 def require_output_file(file: Path, *inputs: Path) -> None:
