@@ -9,18 +9,18 @@ the output to halt is used.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetwork, GridNetworkConfig
 from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu_hidden, truncated_normal_
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class HRMConfig(ReasonerConfig):
     """Settings of HRM; ``evaluations_per_segment`` is its ``H_cycles``.
 

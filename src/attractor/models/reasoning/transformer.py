@@ -5,17 +5,18 @@ so the only difference is the iteration.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
+from attractor.config import config_class
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetwork, GridNetworkConfig
 from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu_hidden
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TransformerConfig(ReasonerConfig):
     """``network`` is all layers; ``halting`` adds a head that predicts from the first cell if the answer is right."""
 

@@ -6,17 +6,18 @@ gradients. Segments carry the state over, detached. Every trajectory starts from
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
+from attractor.config import config_class
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, swiglu_hidden, truncated_normal_
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TRMConfig(ReasonerConfig):
     """``evaluations_per_segment`` is TRM's ``H_cycles``, and ``update.num_latent`` its ``L_cycles``."""
 
