@@ -167,7 +167,12 @@ def config_classes() -> list[type]:
 def test_no_number_of_any_configuration_is_nan_infinite_or_huge() -> None:
     """Every field of every configuration that takes a number, so that a new field cannot forget it."""
     network = {"network": GridNetworkConfig()}
-    required = {"TrainConfig": {"num_steps": 1}, "TRMUpdateConfig": network, "PuzzleRecipe": None, "ReasonerConfig": None}
+    required = {
+        "TrainConfig": {"num_steps": 1},
+        "TRMUpdateConfig": network,
+        "PuzzleRecipe": None,
+        "ReasonerConfig": None,
+    }
     count = 0
     for cls in config_classes():
         given = required.get(cls.__name__, {})

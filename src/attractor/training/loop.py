@@ -138,7 +138,9 @@ class _Run:
             if pause and state.progress < 1:
                 return
         if guard.counters.skipped >= state.step > 0 and not guard.counters.rollbacks:
-            self._stop("every step was skipped, because its loss or gradients were not finite; lower the learning rate.")
+            self._stop(
+                "every step was skipped, because its loss or gradients were not finite; lower the learning rate."
+            )
 
     def _compute_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradients of one step's batches. Return their mean loss and the metrics of the last batch."""

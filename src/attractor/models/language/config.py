@@ -39,6 +39,8 @@ class LanguageModelConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     use_cache: bool = True
 
+    keys_to_ignore_at_inference = ["cache", "proposal", "hidden", "solution"]  # noqa: RUF012, as transformers has it
+
     def __post_init__(self, **kwargs: Any) -> None:
         require_finite(self)
         given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
