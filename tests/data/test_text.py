@@ -33,7 +33,8 @@ from attractor.data.text import (
 )
 from attractor.data.text import documents as documents_module
 from attractor.data.text import shards as shards_module
-from attractor.data.text.tokenizer import encoder
+from attractor.data.text import tokenizer as tokenizer_module
+from attractor.data.text.tokenizer import Encoder
 from attractor.errors import ConfigError, DataError
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi") for b in ("ra", "ne", "tu") for c in ("s", "n", "")]
@@ -61,7 +62,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def encode(tokenizer):
-    return encoder(tokenizer)
+    return Encoder(tokenizer)
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ def texts_of(shards: Shards, tokenizer: PreTrainedTokenizerFast) -> list[str]:
 @settings(max_examples=200, deadline=None)
 def test_any_text_survives_the_tokenizer(tokenizer, encode, text: str) -> None:
     """Any Unicode text can be encoded and decoded again, and all ids are in the vocabulary."""
-    (encoded,) = encode([text])
-    assert tokenizer.decode(encoded.ids) == text
-    assert all(0 <= i < 370 for i in encoded.ids)
+    (ids,) = encode([text])
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < 370 for i in ids)
 
 
 def test_a_tokenizer_is_saved_and_loaded(tokenizer, prepared) -> None:
@@ -405,9 +406,9 @@ def test_splitting_long_documents_does_not_change_tokens(tmp_path, monkeypatch) 
     long = ["\n".join(DOCUMENTS), "\n\n  \n".join(DOCUMENTS[::-1])]
     tokenizer = train_tokenizer(long, 370)
     prepare(tmp_path / "whole", {"train": long}, tokenizer)
-    monkeypatch.setattr(shards_module, "_PIECE", 100)
-    monkeypatch.setattr(shards_module, "_BATCH", 1000)
-    assert len(list(shards_module._pieces(long[0]))) > 50
+    monkeypatch.setattr(tokenizer_module, "PIECE", 100)
+    monkeypatch.setattr(tokenizer_module, "_BATCH", 1000)
+    assert len(list(Encoder(tokenizer)._pieces(long[0]))) > 50
     prepare(tmp_path / "cut", {"train": long}, tokenizer)
     assert (tmp_path / "cut" / "train-00000.bin").read_bytes() == (tmp_path / "whole" / "train-00000.bin").read_bytes()
     assert Shards(tmp_path / "cut").num_documents == 2
@@ -569,7 +570,7 @@ def test_an_epoch_has_every_token_once(prepared) -> None:
     """The rows are disjoint ranges of the circular sequence, which leave out less than one row."""
     shards = Shards(prepared)
     rows = PackedRows(shards, 64, seed=3)
-    seen = SimpleNamespace(num_tokens=shards.num_tokens, end_of_text=-1)
+    seen = SimpleNamespace(num_tokens=shards.num_tokens, begin_of_text=-1)
     seen.read = lambda start, length: np.arange(start, start + length)  # the place of a token instead of the token
     places = PackedRows(seen, 64, seed=3)
     assert rows.num_rows * 64 <= shards.num_tokens < rows.num_rows * 64 + 64
