@@ -83,8 +83,10 @@ def generate(
     """
     from attractor.models.language import AttractorForCausalLM
 
+    from attractor.data.text.documents import repair
+
     chosen = Sampling(**sampling)
-    ids = encode(tokenizer, prompt)[None].to(model.device)
+    ids = encode(tokenizer, repair(prompt))[None].to(model.device)
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
@@ -106,7 +108,7 @@ def generate(
         )
     num_tokens = output.shape[1] - ids.shape[1]
     return Generation(
-        text=tokenizer.decode(output[0], skip_special_tokens=True),
+        text=tokenizer.decode(output[0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
         num_tokens=num_tokens,
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,
