@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attractor.errors import ConfigError, NotConvergedError
 from attractor.gradient import Gradient, OneStep
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
+from attractor.solve.update import Repeated
 
 _ANDERSON, _TOLERANCE, _ONE_STEP = Anderson(), Tolerance(), OneStep()
 
@@ -37,19 +38,15 @@ def fixed_point(
     Parameters
     ----------
     update
-        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Any randomness
-        inside must be the same at every call of one solve.
+        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Random numbers that
+        it draws (dropout) are the same at every call of one solve and new for the next, unless they come from a
+        :class:`torch.Generator` of its own.
     y0
         The initial point; floating point, finite. The first dimension is the batch, whose rows never influence each
         other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
         receives. The solve is not differentiated with respect to ``y0``, except under ``Unrolled``.
-    solver
-        ``Anderson()``, ``Picard()``, ``Broyden()``, ``BestSoFar(solver)``, or your own :class:`attractor.Solver`.
-    stop
-        ``Tolerance(...)``, ``Steps(n)``, or your own :class:`attractor.StopRule`.
     gradient
-        ``OneStep()``, ``Neumann(k)``, ``Phantom(...)``, ``Implicit(...)``, ``Unrolled()``, or your own
-        :class:`attractor.Gradient`. Ignored where autograd is off.
+        Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
         of ``(B, T, D)``, all but the batch for a puzzle.
@@ -78,7 +75,7 @@ def fixed_point(
         With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
     _require_types("fixed_point", solver, stop, gradient)
-    tracked = torch.is_grad_enabled()
+    update, tracked = Repeated.of(update), torch.is_grad_enabled()
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
         solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)
     if throw and not solution.outcome.converged:
@@ -91,9 +88,6 @@ class FixedPoint(nn.Module):
 
     ``layer(y0, *inputs, **keyword_inputs)`` returns the :class:`Solution`; its ``value`` is the input of the next
     layer. The options are those of :func:`fixed_point`.
-
-    In training mode, the random numbers drawn inside ``cell`` (dropout) are the same at every call of one solve and new
-    for the next solve. Otherwise there would be no fixed point to find.
 
     Raises
     ------
@@ -120,15 +114,8 @@ class FixedPoint(nn.Module):
         self.equation_dims, self.causal, self.throw, self.trace = equation_dims, causal, throw, trace
 
     def forward(self, y0: Tensor, *inputs: Any, **keyword_inputs: Any) -> Solution:
-        rng_state = _rng_state(y0) if self.training else None
-
-        def update(y: Tensor) -> Tensor:
-            if rng_state is not None:
-                _set_rng_state(rng_state, y)
-            return self.cell(y, *inputs, **keyword_inputs)
-
         return fixed_point(
-            update,
+            lambda y: self.cell(y, *inputs, **keyword_inputs),
             y0,
             solver=self.solver,
             stop=self.stop,
@@ -143,17 +130,6 @@ class FixedPoint(nn.Module):
         lines = [f"solver={self.solver}", f"stop={self.stop}", f"gradient={self.gradient}"]
         lines.append(f"equation_dims={self.equation_dims}, causal={self.causal}")
         return ",\n".join(lines)
-
-
-def _rng_state(y: Tensor) -> Tensor:
-    return torch.cuda.get_rng_state(y.device) if y.is_cuda else torch.get_rng_state()
-
-
-def _set_rng_state(state: Tensor, y: Tensor) -> None:
-    if y.is_cuda:
-        torch.cuda.set_rng_state(state, y.device)
-    else:
-        torch.set_rng_state(state)
 
 
 def _require_types(where: str, solver: Solver, stop: StopRule, gradient: Gradient) -> None:

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform != "linux", reason="needs torch.distributed and /proc"
 )
 
+# What the commands import when they run; the fork server imports it once for all processes.
+PRELOADED = ["attractor.cli", "attractor.experiment.training", "attractor.experiment.language", "attractor.experiment.puzzles"]
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
     "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
@@ -76,7 +78,7 @@ class Ranks:
     def __init__(self, folder: Path, act: Callable[..., Any], *arguments: Any) -> None:
         folder.mkdir()
         processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["attractor.cli"])
+        processes.set_forkserver_preload(PRELOADED)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.outputs = [[folder / f"{name}-{rank}.txt" for rank in (0, 1)] for name in ("out", "err")]
         self.processes = [

@@ -9,7 +9,7 @@ from attractor import recipes
 from attractor.data import maze
 from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment import loading
-from attractor.experiment.loading import LoadedReasoner
+from attractor.experiment.solve import LoadedReasoner
 
 SMALL = {
     "train.seconds": None,

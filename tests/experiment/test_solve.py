@@ -8,7 +8,6 @@ import torch
 
 from attractor.data import MAZE, PUZZLES, SUDOKU, PuzzleSet, maze, puzzles, sudoku
 from attractor.errors import ConfigError, DataError
-from attractor.experiment.loading import LoadedReasoner
 from attractor.experiment.prepare import (
     PuzzleSummary,
     TextSummary,
@@ -17,7 +16,7 @@ from attractor.experiment.prepare import (
     prepare_text,
     verify_data,
 )
-from attractor.experiment.solve import locate_puzzles, solve_puzzles
+from attractor.experiment.solve import LoadedReasoner, locate_puzzles, solve_puzzles
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 

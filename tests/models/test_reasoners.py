@@ -19,10 +19,8 @@ from attractor.models.reasoning import (
     TransformerReasoner,
     TRMConfig,
 )
-from attractor.models.reasoning.hrm import hrm_27m, hrm_tiny
-from attractor.models.reasoning.transformer import transformer_27m, transformer_tiny
-from attractor.models.reasoning.trm import trm_5m, trm_7m, trm_tiny
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
+from attractor.nn.grid import swiglu_hidden
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 
 NETWORK = GridNetworkConfig(width=16, hidden=32, cell_hidden=16, num_cells=16, num_heads=2, mixing="attention")
@@ -49,21 +47,30 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
     return {n: g for (n, _), g in zip(model.named_parameters(), found, strict=True) if g is not None}
 
 
+TINY = GridNetworkConfig(mixing="attention", grid_positions=False)
+WIDE = replace(TINY, width=512, hidden=swiglu_hidden(512), num_heads=8)
+MIXER = GridNetworkConfig(width=512, hidden=swiglu_hidden(512), cell_hidden=swiglu_hidden(81), num_cells=81)
+
+
+def tiny_trm(size: int) -> TRMUpdateConfig:
+    return TRMUpdateConfig(network=GridNetworkConfig(num_cells=size**2), num_latent=3)
+
+
 @pytest.mark.parametrize(
     ("config", "count"),
     [
-        (trm_5m(), 4_854_274),
-        (trm_7m(), 6_827_010),
-        (hrm_27m(), 27_274_242),
-        (transformer_27m(), 27_273_216),
-        (trm_tiny(6), 324_610),
-        (trm_tiny(9), 359_938),
-        (hrm_tiny(6), 854_018),
-        (hrm_tiny(9), 854_786),
-        (transformer_tiny(9), 854_528),
+        (TRMConfig(update=TRMUpdateConfig(network=MIXER, num_latent=6)), 4_854_274),
+        (TRMConfig(update=TRMUpdateConfig(network=WIDE, num_latent=6)), 6_827_010),
+        (HRMConfig(network=replace(WIDE, num_layers=4)), 27_274_242),
+        (TransformerConfig(network=replace(WIDE, num_layers=8)), 27_273_216),
+        (TRMConfig(num_symbols=7, num_classes=7, update=tiny_trm(6)), 324_610),
+        (TRMConfig(update=tiny_trm(9)), 359_938),
+        (HRMConfig(num_symbols=7, num_classes=7, network=TINY), 854_018),
+        (HRMConfig(network=TINY), 854_786),
+        (TransformerConfig(network=replace(TINY, num_layers=4)), 854_528),
     ],
 )
-def test_presets_have_the_published_size(config: ReasonerConfig, count: int) -> None:
+def test_models_have_the_published_size(config: ReasonerConfig, count: int) -> None:
     """5M, 7M, 27M and 27M parameters as published; a configuration survives the conversion to plain data and back."""
     with torch.device("meta"):
         assert sum(p.numel() for p in build(config).parameters()) == count
@@ -233,7 +240,7 @@ def test_configurations_build_their_model() -> None:
     """Each by its own class; a halting head only where it is asked for."""
     for name, kind in (("trm", TRM), ("hrm", HRM), ("transformer", TransformerReasoner)):
         assert type(build(CONFIGS[name])) is kind
-    assert not hasattr(build(transformer_tiny(6)), "q_head")
+    assert not hasattr(build(TransformerConfig(network=TINY)), "q_head")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from attractor.errors import CheckpointError, LostRankError
+from attractor.files.manifest import amended_file
 from attractor.training.checkpoint import (
     Checkpoints,
     find_checkpoint,
@@ -30,9 +31,8 @@ from attractor.training.checkpoint import (
     load_scalars,
     read_run,
     save_weights,
-    update_checksums,
     verify,
-    verify_weights,
+    verify_inference,
 )
 from attractor.training.checkpoint import writing as writing_module
 
@@ -277,12 +277,12 @@ def test_inference_verifies_the_weights_and_reads_no_pickle(tmp_path, monkeypatc
     monkeypatch.setattr("pickle.load", lambda *_: pytest.fail("unpickled"))
     load_model(checkpoint, network(3))
     run = json.loads((checkpoint / "run.json").read_text())
-    (checkpoint / "run.json").write_text(json.dumps(run | {"note": "edited"}))
-    update_checksums(checkpoint, "run.json")
+    with amended_file(checkpoint, "run.json") as part:
+        part.write_text(json.dumps(run | {"note": "edited"}))
     with pytest.raises(CheckpointError, match=r"training/\.metadata: is missing"):
         verify(checkpoint)
     damage(checkpoint / "model.safetensors", "flipped")
-    for check in (lambda: verify_weights(checkpoint), lambda: load_model(checkpoint, network(3))):
+    for check in (lambda: verify_inference(checkpoint), lambda: load_model(checkpoint, network(3))):
         with pytest.raises(
             CheckpointError, match=r"model\.safetensors: does not match its checksum; the checkpoint is"
         ):
@@ -306,7 +306,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_intact(where: str, tmp_pa
         elif where == "rank tensors":
             patch.setattr(writing_module, "save_file", full_disk)
         else:
-            patch.setattr(writing_module.folder, "write_checksum_file", full_disk)
+            patch.setattr(writing_module.manifest, "write_checksum_file", full_disk)
         Run().save(writer, 2)
         with pytest.raises(CheckpointError) as failed:
             writer.wait()
@@ -397,7 +397,7 @@ def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
                 "copy": (writer.stager, "stage"),
                 "shards": (torch, "save"),
                 "rank tensors": (writing_module, "save_file"),
-                "checksums": (writing_module.folder, "write_checksum_file"),
+                "checksums": (writing_module.manifest, "write_checksum_file"),
             }[where]
             if rank == culprit:
                 patch.setattr(owner, name, full_disk)

@@ -86,6 +86,7 @@ def damage(checkpoint, how: str) -> None:
         file.unlink()
     elif how == "other shapes":
         config.write_text(config.read_text().replace('"width": 8', '"width": 16'))
+        (checkpoint / "checksums.json").unlink()
     elif how == "unknown key":
         config.write_text(config.read_text().replace('"width": 8', '"width": 8, "depht": 2'))
     elif how == "not JSON":

@@ -29,20 +29,12 @@ def calibrate(
         characters: The largest number of characters of each, from its beginning.
         batch_size: Sequences in a batch.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.calibration import calibrate as run
     from attractor.experiment.loading import load_language_model, local_folder
 
-    loaded = load_language_model(local_folder(checkpoint))
-    found = run(
-        loaded,
-        data,
-        max_loss_increase=max_loss_increase,
-        field=field,
-        limit=limit,
-        characters=characters,
-        batch_size=batch_size,
-        progress=True,
-    )
+    loaded = load_language_model(local_folder(options.pop("checkpoint")))
+    found = run(loaded, **options, progress=True)
     console = Console()
     console.print(_table(found))
     console.print(f"{loaded.path}: generation keeps to {_name(found.chosen.budget)}", soft_wrap=True)

@@ -38,22 +38,12 @@ def prepare(
         tokenizer_bytes: The amount of text to train the tokenizer on, in equal parts from all sources.
         shard_tokens: The approximate number of tokens in a file.
     """
+    options = locals()  # every option by its name
     from rich.console import Console
 
     from attractor.experiment.prepare import prepare_text
 
-    summary = prepare_text(
-        sources,
-        out,
-        val=val,
-        val_fraction=val_fraction,
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        field=field,
-        tokenizer_bytes=tokenizer_bytes,
-        shard_tokens=shard_tokens,
-        progress=True,
-    )
+    summary = prepare_text(**options, progress=True)
     _print_text(summary)
     Console().print(
         f"{summary.num_repaired} documents repaired (bytes that were not UTF-8), {summary.num_empty} empty ones left out; "

@@ -54,27 +54,10 @@ def evaluate(
         seed: For puzzles: the seed of the initial states; by default 0.
         out: A JSON file to write the figures to.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.evaluation import evaluate as run
 
-    figures = run(
-        checkpoint,
-        data,
-        tasks=tasks,
-        bundle=bundle,
-        field=field,
-        depth=depth,
-        tolerance=tolerance,
-        max_evaluations=max_evaluations,
-        length=length,
-        stride=stride,
-        depths=depths,
-        breadths=breadths,
-        seed=seed,
-        limit=limit,
-        batch_size=batch_size,
-        out=out,
-        progress=True,
-    )
+    figures = run(options.pop("checkpoint"), **options, progress=True)
     results, console = figures["results"], Console()
     if "exact_by_residual" not in results:
         console.print(_language_table(results))

@@ -35,21 +35,10 @@ def sudoku(
             would exist.
         seed: Seed of everything random.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_sudoku
 
-    summary = prepare_sudoku(
-        out,
-        size=size,
-        num=num,
-        num_test=num_test,
-        clues=clues,
-        train=train,
-        test=test,
-        num_train=num_train,
-        seed=seed,
-        progress=True,
-    )
-    _print_written(summary)
+    _print_written(prepare_sudoku(**options, progress=True))
 
 
 def mazes(
@@ -85,23 +74,10 @@ def mazes(
         num_train: The number of mazes to sample from the training csv.
         seed: Seed of everything random.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_mazes
 
-    summary = prepare_mazes(
-        out,
-        style=style,
-        size=size,
-        num=num,
-        num_test=num_test,
-        min_path=min_path,
-        max_path=max_path,
-        train=train,
-        test=test,
-        num_train=num_train,
-        seed=seed,
-        progress=True,
-    )
-    _print_written(summary)
+    _print_written(prepare_mazes(**options, progress=True))
 
 
 def _print_written(summary: "PuzzleSummary") -> None:

@@ -10,13 +10,14 @@ from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
 from attractor.files import new_folder, require_free
+from attractor.files.manifest import write_checksums
 from attractor.interop import HeldOut
 from attractor.interop import export as write_stock
 from attractor.interop import import_official as read_official
 from attractor.interop import retrofit as retrofit_backbone
 from attractor.interop.stock_export import require_exportable
 from attractor.training import find_checkpoint
-from attractor.training.checkpoint import inference_files, save_weights, write_checksums
+from attractor.training.checkpoint import inference_files, save_weights
 from attractor.training.checkpoint import load as load_state
 
 
@@ -31,10 +32,6 @@ def export(
 
     Parameters
     ----------
-    model
-        A loaded model, or what :func:`attractor.load` takes.
-    out
-        The folder to write; it must not exist.
     depth
         1 for one evaluation, which is the plain Transformer of all layers; 0 for the proposal.
     data
@@ -80,14 +77,7 @@ def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: 
 def export_inference(checkpoint: str | Path, out: str | Path, *, latest: bool = False) -> Path:
     """Write the files of a checkpoint that inference needs, and return the checkpoint's folder.
 
-    Parameters
-    ----------
-    checkpoint
-        The folder of a checkpoint, or of a run, whose newest checkpoint is taken.
-    out
-        The folder to write; it must not exist.
-    latest
-        Write the weights of the last step instead of the averaged weights.
+    ``latest`` writes the weights of the last step instead of the averaged weights. ``out`` must not exist.
     """
     target = Path(out)
     require_free(target)
@@ -123,13 +113,7 @@ def _replace_weights(model: Any, folder: Path) -> None:
 def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
     """Convert a checkpoint in the format of the paper's authors. Return the model and its tokenizer, if it has one.
 
-    Parameters
-    ----------
-    folder
-        A folder with ``config.json`` and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards, and
-        perhaps a tokenizer.
-    out
-        The folder to write; it must not exist.
+    ``folder`` holds ``config.json`` and weights that :func:`attractor.interop.weights.read_weights` can read.
     """
     source = Path(folder)
     require_free(Path(out))

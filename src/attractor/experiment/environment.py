@@ -2,12 +2,11 @@
 
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-import attractor
 
 
 def environment() -> dict[str, Any]:
@@ -16,7 +15,7 @@ def environment() -> dict[str, Any]:
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
-        "attractor": attractor.__version__,
+        "attractor": version("attractor-models"),
         "commit": run.stdout.strip() or None,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -6,8 +6,9 @@ from typing import Any
 
 from attractor.data import PuzzleSet
 from attractor.errors import ConfigError
-from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, is_reasoner, load_reasoner, local_folder
+from attractor.experiment.loading import LoadedLanguageModel, is_reasoner, load_reasoner, local_folder
 from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles, require_rising
+from attractor.experiment.solve import LoadedReasoner
 from attractor.files import json_safe, write_json
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # for puzzles

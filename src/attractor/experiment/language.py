@@ -1,6 +1,5 @@
 """Train a language model on prepared text."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from attractor.experiment.loading import LoadedLanguageModel, quiet
 from attractor.models.language import LanguageModel
 from attractor.objectives import NextToken
 from attractor.recipes import LanguageRecipe
-from attractor.training import PRECISIONS, Callback, DistributedContext
+from attractor.training import PRECISIONS, DistributedContext
 from attractor.training import train as run_loop
 
 
@@ -27,11 +26,9 @@ def train_language(
     data: Path,
     out: Path,
     *,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    should_pause: Callable[[], bool] = lambda: False,
     start: LoadedLanguageModel | None = None,
     distributed: DistributedContext | None = None,
+    **loop: Any,
 ) -> LoadedLanguageModel:
     """Train ``recipe`` on prepared text and return the trained model. ``transformers`` can load its checkpoints too.
 
@@ -41,12 +38,10 @@ def train_language(
         The settings. Without ``start``, the vocabulary and the special tokens of the model are replaced by the data's.
     data
         A folder of prepared text.
-    out
-        The folder to write.
-    callbacks, resume, should_pause, distributed
-        See :func:`attractor.training.train`.
     start
         The model to start from; ``recipe.model`` may differ from its configuration only in how it is solved.
+    loop
+        ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
     distributed = distributed or DistributedContext()
     shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
@@ -91,12 +86,10 @@ def train_language(
         config,
         out=out,
         metadata=metadata,
-        callbacks=callbacks,
-        resume=resume,
-        should_pause=should_pause,
         save_model=save,
         units=model.fsdp_units(),
         distributed=distributed,
+        **loop,
     )
     assert isinstance(trained, LanguageModel)
     return LoadedLanguageModel(trained, tokenizer, out)

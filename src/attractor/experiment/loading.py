@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attractor.config import from_dict
-from attractor.data import Puzzle, find_puzzle
+from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
-from attractor.experiment.solve import Puzzles, PuzzleSolution, solve_puzzles
+from attractor.experiment.solve import LoadedReasoner
 from attractor.files import first_line
-from attractor.models.reasoning import Reasoner
 from attractor.recipes import PuzzleRecipe
-from attractor.training import find_checkpoint, load_model, read_run, verify_weights
+from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,20 +37,6 @@ class LoadedLanguageModel:
     def generate(self, prompt: str, **settings: Any) -> str:
         """Return ``prompt`` with its continuation. Settings are those of :func:`attractor.experiment.generation.generate`."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
-
-
-@dataclass(frozen=True)
-class LoadedReasoner:
-    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder."""
-
-    model: Reasoner
-    puzzle: Puzzle
-    size: int
-    path: Path
-
-    def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
-        """Solve and check puzzles. Settings are those of :func:`attractor.experiment.solve.solve_puzzles`."""
-        return solve_puzzles(self, puzzles, **settings)
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None) -> LoadedReasoner | LoadedLanguageModel:
@@ -125,7 +110,7 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
-    verify_weights(checkpoint)
+    verify_inference(checkpoint)
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -1,8 +1,8 @@
 """Train a reasoner on puzzles."""
 
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from attractor.data import PUZZLES, PuzzleSet, puzzles
 from attractor.errors import DataError
 from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
-from attractor.experiment.loading import REASONER, LoadedReasoner
+from attractor.experiment.loading import REASONER
+from attractor.experiment.solve import LoadedReasoner
 from attractor.models.reasoning import Reasoner
 from attractor.objectives import DeepSupervision
 from attractor.recipes import PuzzleRecipe, fit_to_puzzles
-from attractor.training import PRECISIONS, Callback, DistributedContext
+from attractor.training import PRECISIONS, DistributedContext
 from attractor.training import train as run_loop
 
 
@@ -43,10 +44,8 @@ def train_reasoner(
     *,
     data: Path | None = None,
     held_out: PuzzleSet | None = None,
-    callbacks: Sequence[Callback] = (),
-    resume: bool = False,
-    should_pause: Callable[[], bool] = lambda: False,
     distributed: DistributedContext | None = None,
+    **loop: Any,
 ) -> LoadedReasoner:
     """Train ``recipe`` and return the trained model, with averaged weights.
 
@@ -54,14 +53,12 @@ def train_reasoner(
     ----------
     recipe
         The settings. Symbols, classes and the number of cells of the model are replaced by those of the puzzles.
-    out
-        The folder to write.
     data
         A folder of puzzles, instead of generated ones.
     held_out
         Puzzles whose accuracy is logged during training.
-    callbacks, resume, should_pause, distributed
-        See :func:`attractor.training.train`.
+    loop
+        ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
     examples = training_puzzles(recipe, data)
     height, width = examples.questions.shape[1:]
@@ -101,10 +98,8 @@ def train_reasoner(
         recipe.train,
         out=out,
         metadata=metadata,
-        callbacks=callbacks,
-        resume=resume,
-        should_pause=should_pause,
         distributed=distributed,
+        **loop,
     )
     assert isinstance(averaged, Reasoner)
     return LoadedReasoner(averaged, examples.puzzle, height, out)

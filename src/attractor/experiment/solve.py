@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from torch import Tensor
 from attractor.data import LocatedGrid, Puzzle, PuzzleSet
 from attractor.data.puzzle import Grid, Grids
 from attractor.errors import ConfigError, DataError
+from attractor.models.reasoning import Reasoner
 from attractor.progress import TaskProgress
-
-if TYPE_CHECKING:
-    from attractor.experiment.loading import LoadedReasoner
 
 TOLERANCE, MAX_EVALUATIONS = 1e-4, 2048  # by default
 Puzzles = str | Path | LocatedGrid | PuzzleSet | Grid | Grids | Iterable["Puzzles"]
@@ -63,8 +61,22 @@ class PuzzleSolution:
     init_state: Tensor = field(repr=False)
 
 
+@dataclass(frozen=True)
+class LoadedReasoner:
+    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder."""
+
+    model: Reasoner
+    puzzle: Puzzle
+    size: int
+    path: Path
+
+    def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
+        """Solve and check puzzles. Settings are those of :func:`solve_puzzles`."""
+        return solve_puzzles(self, puzzles, **settings)
+
+
 def solve_puzzles(
-    loaded: "LoadedReasoner",
+    loaded: LoadedReasoner,
     puzzles: Puzzles,
     *,
     depth: int | None = None,
@@ -78,21 +90,16 @@ def solve_puzzles(
 
     Parameters
     ----------
-    loaded
-        The reasoner.
     puzzles
         A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a ``PuzzleSet``; or a list of
         these.
-    depth
-        Make exactly so many evaluations.
-    tolerance, max_evaluations
-        Without ``depth``: solve to this relative residual with at most so many evaluations (by default 1e-4 and 2048).
+    depth, tolerance, max_evaluations
+        Make exactly ``depth`` evaluations; or solve to a relative residual with at most so many (by default 1e-4 and
+        2048).
     breadth
         The number of random restarts. The answer with the lowest residual is kept.
     seed
         Seed of the initial states, the same for every puzzle.
-    progress
-        Whether to draw progress bars.
 
     Raises
     ------
@@ -120,7 +127,7 @@ def solve_puzzles(
     return solutions
 
 
-def _solve_one(loaded: "LoadedReasoner", located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
+def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
     start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     output = loaded.model.solve(_as_question(loaded, located.grid)[None], generator=generator, **budget)
     answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
@@ -160,7 +167,7 @@ def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:
 
 
 def animate_solution(
-    loaded: "LoadedReasoner",
+    loaded: LoadedReasoner,
     solution: PuzzleSolution,
     file: Path,
     *,
@@ -184,7 +191,7 @@ def animate_solution(
     plot_trajectory(frames, depths[: len(frames)], residuals, animation=file, render=render)
 
 
-def _check(loaded: "LoadedReasoner", located: LocatedGrid, shapes: set[tuple[int, ...]]) -> None:
+def _check(loaded: LoadedReasoner, located: LocatedGrid, shapes: set[tuple[int, ...]]) -> None:
     """Raise a DataError with the place of a puzzle that is invalid or does not fit to the model.
 
     ``shapes`` are those of grids that the model is known to accept.
@@ -206,7 +213,7 @@ def _check(loaded: "LoadedReasoner", located: LocatedGrid, shapes: set[tuple[int
         raise DataError(f"{located.place}: {error}" if located.place else str(error)) from error
 
 
-def _as_question(loaded: "LoadedReasoner", grid: Grid) -> Tensor:
+def _as_question(loaded: LoadedReasoner, grid: Grid) -> Tensor:
     """Return the grid (H, W) as int64, on the model's device."""
     return torch.from_numpy(np.array(grid)).long().to(next(loaded.model.parameters()).device)
 

@@ -1,6 +1,6 @@
 """Train a recipe from Python: ``attractor.train``."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from attractor import recipes
 from attractor.config import override, to_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.experiment.loading import LoadedLanguageModel, LoadedReasoner, load_language_model, local_folder
-from attractor.experiment.progress import training_bar
+from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
 from attractor.experiment.puzzles import train_reasoner
+from attractor.experiment.solve import LoadedReasoner
 from attractor.files import check_output_dir
+from attractor.progress import TrainingProgress
 from attractor.recipes import RETROFIT, PuzzleRecipe
-from attractor.training import Callback, DistributedContext, Preemption, find_checkpoint, init_distributed, make_logger
+from attractor.training import Callback, Preemption, find_checkpoint, init_distributed, make_logger
 
 if TYPE_CHECKING:
-    from attractor.recipes import LanguageRecipe, Recipe
+    from attractor.recipes import Recipe
 
 
 def train(
@@ -40,26 +41,16 @@ def train(
 
     Parameters
     ----------
-    recipe
-        A recipe or its name, see :func:`attractor.recipes.names`.
     data
         The folder of prepared text or puzzles. Recipes of puzzles generate their own puzzles without it.
     out
-        The folder to write: checkpoints, ``metrics.jsonl``, ``events.jsonl``. By default ``runs/NAME``.
+        The folder to write, by default ``runs/NAME``. It must be empty unless ``resume`` or ``overwrite``.
     overrides
         Settings to change, see :func:`attractor.recipes.override`. They are applied after ``init``.
     init
         For language models: the checkpoint to start from. It then decides the sizes of the model.
-    resume
-        Continue the newest checkpoint in ``out``.
-    overwrite
-        Write into a folder that is not empty.
     logger
         ``"tensorboard"``, ``"wandb"``, ``"trackio"`` or ``"none"``.
-    callbacks
-        Functions that receive every :class:`attractor.training.Report`.
-    progress
-        Show a progress bar.
     pause
         Decides when to write a checkpoint and return early. While the run lasts, it also handles SIGTERM and SIGINT.
         ``pause.requested`` tells whether the run was paused.
@@ -96,17 +87,21 @@ def train(
     curves = make_logger(logger, target, name or target.name, to_dict(config))
     with init_distributed() as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
-        with training_bar(name or target.name, progress and distributed.is_main) as bar:
-            trained = _run(
-                config,
-                folder,
-                target,
-                start,
-                callbacks=[callback for callback in (bar, curves, *callbacks) if callback is not None],
-                resume=resume,
-                should_pause=pause or (lambda: False),
-                distributed=distributed,
-            )
+        with TrainingProgress(name or target.name, enabled=progress and distributed.is_main) as bar:
+            loop: dict[str, Any] = {
+                "callbacks": [callback for callback in (bar, curves, *callbacks) if callback is not None],
+                "resume": resume,
+                "should_pause": pause or (lambda: False),
+                "distributed": distributed,
+            }
+            trained: LoadedReasoner | LoadedLanguageModel
+            if isinstance(config, PuzzleRecipe):
+                trained = train_reasoner(config, target, data=folder, **loop)
+            else:
+                from attractor.experiment.language import train_language
+
+                assert folder is not None
+                trained = train_language(config, folder, target, start=start, **loop)
         if pause is not None:
             [asked] = distributed.total([float(pause.requested)])  # any rank may have been asked
             pause.requested = bool(asked)
@@ -124,24 +119,3 @@ def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedL
             f"{init}: holds a {type(loaded.model).__name__}; convert it with attractor retrofit first."
         )
     return loaded
-
-
-def _run(
-    config: "PuzzleRecipe | LanguageRecipe",
-    data: Path | None,
-    out: Path,
-    start: LoadedLanguageModel | None,
-    *,
-    callbacks: Sequence[Callback],
-    resume: bool,
-    should_pause: Callable[[], bool],
-    distributed: DistributedContext,
-) -> LoadedReasoner | LoadedLanguageModel:
-    """Train on puzzles or on text."""
-    shared: dict[str, Any] = {"callbacks": callbacks, "resume": resume, "should_pause": should_pause}
-    if isinstance(config, PuzzleRecipe):
-        return train_reasoner(config, out, data=data, distributed=distributed, **shared)
-    from attractor.experiment.language import train_language
-
-    assert data is not None
-    return train_language(config, data, out, start=start, distributed=distributed, **shared)

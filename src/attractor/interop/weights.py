@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attractor.errors import CheckpointError
-from attractor.files import first_line, read_json
+from attractor.files import first_line, member, read_json
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 ADVICE = "give the folder of a complete checkpoint"
@@ -38,7 +38,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{index}: has no weight_map from tensors to files; the checkpoint is damaged.")
     shards = sorted(set(places.values()))
     for shard in shards:  # check all before reading the first
-        if Path(shard).name != shard or not (index.parent / shard).is_file():
+        if not member(index.parent, shard, CheckpointError, index).is_file():
             raise CheckpointError(f"{index.parent / shard}: this shard is missing; {index.name} names it.")
     weights: dict[str, Tensor] = {}
     for shard in shards:

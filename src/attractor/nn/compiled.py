@@ -23,7 +23,9 @@ class CompiledBlock(nn.Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._compiled_call_impl is None or not self.has_fixed_shape(*args, **kwargs):
+        # Compiled code does not run under a mode such as the one that repeats random numbers in a solve.
+        is_observed = torch._C._len_torch_dispatch_stack() > 0
+        if self._compiled_call_impl is None or is_observed or not self.has_fixed_shape(*args, **kwargs):
             return self._call_impl(*args, **kwargs)
         with _compiler_settings():
             return self._compiled_call_impl(*args, **kwargs)
@@ -54,13 +56,9 @@ def _compiler_settings() -> Iterator[None]:
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """Compile every :class:`CompiledBlock` of ``model`` in place; names and weights stay. Copies of the model are not
-    compiled.
+    """Compile every :class:`CompiledBlock` of ``model`` in place, with the ``options`` of ``torch.compile``.
 
-    Parameters
-    ----------
-    options
-        Options of ``torch.compile``, such as ``backend``.
+    Names and weights stay. Copies of the model are not compiled.
     """
     if isinstance(model, CompiledBlock):  # one graph, with all blocks inside it
         model.compile(dynamic=False, fullgraph=True, **options)

@@ -137,10 +137,7 @@ class GridNetwork(CompiledBlock):
     def angles(self, grid: torch.Size, like: Tensor) -> Rotary | None:
         """Return the rotary angles that ``forward`` takes for a ``grid`` of (height, W) cells; ``None`` without attention.
 
-        Raises
-        ------
-        DataError
-            When a mixer was built for another number of cells.
+        Raises :class:`DataError` when a mixer was built for another number of cells.
         """
         config = self.config
         if config.mixing == "mixer" and math.prod(grid) != config.num_cells:
@@ -175,7 +172,6 @@ class TRMUpdateConfig:
 
     @property
     def width(self) -> int:
-        """Channels of the answer per cell."""
         return self.network.width
 
     @property

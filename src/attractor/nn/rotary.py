@@ -9,15 +9,9 @@ Rotary = tuple[Tensor, Tensor]  # cosine and sine, each (..., head_dim)
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     """Return cosine and sine (..., head_dim) of the rotation angles, in float32.
 
-    Parameters
-    ----------
-    positions
-        (..., A): the coordinates of each token along A axes; 1 for text, 2 for grids. Each axis turns an equal share of
-        the channel pairs.
-    head_dim
-        Channels of a head. Channel i turns with channel i + head_dim / 2.
-    theta
-        The base of the frequencies.
+    ``positions`` (..., A) are the coordinates of each token along A axes, 1 for text and 2 for grids; each axis turns
+    an equal share of the channel pairs. Channel i turns with channel i + head_dim / 2. ``theta`` is the base of the
+    frequencies.
     """
     pairs = head_dim // 2 // positions.shape[-1]
     frequency = theta ** -(torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs)

@@ -20,16 +20,10 @@ def make_attention_mask(
 ) -> Tensor | None:
     """Return which keys each query may attend to, (B or 1, 1, T, S) bool; None for causal attention without exceptions.
 
-    Parameters
-    ----------
-    length, size, past
-        T new tokens attend to S places, of which ``past`` come before the first new token. Places after the last new
-        token are hidden.
-    padding
-        (B, past + T), zero at padding, which is hidden.
-    documents
-        (B, T) positions, without a past. A new document starts wherever they do not increase by one; documents do not
-        see each other.
+    ``length`` = T new tokens attend to ``size`` = S places, of which ``past`` come before the first new token. Places
+    after the last new token are hidden. ``padding`` (B, past + T) is zero at padding, which is hidden. ``documents``
+    (B, T) are positions, without a past: a new document starts wherever they do not increase by one, and documents do
+    not see each other.
     """
     is_causal = padding is None and documents is None and isinstance(past, int) and size == past + length
     if is_causal and (past == 0 or length == 1):

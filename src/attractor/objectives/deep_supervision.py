@@ -99,14 +99,10 @@ class DeepSupervision:
     ----------
     questions, answers
         Integer arrays (N, height, W), which may be memory-mapped.
-    config
-        See :class:`DeepSupervisionConfig`.
     init_state
-        ``init_state(questions) -> state``, the model's initial state.
+        ``init_state(questions) -> state``.
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
-    device
-        The model's device.
     held_out
         Questions and answers (N, height, W). The log gets the share that the current weights solve in ``max_segments``
         segments.

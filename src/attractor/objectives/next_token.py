@@ -30,9 +30,7 @@ class NextTokenConfig:
     Attributes
     ----------
     batch_size
-        Rows per batch, over all processes.
-    length
-        Tokens per row.
+        Rows per batch, over all processes, of ``length`` tokens each.
     seed
         Seed of the order of the rows.
     contraction_penalty
@@ -79,17 +77,13 @@ def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03
 class NextToken:
     """An :class:`attractor.training.Objective` for language models.
 
-    The model is called with ``input_ids``, ``position_ids`` and ``labels``. Its output has ``loss`` and, if it solved
+    The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has ``loss`` and, if it solved
     an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations,
     training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
     returns the update.
 
     Parameters
     ----------
-    rows
-        The tokens.
-    config
-        Settings.
     peak_flops
         Peak FLOP/s of the device, for the metric ``mfu`` (model FLOPs utilisation). None: no such metric.
     rank, world_size
@@ -121,7 +115,7 @@ class NextToken:
         tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size
         self._example = tokens[:1]
-        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens)
+        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens, return_logits=False)
         loss, metrics = output.loss, {}
         if (solution := output.solution) is not None:
             self._calls.append(solution.outcome.calls)

@@ -90,6 +90,3 @@ class Anderson(Solver):
         alpha = torch.linalg.solve_ex(to_tensor(system), to_tensor(known | newest).double())[0]
         total = alpha.sum(dim=1, keepdim=True)
         return where_rows(~xp.isfinite(to_array(total))[:, 0], to_tensor(newest).double(), alpha / total)
-
-    def finalize(self, state: _AndersonState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return y, residual

@@ -24,6 +24,12 @@ def to_tensor(x: Array) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
+def row_norm(x: Tensor) -> Tensor:
+    """Return the Euclidean norms of the rows of ``x`` (N, D), also where their squares overflow or underflow."""
+    norm = torch.linalg.vector_norm(x, dim=1)
+    return norm
+
+
 def namespace(x: Array) -> Any:
     """Return the module with the functions for ``x``: ``numpy`` or ``torch``. Many names and signatures agree."""
     return np if isinstance(x, np.ndarray) else torch

@@ -56,9 +56,6 @@ class Broyden(Solver):
                 us, vs = (), ()
         return y - _low_rank(g, us, vs, scratch), _BroydenState(y, g, us, vs, scratch)
 
-    def finalize(self, state: _BroydenState, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return y, residual
-
 
 def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch: Tensor) -> Tensor:
     """Return ``−x + Σ uⱼ (vⱼ·x)``, (N, D)."""

@@ -16,6 +16,7 @@ An evaluation includes only the equations that need it: active ones, and frozen 
 :class:`PartialUpdate` is not computed for the others.
 """
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -23,15 +24,15 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
-from attractor.solve.array_ops import known_empty, namespace, to_array, to_tensor, where_rows
+from attractor.solve.array_ops import known_empty, namespace, row_norm, to_array, to_tensor, where_rows
 from attractor.solve.layout import Layout
 from attractor.solve.safeguard import Safeguard
 from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
-from attractor.solve.tracker import CONVERGED, EquationTracker
-from attractor.solve.update import Point, Update, evaluate
+from attractor.solve.tracker import CONVERGED, STAGNATED, EquationTracker
+from attractor.solve.update import Point, Repeated, Update, evaluate
 
 
 def solve(
@@ -48,7 +49,7 @@ def solve(
 
     Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``.
     """
-    layout = Layout.of(y0, equation_dims, causal)
+    layout, update = Layout.of(y0, equation_dims, causal), Repeated.of(update)
     y = layout.flatten(y0)
     _refuse_nonfinite(y, layout)
     accepted = Point.initial(y)
@@ -80,6 +81,8 @@ def solve(
         y = where_rows(rejected, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(~tracker.active, accepted.y, y)
 
+    if checks and call:
+        _warn_if_random(update, layout, point, tracker)
     y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
     value = layout.unflatten(y)
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
@@ -108,6 +111,24 @@ def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTrac
     movable = tracker.unsolved & free
     final_y, final_residual = solver.finalize(state, y, residual)
     return where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
+
+
+def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:
+    """Where equations stagnate, call ``update`` at the last point again, and warn if the result is another one."""
+    stagnated = to_tensor(tracker.status) == STAGNATED
+    if is_synchronized() or update.can_be_partial or not stagnated.any():
+        return
+    with torch.no_grad():
+        change = row_norm(layout.flatten(update(layout.unflatten(point.y))) - point.f)[stagnated]
+        floor = 100 * torch.finfo(layout.dtype).eps * row_norm(point.y)[stagnated]
+        is_random = (change > 0.1 * point.residual_norm[stagnated]) & (change > floor)
+    if is_random.any():
+        warnings.warn(
+            "fixed_point: update returns different values at the same point, so the solve cannot converge. It draws random "
+            "numbers that are not repeated (from a generator of its own, NumPy or compiled code); draw them before the solve.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _kept_points(trace: bool | Collection[int], stop: StopRule) -> Collection[int]:

@@ -20,16 +20,10 @@ class Safeguard:
         self._none = namespace(unknown).isfinite(unknown)
 
     def rejected(self, residual_norm: Array, accepted_norm: Array, evaluated: Array, accelerated: Array) -> Array:
-        """Return which equations reject their last step, (N,) bool.
+        """Return which equations reject their last step. All arrays are (N,).
 
-        Parameters
-        ----------
-        residual_norm, accepted_norm
-            (N,), after the step and at the last accepted point.
-        evaluated
-            (N,) bool, the equations that the last evaluation included.
-        accelerated
-            (N,) bool, the equations whose last step was the solver's and not the plain one.
+        The norms are those after the step and at the last accepted point. ``evaluated`` marks the equations that the
+        last evaluation included, ``accelerated`` those whose last step was the solver's and not the plain one.
         """
         if self.max_growth == np.inf:
             return self._none

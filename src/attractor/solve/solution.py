@@ -25,10 +25,8 @@ class Outcome:
     status
         int8, one :class:`Status` per equation, in the leading shape of ``y0``. All ``ACTIVE`` where convergence was not
         checked.
-    calls
-        How many times ``update`` was called.
-    limit
-        The most calls that were allowed.
+    calls, limit
+        How many times ``update`` was called, and the most calls that were allowed.
     checked
         Whether convergence was checked; False under ``Steps``.
     """
@@ -39,7 +37,7 @@ class Outcome:
     checked: bool
 
     def count(self, status: Status) -> int:
-        """Return the number of equations with that status. Waits for the device."""
+        """Return how many equations have that status. Waits for the device."""
         return int((self.status == status).sum())
 
     @property
@@ -69,8 +67,8 @@ class Outcome:
         if num := self.count(Status.FROZEN):
             parts.append(f"{num} froze below the tolerance but were not verified")
         if num := self.count(Status.ACTIVE):
-            stopped_early = "stopped at min_converged_fraction"
-            advice = "try more evaluations or another solver" if self.calls >= self.limit else stopped_early
+            at_limit = self.calls >= self.limit
+            advice = "try more evaluations or another solver" if at_limit else "stopped at min_converged_fraction"
             parts.append(f"{num} are still active ({advice})")
         return "; ".join(parts) + "."
 

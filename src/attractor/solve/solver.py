@@ -1,8 +1,7 @@
 """The contract of a solver, plain iteration, and a wrapper that keeps the best iterate.
 
-A solver is a frozen value with three methods, ``init``, ``step`` and ``finalize``, for N independent equations of D
-unknowns at once. Everything else (counting, freezing, rejecting, stopping) is the loop's, ``attractor.solve.loop``.
-Equations never mix: each has its own history, its own Gram matrix and its own weights.
+A solver is a frozen value with the methods ``init`` and ``step``, for N independent equations of D unknowns at once.
+``attractor.solve.loop`` does everything else: counting, freezing, rejecting, stopping.
 """
 
 from abc import ABC, abstractmethod
@@ -57,9 +56,9 @@ class Solver(ABC):
             The new state. Do not write into the old one while gradients are tracked.
         """
 
-    @abstractmethod
     def finalize(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(y, residual)`` for equations that did not converge, given the last accepted ones (N, D), (N,)."""
+        return y, residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +82,6 @@ class Picard(Solver):
         self, state: None, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
     ) -> tuple[Tensor, None]:
         return damped_step(y, f, g, self.damping), None
-
-    def finalize(self, state: None, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return y, residual
 
 
 @dataclass(frozen=True)

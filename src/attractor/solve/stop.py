@@ -64,8 +64,6 @@ class Tolerance(StopRule):
 
     Parameters
     ----------
-    rtol
-        The relative residual below which an equation has converged. Positive.
     max_evaluations
         The most calls of ``update`` for any equation. An equation that has not converged by then keeps its last
         accepted iterate, so that the reported residual belongs to the returned value.

@@ -38,15 +38,7 @@ PROGRESS = 0.9  # an equation makes progress when its lowest residual falls belo
 
 
 class EquationTracker:
-    """The bookkeeping of one solve. All arrays are (N,).
-
-    Attributes
-    ----------
-    status
-        int8, a :class:`Status` per equation.
-    evaluations
-        int64, the evaluations whose result the equation used.
-    """
+    """The status (int8) and the number of used evaluations (int64) of every equation. All arrays are (N,)."""
 
     def __init__(self, layout: Layout, unknown: Array, stop: StopRule) -> None:
         self.layout, self.stop = layout, stop

@@ -2,8 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, known_empty, to_tensor, where_rows
 from attractor.solve.layout import Layout
+from attractor.solve.randomness import RepeatedRandomness
 
 Update = Callable[[Tensor], Tensor]
 
@@ -30,8 +30,30 @@ class PartialUpdate(ABC):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
+class Repeated(PartialUpdate):
+    """An update whose random numbers are the same at every call of one solve."""
+
+    def __init__(self, update: Update) -> None:
+        self.update, self._random = update, RepeatedRandomness()
+
+    @classmethod
+    def of(cls, update: Update) -> "Repeated":
+        return update if isinstance(update, cls) else cls(update)
+
+    @property
+    def can_be_partial(self) -> bool:
+        """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
+        return isinstance(self.update, PartialUpdate) and not self._random.draws
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self._random.call(self.update, y)
+
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        assert isinstance(self.update, PartialUpdate)
+        return self.update.at(y, index)
+
+
+class Point(NamedTuple):
     """One evaluation: ``f = update(y)``, ``g = f − y``, (N, D); ``residual_norm = ‖g‖``, ``residual = ‖g‖/‖y‖``, (N,).
 
     ``y`` has the compute dtype. The residuals are measured at the rounded ``y`` that ``update`` was given.
@@ -47,41 +69,26 @@ class Point:
     def initial(cls, y: Tensor) -> "Point":
         """Return the point before the first evaluation. Its residuals are NaN."""
         unknown = y.new_full(y.shape[:1], torch.nan)
-        return cls(y=y, f=y, g=torch.zeros_like(y), residual_norm=unknown, residual=unknown)
+        return cls(y, y, torch.zeros_like(y), unknown, unknown)
 
     def replace_rows(self, mask: Array, other: "Point") -> "Point":
         """Return this point with the equations in ``mask`` (N,) from ``other``."""
         if known_empty(mask):
             return self
-        return Point(
-            y=where_rows(mask, other.y, self.y),
-            f=where_rows(mask, other.f, self.f),
-            g=where_rows(mask, other.g, self.g),
-            residual_norm=where_rows(mask, other.residual_norm, self.residual_norm),
-            residual=where_rows(mask, other.residual, self.residual),
-        )
+        return Point(*(where_rows(mask, new, old) for old, new in zip(self, other, strict=True)))
 
 
-def evaluate(update: Update, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
-    """Call ``update`` at ``y`` (N, D): for all equations, or only for those in ``needed`` (N,) if it is partial.
-
-    The other equations keep their numbers from ``last``.
-    """
-    if not isinstance(update, PartialUpdate) or bool(needed.all()):
+def evaluate(update: Repeated, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
+    """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), and with ``last`` elsewhere."""
+    if not update.can_be_partial or bool(needed.all()):
         return _measure(y, _checked_call(update, layout.unflatten(y)), layout)
     index = to_tensor(needed).nonzero()[:, 0]
     argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
     part = _measure(y[index], _checked_call(update, argument, index), layout)
-    return Point(
-        y=y,
-        f=last.f.index_copy(0, index, part.f),
-        g=last.g.index_copy(0, index, part.g),
-        residual_norm=last.residual_norm.index_copy(0, index, part.residual_norm),
-        residual=last.residual.index_copy(0, index, part.residual),
-    )
+    return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
 
 
-def _checked_call(update: Any, y: Tensor, *index: Tensor) -> Tensor:
+def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
     version = None if y.is_inference() else y._version
     out = update.at(y, *index) if index else update(y)
     if not isinstance(out, Tensor) or out.shape != y.shape or out.dtype != y.dtype:
@@ -101,4 +108,4 @@ def _measure(y: Tensor, out: Tensor, layout: Layout) -> Point:
     seen = y if layout.dtype == layout.compute_dtype else y.to(layout.dtype).to(layout.compute_dtype)
     residual_norm = torch.linalg.vector_norm((g if seen is y else f - seen).detach(), dim=1)
     scale = torch.linalg.vector_norm(seen.detach(), dim=1).clamp_min(torch.finfo(y.dtype).tiny)
-    return Point(y=y, f=f, g=g, residual_norm=residual_norm, residual=residual_norm / scale)
+    return Point(y, f, g, residual_norm, residual_norm / scale)

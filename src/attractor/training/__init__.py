@@ -8,9 +8,7 @@ with requires_extra("train"):
         find_checkpoint,
         load_model,
         read_run,
-        update_checksums,
-        verify_weights,
-        write_checksums,
+        verify_inference,
     )
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext, init_distributed, should_report_error
@@ -37,7 +35,5 @@ __all__ = [
     "read_run",
     "should_report_error",
     "train",
-    "update_checksums",
-    "verify_weights",
-    "write_checksums",
+    "verify_inference",
 ]

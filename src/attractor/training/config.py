@@ -24,8 +24,6 @@ class TrainConfig:
     ----------
     num_steps, seconds
         The run ends at the limit that it reaches first; give at least one. Evaluation and checkpoints count as time.
-    optimizer
-        Optimisers and their learning rates.
     warmup_fraction, cooldown_fraction
         Fractions of the run in which the learning rate rises and falls, see :func:`attractor.optim.trapezoid`.
     ema_decay
@@ -41,10 +39,6 @@ class TrainConfig:
         On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` shards weights, averages and optimiser states.
     grad_reduce_dtype
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
-    guard
-        What counts as divergence, and what happens then.
-    seed
-        Seed of torch's random numbers.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints
@@ -94,20 +88,13 @@ class Objective(Protocol):
     """
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the next batch and detached scalar metrics.
-
-        ``model`` may be wrapped for several processes: see :func:`attractor.nn.unwrap_model`.
-        """
-        ...
+        """Return the loss of the next batch and detached scalar metrics. ``model`` may be wrapped: see ``unwrap_model``."""
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return more metrics for the log. They may take some time: this is called every ``log_every`` steps."""
-        ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this rank's state."""
-        ...
 
     def load_state_dict(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Restore the states of all ranks of the saved run, in rank order. It may have had another number of ranks."""
-        ...

@@ -23,13 +23,8 @@ from attractor.training.preemption import Preemption
 class DistributedContext:
     """This process among ``size``. ``rank`` counts from 0.
 
-    Attributes
-    ----------
-    device
-        The device of this process.
-    checkpoint_group
-        A gloo process group for the threads that write checkpoints, so that their messages do not mix with those of
-        training. None for one process.
+    The threads that write checkpoints have a gloo group of their own, so that their messages do not mix with those of
+    training. It is None for one process.
     """
 
     rank: int = 0

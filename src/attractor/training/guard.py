@@ -38,8 +38,6 @@ class GuardConfig:
         ``"rollback"`` skips bad steps too; after too many of them, or at a drift, it restores the weights of the last
         checkpoint and continues with new data, at most ``max_rollbacks`` times. ``"stop"`` stops at the first bad step
         or drift.
-    max_skipped
-        The largest allowed number of bad steps in a row.
     loss_spike
         A loss is bad if it exceeds the median of the last ``window`` good losses by this many standard deviations plus
         a tenth of the median. None: only if it is not finite.

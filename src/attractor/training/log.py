@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
-from attractor.files import json_safe, reported_write_errors, write_text
+from attractor.files import json_safe, reported_write_errors, write_bytes
 
 ADVICE = "check the disk and resume"
 
@@ -18,14 +18,10 @@ class Report:
 
     Attributes
     ----------
-    step
-        Number of steps made.
     seconds
         Training time, over all parts of a resumed run.
     progress
         Fraction of the run that is done, in [0, 1].
-    lr
-        Learning rate of the step.
     metrics
         By name: ``loss``, ``grad_norm``, and those of the objective.
     events
@@ -51,8 +47,12 @@ class Log:
 
     def __init__(self, out: Path, step: int, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
-        self._metrics, self._events = (_open_log(out / f"{name}.jsonl", step) for name in ("metrics", "events"))
         self._new_events: list[str] = []
+        self._metrics, damaged_metrics = _open_log(out / "metrics.jsonl", step)
+        self._events, damaged_events = _open_log(out / "events.jsonl", step)
+        for name, number in (("metrics", damaged_metrics), ("events", damaged_events)):
+            if number:
+                self.event(step, f"damaged lines of {name}.jsonl: {number}; they moved to {name}.damaged.jsonl")
 
     def event(self, step: int, message: str) -> None:
         """Write what happened in a step."""
@@ -94,12 +94,24 @@ def _write_line(file: TextIO, line: dict[str, Any]) -> None:
         file.write(json.dumps(json_safe(line)) + "\n")
 
 
-def _open_log(file: Path, step: int) -> TextIO:
-    """Open a log for appending, flushed at every line, after removing the lines after ``step``."""
-    kept = []
-    for line in file.read_text().splitlines(keepends=True) if step and file.exists() else []:
-        with suppress(json.JSONDecodeError):  # a crash can cut off the last line
-            kept += [line] if json.loads(line)["step"] <= step else []
-    write_text(file, "".join(kept))
+def _open_log(file: Path, step: int) -> tuple[TextIO, int]:
+    """Open a log for appending, flushed at every line, after removing the lines after ``step``.
+
+    Damaged lines move to a file of their own; their number is returned too.
+    """
+    kept, damaged = [], []
     with reported_write_errors(file, ADVICE):
-        return file.open("a", buffering=1)
+        for line in file.read_bytes().splitlines(keepends=True) if step and file.is_file() else []:
+            try:
+                line_step = json.loads(line)["step"]
+                if type(line_step) is not int:
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged += [line] if line.endswith(b"\n") else []  # a crash cuts off the last line
+                continue
+            kept += [line.rstrip() + b"\n"] if line_step <= step else []
+        if damaged:
+            with file.with_suffix(".damaged.jsonl").open("ab") as aside:
+                aside.writelines(damaged)
+        write_bytes(file, b"".join(kept))
+        return file.open("a", buffering=1, encoding="utf-8"), len(damaged)

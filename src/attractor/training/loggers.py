@@ -16,23 +16,9 @@ WriteMetrics = Callable[[dict[str, float], int], None]
 
 
 def make_logger(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> Callback | None:
-    """Return the callback for a logger, or None for ``"none"``.
+    """Return the callback for a logger, or None for ``"none"``. TensorBoard writes into ``out/tensorboard``.
 
-    Parameters
-    ----------
-    name
-        ``"tensorboard"`` (writes ``out/tensorboard``), ``"wandb"``, ``"trackio"`` or ``"none"``.
-    out
-        The run's folder. Its name becomes the run's name.
-    recipe
-        Name of the recipe. A service groups runs by it.
-    settings
-        Plain data to store with the run.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown or its package is not installed.
+    A tracking service groups runs by ``recipe``, names them by their folder ``out``, and stores ``settings`` with them.
     """
     if name == "none":
         return None

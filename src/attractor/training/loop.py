@@ -7,8 +7,8 @@ and may end the run.
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from attractor.errors import CheckpointError, ConfigError, DivergedError
+from attractor.files import reported_write_errors
+from attractor.files.lock import LOCK, owner_lock
+from attractor.files.manifest import CHECKSUMS
 from attractor.nn import compile_blocks
 from attractor.solve import synchronized
-from attractor.training.checkpoint import Checkpoints, find_checkpoint, save_weights
+from attractor.training.checkpoint import Checkpoints, checkpoints_in, find_checkpoint, save_weights
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext, report_lost_ranks
 from attractor.training.guard import Action, Decision, Guard
@@ -44,8 +47,7 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place and return the averaged model, in evaluation mode.
 
-    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. All processes of a run must call this with the
-    same arguments.
+    Writes ``out/metrics.jsonl``, ``out/events.jsonl`` and ``out/step-*/``. All processes must use the same arguments.
 
     Parameters
     ----------
@@ -73,19 +75,21 @@ def train(
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
     state = TrainingState(model, objective, guard, config, units, distributed)
-    if resume:
-        state.restore(find_checkpoint(out), metadata)
-    distributed.on_main_process(lambda: _prepare_folder(out, resume=resume))
-    start_time = time.perf_counter() - state.seconds
-    model.train()
-    with (
-        report_lost_ranks(distributed, lambda: _last_checkpoint(out)),
-        Log(out, state.step, callbacks) if distributed.is_main else NullLog() as log,
-        Checkpoints(out, metadata, save_model, config.max_checkpoints, distributed.checkpoint_group) as checkpoints,
-    ):
-        run = _Run(objective, config, out, distributed, guard, state, log, checkpoints, start_time)
-        run.until_end(should_pause)
-        state.save(checkpoints)
+    with _owned_folder(out, distributed):
+        if resume:
+            state.restore(find_checkpoint(out), metadata)
+        else:
+            distributed.on_main_process(lambda: _remove_earlier_run(out))
+        start_time = time.perf_counter() - state.seconds
+        model.train()
+        with (
+            report_lost_ranks(distributed, lambda: _last_checkpoint(out)),
+            Log(out, state.step, callbacks) if distributed.is_main else NullLog() as log,
+            Checkpoints(out, metadata, save_model, config.max_checkpoints, distributed.checkpoint_group) as checkpoints,
+        ):
+            run = _Run(objective, config, out, distributed, guard, state, log, checkpoints, start_time)
+            run.until_end(should_pause)
+            state.save(checkpoints)
     return state.trained_model().eval()
 
 
@@ -191,7 +195,7 @@ class _Run:
     def _roll_back(self, reason: str) -> None:
         """Restore the last checkpoint, or stop if there is none."""
         self.checkpoints.wait()
-        if not any(self.out.glob("step-*")):
+        if not checkpoints_in(self.out):
             self._stop(f"{reason}, and a rollback needs a checkpoint.")
         checkpoint = find_checkpoint(self.out)
         self.state.roll_back(checkpoint)
@@ -211,14 +215,31 @@ def _prepare_model(model: nn.Module, config: TrainConfig, device: torch.device) 
         compile_blocks(model)
 
 
-def _prepare_folder(out: Path, *, resume: bool) -> None:
-    """Create the run's folder. Unless resuming, remove the checkpoints and curves of an earlier run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for old in [] if resume else [*out.glob("step-*"), *out.glob("tensorboard")]:
-            shutil.rmtree(old)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder.") from error
+@contextmanager
+def _owned_folder(out: Path, distributed: DistributedContext) -> Iterator[None]:
+    """Create the run's folder; no other run can write into it during this block."""
+    with ExitStack() as stack:
+
+        def own() -> None:
+            with reported_write_errors(out, "choose another folder"):
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(owner_lock(out / LOCK))
+
+        distributed.on_main_process(own)
+        yield
+
+
+def _remove_earlier_run(out: Path) -> None:
+    """Remove the checkpoints and the curves of an earlier run, and nothing else."""
+    with reported_write_errors(out, "choose another folder"):
+        found = checkpoints_in(out)
+        for path in found:
+            if path.is_symlink() or not any((path / name).is_file() for name in ("run.json", CHECKSUMS)):
+                raise ConfigError(f"{path}: is no checkpoint of an earlier run; remove it, or choose another folder.")
+        for path in found:
+            shutil.rmtree(path)
+        for path in (out / "tensorboard").glob("events.out.tfevents.*"):
+            path.unlink()
 
 
 def _last_checkpoint(out: Path) -> str:

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from attractor.errors import CheckpointError
+from attractor.files.manifest import read_checksums, verify_files
 from attractor.optim import trapezoid
 from attractor.training.checkpoint import Checkpoints, load, load_rank_tensors, load_scalars, read_run
-from attractor.training.checkpoint.folder import read_checksums, verify_files
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext
 from attractor.training.guard import Guard

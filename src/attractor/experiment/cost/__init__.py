@@ -21,13 +21,9 @@ def cost(
 
     Parameters
     ----------
-    recipe
-        A recipe or its name, such as ``"language/140m"``.
     evaluations
-        Expected evaluations per solve of a language model, clipped to the recipe's limits. Looped models and reasoners have
+        Expected per solve of a language model, clipped to the recipe's limits. Looped models and reasoners have
         their own numbers.
-    world_size
-        Number of processes, each with one device, that share every batch.
     strategy
         ``"ddp"`` or ``"fsdp"``, with several processes; the recipe's ``train.parallel`` by default.
     measure
@@ -36,8 +32,7 @@ def cost(
     Raises
     ------
     ConfigError
-        For an unknown recipe, a recipe without sizes of its own, a batch that cannot be divided among the processes, and a
-        strategy for one process.
+        For a recipe that is unknown or has no sizes of its own, and a batch that the processes cannot divide.
     """
     if recipe == RETROFIT:
         raise ConfigError(f"{recipe} takes its sizes from a checkpoint; choose a recipe that has its own sizes.")

@@ -26,18 +26,9 @@ H100_BYTES = 80e9
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCost:
-    """Real training steps on this machine.
+    """Real training steps on this machine: measured and estimated peak memory in bytes, and units per second.
 
-    Attributes
-    ----------
-    batch_size
-        Rows or puzzles per step; smaller than the recipe's when that is too much for the machine.
-    peak, estimate
-        Measured and estimated peak memory in bytes at this batch size.
-    rate
-        Units per second; see :class:`CostEstimate`.
-    mfu
-        Model FLOPs utilisation: the share of the device's peak operations per second.
+    ``batch_size`` is smaller than the recipe's when that is too much for the machine.
     """
 
     batch_size: int
@@ -54,25 +45,17 @@ class CostEstimate:
     Attributes
     ----------
     recipe
-        The recipe, with a model that makes exactly ``evaluations`` per solve.
+        With a model that makes exactly ``evaluations`` per solve.
     model
         On the meta device: shapes only.
     unit
         What is counted: ``"token"``, or ``"puzzle"`` (one supervision segment of one puzzle).
-    evaluations
-        Per solve.
     units_per_step
-        Units of one step, over all processes.
+        Over all processes.
     num_steps
-        Steps of the complete run; None when the recipe limits time instead.
-    setup
-        The settings of one process.
-    memory
-        Memory of one process.
-    measured
-        Real steps on this machine, if they were requested and possible.
-    not_measured
-        Why there is no measurement.
+        None when the recipe limits time instead.
+    setup, memory
+        Of one process.
     """
 
     recipe: Recipe
@@ -89,7 +72,19 @@ class CostEstimate:
     @property
     def parameters(self) -> dict[str, int]:
         """Number of parameters by part: embedding, layers used once or repeatedly, and all other ones."""
-        return count_parameters(self.model)
+        embeddings = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
+        is_language = isinstance(self.model, LanguageModel)
+        parts = {"embedding": 0}
+        for name, p in self.model.named_parameters():
+            if id(p) in embeddings:
+                part = "embedding"
+            elif is_language and ".layers." in name:
+                is_recurrent = int(name.split(".layers.")[1].split(".")[0]) in self.model.recurrent_layers
+                part = "layers, used repeatedly" if is_recurrent else "layers, used once"
+            else:
+                part = "other" if is_language or "head" in name or "halt" in name else "layers"
+            parts[part] = parts.get(part, 0) + p.numel()
+        return parts
 
     @property
     def total_flops(self) -> float | None:
@@ -145,13 +140,7 @@ class CostEstimate:
 
 
 def estimate_cost(recipe: Recipe, *, evaluations: int = 8, world_size: int = 1, strategy: str = "none") -> CostEstimate:
-    """Estimate the cost of a recipe without training it; see :func:`attractor.experiment.cost.cost`.
-
-    Raises
-    ------
-    ConfigError
-        For a batch that cannot be divided among the processes, and an unknown strategy.
-    """
+    """Estimate the cost of a recipe without training it; see :func:`attractor.experiment.cost.cost`."""
     if evaluations < 1 or world_size < 1:
         raise ConfigError(f"evaluations={evaluations} and world_size={world_size}: give whole numbers from 1 up.")
     num_penalty = 0
@@ -203,24 +192,6 @@ def build_model(recipe: Recipe) -> Any:
     return recipe.model.build()
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters by part: embedding, layers used once or repeatedly, and all other ones."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parts = {"embedding": 0}
-    for name, p in model.named_parameters():
-        if id(p) in embeddings:
-            part = "embedding"
-        elif isinstance(model, LanguageModel) and ".layers." in name:
-            is_recurrent = int(name.split(".layers.")[1].split(".")[0]) in model.recurrent_layers
-            part = "layers, used repeatedly" if is_recurrent else "layers, used once"
-        elif not isinstance(model, LanguageModel) and "head" not in name and "halt" not in name:
-            part = "layers"
-        else:
-            part = "other"
-        parts[part] = parts.get(part, 0) + p.numel()
-    return parts
-
-
 def _evaluations(recipe: LanguageRecipe, expected: int) -> int:
     config = recipe.model
     if isinstance(config, LoopedConfig):
@@ -233,15 +204,9 @@ def _evaluations(recipe: LanguageRecipe, expected: int) -> int:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text: the first column aligned left, all others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    widths[0] = max(widths[0], 36)
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (header, *rows)
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+    form = "".join([f"{{:<{max(widths[0], 36)}}}", *(f"  {{:>{width}}}" for width in widths[1:])])
+    head, *body = (form.format(*row) for row in (header, *rows))
+    return "\n".join([head, "─" * len(head), *body])
 
 
 def _parameter_rows(estimate: CostEstimate) -> list[tuple[str, str]]:
@@ -255,10 +220,8 @@ def _flops_rows(estimate: CostEstimate) -> list[tuple[str, str, str]]:
     rows = []
     for n in sorted({1, 4, own, 2 * own, 4 * own}) if has_solve else (own,):
         training = _flops(estimate.flops(n)) if n == own or is_token else ""
-        mark = " *" if n == own else ""
-        rows.append(
-            (f"{n} evaluation{'s' if n > 1 else ''}{mark}", _flops(estimate.flops(n, training=False)), training)
-        )
+        name = f"{n} evaluation{'s' if n > 1 else ''}{' *' if n == own else ''}"
+        rows.append((name, _flops(estimate.flops(n, training=False)), training))
     return rows
 
 

@@ -33,22 +33,8 @@ NUM_MOMENTS = {torch.optim.AdamW: 2, torch.optim.Muon: 1}
 class TrainingSetup:
     """The settings of training that determine its memory.
 
-    Attributes
-    ----------
-    batch_size
-        Rows or puzzles per process.
-    length
-        Tokens per row, or cells per puzzle.
-    bf16
-        Whether matrix products run in bf16 under autocast.
-    ema
-        Whether an average of the weights is kept.
-    evaluations
-        Evaluations per solve.
-    num_penalty_evaluations
-        Additional evaluations that a penalty differentiates.
-    strategy, world_size
-        ``"none"``, ``"ddp"`` or ``"fsdp"``, and the number of devices.
+    ``batch_size`` is that of one process and ``length`` the tokens of a row or the cells of a puzzle;
+    ``num_penalty_evaluations`` more evaluations are differentiated by a penalty.
     """
 
     batch_size: int

@@ -26,10 +26,7 @@ NUM_TIMED = 2  # steps, after one for warm-up and one for memory
 class StepBenchmark:
     """Makes the steps of a training loop: forward, backward, gradient clipping and optimizer, without averages or logs.
 
-    Attributes
-    ----------
-    evaluations
-        Evaluations of each batch so far; of a supervision segment for reasoners.
+    ``evaluations`` lists those of each batch so far; of a supervision segment for reasoners.
     """
 
     def __init__(self, recipe: Recipe, *, compiled: bool = False) -> None:
@@ -87,10 +84,7 @@ class StepBenchmark:
 
 
 def measure_cost(estimate: CostEstimate) -> CostEstimate:
-    """Return the estimate with real steps on this machine, at the largest batch that fits its memory and a minute.
-
-    If no batch fits, ``not_measured`` says why.
-    """
+    """Return the estimate with real steps on this machine, at the largest batch that fits its memory and a minute."""
     device = DistributedContext().device
     peak = peak_flops(device, PRECISIONS[estimate.recipe.train.precision])
     free = 0.9 * free_memory(device)

@@ -39,6 +39,8 @@ class LanguageModelConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     use_cache: bool = True
 
+    keys_to_ignore_at_inference = ["cache", "proposal", "hidden", "solution"]  # noqa: RUF012, as transformers has it
+
     def __post_init__(self, **kwargs: Any) -> None:
         given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
         require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", *given)

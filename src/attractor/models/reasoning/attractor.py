@@ -23,7 +23,7 @@ from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 @dataclass(frozen=True, kw_only=True)
 class AttractorReasonerConfig(ReasonerConfig):
-    """Settings of the attractor reasoner.
+    """Settings of :class:`AttractorReasoner`.
 
     Attributes
     ----------
@@ -34,15 +34,13 @@ class AttractorReasonerConfig(ReasonerConfig):
         The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``.
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
-    damping
-        λ above, in (0, 1].
+    damping, noise
+        λ above, in (0, 1], and the standard deviation of ε.
     solver
         ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
     gradient
         ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
         exact at a fixed point.
-    noise
-        Standard deviation of ε in training.
     random_init
         Start from a standard normal state; otherwise from zero.
     """
@@ -113,10 +111,14 @@ class AttractorReasoner(Reasoner):
     def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
         x, mask = self.embedding(questions), self._mask(questions)
         noise = self.config.noise if self.training else 0.0
+        # A generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
+        generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
-            return (f + noise * torch.randn_like(f) if noise else f) * mask
+            if noise:
+                f = f + noise * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+            return f * mask
 
         return update
 

@@ -8,17 +8,19 @@ Inference iterates the same update until each puzzle has converged.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, OneStep, Phantom
 from attractor.models.budget import stop_rule
-from attractor.models.reasoning.flops import forward_cost
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 
 # On a large grid the residual can stay constant for a long time while information travels: never stop early.
@@ -33,10 +35,8 @@ class ReasonerConfig(ABC):
     ----------
     num_symbols, num_classes
         Number of symbols in a cell of a question, and in a cell of an answer.
-    evaluations_per_segment
-        Evaluations of one supervised segment.
     backprop_steps
-        Number of these evaluations, counted from the last, that gradients flow through.
+        Gradients flow through so many evaluations of a segment, counted from the last.
     """
 
     num_symbols: int = 10
@@ -66,7 +66,7 @@ class ReasonerOutput:
     logits
         (B, height, W, classes).
     solution
-        The solve; ``solution.value`` is the state (B, height, W, state width).
+        Its ``value`` is the state (B, height, W, state width).
     halt
         (B,), the logit that the answer is right in every cell; ``None`` for models without a halting head.
     init_state
@@ -191,10 +191,8 @@ class Reasoner(nn.Module, ABC):
 
         Parameters
         ----------
-        questions
-            (B, height, W).
-        depth, tolerance, max_evaluations
-            See :meth:`forward`; by default a tolerance of 1e-4 and at most 1024 evaluations.
+        questions, depth, tolerance, max_evaluations
+            See :meth:`forward`; the default is a tolerance.
         breadth
             The number of restarts. For each puzzle the one with the lowest residual is kept.
         generator
@@ -206,7 +204,7 @@ class Reasoner(nn.Module, ABC):
         return reduce(lower_residual, (replace(self(questions, s, stop=stop), init_state=s) for s in states))
 
     def check_breadth(self, breadth: int) -> None:
-        """Raise a ``ConfigError`` unless the model can make ``breadth`` different restarts."""
+        """Refuse a ``breadth`` for which the model cannot make different restarts."""
         if breadth < 1:
             raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
         if breadth > 1 and not self.random_init:
@@ -219,8 +217,6 @@ class Reasoner(nn.Module, ABC):
 
         Parameters
         ----------
-        num_cells
-            Cells of the grid.
         evaluations
             By default those of a segment.
         training
@@ -228,17 +224,37 @@ class Reasoner(nn.Module, ABC):
             adjoint system. Recomputation and the Jacobian penalty are not counted.
         """
         evaluations = self.evaluations_per_segment if evaluations is None else evaluations
-        cost = forward_cost(self.config, num_cells)
-        forward = evaluations * cost.evaluation + cost.decode
+        evaluation, backward, decode = _count_flops(self.config, num_cells)
+        forward = evaluations * evaluation + decode
         if not training:
             return forward
         if self.gradient.num_steps:
-            tracked = min(self.gradient.num_steps, evaluations) * cost.evaluation_backward
+            tracked = min(self.gradient.num_steps, evaluations) * backward
         elif isinstance(self.gradient, OneStep):  # differentiates one more evaluation, at the solution
-            tracked = cost.evaluation + cost.evaluation_backward
+            tracked = evaluation + backward
         else:
             tracked = float("nan")
-        return forward + tracked + 2 * cost.decode
+        return forward + tracked + 2 * decode  # the backward pass of decoding costs twice as much as decoding
+
+
+@lru_cache(maxsize=64)
+def _count_flops(config: ReasonerConfig, num_cells: int) -> tuple[float, float, float]:
+    """Return the operations of one evaluation, of its backward pass and of decoding, for one puzzle."""
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        model = config.build().eval()
+        questions = torch.zeros(1, 1, num_cells, dtype=torch.long)
+        update, state = model.make_update(questions), model.init_state(questions)
+        evaluation, next_state = _count(lambda: update(state))
+        backward, _ = _count(lambda: next_state.sum().backward())
+        decode, _ = _count(lambda: model.decode(state)[0])
+    return evaluation, backward, decode
+
+
+def _count(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    # FlopCounterMode has no formula for the fused attention of a CPU; the plain one makes the same products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        result = run()
+    return float(counter.get_total_flops()), result
 
 
 class _ActivePuzzles(PartialUpdate):
@@ -259,11 +275,8 @@ def lower_residual(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
     x, y = a.solution, b.solution
     take = y.residual.nan_to_num(torch.inf) < x.residual.nan_to_num(torch.inf)  # (B,)
 
-    def pick(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(take.view(-1, *[1] * (old.ndim - 1)), new, old)
-
-    def pick_optional(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-        return None if old is None or new is None else pick(old, new)
+    def pick(old: Any, new: Any) -> Any:
+        return None if old is None else torch.where(take.view(-1, *[1] * (old.ndim - 1)), new, old)
 
     outcome = replace(
         x.outcome,
@@ -280,6 +293,6 @@ def lower_residual(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
     return ReasonerOutput(
         logits=pick(a.logits, b.logits),
         solution=solution,
-        halt=pick_optional(a.halt, b.halt),
-        init_state=pick_optional(a.init_state, b.init_state),
+        halt=pick(a.halt, b.halt),
+        init_state=pick(a.init_state, b.init_state),
     )

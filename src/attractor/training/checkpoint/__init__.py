@@ -10,24 +10,24 @@
       training.json             numbers, and how many ranks there were
       checksums.json            size and CRC-32 of every other file, written last
 
-Inference reads only ``run.json`` and safetensors. The index of the shards in ``training/`` is a pickle, and unpickling
-runs code: resume only checkpoints of people you trust. Checksums protect against accidents, not against attacks.
+Inference reads only JSON and safetensors. The index of the shards in ``training/`` is a pickle; it is read with a list of
+the few classes that it needs, so that no code in it runs. Checksums protect against accidents, not against attacks.
 """
 
 from attractor.training.checkpoint.folder import (
+    checkpoints_in,
     find_checkpoint,
     inference_files,
     read_run,
-    update_checksums,
     verify,
-    verify_weights,
-    write_checksums,
+    verify_inference,
 )
 from attractor.training.checkpoint.reading import load, load_model, load_rank_tensors, load_scalars
 from attractor.training.checkpoint.writing import Checkpoints, save_weights
 
 __all__ = [
     "Checkpoints",
+    "checkpoints_in",
     "find_checkpoint",
     "inference_files",
     "load",
@@ -36,8 +36,6 @@ __all__ = [
     "load_scalars",
     "read_run",
     "save_weights",
-    "update_checksums",
     "verify",
-    "verify_weights",
-    "write_checksums",
+    "verify_inference",
 ]

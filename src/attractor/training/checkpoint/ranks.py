@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from attractor.errors import AttractorError, CheckpointError
-from attractor.files import DISK_FULL, first_line
+from attractor.files import first_line, is_disk_full
 
 T = TypeVar("T")
 FULL = "the disk is full"
@@ -46,11 +46,8 @@ def short_reason(error: BaseException) -> str:
     """Return in a few words why something failed: a full disk or a lost rank if that is the root cause."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    cause: BaseException | None = error
-    while cause is not None:
-        if (isinstance(cause, OSError) and cause.errno in DISK_FULL) or "No space left" in str(cause):
-            return FULL
-        cause = cause.__cause__ or cause.__context__
+    if is_disk_full(error):
+        return FULL
     if "by peer" in str(error):  # gloo: connection closed, or reset, by peer
         return LOST
     return str(error) if isinstance(error, AttractorError) else first_line(error)

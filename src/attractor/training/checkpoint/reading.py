@@ -1,4 +1,4 @@
-"""Read checkpoints. Every function verifies the files that it reads; the one that unpickles verifies all files."""
+"""Read checkpoints. Every function verifies the files that it reads."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from attractor.errors import CheckpointError
 from attractor.files import read_json
-from attractor.training.checkpoint.folder import ADVICE, read_checksums, verify, verify_files, verify_weights
+from attractor.files.manifest import read_checksums, verify_files
+from attractor.training.checkpoint.folder import ADVICE, verify, verify_inference
 from attractor.training.checkpoint.ranks import short_reason
 from attractor.training.checkpoint.shards import load_shards
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights for inference into ``model``: all of them or none."""
-    verify_weights(checkpoint)
+    verify_inference(checkpoint)
     weights = _load_tensors(checkpoint / "model.safetensors")
     expected = {k: v.shape for k, v in model.state_dict().items()}
     found = {k: v.shape for k, v in weights.items()}

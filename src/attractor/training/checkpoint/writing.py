@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from attractor.errors import CheckpointError, LostRankError
-from attractor.files import sync_folder
-from attractor.training.checkpoint import folder
-from attractor.training.checkpoint.folder import FORMAT, Checksums, checkpoints_in
+from attractor.files import manifest, remove_leftovers, sync_folder
+from attractor.files.manifest import Checksums
+from attractor.training.checkpoint.folder import FORMAT, checkpoints_in
 from attractor.training.checkpoint.ranks import FULL, LOST, rank_and_size, run_on_all_ranks, short_reason
 from attractor.training.checkpoint.shards import save_shards
 
@@ -36,11 +36,8 @@ class Checkpoints:
         The content of ``run.json``.
     save_model
         Writes weights into a folder, from which a model for inference can be loaded. Called on rank 0, in a thread.
-    max_checkpoints
-        How many checkpoints to keep.
     group
-        All ranks, over gloo, for the exclusive use of this object: the messages of its thread must not mix with those
-        of training. None for one process.
+        All ranks, over gloo, for the exclusive use of this object. None for one process.
     """
 
     def __init__(
@@ -162,14 +159,14 @@ class Checkpoints:
 
     def _own_checksums(self, part: Path) -> Checksums:
         """Return the checksums of the files that this rank has written."""
-        names = [name for name in folder.list_files(part) if _rank_that_writes(name) == self.rank]
-        return folder.compute_checksums(part, names)
+        names = [name for name in manifest.list_files(part) if _rank_that_writes(name) == self.rank]
+        return manifest.compute_checksums(part, names)
 
     def _publish(self, part: Path, final: Path, checksums: list[Checksums]) -> None:
         """Write ``checksums.json`` and rename the folder, on rank 0."""
         if self.rank > 0:
             return
-        folder.write_checksum_file(part, {name: value for each in checksums for name, value in each.items()})
+        manifest.write_checksum_file(part, {name: value for each in checksums for name, value in each.items()})
         if final.exists():  # a resumed run has written this step again: keep the old one until the new one is in place
             final.rename(final.with_name(f"{final.name}-old"))
         part.rename(final)
@@ -183,8 +180,7 @@ class Checkpoints:
         remaining = [path for path in found if path not in replaced]
         for path in [*replaced, *remaining[: -self.max_checkpoints]]:
             path.rename(path.with_name(f".part-{path.name}"))  # so that a half-removed folder is not a checkpoint
-        for path in self.out.glob(".part-*"):
-            shutil.rmtree(path)
+        remove_leftovers(self.out, of="")
 
     def _failure(self, final: Path, reason: str) -> str:
         """Return the sentence for a checkpoint that could not be written."""

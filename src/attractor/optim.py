@@ -1,4 +1,4 @@
-"""AdamW, with weight decay on matrices only; and Muon for selected matrices."""
+"""Optimisers and the learning-rate schedule: AdamW with weight decay on matrices only, and Muon for chosen matrices."""
 
 import re
 from dataclasses import dataclass
@@ -20,18 +20,15 @@ class OptimizerConfig:
     lr, weight_decay, beta1, beta2, eps
         Settings of AdamW.
     clip
-        The largest total norm of all gradients. Larger gradients are scaled down.
+        The largest total norm of all gradients.
     muon_pattern
         Regular expression (``re.search``) for the names of the matrices that Muon trains instead of AdamW. Empty: none.
     muon_lr, muon_momentum, muon_weight_decay
         Settings of Muon.
     final_weight_decay
         Factor on all weight decays at the end of a run. It changes linearly from 1 with the run's progress.
-    slow_pattern
-        Regular expression for the names of parameters whose learning rate is multiplied by ``slow_factor``. Empty:
-        none.
-    slow_factor
-        See ``slow_pattern``.
+    slow_pattern, slow_factor
+        Regular expression for the names of parameters with ``slow_factor`` times the learning rate. Empty: none.
     """
 
     lr: float = 3e-3
@@ -69,8 +66,8 @@ class OptimizerConfig:
         groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
         for name, p in model.named_parameters():
             if p.requires_grad:
-                is_muon = bool(self.muon_pattern) and p.ndim == 2 and re.search(self.muon_pattern, name) is not None
-                is_slow = bool(self.slow_pattern) and re.search(self.slow_pattern, name) is not None
+                is_muon = p.ndim == 2 and _matches(self.muon_pattern, name)
+                is_slow = _matches(self.slow_pattern, name)
                 groups.setdefault((is_muon, is_slow, p.ndim >= 2), []).append(p)
         adamw: list[dict[str, Any]] = []
         muon: list[dict[str, Any]] = []
@@ -87,3 +84,18 @@ class OptimizerConfig:
         if muon:
             optimizers.append(torch.optim.Muon(muon, momentum=self.muon_momentum))
         return optimizers
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return bool(pattern) and re.search(pattern, name) is not None
+
+
+def trapezoid(progress: float, *, warmup_fraction: float, cooldown_fraction: float) -> float:
+    """Return the factor on the learning rate at ``progress`` in [0, 1].
+
+    It rises linearly from 0 to 1 in the first ``warmup_fraction`` of the run, stays at 1, and falls linearly to 0 in
+    the last ``cooldown_fraction``.
+    """
+    rise = progress / warmup_fraction if progress < warmup_fraction else 1.0
+    fall = (1 - progress) / cooldown_fraction if progress > 1 - cooldown_fraction else 1.0
+    return max(0.0, min(rise, fall))

@@ -1,0 +1,303 @@
+"""Files: the one writer, JSON, checksums, names that come from files, and the checks of output folders."""
+
+import errno
+import glob
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from attractor.errors import AttractorError, ConfigError
+from attractor.files.lock import LOCK, owner_lock
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CHUNK = 1 << 22  # bytes that are read at a time for a checksum
+# Temporary names of this module and of checkpoints. A killed process leaves them behind.
+TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.\w+)?|\.part-step-\d{8,}(-old)?")
+
+
+def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise a ConfigError for an output folder that cannot be written or already holds files.
+
+    Nothing is created. With ``resume`` or ``overwrite`` the folder may hold files; only one of them can be given.
+    Temporary files of a killed process do not count.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
+    with reported_write_errors(out, "choose another folder with --out"):
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"{out}: is a file; give a folder with --out.")
+        if not (resume or overwrite) and out.exists() and not all(is_temporary(path) for path in out.iterdir()):
+            raise ConfigError(f"{out}: this folder is in use; choose another with --out, or say --overwrite.")
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")
+
+
+def require_free(out: Path) -> None:
+    """Raise a ConfigError if ``out`` exists."""
+    if os.path.lexists(out):
+        raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
+
+
+def require_separate(out: Path, *inputs: Path | None) -> None:
+    """Raise a ConfigError if ``out`` is one of the inputs, lies in one, or holds one."""
+    target = out.resolve()
+    for path in inputs:
+        if path is None:
+            continue
+        source = path.resolve()
+        if target == source or source in target.parents or target in source.parents:
+            raise ConfigError(f"{out}: overlaps {path}, which is read; choose another place for the output.")
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether this is a lock, or a temporary file or folder of this package, by its name."""
+    return path.name == LOCK or TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path, of: str) -> None:
+    """Remove temporary folders of killed processes, with the stem ``of``. The caller owns the lock."""
+    for path in folder.glob(f"{glob.escape(of)}.part-*" if of else ".part-*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether a full disk is the cause of an error. Libraries report it in classes of their own."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in DISK_FULL) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def reported_write_errors(path: str | Path, advice: str = "choose another place") -> Iterator[None]:
+    """Turn the error of a write, such as a full disk, into a ConfigError that names ``path``."""
+    try:
+        yield
+    except AttractorError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            reason, advice = "No space left on device", "free some disk space and try again"
+        elif isinstance(error, OSError):
+            reason = error.strerror or first_line(error)
+        else:
+            raise
+        raise ConfigError(f"{path}: cannot be written ({reason}); {advice}.") from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to ``out``. It becomes ``out`` at the end, or is removed after an error.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` exists, cannot be written, or is being written by another process.
+    """
+    require_free(out)
+    with reported_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with owner_lock(out.with_name(f".{out.name}{LOCK}")):
+            remove_leftovers(out.parent, of=f".{out.stem}")
+            with temporary_folder(out) as part:
+                yield part
+                require_free(out)
+                part.rename(out)
+
+
+@contextmanager
+def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder inside ``out``, whose files move to ``out`` at the end.
+
+    ``out`` may exist; it must be empty unless ``overwrite``. After an error it is as it was before.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` holds files and ``overwrite`` is false, cannot be written, or is being written by another process.
+    """
+    created = [path for path in (out, *out.parents) if not path.exists()]
+    check_output_dir(out, overwrite=overwrite)
+    try:
+        with reported_write_errors(out, "choose another folder with --out"):
+            out.mkdir(parents=True, exist_ok=True)
+            with owner_lock(out / LOCK):
+                remove_leftovers(out, of=".output")
+                with temporary_folder(out / "output") as part:
+                    yield part
+                    files = sorted(part.iterdir())
+                    for file in files:
+                        if (target := out / file.name).is_symlink() or target.is_dir():
+                            raise ConfigError(f"{target}: is no regular file; remove it, or choose another folder.")
+                    for file in files:
+                        file.replace(out / file.name)
+    except BaseException:
+        with suppress(OSError):  # the folder holds other files by now
+            for path in created:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to ``path``, and remove it at the end if it still has its name."""
+    part = _temporary_name(path)
+    try:
+        part.mkdir()
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def new_file(file: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path. Its content becomes that of ``file`` at the end, or is removed after an error.
+
+    A link is followed, and a device or a pipe is written to; neither is replaced. With ``sync``, the content is on the
+    disk before the replacement. Raises ConfigError if ``file`` cannot be written.
+    """
+    with reported_write_errors(file):
+        is_special = _is_special(file)
+        target = file.resolve() if file.is_symlink() and not is_special else file
+        part = Path(tempfile.gettempdir(), _temporary_name(file).name) if is_special else _temporary_name(target)
+        try:
+            yield part
+            if is_special:
+                with part.open("rb") as source, open(file, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                return
+            if sync:
+                sync_file(part)
+            with suppress(FileNotFoundError):
+                shutil.copymode(target, part)
+            os.replace(part, target)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _is_special(file: Path) -> bool:
+    """Return whether a path exists and is no regular file and no folder, or names an open stream of a process."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return (
+        file.absolute().is_relative_to("/dev")
+        or file.absolute().is_relative_to("/proc")
+        or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    )
+
+
+def write_bytes(file: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write ``data`` atomically: ``file`` has the old or the new content, never a part of it."""
+    with new_file(file, sync=sync) as part:
+        part.write_bytes(data)
+
+
+def member(folder: Path, name: object, error_class: type[AttractorError], named_in: Path) -> Path:
+    """Return the path of a file in ``folder`` whose name comes from another file.
+
+    Raises
+    ------
+    error_class
+        If the name leads out of the folder: an absolute name, "..", or a link. The message names ``named_in``.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    plain = all(part not in ("", ".", "..") and len(os.fsencode(part)) < 256 and part.isprintable() for part in parts)
+    if not plain or "\\" in str(name) or Path(str(name)).is_absolute():
+        raise error_class(
+            f"{named_in}: names the file {str(name)[:80]!r}, which is no plain name inside its folder; use another copy."
+        )
+    file, root = folder.joinpath(*parts), folder.resolve()
+    allowed = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]  # of the hub's cache
+    if not any(file.resolve().is_relative_to(path) for path in allowed):
+        raise error_class(f"{file}: is a link that leads out of its folder; use another copy.")
+    return file
+
+
+def write_text(file: Path, text: str, *, sync: bool = False) -> None:
+    """Write ``text`` atomically, as UTF-8."""
+    write_bytes(file, text.encode(), sync=sync)
+
+
+def write_json(file: Path, data: Any, *, sync: bool = False) -> None:
+    """Write ``data`` atomically, as indented JSON; see :func:`json_safe` for numbers that are not finite."""
+    write_text(file, json.dumps(json_safe(data), indent=2) + "\n", sync=sync)
+
+
+def read_json(file: Path, error_class: type[AttractorError], *, advice: str = "give another file") -> dict[str, Any]:
+    """Return the JSON object in ``file``.
+
+    Raises
+    ------
+    error_class
+        If the file does not exist, is not JSON, or holds something else than an object. The message ends in ``advice``.
+    """
+    try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no regular file")
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else first_line(error)
+        raise error_class(f"{file}: cannot be read as JSON ({reason}); {advice}.") from error
+    if not isinstance(data, dict):
+        raise error_class(f"{file}: holds no JSON object; {advice}.")
+    return data
+
+
+def json_safe(value: Any) -> Any:
+    """Return nested plain data with None for every float that is not finite, because JSON has no such number."""
+    if isinstance(value, dict):
+        return {name: json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def checksum(file: Path) -> int:
+    """Return the CRC-32 of a file's content."""
+    value = 0
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def sync_file(file: Path) -> None:
+    """Wait until the content of ``file`` is on the disk."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the list of files in ``folder`` is on the disk, where the operating system supports it."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or the error's class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _temporary_name(path: Path) -> Path:
+    """Return a new hidden name in the same folder, with the same suffix."""
+    return path.with_name(f".{path.stem}.part-{secrets.token_hex(6)}{path.suffix}")
