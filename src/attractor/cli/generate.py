@@ -40,6 +40,7 @@ def generate(
     """
     from transformers import TextStreamer
 
+    from attractor.data.text.documents import decode
     from attractor.errors import ConfigError
     from attractor.experiment.generation import generate as run
     from attractor.experiment.loading import load_language_model, local_folder
@@ -47,7 +48,7 @@ def generate(
     if num_samples < 1:
         raise ConfigError(f"num_samples={num_samples}: give a whole number from 1 up.")
     loaded = load_language_model(local_folder(checkpoint))
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = decode(sys.stdin.buffer.read()) if prompt == "-" else prompt
     console = Console(stderr=True)
     for sample in range(num_samples):
         result = run(
@@ -64,7 +65,7 @@ def generate(
             max_evaluations=max_evaluations,
             num_draft=num_draft,
             draft_depth=draft_depth,
-            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
+            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False),
         )
         full = " (the model's context is full)" if result.is_context_full else ""
         console.print(f"[dim]{result.num_tokens} tokens in {result.seconds:.1f} s{full}[/dim]", highlight=False)

@@ -1,5 +1,6 @@
 """``attractor COMMAND``: find the command, run it, and print an error as one sentence."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    _accept_all_characters()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
@@ -64,6 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _accept_all_characters() -> None:
+    """Write what an encoding lacks as an escape sequence, and read UTF-8 with or without a byte-order mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _report(error: AttractorError) -> None:

@@ -68,6 +68,8 @@ def _adapter_class(budget: dict[str, float]) -> Any:
     class Adapter(adapter_module.HFLM):  # type: ignore[name-defined]
         """HFLM that passes the budget on, begins texts as training does, and lets the model decide about its cache."""
 
+        begins = True  # whether a text is given with the token that precedes a document
+
         def tok_encode(
             self,
             string: str,
@@ -75,8 +77,16 @@ def _adapter_class(budget: dict[str, float]) -> Any:
             left_truncate_len: int | None = None,
             **_: Any,
         ) -> list[int]:
-            ids: list[int] = encode(self.tokenizer, string).tolist()[0 if add_special_tokens is not False else 1 :]
+            ids: list[int] = encode(self.tokenizer, string).tolist()
+            ids = ids if self.begins and add_special_tokens is not False else ids[1:]
             return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.begins = False  # the harness itself puts it before a running text
+            try:
+                return super().loglikelihood_rolling(requests, disable_tqdm)
+            finally:
+                self.begins = True
 
         def tok_batch_encode(
             self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any

@@ -81,9 +81,8 @@ def generate(
     ConfigError
         If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
     """
-    from attractor.models.language import AttractorForCausalLM
-
     from attractor.data.text.documents import repair
+    from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
     ids = encode(tokenizer, repair(prompt))[None].to(model.device)

@@ -116,7 +116,7 @@ def decode(raw: bytes) -> str:
 
 
 def repair(text: str) -> str:
-    """Replace NUL and surrogates by U+FFFD. Text without them is returned as it is."""
+    """Replace NUL and surrogates by U+FFFD. Other text is returned as it is."""
     return _NOT_TEXT.sub("\ufffd", text) if _NOT_TEXT.search(text) else text
 
 

@@ -149,7 +149,11 @@ class Encoder:
             return ""
         at = next((i for i, (a, b) in enumerate(zip(text, found, strict=False)) if a != b), min(len(text), len(found)))
         unknown = self._tokenizer.unk_token_id
-        reason = "it has no token for a character" if unknown is not None and unknown in ids else "it normalises spaces or letters"
+        reason = (
+            "it has no token for a character"
+            if unknown is not None and unknown in ids
+            else "it normalises spaces or letters"
+        )
         return f"{text[at : at + 20]!r} becomes {found[at : at + 20]!r} at character {at + 1}, because {reason}"
 
     def _encode(self, batch: list[tuple[int, bool, str]], parts: list[list[NDArray[np.uint32]]]) -> None:
