@@ -77,9 +77,9 @@ def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03
 class NextToken:
     """An :class:`attractor.training.Objective` for language models.
 
-    The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has ``loss`` and, if it solved
-    an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations,
-    training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
+    The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has
+    ``loss`` and, if it solved an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods
+    ``flops_per_token(length, evaluations, training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
     returns the update.
 
     Parameters

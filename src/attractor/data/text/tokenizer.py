@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from attractor.errors import ConfigError, DataError
-from attractor.files import first_line
+from attractor.files import check_model_folder, first_line, load_reason
 
 END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows every document but the last
 
@@ -74,11 +74,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     inner = folder / "tokenizer"
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # not owner/name
         raise DataError(f"{folder}: no such folder; give one with a tokenizer or with prepared text.")
+    path = inner if inner.is_dir() else folder
+    check_model_folder(path, DataError)
     try:
         with _panic_reported("the file is damaged"):
-            return AutoTokenizer.from_pretrained(inner if inner.is_dir() else folder)
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the library raises many classes
-        raise DataError(f"{folder}: no tokenizer can be loaded from here ({first_line(error)}).") from error
+        raise DataError(f"{folder}: no tokenizer can be loaded from here ({load_reason(error)}).") from error
 
 
 def begin_token(tokenizer: PreTrainedTokenizerBase) -> int:
