@@ -38,6 +38,7 @@ def generate(
         num_draft: Draft this number of tokens at a time and verify them in one solve. The text stays the same.
         draft_depth: Evaluations of a draft, 0 or 1.
     """
+    from attractor.data.text.documents import decode
     from attractor.errors import ConfigError
     from attractor.experiment.generation import generate as run
     from attractor.experiment.loading import load_language_model, local_folder
@@ -45,7 +46,7 @@ def generate(
     if num_samples < 1:
         raise ConfigError(f"num_samples={num_samples}: give a whole number from 1 up.")
     loaded = load_language_model(local_folder(checkpoint))
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = decode(sys.stdin.buffer.read()) if prompt == "-" else prompt
     streamer = make_streamer(loaded.tokenizer)
     for sample in range(num_samples):
         result = run(

@@ -1,5 +1,6 @@
 """``attractor COMMAND``: find the command, run it, and print an error as one sentence."""
 
+import io
 import os
 import sys
 import traceback
@@ -52,6 +53,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. With ``--debug`` anywhere, errors come with their traceback."""
+    _accept_all_characters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -73,6 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         return _report(error)
     return 0
+
+
+def _accept_all_characters() -> None:
+    """Write what an encoding lacks as an escape sequence, and read UTF-8 with or without a byte-order mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _report(error: Exception) -> int:

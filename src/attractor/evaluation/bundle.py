@@ -81,15 +81,14 @@ def find_task(bundle: Path, label: str) -> Task:
 
 def read_items(task: Task) -> list[Item]:
     """Return the validated items of a task in the order of its file. Raises DataError for a missing or damaged file."""
-    from attractor.data.text.documents import OPENERS
+    from attractor.data.text.documents import decompressed
 
     file, items = task.file, []
     if file is None:
         raise DataError(f"{task.label}: the bundle has no file for this task; add the file, or leave the task out.")
     try:
         with file.open("rb") as raw:
-            lines = OPENERS[file.suffix](raw) if file.suffix in OPENERS else raw
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(decompressed(raw, file), start=1):
                 if line.strip():
                     items.append(_check_item(json.loads(line), task.kind, f"{file}: line {number}"))
     except json.JSONDecodeError as error:

@@ -82,11 +82,12 @@ def generate(
     ConfigError
         If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
     """
+    from attractor.data.text.documents import repair
     from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
     device = input_device(model)
-    ids = encode(tokenizer, prompt)[None].to(device)
+    ids = encode(tokenizer, repair(prompt))[None].to(device)
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
@@ -108,7 +109,7 @@ def generate(
         )
     num_tokens = output.shape[1] - ids.shape[1]
     return Generation(
-        text=tokenizer.decode(output[0], skip_special_tokens=True),
+        text=tokenizer.decode(output[0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
         num_tokens=num_tokens,
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,
