@@ -24,7 +24,7 @@ from attractor.recipes import MazeDataConfig, SudokuDataConfig, maze
 from attractor.recipes import sudoku as sudoku_recipe
 from attractor.training import TrainConfig
 
-SECONDS = 20  # the limit of a case
+SECONDS = 30  # the limit of a case
 TEXTS = [
     "", " ", "-", "--", ".", "..", "/", "//", "~", "[/x]", "[bold]", "\x1b[31m", "a\nb", "\0", "x" * 300, "x/" * 3000,
     "\u202eabc", "\udc80", "é中😀", "%s", "{0}", "$(x)", "*", "?", "null", "true", "nan", "inf", "-inf", "1e999", "-1", "0",
@@ -76,6 +76,7 @@ class Case:
 
 def make_folder(folder: Path) -> None:
     """Write what cases use: two tiny models, a folder of Sudokus, and paths that are hard to read."""
+    import attractor.models.language  # noqa: F401  the first import takes longer than a case may
     tiny = replace(maze(), data=MazeDataConfig(num_puzzles=8, size=7), train=TrainConfig(num_steps=1))
     train_reasoner(
         replace(tiny, model=replace(tiny.model, update=replace(tiny.model.update, width=8))), folder / "maze"

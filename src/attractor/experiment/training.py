@@ -85,7 +85,7 @@ def train(
     if resume:
         find_checkpoint(target)
     curves = make_logger(logger, target, name or target.name, to_dict(config))
-    with init_distributed() as distributed, pause or nullcontext():
+    with init_distributed(config.train.timeout_seconds) as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
         with TrainingProgress(name or target.name, enabled=progress and distributed.is_main) as bar:
             loop: dict[str, Any] = {
