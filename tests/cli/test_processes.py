@@ -292,3 +292,32 @@ def test_a_rank_that_fails_alone_says_why(tmp_path) -> None:
     assert "did you mean 'seed'" in run.outputs[1][1].read_text()
     run.processes[0].terminate()  # as torchrun does
     run.processes[0].join(60)
+
+
+def differs(out: Path) -> int:
+    """Rank 1 has another seed."""
+    return main(command(out, settings=(f"train.seed={os.environ['RANK']}",)))
+
+
+def test_ranks_with_different_settings_do_not_start(tmp_path) -> None:
+    """One sentence names the setting, and no checkpoint is written."""
+    run = Ranks(tmp_path / "ranks", differs, tmp_path / "run")
+    _, err = run.end()
+    assert run.exit_codes == [2, 2], err
+    [sentence] = said(err)
+    assert "rank 1 has recipe.train.seed=1 and rank 0 has 0" in sentence
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_stopped_rank_is_noticed(tmp_path) -> None:
+    """Within the time that the user set."""
+    run = Ranks(tmp_path / "ranks", main, command(tmp_path / "run", settings=("train.timeout_seconds=4",)))
+    try:
+        wait(run, tmp_path / "run", 2)
+        os.kill(int(run.processes[1].pid or 0), signal.SIGSTOP)
+        run.processes[0].join(40)
+        assert run.processes[0].exitcode == 2
+        assert "another process no longer answers" in run.outputs[1][0].read_text()
+    finally:
+        for process in run.processes:
+            process.kill()

@@ -87,7 +87,7 @@ def train(
     if init is not None:
         require_separate(target, Path(init))
     curves = make_logger(logger, target, name or target.name, to_dict(config))
-    with init_distributed() as distributed, pause or nullcontext():
+    with init_distributed(config.train.timeout_seconds) as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
         with TrainingProgress(name or target.name, enabled=progress and distributed.is_main) as bar:
             loop: dict[str, Any] = {

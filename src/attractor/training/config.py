@@ -39,6 +39,8 @@ class TrainConfig:
         On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` shards weights, averages and optimiser states.
     grad_reduce_dtype
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
+    timeout_seconds
+        How long a process waits for another one that no longer answers.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints
@@ -57,6 +59,7 @@ class TrainConfig:
     parallel: str = "ddp"
     grad_reduce_dtype: str = "fp32"
     guard: GuardConfig = field(default_factory=GuardConfig)
+    timeout_seconds: float = 300.0
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -68,7 +71,7 @@ class TrainConfig:
         require_whole(self, 1, "log_every", "accumulate", "max_checkpoints")
         require_whole(self, 1, *(["num_steps"] if self.num_steps is not None else []))
         require_whole(self, 0, "checkpoint_every", "seed")
-        require_positive(self, *(["seconds"] if self.seconds is not None else []))
+        require_positive(self, "timeout_seconds", *(["seconds"] if self.seconds is not None else []))
         for name, valid in (("precision", PRECISIONS), ("grad_reduce_dtype", PRECISIONS), ("parallel", STRATEGIES)):
             if (value := getattr(self, name)) not in valid:
                 raise ConfigError(f"TrainConfig({name}={value!r}): {suggestion(value, valid)}")

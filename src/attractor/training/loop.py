@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from attractor.config import to_dict
 from attractor.errors import CheckpointError, ConfigError, DivergedError
 from attractor.files import reported_write_errors
 from attractor.files.lock import LOCK, owner_lock
@@ -71,6 +72,8 @@ def train(
         If another process has ended.
     """
     distributed = distributed or DistributedContext(device=next(model.parameters()).device)
+    settings = {name: value for name, value in metadata.items() if name != "environment"}
+    distributed.require_equal({**settings, "train": to_dict(config), "resume": resume})
     _prepare_model(model, config, distributed.device)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
