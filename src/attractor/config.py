@@ -73,6 +73,13 @@ def require_positive(owner: Any, *names: str) -> None:
             raise ConfigError(f"{type(owner).__name__}({name}={value!r}): give a positive number.")
 
 
+def require_type(where: str, name: str, value: Any, kind: type, example: str) -> None:
+    """Raise a ConfigError if the argument ``name`` of ``where`` is not an instance of ``kind``, such as ``example``."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        raise ConfigError(f"{where}({name}=...): got {given}; give a {kind.__name__}, such as {example}.")
+
+
 def settings(cls: type) -> dict[str, Any]:
     """Return the settings of a configuration class and their types, without those that ``transformers`` declares."""
     ours = [

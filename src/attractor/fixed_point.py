@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attractor.errors import ConfigError, NotConvergedError
+from attractor.config import require_type
+from attractor.errors import NotConvergedError
 from attractor.gradient import Gradient, OneStep
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.update import Repeated
@@ -28,7 +29,7 @@ def fixed_point(
     solver: Solver = _ANDERSON,
     stop: StopRule = _TOLERANCE,
     gradient: Gradient = _ONE_STEP,
-    equation_dims: int = 1,
+    equation_dims: int | None = None,
     causal: bool = False,
     throw: bool = False,
     trace: bool | Collection[int] = False,
@@ -49,7 +50,8 @@ def fixed_point(
         Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
-        of ``(B, T, D)``, all but the batch for a puzzle.
+        of ``(B, T, D)``, all but the batch for a puzzle. The default is 1, and 0 for a ``y0`` of shape (N,), which is N
+        equations of one unknown each; give 1 if it is one system of N unknowns.
     causal
         The equations of a row are ordered along the last leading dimension (time), and ``update`` is causal along it.
         Then a later equation never influences an earlier one. All dimensions before time count as rows.
@@ -80,7 +82,13 @@ def fixed_point(
         solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", solution)
-    return replace(solution, value=gradient.attach(update, solution.value)) if tracked else solution
+    if not tracked:
+        return solution
+    if y0.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
+        value = gradient.attach(lambda y: update(y[0])[None], solution.value[None])[0]
+    else:
+        value = gradient.attach(update, solution.value)
+    return replace(solution, value=value)
 
 
 class FixedPoint(nn.Module):
@@ -102,7 +110,7 @@ class FixedPoint(nn.Module):
         solver: Solver = _ANDERSON,
         stop: StopRule = _TOLERANCE,
         gradient: Gradient = _ONE_STEP,
-        equation_dims: int = 1,
+        equation_dims: int | None = None,
         causal: bool = False,
         throw: bool = False,
         trace: bool | Collection[int] = False,
@@ -133,12 +141,6 @@ class FixedPoint(nn.Module):
 
 
 def _require_types(where: str, solver: Solver, stop: StopRule, gradient: Gradient) -> None:
-    options = (
-        ("solver", solver, Solver, "Anderson()"),
-        ("stop", stop, StopRule, "Tolerance(rtol=1e-4) or Steps(8)"),
-        ("gradient", gradient, Gradient, "OneStep()"),
-    )
-    for name, value, kind, example in options:
-        if not isinstance(value, kind):
-            given = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
-            raise ConfigError(f"{where}({name}=...): got {given}; give a {kind.__name__}, such as {example}.")
+    require_type(where, "solver", solver, Solver, "Anderson()")
+    require_type(where, "stop", stop, StopRule, "Tolerance(rtol=1e-4) or Steps(8)")
+    require_type(where, "gradient", gradient, Gradient, "OneStep()")

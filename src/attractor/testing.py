@@ -20,6 +20,7 @@ from torch import Tensor
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Implicit, Unrolled
 from attractor.solve import Solver, Status, Steps, Tolerance, Update
+from attractor.solve.array_ops import row_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,5 +233,5 @@ def residual(update: Update, y: Tensor) -> Tensor:
     with torch.no_grad():
         wide = torch.promote_types(y.dtype, torch.float32)
         g = update(y).to(wide) - y.to(wide)
-        size = torch.linalg.vector_norm(y.to(wide), dim=-1).clamp_min(torch.finfo(wide).tiny)
-        return torch.linalg.vector_norm(g, dim=-1) / size
+        size, change = (row_norm(x.reshape(-1, x.shape[-1])).view(x.shape[:-1]) for x in (y.to(wide), g))
+        return change / torch.where(size > 0, size, torch.finfo(wide).tiny)

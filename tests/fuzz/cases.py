@@ -77,6 +77,7 @@ class Case:
 def make_folder(folder: Path) -> None:
     """Write what cases use: two tiny models, a folder of Sudokus, and paths that are hard to read."""
     import attractor.models.language  # noqa: F401  the first import takes longer than a case may
+
     tiny = replace(maze(), data=MazeDataConfig(num_puzzles=8, size=7), train=TrainConfig(num_steps=1))
     train_reasoner(
         replace(tiny, model=replace(tiny.model, update=replace(tiny.model.update, width=8))), folder / "maze"

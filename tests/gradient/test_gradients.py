@@ -6,6 +6,7 @@ from torch import nn
 
 from attractor import (
     Anderson,
+    BestSoFar,
     Broyden,
     ConfigError,
     FixedPoint,
@@ -137,8 +138,67 @@ def test_other_gradients_refuse_second_derivatives(gradient) -> None:
 def test_infinite_cotangents_reach_the_parameters() -> None:
     """A loss scaler finds the overflow there."""
     w, x = problem()
-    (solved(w, x, EXACT).sum() * torch.inf).backward()
+    with pytest.warns(RuntimeWarning, match="3 of 3 row"):
+        (solved(w, x, EXACT).sum() * torch.inf).backward()
     assert not w.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_only_rows_with_a_nonfinite_cotangent_are_differentiated_in_one_step(bad: float) -> None:
+    """The others keep the exact gradient, and a warning counts the rows."""
+    w, x = problem()
+    x.requires_grad_()
+    v = torch.ones_like(x)
+    exact = torch.autograd.grad(solved(w, x, EXACT), x, v)[0]
+    v[1] = bad
+    with pytest.warns(RuntimeWarning, match="1 of 3 row"):
+        found = torch.autograd.grad(solved(w, x, EXACT), x, v)[0]
+    assert not found[1].isfinite().any()
+    assert torch.allclose(found[[0, 2]], exact[[0, 2]], atol=1e-9)
+
+
+def test_a_vector_of_scalar_equations_never_couples_its_rows() -> None:
+    """y0 of shape (N,) is N equations: neither the solve nor the adjoint of one depends on the others."""
+    rate = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)
+
+    def run(rate):
+        rate = rate.clone().requires_grad_()
+        solution = fixed_point(lambda y: torch.tanh(rate * y + 1), torch.zeros_like(rate), gradient=Implicit())
+        solution.value.sum().backward()
+        return solution.value.detach(), rate.grad
+
+    together, alone = run(rate), [run(r) for r in rate.split(1)]
+    for i, (value, grad) in enumerate(alone):
+        assert torch.equal(together[0][i], value[0])
+        assert torch.equal(together[1][i], grad[0])
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_one_system_without_a_batch_has_its_implicit_gradient(shape) -> None:
+    """With equation_dims equal to the number of dimensions, the adjoint is one system too."""
+    torch.manual_seed(0)
+    a = torch.randn(4, 4, dtype=torch.float64)
+    a = (0.9 * a / torch.linalg.matrix_norm(a, 2)).requires_grad_()
+    b = torch.randn(4, dtype=torch.float64)
+    y = fixed_point(
+        lambda y: (a @ y.reshape(4) + b).view(shape),
+        torch.zeros(shape, dtype=torch.float64),
+        equation_dims=len(shape),
+        gradient=EXACT,
+        stop=TIGHT,
+    ).value
+    found = torch.autograd.grad(y.square().sum(), a)[0]
+    exact = torch.autograd.grad(torch.linalg.solve(torch.eye(4, dtype=torch.float64) - a, b).square().sum(), a)[0]
+    assert torch.allclose(found, exact, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Implicit(solver=Picard), lambda: Implicit(stop=1e-5), lambda: BestSoFar(Picard)]
+)
+def test_a_class_or_number_in_place_of_a_setting_is_refused(make) -> None:
+    """With one sentence that names the argument."""
+    with pytest.raises(ConfigError, match=r"got (the class Picard|1e-05); give a"):
+        make()
 
 
 def test_a_scalar_problem_has_its_implicit_gradient() -> None:

@@ -423,7 +423,7 @@ def test_throw_raises_an_error_with_the_outcome_and_the_solution() -> None:
         (lambda: fixed_point(torch.cos, torch.ones(2, 3, dtype=torch.long)), "floating-point"),
         (lambda: fixed_point(torch.cos, [1.0]), "not list"),
         (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=2), "equation_dims=2"),
-        (lambda: fixed_point(torch.cos, torch.ones(3), causal=True), "no dimension left for time"),
+        (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=1, causal=True), "no dimension left for time"),
         (lambda: fixed_point(lambda y: y[:1], torch.ones(2, 3)), r"returned \(1, 3\)"),
         (lambda: fixed_point(lambda y: y.double(), torch.ones(2, 3)), "float64"),
         (lambda: fixed_point(lambda y: None, torch.ones(2, 3)), "NoneType"),
@@ -496,3 +496,14 @@ def test_update_may_use_autograd_inside() -> None:
         found = fixed_point(descend, torch.zeros(3, 4, dtype=torch.float64))
     assert found.outcome.converged
     assert torch.allclose(found.value, torch.full_like(found.value, 2), atol=1e-3)
+
+
+@pytest.mark.parametrize("stop", [Steps(0), Steps(1), Tolerance()], ids=repr)
+def test_the_value_is_new_memory(stop) -> None:
+    """Neither that of y0 nor that of the result of update: writing into the value changes nothing else."""
+    y0 = constant = torch.ones(2, 3)
+    for gradient_mode in (False, True):
+        with torch.set_grad_enabled(gradient_mode):
+            value = fixed_point(lambda y: constant, y0, stop=stop).value
+        value.detach().zero_()
+        assert (constant == 1).all()

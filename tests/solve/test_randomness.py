@@ -49,7 +49,7 @@ DRAWS = {
 }
 
 
-def contraction(draw, seen=None):
+def damped(draw, seen=None):
     def update(y: Tensor) -> Tensor:
         if seen is not None:  # what the draws are at a fixed point of reference
             seen.append(draw(X).detach())
@@ -65,7 +65,7 @@ def test_every_kind_of_random_number_repeats_within_a_solve(name: str) -> None:
     solves = []
     for _ in range(2):
         seen: list[Tensor] = []
-        solution = fixed_point(contraction(DRAWS[name], seen), X.clone().requires_grad_(), gradient=Phantom(steps=2))
+        solution = fixed_point(damped(DRAWS[name], seen), X.clone().requires_grad_(), gradient=Phantom(steps=2))
         assert solution.outcome.converged
         assert len(seen) > 3
         assert all(torch.allclose(seen[0], other, atol=1e-6) for other in seen)
@@ -77,17 +77,17 @@ def test_every_kind_of_random_number_repeats_within_a_solve(name: str) -> None:
 def test_the_global_stream_advances_as_one_call_would(name: str) -> None:
     """After a solve, the generator is where one call of the update leaves it."""
     torch.manual_seed(0)
-    contraction(DRAWS[name])(X)
+    damped(DRAWS[name])(X)
     expected = torch.get_rng_state()
     torch.manual_seed(0)
-    fixed_point(contraction(DRAWS[name]), X)
+    fixed_point(damped(DRAWS[name]), X)
     assert torch.equal(torch.get_rng_state(), expected)
 
 
 def test_a_solve_inside_a_solve_repeats_too() -> None:
     """The inner solve is one call of the outer update; all its calls share their masks."""
     inner_seen: list[Tensor] = []
-    inner = contraction(DRAWS["dropout"], inner_seen)
+    inner = damped(DRAWS["dropout"], inner_seen)
     outer = fixed_point(lambda y: 0.3 * fixed_point(lambda z: inner(z) + 0.1 * y, y).value, X)
     assert outer.outcome.converged
     assert all(torch.equal(inner_seen[0], other) for other in inner_seen)
@@ -97,13 +97,13 @@ def test_a_solve_inside_a_solve_repeats_too() -> None:
 def test_solves_in_inference_mode_repeat_too(name: str) -> None:
     """Monte-Carlo dropout in evaluation."""
     with torch.inference_mode():
-        assert fixed_point(contraction(DRAWS[name]), X.clone()).outcome.converged
+        assert fixed_point(damped(DRAWS[name]), X.clone()).outcome.converged
 
 
 def test_a_generator_of_the_update_is_left_alone_and_the_solve_warns() -> None:
     """Its numbers differ from call to call; where that prevents convergence, a warning names the cause."""
     generator = torch.Generator().manual_seed(0)
-    update = contraction(lambda y: y + 0.1 * torch.randn(y.shape, generator=generator))
+    update = damped(lambda y: y + 0.1 * torch.randn(y.shape, generator=generator))
     with pytest.warns(RuntimeWarning, match="different values at the same point"):
         assert not fixed_point(update, X).outcome.converged
 

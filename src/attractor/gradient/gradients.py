@@ -18,9 +18,10 @@ import torch
 import torch._functorch.config  # importing torch does not import it
 from torch import Tensor
 
-from attractor.config import require_whole
+from attractor.config import require_type, require_whole
 from attractor.errors import ConfigError
-from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, is_synchronized, solve
+from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, solve
+from attractor.solve.array_ops import row_scale
 
 
 class Gradient(ABC):
@@ -82,18 +83,32 @@ class Implicit(Gradient):
     solver: Solver = field(default_factory=Anderson)
     stop: StopRule = field(default_factory=lambda: Tolerance(rtol=1e-5))
 
+    def __post_init__(self) -> None:
+        require_type("Implicit", "solver", self.solver, Solver, "Anderson()")
+        require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
+
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
-            finite = bool(v.isfinite().all())
-            if not finite and not is_synchronized():
-                return v  # the loss overflowed: leave it to the loss scaler
-            dims = min(v.ndim, max(v.ndim - 1, 1))
-            solution = solve(lambda u: v + vjp(u), v, solver=self.solver, stop=self.stop, equation_dims=dims)
-            if not finite:  # solved nevertheless, because other ranks wait for this one
-                return v
+            # Rows that are not finite keep their cotangent, so that a loss scaler finds the overflow in the parameters.
+            finite = v.isfinite()
+            for dim in range(1, v.ndim):
+                finite = finite.all(dim, keepdim=True)
+            start = v.where(finite, 0)
+            # The adjoint is linear: the size of the cotangent must not decide whether its squares underflow.
+            scale = row_scale(start.reshape(1, -1))[0, 0] if v.numel() else 1
+            start = start / scale
+            dims = max(v.ndim - 1, 0)
+            solution = solve(lambda u: start + vjp(u), start, solver=self.solver, stop=self.stop, equation_dims=dims)
+            if not finite.all():
+                warnings.warn(
+                    f"Implicit gradient: the cotangent of {int((~finite).sum())} of {finite.numel()} row(s) is not finite; "
+                    "they are differentiated as by OneStep().",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             if not self.stop.is_fixed_depth and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
-            return solution.value
+            return torch.where(finite, solution.value * scale, v)
 
         return _attach_transformed(update, value, adjoint)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from attractor.solve import Update
+from attractor.solve.array_ops import row_norm
 
 
 def spectral_radius(
@@ -74,7 +75,7 @@ def _vjp(f: Tensor, y: Tensor, v: Tensor) -> Tensor:
 
 
 def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v.flatten(1), dim=1)
+    return row_norm(v.flatten(1))
 
 
 def _unit(v: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from attractor.errors import ConfigError
 from attractor.nn import input_device, unwrap_model
 from attractor.objectives.batch import split_batch
 from attractor.solve import Solution, Status, Update
+from attractor.solve.randomness import RepeatedRandomness
 
 
 class Rows(Protocol):
@@ -59,7 +60,7 @@ def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03
     scaled back to that size each time (power iteration), so that it turns to the direction of largest growth.
     Differences replace derivatives, because fused attention has no second derivative; they are large enough for bf16.
     """
-    y = y.detach()
+    update, y = RepeatedRandomness(update), y.detach()
     radius = size * y.norm(dim=-1, keepdim=True)
 
     def rescale(v: Tensor) -> Tensor:

@@ -25,9 +25,30 @@ def to_tensor(x: Array) -> Tensor:
 
 
 def row_norm(x: Tensor) -> Tensor:
-    """Return the Euclidean norms of the rows of ``x`` (N, D), also where their squares overflow or underflow."""
-    norm = torch.linalg.vector_norm(x, dim=1)
-    return norm
+    """Return the Euclidean norms (N,) of the rows of ``x`` (N, D), also where their squares overflow or underflow.
+
+    A norm is finite where the row is: one above the largest number of the dtype is that number.
+    """
+    largest = torch.finfo(x.dtype).max
+    if x.is_cuda and x.dtype == torch.float32:
+        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        return torch.where(norm < torch.inf, norm.clamp_max(largest), norm).to(x.dtype)
+    scale = row_scale(x)
+    peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
+
+
+def row_scale(x: Tensor) -> Tensor:
+    """Return the powers of two (N, 1) that divide the rows of ``x`` (N, D) to about one. This changes no digit."""
+    peak = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
+    info = torch.finfo(x.dtype)
+    scale = torch.exp2(torch.frexp(peak.clamp(info.tiny, info.max))[1].to(x.dtype) - 1)
+    return torch.where(peak > 0, scale, 1)
+
+
+def known_between(x: Array, low: float, high: float) -> bool:
+    """Whether all numbers are known to lie between the two. On an accelerator the answer is False."""
+    return (isinstance(x, np.ndarray) or x.is_cpu) and len(x) > 0 and bool(low < x.min()) and bool(x.max() < high)
 
 
 def namespace(x: Array) -> Any:

@@ -24,7 +24,7 @@ class Layout:
     causal: bool
 
     @classmethod
-    def of(cls, y0: Tensor, equation_dims: int, causal: bool) -> "Layout":
+    def of(cls, y0: Tensor, equation_dims: int | None, causal: bool) -> "Layout":
         """Return the layout of ``y0``.
 
         Raises
@@ -35,6 +35,8 @@ class Layout:
         if not isinstance(y0, Tensor) or not y0.is_floating_point():
             what = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
             raise ConfigError(f"fixed_point: y0 must be a floating-point tensor, not {what}.")
+        if equation_dims is None:
+            equation_dims = min(max(y0.ndim - 1, 0), 1)
         if not 0 <= equation_dims <= y0.ndim:
             raise ConfigError(
                 f"fixed_point(equation_dims={equation_dims}): y0 has shape {tuple(y0.shape)}; "

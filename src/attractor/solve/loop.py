@@ -24,11 +24,20 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
-from attractor.solve.array_ops import known_empty, namespace, row_norm, to_array, to_tensor, where_rows
+from attractor.solve.array_ops import (
+    known_between,
+    known_empty,
+    namespace,
+    row_norm,
+    row_scale,
+    to_array,
+    to_tensor,
+    where_rows,
+)
 from attractor.solve.layout import Layout
 from attractor.solve.safeguard import Safeguard
 from attractor.solve.solution import Outcome, Solution
-from attractor.solve.solver import Solver
+from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
 from attractor.solve.tracker import CONVERGED, STAGNATED, EquationTracker
@@ -41,7 +50,7 @@ def solve(
     *,
     solver: Solver,
     stop: StopRule,
-    equation_dims: int = 1,
+    equation_dims: int | None = None,
     causal: bool = False,
     trace: bool | Collection[int] = False,
 ) -> Solution:
@@ -56,7 +65,7 @@ def solve(
     unknown = to_array(accepted.residual)
     tracker = EquationTracker(layout, unknown, stop)
     safeguard = Safeguard(solver.max_growth, unknown, torch.finfo(y.dtype).eps)
-    state = solver.init(y)
+    state: Any = None
     kept_points = _kept_points(trace, stop)
     points: list[tuple[Tensor, Tensor]] = []  # and the last residual before each
     checks = not stop.is_fixed_depth
@@ -69,6 +78,10 @@ def solve(
             points.append((layout.unflatten(y).detach(), accepted.residual.view(layout.leading_shape)))
         point = evaluate(update, y, layout, evaluated, accepted)
         residual_norm = to_array(point.residual_norm)
+        if call == 1:
+            if y.is_cpu and not known_between(residual_norm, 1e-12, 1e12):
+                solver = Scaled(solver, row_scale(point.f))
+            state = solver.init(y)
         rejected = safeguard.rejected(residual_norm, to_array(accepted.residual_norm), evaluated, accelerated)
         if checks:
             rejected = tracker.record(call, to_array(point.residual), residual_norm, evaluated, rejected)
@@ -84,7 +97,7 @@ def solve(
     if checks and call:
         _warn_if_random(update, layout, point, tracker)
     y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
-    value = layout.unflatten(y)
+    value = layout.unflatten(y).clone()  # not the memory of y0, nor of what update returned
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
         points.append((value.detach(), residual.view(layout.leading_shape)))
     shape = layout.leading_shape

@@ -22,9 +22,10 @@ _swap = threading.Lock()
 
 
 class RepeatedRandomness:
-    """Calls a function many times with the random numbers of its first call. ``draws`` says whether there are any."""
+    """A function of one tensor, called with the random numbers of its first call. ``draws``: whether there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
         self._called = False
         self._replay: _Replay | None = None
 
@@ -32,15 +33,14 @@ class RepeatedRandomness:
     def draws(self) -> bool:
         return self._replay is not None
 
-    def call(self, function: Callable[..., Any], y: Tensor, *args: Any) -> Any:
-        """Return ``function(y, *args)``."""
+    def __call__(self, y: Tensor) -> Tensor:
         if self._replay is not None:
             with self._replay:
-                return function(y, *args)
+                return self.function(y)
         if self._called or (y.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return function(y, *args)
+            return self.function(y)
         self._called, before = True, _default_states(y.device)
-        result = function(y, *args)
+        result = self.function(y)
         after = _default_states(y.device)
         if any(bytes(state.numpy()) != bytes(after[device].numpy()) for device, state in before.items()):
             self._replay = _Replay(before)

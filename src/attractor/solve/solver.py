@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attractor.config import require_positive
+from attractor.config import require_positive, require_type
 
 
 class Solver(ABC):
@@ -97,6 +97,9 @@ class BestSoFar(Solver):
 
     solver: Solver
 
+    def __post_init__(self) -> None:
+        require_type("BestSoFar", "solver", self.solver, Solver, "Anderson()")
+
     @property
     def max_growth(self) -> float:
         return self.solver.max_growth
@@ -116,6 +119,30 @@ class BestSoFar(Solver):
         _, best, lowest = state
         better = lowest < residual
         return torch.where(better[:, None], best, y), torch.where(better, lowest, residual)
+
+
+@dataclass(frozen=True)
+class Scaled(Solver):
+    """Wrap a solver: it sees all points divided by ``scale`` (N, 1), so that its products do not over- or underflow."""
+
+    solver: Solver
+    scale: Tensor
+
+    @property
+    def max_growth(self) -> float:
+        return self.solver.max_growth
+
+    def init(self, y: Tensor) -> Any:
+        return self.solver.init(y / self.scale)
+
+    def step(self, state: Any, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor) -> tuple[Tensor, Any]:
+        y, f, g = (x / self.scale for x in (y, f, g))
+        y_next, state = self.solver.step(state, y, f, g, residual, fresh)
+        return y_next * self.scale, state
+
+    def finalize(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        y, residual = self.solver.finalize(state, y / self.scale, residual)
+        return y * self.scale, residual
 
 
 def row_dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:

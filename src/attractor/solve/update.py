@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, known_empty, to_tensor, where_rows
+from attractor.solve.array_ops import Array, known_between, known_empty, row_norm, to_array, to_tensor, where_rows
 from attractor.solve.layout import Layout
 from attractor.solve.randomness import RepeatedRandomness
 
@@ -30,11 +30,8 @@ class PartialUpdate(ABC):
         """
 
 
-class Repeated(PartialUpdate):
+class Repeated(RepeatedRandomness, PartialUpdate):
     """An update whose random numbers are the same at every call of one solve."""
-
-    def __init__(self, update: Update) -> None:
-        self.update, self._random = update, RepeatedRandomness()
 
     @classmethod
     def of(cls, update: Update) -> "Repeated":
@@ -43,14 +40,11 @@ class Repeated(PartialUpdate):
     @property
     def can_be_partial(self) -> bool:
         """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
-        return isinstance(self.update, PartialUpdate) and not self._random.draws
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return self._random.call(self.update, y)
+        return isinstance(self.function, PartialUpdate) and not self.draws
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        assert isinstance(self.update, PartialUpdate)
-        return self.update.at(y, index)
+        assert isinstance(self.function, PartialUpdate)
+        return self.function.at(y, index)
 
 
 class Point(NamedTuple):
@@ -106,6 +100,15 @@ def _measure(y: Tensor, out: Tensor, layout: Layout) -> Point:
     f = out.reshape(y.shape).to(layout.compute_dtype)
     g = f - y
     seen = y if layout.dtype == layout.compute_dtype else y.to(layout.dtype).to(layout.compute_dtype)
-    residual_norm = torch.linalg.vector_norm((g if seen is y else f - seen).detach(), dim=1)
-    scale = torch.linalg.vector_norm(seen.detach(), dim=1).clamp_min(torch.finfo(y.dtype).tiny)
-    return Point(y, f, g, residual_norm, residual_norm / scale)
+    residual_norm = _norm((g if seen is y else f - seen).detach(), 0.0)
+    norm = _norm(seen.detach(), 1e-8)
+    return Point(y, f, g, residual_norm, residual_norm / norm)
+
+
+def _norm(x: Tensor, low: float) -> Tensor:
+    """Return the norms of the rows, without scaling them where all are known to lie between ``low`` and 1e18."""
+    norm = torch.linalg.vector_norm(x, dim=1)
+    if known_between(to_array(norm), low, 1e18):
+        return norm
+    norm = row_norm(x)
+    return torch.where(norm > 0, norm, torch.finfo(x.dtype).tiny) if low else norm
