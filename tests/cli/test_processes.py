@@ -29,7 +29,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 # What the commands import when they run; the fork server imports it once for all processes.
-PRELOADED = ["attractor.cli", "attractor.experiment.training", "attractor.experiment.language", "attractor.experiment.puzzles"]
+PRELOADED = [
+    "attractor.cli",
+    "attractor.experiment.training",
+    "attractor.experiment.language",
+    "attractor.experiment.puzzles",
+]
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
     "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",

@@ -33,8 +33,10 @@ def cost(
     from attractor import recipes
     from attractor.experiment.cost import cost as run
     from attractor.experiment.environment import environment
-    from attractor.files import write_json
+    from attractor.files import require_output_file, write_json
 
+    if json is not None:
+        require_output_file(json)
     # cost refuses language/retrofit by its name
     settings = recipe if recipe == recipes.RETROFIT else recipes.override(recipes.get(recipe), set)
     estimate = run(settings, evaluations=evaluations, world_size=world_size, strategy=strategy, measure=measure)

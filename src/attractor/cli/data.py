@@ -68,7 +68,12 @@ def verify(folder: Path, /) -> None:
         _print_text(summary)
     else:
         print_puzzles(summary)
-    print("All checksums match.")
+    if (folder / "checksums.json").exists():
+        print("All checksums match.")
+    else:
+        print(
+            "All checksums match, but index.json and the tokenizer have none; prepare the data again to have them too."
+        )
 
 
 def data(

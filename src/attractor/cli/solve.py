@@ -46,11 +46,14 @@ def solve(
     """
     from attractor.experiment.loading import load_reasoner
     from attractor.experiment.solve import animate_solution, solve_puzzles
+    from attractor.files import require_output_file
 
     if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
+    if gif is not None:
+        require_output_file(gif)
     loaded = load_reasoner(checkpoint)
     puzzles = loaded.puzzle.parse(_standard_input(), source="standard input") if puzzle == "-" else puzzle
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from attractor.config import suggestion
 from attractor.data.puzzle import PuzzleSet
 from attractor.errors import DataError
-from attractor.files import checksum, new_folder, read_json, require_free, write_json
+from attractor.files import checksum, member, new_folder, read_json, require_free, write_json
+from attractor.files.manifest import write_checksums
 
 FORMAT = "attractor-puzzles-1"
 
@@ -61,6 +62,7 @@ def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[st
             "splits": {name: _write_split(part, name, puzzles) for name, puzzles in splits.items()},
         }
         write_json(part / "index.json", index)
+        write_checksums(part)
 
 
 def read(folder: Path, split: str = "train") -> PuzzleSet:
@@ -76,7 +78,9 @@ def read(folder: Path, split: str = "train") -> PuzzleSet:
         raise DataError(f"{folder}: has no split {split!r}; {suggestion(split, index['splits'])}")
     try:
         about, shape = index["splits"][split], (index["height"], index["width"])
-        arrays = {name: _open(folder / f"{split}-{name}.npy", expected) for name, expected in about["files"].items()}
+        arrays = {}
+        for name, expected in about["files"].items():
+            arrays[name] = _open(member(folder, f"{split}-{name}.npy", DataError, folder / "index.json"), expected)
         puzzles = PuzzleSet(kind=index["kind"], **arrays)
         if puzzles.questions.shape != (about["num"], *shape):
             raise DataError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, DataError, requires_extra
+from attractor.files import member
 
 Item = dict[str, Any]
 # Required fields of an item of each kind, and their types.
@@ -112,7 +113,7 @@ def _parse_task(bundle: Path, entry: dict[str, Any], baselines: dict[str, float]
         raise DataError(f"{bundle / 'eval_meta_data.csv'}: has no random baseline for {label}; add its row.")
     original = Path(entry["dataset_uri"])
     candidates = [
-        (bundle / folder / name.with_name(name.name + suffix), name != original)
+        (member(bundle, Path(folder, f"{name}{suffix}").as_posix(), DataError, bundle / "core.yaml"), name != original)
         for name in (original, original.with_stem(original.stem + "_rebuilt"))
         for folder in ("", "eval_data")  # the published archive uses eval_data
         for suffix in ("", *OPENERS)

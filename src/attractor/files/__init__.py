@@ -22,6 +22,7 @@ from attractor.files.lock import LOCK, owner_lock
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes that are read at a time for a checksum
 # Temporary names of this module and of checkpoints. A killed process leaves them behind.
+_MODEL_FILE = re.compile(r".*\.(safetensors|bin|npy|distcp|pt)|(.*config|tokenizer|run|index|training|.*\.index)\.json")
 TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.\w+)?|\.part-step-\d{8,}(-old)?")
 
 
@@ -49,6 +50,19 @@ def require_free(out: Path) -> None:
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
 
 
+def require_output_file(file: Path, *inputs: Path) -> None:
+    """Raise a ConfigError for an output file that cannot be written, is an input, or belongs to a model or data.
+
+    Nothing is written into a folder with ``checksums.json``, and no file of a model in another folder is replaced.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        raise ConfigError(f"{file}: cannot be written; give a file in a folder that exists.")
+    target = file.resolve()
+    is_part = (target.parent / "checksums.json").exists() or (target.is_file() and _MODEL_FILE.fullmatch(target.name))
+    if is_part or any(target == path.resolve() for path in inputs):
+        raise ConfigError(f"{file}: belongs to a model or to data that is read; choose another place for the output.")
+
+
 def require_separate(out: Path, *inputs: Path | None) -> None:
     """Raise a ConfigError if ``out`` is one of the inputs, lies in one, or holds one."""
     target = out.resolve()
@@ -70,6 +84,35 @@ def remove_leftovers(folder: Path, of: str) -> None:
     for path in folder.glob(f"{glob.escape(of)}.part-*" if of else ".part-*"):
         if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+
+
+def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
+    """Raise an error if a model's folder asks ``transformers`` to run code, or names files outside of it."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_symlink():
+            member(folder, file.name, error_class, folder)
+        if file.name == "custom_generate" or (file.name.endswith("config.json") and _names_code(file)):
+            raise error_class(
+                f"{file}: asks to run code of its own (auto_map), and such code is never run; use another model."
+            )
+        if file.name.endswith(".index.json"):
+            names = read_json(file, error_class).get("weight_map")
+            for name in names.values() if isinstance(names, dict) else [names]:
+                member(folder, name, error_class, file)
+
+
+def load_reason(error: BaseException) -> str:
+    """Return in a few words why ``transformers`` could not load something."""
+    if "trust_remote_code" in str(error):
+        return "it asks to run code of its own (auto_map), and such code is never run"
+    return first_line(error)
+
+
+def _names_code(file: Path) -> bool:
+    try:
+        return "auto_map" in str(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False  # the library reports it
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.files import first_line
+from attractor.files import check_model_folder, load_reason
 from attractor.interop.generation import SPECIAL, copy_generation_config
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
@@ -64,10 +64,11 @@ def retrofit(
     CheckpointError
         For a backbone that is missing, incomplete or damaged.
     """
+    check_model_folder(Path(path_or_id), CheckpointError)
     try:
         found = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds
-        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({load_reason(error)}).") from error
     solving = {"num_attractor_layers": num_attractor_layers, "gate_start": gate_start, "gate_limit": gate_limit}
     config = _attractor_config(found, str(path_or_id), {**solving, **settings})
     try:
@@ -75,7 +76,7 @@ def retrofit(
             path_or_id, config=found, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
-        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({load_reason(error)}).") from error
     backbone, info = loaded
     if getattr(backbone, "_hf_peft_config_loaded", False):
         raise ConfigError(f"{path_or_id}: has adapters; merge them into the backbone first, with merge_and_unload().")

@@ -23,9 +23,10 @@ class CompiledBlock(nn.Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled_call_impl is None or not self.has_fixed_shape(*args, **kwargs):
+            return self._call_impl(*args, **kwargs)
         # Compiled code does not run under a mode such as the one that repeats random numbers in a solve.
-        is_observed = torch._C._len_torch_dispatch_stack() > 0
-        if self._compiled_call_impl is None or is_observed or not self.has_fixed_shape(*args, **kwargs):
+        if torch._C._len_torch_dispatch_stack() > 0:
             return self._call_impl(*args, **kwargs)
         with _compiler_settings():
             return self._compiled_call_impl(*args, **kwargs)

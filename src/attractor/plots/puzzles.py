@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
+from attractor.files import new_file
 from attractor.plots.style import new_figure
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
@@ -107,7 +108,8 @@ def plot_trajectory(
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
         images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
-    images[0].save(animation, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    with new_file(animation) as part:
+        images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:

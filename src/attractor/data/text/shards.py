@@ -21,7 +21,8 @@ from attractor.config import from_dict, suggestion
 from attractor.data.text.documents import ReadStats
 from attractor.data.text.tokenizer import encoder, fingerprint
 from attractor.errors import AttractorError, ConfigError, DataError
-from attractor.files import checksum, new_folder, read_json, require_free, write_json
+from attractor.files import checksum, member, new_folder, read_json, require_free, write_json
+from attractor.files.manifest import CHECKSUMS, read_checksums, verify_files, write_checksums
 
 FORMAT = "attractor-tokens-2"
 _START = 1 << 20  # bytes at the start of a shard whose checksum is compared at every opening
@@ -112,6 +113,7 @@ def prepare(
             "splits": {name: asdict(split) for name, split in splits.items()},
         }
         write_json(part / "index.json", index)
+        write_checksums(part)
 
 
 def _write_shards(
@@ -261,7 +263,8 @@ class Shards:
         self.end_of_text: int = index["end_of_text"]
         self.tokenizer: str = index["tokenizer"]
         self.num_tokens, self.num_documents, self.num_bytes = about.num_tokens, about.num_documents, about.num_bytes
-        self._maps = [_open(folder / s.file, s, self._dtype) for s in about.shards]
+        files = [member(folder, s.file, DataError, folder / "index.json") for s in about.shards]
+        self._maps = [_open(file, s, self._dtype) for file, s in zip(files, about.shards, strict=True)]
         self._ends = np.cumsum([s.num_tokens for s in about.shards])
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
@@ -287,6 +290,10 @@ class Shards:
         for shard in self._shards:
             if checksum(self._folder / shard.file) != shard.crc32:
                 raise _damaged_shard(self._folder / shard.file)
+        if (self._folder / CHECKSUMS).exists():  # of the tokenizer and the index
+            expected = read_checksums(self._folder, DataError)
+            others = [name for name in expected if not name.endswith(".bin")]
+            verify_files(self._folder, expected, others, DataError)
 
 
 def list_splits(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from attractor.errors import DataError
-from attractor.files import first_line
+from attractor.files import check_model_folder, load_reason
 
 END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows every document but the last
 
@@ -56,10 +56,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     inner = folder / "tokenizer"
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # not owner/name
         raise DataError(f"{folder}: no such folder; give one with a tokenizer or with prepared text.")
+    path = inner if inner.is_dir() else folder
+    check_model_folder(path, DataError)
     try:
-        return AutoTokenizer.from_pretrained(inner if inner.is_dir() else folder)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the library raises many classes
-        raise DataError(f"{folder}: no tokenizer can be loaded from here ({first_line(error)}).") from error
+        raise DataError(f"{folder}: no tokenizer can be loaded from here ({load_reason(error)}).") from error
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[Any]]:
