@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
 from attractor.evaluation.text import encode, known_budget, max_length
 from attractor.nn import input_device
@@ -22,7 +22,7 @@ class Generation:
     is_context_full: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class Sampling:
     """How the next token is chosen, see :func:`generate`."""
 

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
 from attractor.nn import input_device, unwrap_model
 from attractor.objectives.batch import split_batch
@@ -23,7 +22,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class NextTokenConfig:
     """Settings of :class:`NextToken`.
 
