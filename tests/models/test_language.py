@@ -310,5 +310,8 @@ def test_invalid_arguments_are_refused_in_one_sentence() -> None:
         AttractorConfig(**SMALL, injection="meen")
     with pytest.raises(ConfigError, match="exceeds num_hidden_layers"):
         AttractorConfig(**SMALL, num_attractor_layers=5)
+    for gates in ({"gate_limit": float("inf")}, {"gate_start": float("nan")}, {"gate_start": 1.5}):
+        with pytest.raises(ConfigError, match="gate_"):
+            AttractorConfig(**SMALL, **gates)
     with pytest.raises(ConfigError, match="must divide"):
         AttractorConfig(**{**SMALL, "num_key_value_heads": 3})

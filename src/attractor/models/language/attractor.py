@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from attractor.config import require_whole, suggestion
+from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
@@ -98,7 +98,8 @@ class AttractorConfig(LanguageModelConfig):
             raise ConfigError(
                 f"training_min_converged_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
             )
-        if not 0 < self.gate_start <= self.gate_limit:
+        require_positive(self, "gate_start", "gate_limit")
+        if self.gate_start > self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
         super().__post_init__(**kwargs)
 
@@ -212,13 +213,10 @@ class AttractorForCausalLM(LanguageModel):
     def generate(
         self, *args: Any, num_draft: int | None = None, draft_depth: int = 1, streamer: Any = None, **kwargs: Any
     ) -> Any:
-        """See :meth:`LanguageModel.generate`.
+        """See :meth:`LanguageModel.generate`. ``num_draft`` tokens are drafted at ``draft_depth`` 0 or 1.
 
-        Parameters
-        ----------
-        num_draft, draft_depth
-            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays
-            the same. This is faster where a solve takes many evaluations.
+        One solve verifies the drafts, so the text, or its distribution, stays the same. This is faster where a solve
+        takes many evaluations.
         """
         if num_draft is not None:
             if kwargs.get("custom_generate") is not None:

@@ -180,14 +180,9 @@ class Decoder(LanguageModelBase):
         slots: range = range(0),
         equilibrium: bool = False,
     ) -> TokenContext:
-        """Return what the layers need to know about the tokens ``x`` (B, T, D).
+        """Return what the layers need to know about the tokens ``x`` (B, T, D); arguments as in :meth:`forward`.
 
-        Parameters
-        ----------
-        attention_mask, position_ids, cache
-            As in :meth:`forward`.
-        slots, equilibrium
-            The slots of ``cache`` that will be filled, and whether with an equilibrium.
+        ``slots`` of ``cache`` will be filled, with an ``equilibrium`` or at a fixed depth.
         """
         config = self.config
         batch, length, _ = x.shape
