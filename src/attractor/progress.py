@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from attractor.errors import requires_extra
+from attractor.errors import printable, requires_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ class _Bars:
 
     def _print(self, line: str) -> None:
         assert self._console is not None
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def _make_progress(console: "Console", transient: bool) -> "Progress":
@@ -73,9 +73,9 @@ class TrainingProgress(_Bars):
 
     def __init__(self, title: str, console: "Console | None" = None, *, enabled: bool = True) -> None:
         super().__init__(console, enabled=enabled, transient=False)
-        self._title, self._tenth = title, 0
+        self._title, self._tenth = printable(title), 0
         if self._progress is not None:
-            self._task = self._progress.add_task(title, total=1.0, note="")
+            self._task = self._progress.add_task(self._title, total=1.0, note="")
 
     def __call__(self, report: Any) -> None:
         if self._progress is None:
@@ -100,7 +100,7 @@ class TaskProgress(_Bars):
 
     def follow(self, title: str) -> Advance:
         """Return a function ``(done, total, note="")`` that updates the bar with this title."""
-        progress = self._progress
+        progress, title = self._progress, printable(title)
         if progress is None:
             return lambda done, total, note="": None
         found = [task.id for task in progress.tasks if task.description == title]
@@ -108,7 +108,9 @@ class TaskProgress(_Bars):
 
         def update(done: int, total: int | None, note: str = "") -> None:
             nonlocal tenth
-            progress.update(task, completed=done, total=total, note=note or (f"{done:,}/{total:,}" if total else ""))
+            progress.update(
+                task, completed=done, total=total, note=printable(note) or (f"{done:,}/{total:,}" if total else "")
+            )
             if self._lines and progress.disable and total and done * 10 // total > tenth:
                 tenth = done * 10 // total
                 self._print(f"{title} {tenth * 10}% {note}")

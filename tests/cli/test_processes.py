@@ -257,12 +257,12 @@ def mistakes(folder: Path) -> dict[str, tuple[Callable[[], object], list[str], s
 
 
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", list(mistakes(Path())))
 def test_a_mistake_of_all_is_one_sentence_of_one(name: str, begun, tmp_path) -> None:
-    """All processes end with code 2, and nothing on the disk is touched."""
+    """All processes end with code 2, and no file is touched."""
     folder = tmp_path / "copy"
     shutil.copytree(begun, folder)
     spoil, arguments, says = mistakes(folder)[name]

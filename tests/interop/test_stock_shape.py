@@ -190,6 +190,16 @@ def test_stop_strings_end_a_text(drafts: dict) -> None:
     assert model.generate(ids, **settings).shape[1] == ids.shape[1] + 1
 
 
+def test_generation_in_training_is_that_of_evaluation() -> None:
+    """Trainers generate between their steps; every module keeps its mode."""
+    model, ids, settings = build(), tokens(), {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(ids, **settings)
+    model.train().lm_head.eval()
+    assert torch.equal(model.generate(ids, **settings), expected)
+    assert model.training
+    assert not model.lm_head.training
+
+
 class Shifted(nn.Linear):
     """A head whose ``forward`` does more than its weight says."""
 

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attractor.cli.options import checked
+from attractor.cli.output import add_row, make_table, say, show
 from attractor.cli.puzzles import mazes, print_puzzles, sudoku
 
 if TYPE_CHECKING:
     from attractor.experiment.prepare import TextSummary
 
 
+@checked
 def prepare(
     sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")],
     /,
@@ -39,12 +42,11 @@ def prepare(
         shard_tokens: The approximate number of tokens in a file.
     """
     options = locals()  # every option by its name
-    from rich.console import Console
-
     from attractor.experiment.prepare import prepare_text
 
     summary = prepare_text(**options, progress=True)
     _print_text(summary)
+<<<<<<< HEAD
     changed = sum(split.num_changed for split in summary.splits)
     for number, what, names in (
         (summary.num_left_out, "files or records without text were left out", summary.left_out),
@@ -53,15 +55,17 @@ def prepare(
         if number:
             print(f"{number} {what}:", *names, *(["…"] if number > len(names) else []), sep="\n  ")
     Console().print(
+=======
+    say(
+>>>>>>> main
         f"{summary.num_repaired} documents repaired (bytes that were not UTF-8), {summary.num_empty} empty ones left out; "
-        f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.\n"
-        f"In {out}/: index.json, tokenizer/, shards.\n"
+        f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.",
+        f"In {out}/: index.json, tokenizer/, shards.",
         f"Next: attractor train language/tiny --data {out}",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
+@checked
 def verify(folder: Path, /) -> None:
     """Read a prepared folder completely, compare checksums, and print a summary.
 
@@ -95,13 +99,8 @@ def data(
 
 
 def _print_text(summary: "TextSummary") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table()
-    for column in ("split", "documents", "MB of text", "tokens", "bytes per token"):
-        view.add_column(column, justify="right", no_wrap=True)
+    view = make_table(("split", "documents", "MB of text", "tokens", "bytes per token"))
     for split in summary.splits:
         figures = (f"{split.num_documents:,}", f"{split.num_bytes / 1e6:,.1f}", f"{split.num_tokens:,}")
-        view.add_row(split.name, *figures, f"{split.num_bytes / split.num_tokens:.3f}")
-    Console().print(view)
+        add_row(view, split.name, *figures, f"{split.num_bytes / split.num_tokens:.3f}")
+    show(view)

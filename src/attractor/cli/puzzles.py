@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from attractor.cli.options import checked
+from attractor.cli.output import add_row, make_table, say, show
+
 if TYPE_CHECKING:
     from attractor.experiment.prepare import PuzzleSummary
 
 
+@checked
 def sudoku(
     out: Path,
     train: str | None = None,
@@ -41,6 +45,7 @@ def sudoku(
     _print_written(prepare_sudoku(**options, progress=True))
 
 
+@checked
 def mazes(
     out: Path,
     style: Literal["perfect", "walls"] | None = None,
@@ -84,19 +89,14 @@ def _print_written(summary: "PuzzleSummary") -> None:
     if summary.num_copies:
         print(f"{summary.num_copies} test puzzles are symmetric copies of training puzzles, and were left out.")
     print_puzzles(summary)
-    print(f"In {summary.folder}/: index.json, and questions and answers of each split as .npy.")
+    say(f"In {summary.folder}/: index.json, and questions and answers of each split as .npy.")
 
 
 def print_puzzles(summary: "PuzzleSummary") -> None:
     """Print a table with a row per split."""
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table()
-    for column in ("split", "puzzles", "cells", summary.difficulty_name, "rating"):
-        view.add_column(column, justify="right", no_wrap=True)
+    view = make_table(("split", "puzzles", "cells", summary.difficulty_name, "rating"))
     for split in summary.splits:
         rating = "" if split.rating is None else f"{split.rating:.1f}"
         size = f"{split.height}×{split.width}"
-        view.add_row(split.name, f"{split.num_puzzles:,}", size, f"{split.difficulty:.1f}", rating)
-    Console().print(view)
+        add_row(view, split.name, f"{split.num_puzzles:,}", size, f"{split.difficulty:.1f}", rating)
+    show(view)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attractor.config import suggestion
 from attractor.data.puzzle import PuzzleSet
 from attractor.errors import DataError
-from attractor.files import checksum, member, new_folder, read_json, require_free, write_json
+from attractor.files import checksum, first_line, member, new_folder, read_json, require_free, write_json
 from attractor.files.manifest import write_checksums
 
 FORMAT = "attractor-puzzles-1"
@@ -45,9 +45,7 @@ def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[st
         counts = ", ".join(f"{n}: {len(p)} {p.kind} {p.questions.shape[1:]}" for n, p in splits.items()) or "nothing"
         raise DataError(f"{folder}: splits hold {counts}; give all of one kind and size, and none empty.")
     for name, puzzles in splits.items():
-        for values, limit in ((puzzles.questions, puzzles.num_symbols), (puzzles.answers, puzzles.num_classes)):
-            if values.max() >= limit:
-                raise DataError(f"{folder}: split {name!r} holds the value {values.max()}; the most is {limit - 1}.")
+        _check_values(folder, name, puzzles)
     first = next(iter(splits.values()))
     with new_folder(folder) as part:
         index = {
@@ -82,12 +80,15 @@ def read(folder: Path, split: str = "train") -> PuzzleSet:
         for name, expected in about["files"].items():
             arrays[name] = _open(member(folder, f"{split}-{name}.npy", DataError, folder / "index.json"), expected)
         puzzles = PuzzleSet(kind=index["kind"], **arrays)
+        _check_values(folder, split, puzzles)
         if puzzles.questions.shape != (about["num"], *shape):
             raise DataError(
                 f"{folder}: its index names {about['num']} puzzles of {shape[0]} x {shape[1]} cells, but the files hold "
                 f"{puzzles.questions.shape}; make the folder again."
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise _damaged(folder / "index.json", error) from error
     return puzzles
 
@@ -128,13 +129,23 @@ def _write_split(folder: Path, name: str, puzzles: PuzzleSet) -> dict[str, Any]:
     return {"num": len(puzzles), "files": {key: checksum(folder / f"{name}-{key}.npy") for key in arrays}}
 
 
+def _check_values(folder: Path, name: str, puzzles: PuzzleSet) -> None:
+    if not len(puzzles):
+        raise DataError(f"{folder}: split {name!r} holds no puzzles; make the folder again.")
+    for values, limit in ((puzzles.questions, puzzles.num_symbols), (puzzles.answers, puzzles.num_classes)):
+        if values.max() >= limit:
+            raise DataError(f"{folder}: split {name!r} holds the value {values.max()}; the most is {limit - 1}.")
+
+
 def _open(file: Path, expected: int) -> NDArray[Any]:
     try:
         if checksum(file) != expected:
             raise DataError(f"{file}: is not the file that was written (its checksum differs); make the folder again.")
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); make the folder again.") from error
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: cannot be read ({first_line(error)}); make the folder again.") from error
 
 
 def _damaged(file: Path, what: object) -> DataError:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
+from attractor.nn import input_device
 from attractor.solve import Status, require_resolvable
 
 DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
@@ -254,7 +255,7 @@ def score_continuations(
     **budget: float | None,
 ) -> list[ContinuationScore]:
     """Score each sequence (T,) from its index ``start ≥ 1`` to its end; settings as in :func:`score_text`."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     # Sorted by length: little padding, and the largest batch comes first.
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
     scores: dict[int, ContinuationScore] = {}

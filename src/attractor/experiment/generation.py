@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
 from attractor.evaluation.text import encode, known_budget, max_length
+from attractor.nn import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Generation:
     is_context_full: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class Sampling:
     """How the next token is chosen, see :func:`generate`."""
 
@@ -85,7 +86,12 @@ def generate(
     from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
+<<<<<<< HEAD
     ids = encode(tokenizer, repair(prompt))[None].to(model.device)
+=======
+    device = input_device(model)
+    ids = encode(tokenizer, prompt)[None].to(device)
+>>>>>>> main
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
@@ -95,7 +101,7 @@ def generate(
             raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
         budget |= {"num_draft": num_draft, "draft_depth": draft_depth}
     begun = time.perf_counter()
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(
             ids,

@@ -14,7 +14,7 @@ from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import check_model_folder, first_line, load_reason
+from attractor.files import first_line, load_reason
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
@@ -110,7 +110,6 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
-    check_model_folder(checkpoint, CheckpointError)
     verify_inference(checkpoint)
     try:
         with quiet():

@@ -35,7 +35,7 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
                 "a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data."
             )
         place = str(paths[0])
-        is_csv = paths[0].suffix == ".csv"
+        is_csv = paths[0].suffix.lower() == ".csv" and not paths[0].is_dir()
         found = loaded.puzzle.read_table(paths[0]) if is_csv else puzzles.read(paths[0], "test")
     if found.kind != loaded.puzzle.kind:
         raise DataError(

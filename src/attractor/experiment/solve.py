@@ -1,5 +1,6 @@
 """Solve puzzles with a trained reasoner, and check the answers."""
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:
     """Return questions with the places where they were read, see :func:`solve_puzzles`. Raises DataError."""
     if isinstance(puzzles, LocatedGrid):
         return [puzzles]
-    if isinstance(puzzles, str) and puzzle.is_text(puzzles):
+    if isinstance(puzzles, str) and not os.path.exists(puzzles) and puzzle.is_text(puzzles):
         return puzzle.parse(puzzles, source="the puzzle")
     if isinstance(puzzles, str | Path):
         return puzzle.read(puzzles)

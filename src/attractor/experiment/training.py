@@ -12,7 +12,7 @@ from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
 from attractor.experiment.puzzles import train_reasoner
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import check_output_dir
+from attractor.files import check_output_dir, require_separate
 from attractor.progress import TrainingProgress
 from attractor.recipes import RETROFIT, PuzzleRecipe
 from attractor.training import Callback, Preemption, find_checkpoint, init_distributed, make_logger
@@ -84,6 +84,8 @@ def train(
     target = Path("runs") / str(name) if out is None else Path(out)
     if resume:
         find_checkpoint(target)
+    if init is not None:
+        require_separate(target, Path(init))
     curves = make_logger(logger, target, name or target.name, to_dict(config))
     with init_distributed() as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))

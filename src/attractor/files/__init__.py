@@ -32,6 +32,7 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
     Nothing is created. With ``resume`` or ``overwrite`` the folder may hold files; only one of them can be given.
     Temporary files of a killed process do not count.
     """
+    _require_outside(out)
     if resume and overwrite:
         raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
     with reported_write_errors(out, "choose another folder with --out"):
@@ -48,6 +49,7 @@ def require_free(out: Path) -> None:
     """Raise a ConfigError if ``out`` exists."""
     if os.path.lexists(out):
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
+    _require_outside(out)
 
 
 def require_output_file(file: Path, *inputs: Path) -> None:
@@ -63,15 +65,18 @@ def require_output_file(file: Path, *inputs: Path) -> None:
         raise ConfigError(f"{file}: belongs to a model or to data that is read; choose another place for the output.")
 
 
-def require_separate(out: Path, *inputs: Path | None) -> None:
-    """Raise a ConfigError if ``out`` is one of the inputs, lies in one, or holds one."""
-    target = out.resolve()
-    for path in inputs:
-        if path is None:
-            continue
-        source = path.resolve()
-        if target == source or source in target.parents or target in source.parents:
-            raise ConfigError(f"{out}: overlaps {path}, which is read; choose another place for the output.")
+def require_separate(out: Path, source: Path) -> None:
+    """Raise a ConfigError if ``out`` is the input ``source`` or holds it."""
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{out}: holds {source}, which is read; choose another place for the output.")
+
+
+def _require_outside(out: Path) -> None:
+    """Raise a ConfigError for prepared data, and for a folder inside a checkpoint, which the output would damage."""
+    for path in (out, *out.absolute().parents):
+        has_model = (path / "run.json").is_file() or (path / "config.json").is_file()
+        if (path / "checksums.json").is_file() and (has_model or path == out):
+            raise ConfigError(f"{out}: lies in {path}, which holds a model or data; choose another folder.")
 
 
 def is_temporary(path: Path) -> bool:
@@ -118,10 +123,17 @@ def _names_code(file: Path) -> bool:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk is the cause of an error. Libraries report it in classes of their own."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in DISK_FULL) or "No space left" in str(error):
+        number = error.errno if isinstance(error, OSError) else _rust_error(error)
+        if number in DISK_FULL or "No space left" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _rust_error(error: BaseException) -> int | None:
+    """Return the number in an error of the operating system that safetensors or tokenizers report."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -134,8 +146,8 @@ def reported_write_errors(path: str | Path, advice: str = "choose another place"
     except Exception as error:
         if is_disk_full(error):
             reason, advice = "No space left on device", "free some disk space and try again"
-        elif isinstance(error, OSError):
-            reason = error.strerror or first_line(error)
+        elif isinstance(error, OSError) or _rust_error(error):
+            reason = getattr(error, "strerror", None) or first_line(error)
         else:
             raise
         raise ConfigError(f"{path}: cannot be written ({reason}); {advice}.") from error

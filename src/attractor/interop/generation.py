@@ -8,6 +8,15 @@ from transformers import GenerationConfig
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def take_special_tokens(model: Any, tokenizer: Any) -> None:
+    """Let ``model`` end texts with the tokenizer's tokens, where it names none of its own."""
+    for name in SPECIAL:
+        if getattr(model.generation_config, name) is None:
+            setattr(model.generation_config, name, getattr(tokenizer, name))
+        if getattr(model.config, name) is None:
+            setattr(model.config, name, getattr(tokenizer, name))
+
+
 def copy_generation_config(source: Any, target: Any, *drop: str) -> None:
     """Give ``target`` the generation config of ``source``: all end tokens, sampling, limits; without entries ``drop``.
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from attractor.errors import AttractorError, CheckpointError
 from attractor.files import read_json
@@ -110,6 +111,8 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
     config = _config(read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json")
     model = AttractorForCausalLM(config)
     model.load_state_dict(_translate(read_weights(folder), config, model.state_dict(), folder))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 

@@ -147,6 +147,8 @@ def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: H
         solves = (
             "\nThe original model refines its output until it converges; that needs the package and its checkpoint.\n"
         )
+        if budget := getattr(model.generation_config, "budget", None):
+            solves += f"Its stored budget {budget} is left out: a stock model solves nothing.\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

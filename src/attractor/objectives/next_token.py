@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
-from attractor.nn import unwrap_model
+from attractor.nn import input_device, unwrap_model
 from attractor.objectives.batch import split_batch
 from attractor.solve import Solution, Status, Update
 
@@ -23,7 +22,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class NextTokenConfig:
     """Settings of :class:`NextToken`.
 
@@ -79,8 +78,8 @@ class NextToken:
 
     The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has
     ``loss`` and, if it solved an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods
-    ``flops_per_token(length, evaluations, training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
-    returns the update.
+    ``flops_per_token(length, evaluations, training)``, ``diagnostics(input_ids)`` and, for the contraction penalty,
+    ``update_of(output, position_ids)``, which returns the update.
 
     Parameters
     ----------
@@ -110,7 +109,7 @@ class NextToken:
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the next batch, and metrics of its solve."""
-        device = next(model.parameters()).device
+        device = input_device(model)
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)
         tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size

@@ -95,7 +95,8 @@ def plot_trajectory(
             axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
             axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
             axis.axis("off")
-        figure.savefig(strip, dpi=130)
+        with new_file(strip) as part:
+            figure.savefig(part, dpi=130)
     if animation is None:
         return
     scale = max(4, 360 // frames[0].shape[0])
@@ -126,4 +127,5 @@ def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> Non
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xlabel("depth (evaluations)")
-    figure.savefig(file)
+    with new_file(file) as part:
+        figure.savefig(part)

@@ -16,10 +16,10 @@ Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXi
 the optimiser and its settings are this project's, and no run of these sizes has been made with them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from attractor.config import require_positive, suggestion
+from attractor.config import config_class, require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LoopedConfig
 from attractor.objectives import NextTokenConfig
@@ -31,7 +31,7 @@ BATCH_TOKENS = 524_288
 IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class LanguageRecipe:
     """All settings of a run on text.
 

@@ -1,13 +1,13 @@
 """The settings of a training run, and the interface of an objective."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import require_positive, require_whole, suggestion
+from attractor.config import config_class, require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.optim import OptimizerConfig
 from attractor.training.guard import GuardConfig
@@ -16,7 +16,7 @@ from attractor.training.parallel import STRATEGIES
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TrainConfig:
     """How long and how to train.
 

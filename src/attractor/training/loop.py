@@ -136,7 +136,11 @@ class _Run:
             elif self._checkpoint_is_needed():
                 state.save(self.checkpoints)
             if pause and state.progress < 1:
-                break
+                return
+        if guard.counters.skipped >= state.step > 0 and not guard.counters.rollbacks:
+            self._stop(
+                "every step was skipped, because its loss or gradients were not finite; lower the learning rate."
+            )
 
     def _compute_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradients of one step's batches. Return their mean loss and the metrics of the last batch."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from attractor.config import require_whole, suggestion
 from attractor.errors import ConfigError
@@ -265,6 +266,10 @@ class AttractorForCausalLM(LanguageModel):
         generator = torch.Generator(output.hidden.device).manual_seed(0)
         update = self.model.update(output.proposal, context)
         radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
-        ones = torch.ones_like(output.hidden[0, 0])
-        gates = torch.stack([gate(ones).mean() for gate in self.modules() if isinstance(gate, LayerScale)])
-        return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
+        return {"gate": self._mean_gate(torch.ones_like(output.hidden[0, 0])), "spectral_radius": float(radius.mean())}
+
+    def _mean_gate(self, ones: Tensor) -> float:
+        """Return the mean factor of all gates, through ``forward``, unless FSDP shards their weights between passes."""
+        gates = [module for module in self.modules() if isinstance(module, LayerScale)]
+        values = [gate.value() if isinstance(gate.raw, DTensor) else gate(ones) for gate in gates]
+        return float(torch.stack([value.mean() for value in values]).mean().detach())

@@ -1,5 +1,6 @@
 """What all language models share besides the decoder: output head, loss, generation, counting of operations."""
 
+import sys
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,6 +41,14 @@ class LanguageModelOutput(SolvedOutput, CausalLMOutputWithPast):
     solution: Solution | None = None
 
 
+def register_with_peft(model_type: str) -> None:
+    """Give adapters of PEFT, if that is imported, the layers that they adapt in Llama: the names are the same."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in vars(constants).items() if constants else ():
+        if name.endswith("_MODULES_MAPPING") and "llama" in table:
+            table.setdefault(model_type, table["llama"])
+
+
 class LanguageModel(LanguageModelBase, GenerationMixin):
     """A causal language model: a decoder and an output head."""
 
@@ -50,6 +59,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config)
+        register_with_peft(config.model_type)
         self.model = self.model_class(config, initialize=False)  # weights are drawn once, by the last line
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.token_loss = TokenLoss()
@@ -194,7 +204,13 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
             given = getattr(kwargs.get("generation_config"), "budget", None)
             kwargs |= given or getattr(self.generation_config, "budget", None) or {}
         require_resolvable(kwargs.get("tolerance"), self.dtype)
-        return super().generate(*args, **kwargs)
+        in_training = [module for module in self.modules() if module.training]  # as trainers of rewards generate
+        self.eval()
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            for module in in_training:
+                module.training = True
 
     def store_budget(
         self, *, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
