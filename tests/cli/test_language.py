@@ -1,8 +1,10 @@
 """From a folder of text to a model that is trained, resumed and evaluated, and continues a prompt."""
 
+import io
 import json
 import random
 import shutil
+import sys
 
 import pytest
 import torch
@@ -89,6 +91,37 @@ def test_an_exported_checkpoint_is_evaluated_and_generates(more: list[str], run,
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     assert main(["generate", str(out), "--prompt", "the sea"]) == 2
     assert "model.safetensors: does not match its checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "typed", "begins"),
+    [
+        ("-", b"the sea \xff\xfe", "the sea \ufffd\ufffd"),
+        ("-", b"\xef\xbb\xbfthe sea", "the sea"),
+        ("-", "the sea".encode("utf-16"), "the sea"),
+        ("the sea \udcff", b"", "the sea \ufffd"),
+    ],
+)
+def test_a_prompt_may_hold_any_bytes(prompt: str, typed: bytes, begins: str, run, monkeypatch, capsys) -> None:
+    """Of standard input and of the command line: what is no text is replaced, and a byte-order mark names the encoding."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    assert main(["generate", str(run), "--prompt", prompt, "--max-new-tokens", "1"]) == 0
+    assert capsys.readouterr().out.startswith(begins)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_of_any_encoding_is_written(encoding: str, run, data, monkeypatch) -> None:
+    """What it lacks becomes an escape sequence, in text and in tables."""
+    for command in (
+        ["generate", str(run), "--prompt", "sea → Ω", "--max-new-tokens", "1"],
+        ["data", "verify", str(data / "tokens300")],
+    ):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+        assert main(command) == 0
+        sys.stdout.flush()
+        assert written.getvalue().decode(encoding)
+        assert command[0] == "data" or b"sea \\u2192 \\u03a9" in written.getvalue()
 
 
 def test_the_same_seed_writes_the_same_text(run, capsys) -> None:
