@@ -129,7 +129,7 @@ def main(data: Path, batch: int = 8, steps: int = 10, rounds: int = 6, threads: 
     torch.set_num_threads(threads)
     shards = Shards(data)
     tokens = {
-        "bos_token_id": shards.end_of_text,
+        "bos_token_id": shards.begin_of_text,
         "eos_token_id": shards.end_of_text,
         "pad_token_id": shards.end_of_text,
     }

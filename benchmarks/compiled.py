@@ -46,7 +46,7 @@ class Side:
         start = clocks(tokens.device)
         dtype = PRECISIONS[self.precision]
         with torch.autocast(tokens.device.type, dtype, enabled=self.precision != "fp32"):
-            loss = self.model(tokens, labels=tokens).loss
+            loss = self.model(tokens, labels=tokens, return_logits=False).loss
         loss.backward()
         gradients_done = clocks(tokens.device)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)

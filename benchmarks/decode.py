@@ -102,7 +102,7 @@ def main(
             "command": f"python -m benchmarks.decode CHECKPOINT --data TEXT --only {name} --repeats {repeats}",
             "environment": environment(),
             "weights": sum(p.numel() for p in model.parameters()),
-            "layers": [model.num_backbone_layers, model.config.num_attractor_layers],
+            "layers": [model.model.num_backbone_layers, model.config.num_attractor_layers],
             "tolerance": model.config.tolerance,
         }
         write_json(out / f"{name}.json", {**setting, "rows": found})
@@ -174,17 +174,17 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
 def sparse_and_dense(model: Any, rows: Tensor, tolerance: float, repeats: int) -> dict[str, Any]:
     """The attractor on held-out rows: only active tokens, and all tokens until all have converged."""
     output = model(rows, tolerance=tolerance, logits_to_keep=1)
-    context = model.make_context(output.hidden)
+    context = model.model.make_context(output.hidden)
     stop = Tolerance(rtol=tolerance, max_evaluations=64, min_evaluations=model.config.min_evaluations)
     solver = Anderson(window=model.config.window)
     last: dict[str, Solution] = {}
 
     def dense() -> None:
-        update = model.update(output.proposal, context)
+        update = model.model.update(output.proposal, context)
         last["dense"] = fixed_point(update, output.proposal, solver=solver, stop=stop, causal=True)
 
     def sparse() -> None:
-        last["sparse"] = model.solve(output.proposal, context, stop)
+        last["sparse"] = model.model.solve(output.proposal, context, stop)
 
     times = compare({"dense": dense, "sparse": sparse}, repeats)
     per_token = last["sparse"].evaluations.float().mean().item()

@@ -104,7 +104,7 @@ def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> A
             backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
         )
     with torch.no_grad():
-        for layer in model.model.layers[model.num_backbone_layers :]:
+        for layer in model.model.layers[model.model.num_backbone_layers :]:
             layer.self_attn.o_proj.weight *= branches
             layer.mlp.down_proj.weight *= branches
     return model

@@ -1,6 +1,10 @@
 """Configurations: to plain data and back, changes by path, and what is refused."""
 
+import importlib
 import json
+import math
+import pkgutil
+import typing
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from attractor import recipes
 from attractor.config import all_paths, change, from_dict, override, settings, to_dict
 from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig, TRMConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig
 from attractor.recipes import PuzzleRecipe, SudokuDataConfig
 
 
@@ -146,3 +150,44 @@ def test_paths_name_every_setting() -> None:
     paths = all_paths(recipes.get("maze"))
     assert {"train.optimizer.lr", "model.update.width", "data.size"} <= set(paths)
     assert len(paths) == len(set(paths))
+
+
+def config_classes() -> list[type]:
+    """Every class in the package whose name ends in Config, and the recipes."""
+    found = set()
+    for module in pkgutil.walk_packages(attractor.__path__, "attractor."):
+        if not module.name.startswith(("attractor.cli", "attractor.__main__")):
+            for name, value in vars(importlib.import_module(module.name)).items():
+                is_ours = isinstance(value, type) and value.__module__.startswith("attractor.")
+                if is_ours and is_dataclass(value) and name.endswith(("Config", "Recipe", "Sampling")):
+                    found.add(value)
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+def test_no_number_of_any_configuration_is_nan_infinite_or_huge() -> None:
+    """Every field of every configuration that takes a number, so that a new field cannot forget it."""
+    network = {"network": GridNetworkConfig()}
+    required = {
+        "TrainConfig": {"num_steps": 1},
+        "TRMUpdateConfig": network,
+        "PuzzleRecipe": None,
+        "ReasonerConfig": None,
+    }
+    count = 0
+    for cls in config_classes():
+        given = required.get(cls.__name__, {})
+        if given is None or "ABC" in str(cls.__bases__):
+            continue
+        base = recipes.get("language/tiny") if cls.__name__ == "LanguageRecipe" else cls(**given)
+        values = {name: getattr(base, name) for name in settings(cls)}
+        for name, hint in settings(cls).items():
+            options = typing.get_args(hint) or (hint,)
+            bad = [math.nan, math.inf, -math.inf] if float in options else []
+            bad += [10**20, -(10**20)] if int in options or float in options else []
+            for value in bad:
+                count += 1
+                with pytest.raises(ConfigError, match=name):
+                    override(base, {name: value})
+                with pytest.raises(ConfigError, match=name):
+                    cls(**(values | {name: value}))
+    assert count > 300

@@ -58,6 +58,26 @@ def test_a_line_every_tenth_without_a_terminal() -> None:
 
 
 def test_importing_progress_does_not_import_rich() -> None:
-    """The bars are imported when the first one is drawn."""
-    code = "import sys, attractor.progress; sys.exit('rich' in sys.modules)"
+    """The bars are imported when the first one is drawn. A bar that is switched off does nothing."""
+    code = """
+import sys
+from attractor.progress import TaskProgress, TrainingProgress
+with TaskProgress(enabled=False) as bars, TrainingProgress("training", enabled=False) as training:
+    bars.follow("reading")(1, 2, "note")
+    bars.count("reading", 2)(1)
+    training(None)
+sys.exit("rich" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_titles_and_notes_are_not_markup() -> None:
+    """Names of recipes, tasks and files appear as they are."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=200)
+    with TaskProgress(console=console) as bars:
+        bars.follow("reading [/x]")(1, 2, "[bold]a.txt[/y]")
+        bars.count("items", 4)(3)
+    assert "reading [/x]" in file.getvalue()
+    assert "[bold]a.txt[/y]" in file.getvalue()
+    assert "3/4" in file.getvalue()

@@ -24,7 +24,7 @@ GONE = {
     "target, draft": r"\bwished\b",
     "dfs": r"\bwinding\b",
     "plain grammar": r"(?i)\bwhoever\b|\bnobody\b|\bborne\b|\bof those that\b|\bsaid of\b|\bt(ells|old) of\b|\bamid\b",
-    "old names": r"\bvisible\(|\bClosing\b|\bCellsConfig\b|\bSwiGLUAcross\b|\bRecursionConfig\b|\bBest\(|\bcontraction\(",
+    "old names": r"\bvisible\(|\bClosing\b|\bCellsConfig\b|\bSwiGLUAcross\b|\bRecursionConfig\b|\bBest\(",
 }
 FILES = sorted(
     path

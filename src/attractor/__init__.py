@@ -52,28 +52,30 @@ if TYPE_CHECKING:
     from attractor.experiment.cost import cost
     from attractor.experiment.evaluation import evaluate
     from attractor.experiment.loading import load
+    from attractor.experiment.prepare import prepare_mazes, prepare_sudoku, prepare_text
     from attractor.experiment.training import train
     from attractor.interop import retrofit
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "cost": ("attractor.experiment.cost", "cost"),
-    "evaluate": ("attractor.experiment.evaluation", "evaluate"),
-    "load": ("attractor.experiment.loading", "load"),
-    "recipes": ("attractor.recipes", None),
-    "retrofit": ("attractor.interop", "retrofit"),
-    "train": ("attractor.experiment.training", "train"),
+_LAZY = {  # the module of each name that needs more than PyTorch and NumPy
+    "cost": "attractor.experiment.cost",
+    "evaluate": "attractor.experiment.evaluation",
+    "load": "attractor.experiment.loading",
+    "prepare_mazes": "attractor.experiment.prepare",
+    "prepare_sudoku": "attractor.experiment.prepare",
+    "prepare_text": "attractor.experiment.prepare",
+    "retrofit": "attractor.interop",
+    "train": "attractor.experiment.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name that needs more than PyTorch and NumPy when it is used."""
+    if name == "recipes":
+        return importlib.import_module("attractor.recipes")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _LAZY[name]
-    value = importlib.import_module(module)
-    return value if attribute is None else getattr(value, attribute)
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
@@ -115,6 +117,9 @@ __all__ = [
     "jacobian_penalty",
     "lipschitz_estimate",
     "load",
+    "prepare_mazes",
+    "prepare_sudoku",
+    "prepare_text",
     "recipes",
     "retrofit",
     "spectral_radius",

@@ -7,6 +7,8 @@ with the name of its class. Unknown names are refused; the message offers the ne
 import dataclasses
 import difflib
 import json
+import math
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
@@ -23,6 +25,36 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}."
+
+
+def require_number(name: str, value: Any) -> None:
+    """Raise a ConfigError for a number that is NaN, infinite, or not below 2⁶³."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r}: give a finite number.")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{name} is too large; give a whole number below 2**63.")
+
+
+def require_finite(owner: Any) -> None:
+    """Raise a ConfigError if a setting of ``owner`` is a number that :func:`require_number` refuses."""
+    for name in settings(type(owner)):
+        value = getattr(owner, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            require_number(f"{type(owner).__name__}.{name}", item)
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def config_class(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass with keyword arguments, all of whose numbers are finite. Every configuration is one."""
+    check = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        require_finite(self)
+        if check is not None:
+            check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 def require_whole(owner: Any, least: int, *names: str) -> None:
@@ -88,7 +120,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     """
     where = where or cls.__name__
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected named settings, got {data!r}.")
+        raise ConfigError(f"{where}: expected named settings, got {reprlib.repr(data)}.")
     data = dict(data)
     if (tag := data.pop(TYPE, cls.__name__)) != cls.__name__:
         raise ConfigError(f"{where}: type must be {cls.__name__!r}, not {tag!r}.")
@@ -156,7 +188,7 @@ def _read_assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"cannot read {text!r}: write path=value, e.g. train.seed=1.")
     try:
         return path, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or deeper or longer than Python reads
         return path, value
 
 
@@ -233,6 +265,7 @@ def _member(classes: tuple[type, ...], data: Mapping[str, Any], where: str) -> t
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     options = _options(hint)
+    require_number(where, value)
     if isinstance(value, Mapping) and (classes := _classes(hint)):
         return from_dict(_member(classes, value, where), value, where=where)
     for option in options:
@@ -249,4 +282,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
             return value
     names = " or ".join("null" if o is NoneType else getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"{where} must be {names}, not {value!r}.")
+    raise ConfigError(f"{where} must be {names}, not {reprlib.repr(value)}.")

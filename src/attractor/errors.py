@@ -4,13 +4,25 @@ Every error that the package raises on purpose is an :class:`AttractorError`. It
 wrong, where, and what to do. The command line prints it and exits with code 2.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Control characters, line breaks, characters that change the direction of text, and bytes that are no text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    """Return text that cannot control a terminal: unsafe characters, but for ``keep``, become escapes such as ``\\x1b``."""
+    return _UNSAFE.sub(lambda m: m[0] if m[0] in keep else m[0].encode("unicode_escape").decode(), str(text))
+
 
 class AttractorError(Exception):
-    """Base of every error that is raised on purpose."""
+    """Base of every error that is raised on purpose. Names in its message cannot break the line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(AttractorError, ValueError):

@@ -1,17 +1,16 @@
 """Optimisers and the learning-rate schedule: AdamW with weight decay on matrices only, and Muon for chosen matrices."""
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from attractor.config import require_positive
+from attractor.config import config_class, require_positive
 from attractor.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class OptimizerConfig:
     """Settings of AdamW, and which parameters have others.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from tokenizers import normalizers
 
 from attractor.cli.data import data
 from attractor.data.text import Shards, load_tokenizer
@@ -56,6 +57,26 @@ def test_prepare_writes_tokens_and_prints_a_summary(source, tmp_path, capsys) ->
     assert f"attractor train language/tiny --data {out}" in printed
     assert json.loads((out / "index.json").read_text())["splits"]["val"]["num_empty"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl.xz", "b.jsonl.xz", "out"]
+
+
+def test_what_is_left_out_or_changed_is_counted_and_named(source, tmp_path, capsys) -> None:
+    """Files and records without text, and documents that the tokenizer changes, in the summary and in the index."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "image.PNG").write_bytes(b"")
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": null}\n{"text": "The Sea"}\n{"text": "the moon"}\n')
+    own = load_tokenizer(Path(prepare_text([source], tmp_path / "first", vocab_size=300).folder))
+    own.backend_tokenizer.normalizer = normalizers.Lowercase()
+    own.save_pretrained(tmp_path / "own")
+    command = ["prepare", str(tmp_path / "in"), "--tokenizer", str(tmp_path / "own"), "--val-fraction", "0"]
+    attractor(*command, "--out", str(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "2 files or records without text were left out" in printed
+    assert "image.PNG" in printed
+    assert "a.jsonl: line 1: field 'text' holds NoneType" in printed
+    assert "1 documents are not given back by their tokens" in printed
+    assert "document 1: 'The Sea' becomes 'the sea' at character 1" in printed
+    index = json.loads((tmp_path / "out" / "index.json").read_text())["splits"]["train"]
+    assert (index["num_left_out"], index["num_changed"], index["num_bytes"]) == (2, 1, 15)
 
 
 def test_a_hash_of_the_text_decides_what_is_held_out(source, tmp_path) -> None:
@@ -121,7 +142,7 @@ def test_verify_reads_everything(source, tmp_path, capsys) -> None:
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"val-00000.bin: is not the file that was written"):
+    with pytest.raises(DataError, match=r"val-00000.bin: does not match its checksum"):
         verify_data(out)
 
 
@@ -177,7 +198,7 @@ def test_an_interrupt_leaves_nothing(source, tmp_path, monkeypatch) -> None:
     """Ctrl-C during the write."""
 
     def interrupt(meter, num_bytes, num_tokens):
-        assert len(list(tmp_path.iterdir())) == 2
+        assert len(list(tmp_path.iterdir())) == 3  # the lock too
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text._Meter, "advance", interrupt)

@@ -28,6 +28,13 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform != "linux", reason="needs torch.distributed and /proc"
 )
 
+# What the commands import when they run; the fork server imports it once for all processes.
+PRELOADED = [
+    "attractor.cli",
+    "attractor.experiment.training",
+    "attractor.experiment.language",
+    "attractor.experiment.puzzles",
+]
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
     "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
@@ -76,7 +83,7 @@ class Ranks:
     def __init__(self, folder: Path, act: Callable[..., Any], *arguments: Any) -> None:
         folder.mkdir()
         processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["attractor.cli"])
+        processes.set_forkserver_preload(PRELOADED)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.outputs = [[folder / f"{name}-{rank}.txt" for rank in (0, 1)] for name in ("out", "err")]
         self.processes = [
@@ -250,12 +257,12 @@ def mistakes(folder: Path) -> dict[str, tuple[Callable[[], object], list[str], s
 
 
 def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", list(mistakes(Path())))
 def test_a_mistake_of_all_is_one_sentence_of_one(name: str, begun, tmp_path) -> None:
-    """All processes end with code 2, and nothing on the disk is touched."""
+    """All processes end with code 2, and no file is touched."""
     folder = tmp_path / "copy"
     shutil.copytree(begun, folder)
     spoil, arguments, says = mistakes(folder)[name]
@@ -285,3 +292,32 @@ def test_a_rank_that_fails_alone_says_why(tmp_path) -> None:
     assert "did you mean 'seed'" in run.outputs[1][1].read_text()
     run.processes[0].terminate()  # as torchrun does
     run.processes[0].join(60)
+
+
+def differs(out: Path) -> int:
+    """Rank 1 has another seed."""
+    return main(command(out, settings=(f"train.seed={os.environ['RANK']}",)))
+
+
+def test_ranks_with_different_settings_do_not_start(tmp_path) -> None:
+    """One sentence names the setting, and no checkpoint is written."""
+    run = Ranks(tmp_path / "ranks", differs, tmp_path / "run")
+    _, err = run.end()
+    assert run.exit_codes == [2, 2], err
+    [sentence] = said(err)
+    assert "rank 1 has recipe.train.seed=1 and rank 0 has 0" in sentence
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_stopped_rank_is_noticed(tmp_path) -> None:
+    """Within the time that the user set."""
+    run = Ranks(tmp_path / "ranks", main, command(tmp_path / "run", settings=("train.timeout_seconds=4",)))
+    try:
+        wait(run, tmp_path / "run", 2)
+        os.kill(int(run.processes[1].pid or 0), signal.SIGSTOP)
+        run.processes[0].join(40)
+        assert run.processes[0].exitcode == 2
+        assert "another process no longer answers" in run.outputs[1][0].read_text()
+    finally:
+        for process in run.processes:
+            process.kill()

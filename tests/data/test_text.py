@@ -33,7 +33,8 @@ from attractor.data.text import (
 )
 from attractor.data.text import documents as documents_module
 from attractor.data.text import shards as shards_module
-from attractor.data.text.tokenizer import encoder
+from attractor.data.text import tokenizer as tokenizer_module
+from attractor.data.text.tokenizer import Encoder
 from attractor.errors import ConfigError, DataError
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi") for b in ("ra", "ne", "tu") for c in ("s", "n", "")]
@@ -61,7 +62,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def encode(tokenizer):
-    return encoder(tokenizer)
+    return Encoder(tokenizer)
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ def texts_of(shards: Shards, tokenizer: PreTrainedTokenizerFast) -> list[str]:
 @settings(max_examples=200, deadline=None)
 def test_any_text_survives_the_tokenizer(tokenizer, encode, text: str) -> None:
     """Any Unicode text can be encoded and decoded again, and all ids are in the vocabulary."""
-    (encoded,) = encode([text])
-    assert tokenizer.decode(encoded.ids) == text
-    assert all(0 <= i < 370 for i in encoded.ids)
+    (ids,) = encode([text])
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < 370 for i in ids)
 
 
 def test_a_tokenizer_is_saved_and_loaded(tokenizer, prepared) -> None:
@@ -242,7 +243,7 @@ GARBLED = {
     "empty.txt": (b"", "holds no text"),
     "blank.jsonl": (b"\n\n", "holds no text"),
     "binary.txt": (b"\x7fELF\0\0", "holds NUL bytes"),
-    "wide.md": ("text".encode("utf-16"), "holds NUL bytes"),
+    "wide.md": ("text".encode("utf-16-le"), "holds NUL bytes"),
     "cut.jsonl": (b'{"text": "a"}\n\n{"text": "b\n', "line 3 is not JSON"),
     "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON"),
     "list.jsonl": (b'["a"]\n', "line 1 has no field 'text'; give an object"),
@@ -267,6 +268,75 @@ def test_files_that_are_not_text_are_refused(name: str, tmp_path) -> None:
     assert str(tmp_path / name) in str(caught.value)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_a_byte_order_mark_names_the_encoding(encoding: str, packing: str, tmp_path) -> None:
+    """In documents and in lines of JSON; the mark is not part of the text."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in DOCUMENTS)
+    (tmp_path / f"a.jsonl{packing}").write_bytes(PACKERS[packing](lines.encode(encoding)))
+    (tmp_path / f"b.txt{packing}").write_bytes(PACKERS[packing]("naïve 日本".encode(encoding)))
+    stats = ReadStats()
+    assert list(read_documents([tmp_path], stats=stats)) == [*DOCUMENTS, "naïve 日本"]
+    assert (stats.num_repaired, stats.num_left_out) == (0, 0)
+
+
+def test_endings_are_read_in_any_case_and_compression_by_content(tmp_path) -> None:
+    """Alone and in a folder."""
+    names = {"a.TXT": b"one", "b.Jsonl": b'{"text": "two"}', "c.MD.GZ": gzip.compress(b"three")}
+    names |= {"d.txt": gzip.compress(b"four"), "e.jsonl": lzma.compress(b'{"text": "five"}')}
+    for name, content in names.items():
+        (tmp_path / name).write_bytes(content)
+    texts = ["one", "two", "three", "four", "five"]
+    assert list(read_documents([tmp_path])) == texts
+    assert list(read_documents([tmp_path / name for name in names])) == texts
+
+
+def test_linked_folders_are_read_once(tmp_path) -> None:
+    """Behind two links, and behind one that leads back; what is left out is counted and named."""
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "in" / "a" / "1.txt").write_text("one")
+    (tmp_path / "other" / "2.txt").write_text("two")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "in" / "twice").symlink_to(tmp_path / "other")
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "image.png").write_bytes(b"")
+    stats = ReadStats()
+    assert list(read_documents([tmp_path / "in"], stats=stats)) == ["one", "two"]
+    assert stats.num_left_out == 4
+    for name in ("gone.txt", "image.png", "loop: links to a folder that is read already", "twice: links"):
+        assert any(name in each for each in stats.left_out), name
+
+
+def test_records_without_a_text_are_left_out_and_named(tmp_path) -> None:
+    """Null, missing and other types, if some record has a text; a file without any is refused after 1000 records."""
+    records = [{"text": None}, {"text": "a"}, {"id": 1}, {"text": 7}, ["b"], {"text": "c"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    stats = ReadStats()
+    assert list(read_documents([tmp_path], stats=stats)) == ["a", "c"]
+    assert (stats.num_documents, stats.num_left_out) == (2, 4)
+    assert [each.split(": line ")[1][0] for each in stats.left_out] == ["1", "3", "4", "5"]
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n' * 1000 + "no JSON")
+    with pytest.raises(DataError, match=r"b.jsonl: line 1: field 'text' holds NoneType"):
+        list(read_documents([tmp_path / "b.jsonl"]))
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "c.parquet")
+    assert list(read_documents([tmp_path / "c.parquet"])) == ["a", "b"]
+
+
+def test_a_compressed_bomb_is_refused(tmp_path, monkeypatch) -> None:
+    """The limits of a line and of a document count decompressed bytes, and no more is read."""
+    monkeypatch.setattr(documents_module, "MAX_LINE", 1000)
+    monkeypatch.setattr(documents_module, "MAX_DOCUMENT", 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 10_000_000))
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(b"a" * 10_000_000))
+    with pytest.raises(DataError, match="line 1 has more than 1,000 bytes"):
+        list(read_documents([tmp_path / "a.jsonl.gz"]))
+    with pytest.raises(DataError, match="one document of more than 1,000 bytes"):
+        list(read_documents([tmp_path / "b.txt.xz"]))
 
 
 def test_all_sources_are_looked_up_before_the_first_is_read(tmp_path) -> None:
@@ -336,9 +406,9 @@ def test_splitting_long_documents_does_not_change_tokens(tmp_path, monkeypatch) 
     long = ["\n".join(DOCUMENTS), "\n\n  \n".join(DOCUMENTS[::-1])]
     tokenizer = train_tokenizer(long, 370)
     prepare(tmp_path / "whole", {"train": long}, tokenizer)
-    monkeypatch.setattr(shards_module, "_PIECE", 100)
-    monkeypatch.setattr(shards_module, "_BATCH", 1000)
-    assert len(list(shards_module._pieces(long[0]))) > 50
+    monkeypatch.setattr(tokenizer_module, "PIECE", 100)
+    monkeypatch.setattr(tokenizer_module, "_BATCH", 1000)
+    assert len(list(Encoder(tokenizer)._pieces(long[0]))) > 50
     prepare(tmp_path / "cut", {"train": long}, tokenizer)
     assert (tmp_path / "cut" / "train-00000.bin").read_bytes() == (tmp_path / "whole" / "train-00000.bin").read_bytes()
     assert Shards(tmp_path / "cut").num_documents == 2
@@ -500,7 +570,7 @@ def test_an_epoch_has_every_token_once(prepared) -> None:
     """The rows are disjoint ranges of the circular sequence, which leave out less than one row."""
     shards = Shards(prepared)
     rows = PackedRows(shards, 64, seed=3)
-    seen = SimpleNamespace(num_tokens=shards.num_tokens, end_of_text=-1)
+    seen = SimpleNamespace(num_tokens=shards.num_tokens, begin_of_text=-1)
     seen.read = lambda start, length: np.arange(start, start + length)  # the place of a token instead of the token
     places = PackedRows(seen, 64, seed=3)
     assert rows.num_rows * 64 <= shards.num_tokens < rows.num_rows * 64 + 64

@@ -94,6 +94,22 @@ def test_stock_models_run_without_a_budget(folder, tokenizer) -> None:
         harness(model, tokenizer, ["tiny_choose"], include_path=folder, depth=2)
 
 
+def test_texts_begin_as_in_training(folder, tokenizer) -> None:
+    """In scoring, in generation and in running text, every row of the model begins with the token before a document, once."""
+    rolling = (
+        "output_type: loglikelihood_rolling\ndoc_to_target: '{{question}}'\nmetric_list: [{metric: bits_per_byte}]\n"
+    )
+    task = TASK.format(name="tiny_roll", file=folder / "items.jsonl").replace("{{question}}", "")
+    (folder / "roll.yaml").write_text(task + rolling)
+    model, seen = AttractorForCausalLM(AttractorConfig(**SIZES)), []
+    model.register_forward_pre_hook(lambda m, args, kwargs: seen.extend(kwargs["input_ids"]), with_kwargs=True)
+    harness(model, tokenizer, ["tiny_choose", "tiny_write", "tiny_roll"], limit=3, include_path=folder, depth=1)
+    texts = [tokenizer.decode(row) for row in seen if len(row) > 1]
+    assert len(texts) >= 9
+    assert all(text.lstrip().startswith(tokenizer.eos_token) for text in texts)
+    assert not any(text.startswith(tokenizer.eos_token * 2 + "the") for text in texts)
+
+
 def test_an_unknown_task_is_refused_with_the_nearest_name(folder, tokenizer) -> None:
     """Without a similar name, the error says how to list all tasks."""
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES))

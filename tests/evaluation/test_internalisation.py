@@ -82,7 +82,7 @@ def test_the_residual_is_that_of_the_decoded_state(found, attractor, tokenizer) 
         for point in one.points[:-1]:
             output = attractor(windows[0], depth=point.depth)
             y = output.solution.value
-            f = attractor.update(output.proposal, attractor.make_context(y))(y)
+            f = attractor.model.update(output.proposal, attractor.model.make_context(y))(y)
             expected = ((f - y).norm(dim=-1) / y.norm(dim=-1))[:, :-1].mean()
             assert point.residual == pytest.approx(float(expected), rel=1e-3)
     sizes = [point.residual for point in found.points[:-1]]

@@ -143,10 +143,10 @@ def test_lora_trains_only_adapters_also_in_the_attractor(checkpoint, tmp_path) -
             assert (merged(ids, depth=depth).logits - model(input_ids=ids, depth=depth).logits).abs().max() < 1e-5
 
 
-def test_attentions_and_hidden_states_are_refused(checkpoint) -> None:
+def test_attentions_are_refused(checkpoint) -> None:
     """Passing them as None or False is allowed, as libraries do."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = torch.zeros(1, 3, dtype=torch.long)
     model(ids, output_attentions=None, output_hidden_states=False)
     with pytest.raises(ConfigError, match="not returned"):
-        model(ids, output_hidden_states=True)
+        model(ids, output_attentions=True)

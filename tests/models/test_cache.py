@@ -13,7 +13,7 @@ from attractor.models.language import (
     LoopedConfig,
     LoopedForCausalLM,
 )
-from attractor.models.language.inference.ragged import RaggedIndex
+from attractor.models.language.inference.sparse_update import RaggedIndex
 from attractor.models.language.inference.speculative import accept_drafts
 
 SMALL = {
@@ -155,10 +155,10 @@ def test_converged_tokens_are_not_computed_again(num_layers: int) -> None:
         layer.register_forward_hook(lambda module, inputs, out: computed.append(out.shape[:2].numel()))
     with torch.no_grad():
         output = model(ids, tolerance=1e-5)
-        context = model.make_context(output.hidden)
+        context = model.model.make_context(output.hidden)
         spent, computed[:] = sum(computed), []
         dense = fixed_point(
-            model.update(output.proposal, context),
+            model.model.update(output.proposal, context),
             output.proposal,
             solver=Anderson(window=model.config.window),
             stop=Tolerance(rtol=1e-5, max_evaluations=100),
@@ -182,7 +182,7 @@ def test_one_evaluation_equals_one_step_of_the_solver(injection: str) -> None:
     model, ids = build(injection=injection), tokens()
     with torch.no_grad():
         output = model(ids, depth=1)
-        update = model.update(output.proposal, model.make_context(output.hidden))
+        update = model.model.update(output.proposal, model.model.make_context(output.hidden))
         stepped = fixed_point(update, output.proposal, solver=Anderson(), stop=Steps(1), causal=True)
     assert (output.solution.value - stepped.value).abs().max() < 1e-6
     assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
@@ -210,7 +210,7 @@ def test_stored_keys_are_those_of_the_returned_values(max_evaluations: int) -> N
         output = model(ids, cache=cache, **budget)
         assert (output.solution.outcome.status != Status.CONVERGED).any()
         layer, at = model.model.layers[3], (output.hidden + output.proposal) / 2
-        context = model.make_context(at)
+        context = model.model.make_context(at)
         computed = cache.layers[3].keys.clone()
         layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (computed.copy_(k), q)[1])
     assert (computed - cache.layers[3].keys).abs().max() < 1e-5

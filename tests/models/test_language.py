@@ -232,22 +232,23 @@ def test_the_solution_is_a_fixed_point_of_the_update(injection: str) -> None:
     with torch.no_grad():
         output = model(tokens(), tolerance=1e-5)
         assert output.solution.outcome.converged
-        change = model.update(output.proposal, model.make_context(output.hidden))(output.hidden) - output.hidden
+        change = (
+            model.model.update(output.proposal, model.model.make_context(output.hidden))(output.hidden) - output.hidden
+        )
         assert (change.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
 
 
 def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:
-    """Value and gradients, with some labels ignored."""
+    """Value and gradients, with some labels ignored and a bias in the head."""
     torch.manual_seed(0)
-    hidden, weight = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    hidden, head = torch.randn(2, 9, 8, requires_grad=True), torch.nn.Linear(8, 30)
+    weights = (hidden, head.weight, head.bias)
     labels = torch.randint(30, (2, 9))
     labels[0, 3:6] = -100
-    at_once = torch.nn.functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    chunked = next_token_loss(hidden, weight, labels, TokenLoss(), chunk=4)
+    at_once = torch.nn.functional.cross_entropy(head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    chunked = next_token_loss(hidden, head, labels, TokenLoss(), chunk=4)
     assert torch.allclose(at_once, chunked, atol=1e-6)
-    for a, b in zip(
-        torch.autograd.grad(at_once, (hidden, weight)), torch.autograd.grad(chunked, (hidden, weight)), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(at_once, weights), torch.autograd.grad(chunked, weights), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -309,5 +310,8 @@ def test_invalid_arguments_are_refused_in_one_sentence() -> None:
         AttractorConfig(**SMALL, injection="meen")
     with pytest.raises(ConfigError, match="exceeds num_hidden_layers"):
         AttractorConfig(**SMALL, num_attractor_layers=5)
+    for gates in ({"gate_limit": float("inf")}, {"gate_start": float("nan")}, {"gate_start": 1.5}):
+        with pytest.raises(ConfigError, match="gate_"):
+            AttractorConfig(**SMALL, **gates)
     with pytest.raises(ConfigError, match="must divide"):
         AttractorConfig(**{**SMALL, "num_key_value_heads": 3})

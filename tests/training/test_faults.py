@@ -73,7 +73,7 @@ def tensors(out: Path) -> dict[str, Any]:
 def test_a_run_that_is_killed_twenty_times_is_bitwise_the_uninterrupted_one(tmp_path) -> None:
     """It is killed at random times, also while it writes. After each time the newest checkpoint is complete."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["attractor.cli", __name__])
+    processes.set_forkserver_preload(["attractor.cli", "attractor.experiment.language", __name__])
 
     def begin(name: str, until: int | None = None, checkpoint_every: int = 1) -> tuple[Any, Connection]:
         receiver, sender = processes.Pipe(duplex=False)

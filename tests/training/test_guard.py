@@ -235,6 +235,13 @@ def test_skip_skips_bad_steps_and_stops_after_too_many(tmp_path) -> None:
     assert "bad steps in a row: 2" in events(tmp_path / "stopped")[-1][1]
 
 
+def test_a_run_that_skipped_every_step_fails(tmp_path) -> None:
+    """It learned nothing, so it writes no checkpoint."""
+    with pytest.raises(DivergedError, match="every step was skipped, because its loss or gradients were not finite"):
+        run(tmp_path, Scripted(ONE, bad=range(1, 13)), GuardConfig())
+    assert not list(tmp_path.glob("step-*"))
+
+
 def test_stop_stops_at_the_first_bad_step_or_drift(tmp_path) -> None:
     """The log and the error say whether there is a checkpoint."""
     with pytest.raises(

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+
+from attractor.cli.output import add_row, make_table, say, show
 
 
 def calibrate(
@@ -29,31 +30,22 @@ def calibrate(
         characters: The largest number of characters of each, from its beginning.
         batch_size: Sequences in a batch.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.calibration import calibrate as run
     from attractor.experiment.loading import load_language_model, local_folder
 
-    loaded = load_language_model(local_folder(checkpoint))
-    found = run(
-        loaded,
-        data,
-        max_loss_increase=max_loss_increase,
-        field=field,
-        limit=limit,
-        characters=characters,
-        batch_size=batch_size,
-        progress=True,
-    )
-    console = Console()
-    console.print(_table(found))
-    console.print(f"{loaded.path}: generation keeps to {_name(found.chosen.budget)}", soft_wrap=True)
+    loaded = load_language_model(local_folder(options.pop("checkpoint")))
+    found = run(loaded, **options, progress=True)
+    show(_table(found))
+    say(f"{loaded.path}: generation keeps to {_name(found.chosen.budget)}")
 
 
 def _table(found: Any) -> Table:
-    table = Table(title=f"{found.reference.score.num_bytes:,} bytes of held-out text", title_justify="left")
-    for column in ("budget", "bits/byte", "more", "evaluations", "MFLOP/token", ""):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("budget", "bits/byte", "more", "evaluations", "MFLOP/token", "")
+    table = make_table(columns, title=f"{found.reference.score.num_bytes:,} bytes of held-out text")
     for trial in found.budgets:
-        table.add_row(
+        add_row(
+            table,
             _name(trial.budget),
             f"{trial.score.bits_per_byte:.4f}",
             f"{trial.score.nats / found.reference.score.nats - 1:+.2%}",

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from attractor.cli.output import say
+
 
 def cost(
     recipe: tyro.conf.Positional[str],
@@ -33,11 +35,13 @@ def cost(
     from attractor import recipes
     from attractor.experiment.cost import cost as run
     from attractor.experiment.environment import environment
-    from attractor.files import write_json
+    from attractor.files import require_output_file, write_json
 
+    if json is not None:
+        require_output_file(json)
     # cost refuses language/retrofit by its name
     settings = recipe if recipe == recipes.RETROFIT else recipes.override(recipes.get(recipe), set)
     estimate = run(settings, evaluations=evaluations, world_size=world_size, strategy=strategy, measure=measure)
-    print(estimate)
+    say(*str(estimate).splitlines())
     if json is not None:
         write_json(json, {"recipe": recipe, "set": set, "environment": environment(), **estimate.to_dict()})

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attractor.cli.options import checked
+from attractor.cli.output import add_row, make_table, say, show
 from attractor.cli.puzzles import mazes, print_puzzles, sudoku
 
 if TYPE_CHECKING:
     from attractor.experiment.prepare import TextSummary
 
 
+@checked
 def prepare(
     sources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")],
     /,
@@ -38,33 +41,27 @@ def prepare(
         tokenizer_bytes: The amount of text to train the tokenizer on, in equal parts from all sources.
         shard_tokens: The approximate number of tokens in a file.
     """
-    from rich.console import Console
-
+    options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_text
 
-    summary = prepare_text(
-        sources,
-        out,
-        val=val,
-        val_fraction=val_fraction,
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        field=field,
-        tokenizer_bytes=tokenizer_bytes,
-        shard_tokens=shard_tokens,
-        progress=True,
-    )
+    summary = prepare_text(**options, progress=True)
     _print_text(summary)
-    Console().print(
+    changed = sum(split.num_changed for split in summary.splits)
+    for number, what, names in (
+        (summary.num_left_out, "files or records without text were left out", summary.left_out),
+        (changed, "documents are not given back by their tokens", [c for s in summary.splits for c in s.changed]),
+    ):
+        if number:
+            say(f"{number} {what}:", *(f"  {name}" for name in names), *(["  …"] if number > len(names) else []))
+    say(
         f"{summary.num_repaired} documents repaired (bytes that were not UTF-8), {summary.num_empty} empty ones left out; "
-        f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.\n"
-        f"In {out}/: index.json, tokenizer/, shards.\n"
+        f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.",
+        f"In {out}/: index.json, tokenizer/, shards.",
         f"Next: attractor train language/tiny --data {out}",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
+@checked
 def verify(folder: Path, /) -> None:
     """Read a prepared folder completely, compare checksums, and print a summary.
 
@@ -78,7 +75,12 @@ def verify(folder: Path, /) -> None:
         _print_text(summary)
     else:
         print_puzzles(summary)
-    print("All checksums match.")
+    if (folder / "checksums.json").exists():
+        print("All checksums match.")
+    else:
+        print(
+            "All checksums match, but index.json and the tokenizer have none; prepare the data again to have them too."
+        )
 
 
 def data(
@@ -93,13 +95,8 @@ def data(
 
 
 def _print_text(summary: "TextSummary") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table()
-    for column in ("split", "documents", "MB of text", "tokens", "bytes per token"):
-        view.add_column(column, justify="right", no_wrap=True)
+    view = make_table(("split", "documents", "MB of text", "tokens", "bytes per token"))
     for split in summary.splits:
         figures = (f"{split.num_documents:,}", f"{split.num_bytes / 1e6:,.1f}", f"{split.num_tokens:,}")
-        view.add_row(split.name, *figures, f"{split.num_bytes / split.num_tokens:.3f}")
-    Console().print(view)
+        add_row(view, split.name, *figures, f"{split.num_bytes / split.num_tokens:.3f}")
+    show(view)

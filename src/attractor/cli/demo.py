@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from attractor.cli.output import make_table, say, show
 
 SHOWN_DEPTHS = (16, 32, 64, 128, 256)
 
@@ -23,29 +23,20 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     """
     from attractor.experiment.demo import demo as run
 
-    console = Console()
-    console.print(f"Training on 11×11 mazes for {minutes:g} minutes …")
-    console.print(_table(run(out, minutes=minutes, seed=seed, overwrite=overwrite)))
-    console.print(
-        f"It was trained on 11×11 only. In {out}/: trajectory.gif, trajectory.png, accuracy.png, metrics.json.\n"
-        f"Next: attractor solve {out} {out / 'maze.txt'}   (then draw a maze of your own)\n"
-        f"      attractor train maze --set model.update.width=48   (attractor train --help lists more)",
-        soft_wrap=True,
+    say(f"Training on 11×11 mazes for {minutes:g} minutes …")
+    show(_table(run(out, minutes=minutes, seed=seed, overwrite=overwrite)))
+    say(
+        f"It was trained on 11×11 only. In {out}/: trajectory.gif, trajectory.png, accuracy.png, metrics.json.",
+        f"Next: attractor solve {out} {out / 'maze.txt'}   (then draw a maze of your own)",
+        "      attractor train maze --set model.update.width=48   (attractor train --help lists more)",
     )
 
 
 def _table(sizes: dict[str, Any]) -> Table:
     """Return exact accuracy by size and depth and at the end, the share that converged, and the accuracy of these, in per cent."""
-    table = Table(
-        title="unseen mazes right in every cell, %; converged, %; right if converged, %",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in ("size", *map(str, SHOWN_DEPTHS), "end", "converged", "right", "steps"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("size", *map(str, SHOWN_DEPTHS), "end", "converged", "right", "steps")
+    title = "unseen mazes right in every cell, %; converged, %; right if converged, %"
+    table = make_table(columns, title=title, simple=True, padding=(0, 1), collapse_padding=True)
     for name, evaluation in sizes.items():
         by_depth = [f"{100 * point.exact:.1f}" for point in evaluation.points if point.depth in SHOWN_DEPTHS]
         right = f"{100 * evaluation.accuracy_given_converged:.1f}" if evaluation.converged else "–"

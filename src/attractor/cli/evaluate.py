@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
+
+from attractor.cli.output import add_row, make_table, say, show
 
 Figures = dict[str, Any]
 
@@ -54,37 +54,17 @@ def evaluate(
         seed: For puzzles: the seed of the initial states; by default 0.
         out: A JSON file to write the figures to.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.evaluation import evaluate as run
 
-    figures = run(
-        checkpoint,
-        data,
-        tasks=tasks,
-        bundle=bundle,
-        field=field,
-        depth=depth,
-        tolerance=tolerance,
-        max_evaluations=max_evaluations,
-        length=length,
-        stride=stride,
-        depths=depths,
-        breadths=breadths,
-        seed=seed,
-        limit=limit,
-        batch_size=batch_size,
-        out=out,
-        progress=True,
-    )
-    results, console = figures["results"], Console()
+    figures = run(options.pop("checkpoint"), **options, progress=True)
+    results = figures["results"]
     if "exact_by_residual" not in results:
-        console.print(_language_table(results))
+        Console().print(_language_table(results))
         return
-    table = _puzzle_table(results)
-    # A table that is wider than the terminal is printed in full.
-    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    Console(width=max(console.width, width)).print(table)
+    show(_puzzle_table(results))
     if "right_by_residual" in results:
-        console.print("* any correct answer counts, not only the known one")
+        say("* any correct answer counts, not only the known one")
 
 
 def _language_table(results: Figures) -> Table:
@@ -100,7 +80,7 @@ def _language_table(results: Figures) -> Table:
             shown.pop("num_cut", None)
         named = [(name.removeprefix("num_").replace("_", " "), _short(value)) for name, value in shown.items()]
         named = named or [("", "")]
-        table.add_row(task, *named[0], ", ".join(f"{name} {value}" for name, value in named[1:]))
+        add_row(table, task, *named[0], ", ".join(f"{name} {value}" for name, value in named[1:]))
     return table
 
 
@@ -117,10 +97,9 @@ def _short(value: Any) -> str:
 def _puzzle_table(figures: Figures) -> Table:
     """Return a table with a row per depth, a column per breadth, and a section for every way to choose or to check an answer."""
     title = f"{figures['num_puzzles']:,} puzzles right in every cell, %"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
-    for column in ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC")
+    table = make_table(columns, title=title, simple=True)
     sections = {"residual": figures["exact_by_residual"]}
     if max(figures["breadths"]) > 1:
         sections["majority"] = figures["exact_by_majority"]
@@ -131,6 +110,6 @@ def _puzzle_table(figures: Figures) -> Table:
             residual, auroc = figures["median_residual"][row], figures["residual_auroc"][row]
             more = ("–" if residual is None else f"{residual:.0e}", "–" if auroc is None else f"{auroc:.3f}")
             cells = [f"{100 * by_depth[row]:.1f}" for by_depth in accuracies]
-            table.add_row(name if row == 0 else "", str(depth), *cells, *(more if name == "residual" else ()))
+            add_row(table, name if row == 0 else "", str(depth), *cells, *(more if name == "residual" else ()))
         table.add_section()
     return table

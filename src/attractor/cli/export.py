@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
+
+from attractor.cli.output import say
 
 
 def export(
@@ -27,4 +28,4 @@ def export(
 
     stock, held_out = run(checkpoint, out, depth=depth, data=data)
     loss = "not measured" if held_out is None else f"{held_out.exported:.4f} bits per byte"
-    Console().print(f"{out}: {type(stock).__name__}, {stock.num_parameters():,} weights, {loss}", highlight=False)
+    say(f"{out}: {type(stock).__name__}, {stock.num_parameters():,} weights, {loss}")

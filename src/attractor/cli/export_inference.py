@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
+from attractor.cli.output import say
 
 
 def export_inference(checkpoint: str, out: Path, /, latest: bool = False) -> None:
@@ -17,4 +17,4 @@ def export_inference(checkpoint: str, out: Path, /, latest: bool = False) -> Non
 
     source = run(checkpoint, out, latest=latest)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    Console().print(f"{out}: {size / 1e6:,.1f} MB of {source}", soft_wrap=True, highlight=False)
+    say(f"{out}: {size / 1e6:,.1f} MB of {source}")

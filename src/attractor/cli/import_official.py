@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
+from attractor.cli.output import say
 
 
 def import_official(folder: Path, out: Path, /) -> None:
@@ -17,4 +17,4 @@ def import_official(folder: Path, out: Path, /) -> None:
 
     model, tokenizer = run(folder, out)
     advice = "" if tokenizer is not None else "; it has no tokenizer yet: copy one into it"
-    Console().print(f"{out}: {model.num_parameters():,} weights{advice}", highlight=False)
+    say(f"{out}: {model.num_parameters():,} weights{advice}")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
+
+from attractor.cli.output import say
 
 
 def inspect(
@@ -57,4 +58,4 @@ def inspect(
     )
     mean = found.equilibrium
     result = f"{mean.bits_per_byte:.4f} bits per byte with {mean.evaluations:.2f} evaluations per token"
-    Console().print(f"{found.num_tokens:,} tokens: {result}\n{out / 'index.html'}", highlight=False, soft_wrap=True)
+    say(f"{found.num_tokens:,} tokens: {result}", f"{out / 'index.html'}")

@@ -1,14 +1,19 @@
 """``attractor COMMAND``: find the command, run it, and print an error as one sentence."""
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import attractor
-from attractor.errors import AttractorError, requires_extra
+from attractor.errors import AttractorError, printable, requires_extra
+from attractor.files import first_line
 
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "array is too big")
 DESCRIPTION = "Attractor Models: networks that propose an answer and refine it until it converges."
+HELP = f"{DESCRIPTION} Add --debug to see the traceback of an error."
 
 
 def commands() -> dict[str, Callable[..., Any]]:
@@ -23,11 +28,12 @@ def commands() -> dict[str, Callable[..., Any]]:
     from attractor.cli.generate import generate
     from attractor.cli.import_official import import_official
     from attractor.cli.inspect import inspect
+    from attractor.cli.options import checked
     from attractor.cli.retrofit import retrofit
     from attractor.cli.solve import solve
     from attractor.cli.train import train
 
-    return {
+    named: dict[str, Callable[..., Any]] = {
         "demo": demo,
         "solve": solve,
         "data": data,
@@ -42,11 +48,15 @@ def commands() -> dict[str, Callable[..., Any]]:
         "export": export,
         "inspect": inspect,
     }
+    return {name: checked(command) for name, command in named.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one command and return the exit code. With ``--debug`` anywhere, errors come with their traceback."""
+    _accept_all_characters()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
         return 0
@@ -54,25 +64,53 @@ def main(arguments: list[str] | None = None) -> int:
         with requires_extra("train"):
             import rich  # noqa: F401
             import tyro
-        tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=DESCRIPTION, args=arguments)
-    except AttractorError as error:
-        _report(error)
-        return 2
+        tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if is_debug:
+            traceback.print_exc()
+        return _report(error)
     return 0
 
 
-def _report(error: AttractorError) -> None:
-    """Print an error, on one process only if several train together."""
-    if "WORLD_SIZE" not in os.environ:
-        print(f"attractor: {error}", file=sys.stderr, flush=True)
-        return
+def _accept_all_characters() -> None:
+    """Write what an encoding lacks as an escape sequence, and read UTF-8 with or without a byte-order mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _report(error: Exception) -> int:
+    """Print an error as one sentence, on one process only if several train together. Return the exit code."""
+    code, sentence = _sentence(error)
+    if "WORLD_SIZE" not in os.environ or not isinstance(error, AttractorError):
+        print(f"attractor: {sentence}", file=sys.stderr, flush=True)
+        return code
     from attractor.training import Preemption, should_report_error
 
     with Preemption():  # torchrun sends SIGTERM to the other processes; finish the message first
         if should_report_error(error):
-            print(f"attractor: {error}", file=sys.stderr, flush=True)
+            print(f"attractor: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def _sentence(error: Exception) -> tuple[int, str]:
+    """Return the exit code and one sentence: what is wrong, where, and what to do."""
+    reason = printable(first_line(error))
+    if isinstance(error, AttractorError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        place = printable(error.filename) + ": " if error.filename is not None else ""
+        return 2, f"{place}{error.strerror or reason}; check the path and its permissions."
+    if isinstance(error, MemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
+        return 2, f"not enough memory ({reason}); choose smaller sizes or batches."
+    return (
+        1,
+        f"unexpected {type(error).__name__} ({reason}); report it in the project's issue tracker, with the output of --debug.",
+    )

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from attractor.cli.options import checked
+from attractor.cli.output import add_row, make_table, say, show
+
 if TYPE_CHECKING:
     from attractor.experiment.prepare import PuzzleSummary
 
 
+@checked
 def sudoku(
     out: Path,
     train: str | None = None,
@@ -35,23 +39,13 @@ def sudoku(
             would exist.
         seed: Seed of everything random.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_sudoku
 
-    summary = prepare_sudoku(
-        out,
-        size=size,
-        num=num,
-        num_test=num_test,
-        clues=clues,
-        train=train,
-        test=test,
-        num_train=num_train,
-        seed=seed,
-        progress=True,
-    )
-    _print_written(summary)
+    _print_written(prepare_sudoku(**options, progress=True))
 
 
+@checked
 def mazes(
     out: Path,
     style: Literal["perfect", "walls"] | None = None,
@@ -85,42 +79,24 @@ def mazes(
         num_train: The number of mazes to sample from the training csv.
         seed: Seed of everything random.
     """
+    options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_mazes
 
-    summary = prepare_mazes(
-        out,
-        style=style,
-        size=size,
-        num=num,
-        num_test=num_test,
-        min_path=min_path,
-        max_path=max_path,
-        train=train,
-        test=test,
-        num_train=num_train,
-        seed=seed,
-        progress=True,
-    )
-    _print_written(summary)
+    _print_written(prepare_mazes(**options, progress=True))
 
 
 def _print_written(summary: "PuzzleSummary") -> None:
     if summary.num_copies:
         print(f"{summary.num_copies} test puzzles are symmetric copies of training puzzles, and were left out.")
     print_puzzles(summary)
-    print(f"In {summary.folder}/: index.json, and questions and answers of each split as .npy.")
+    say(f"In {summary.folder}/: index.json, and questions and answers of each split as .npy.")
 
 
 def print_puzzles(summary: "PuzzleSummary") -> None:
     """Print a table with a row per split."""
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table()
-    for column in ("split", "puzzles", "cells", summary.difficulty_name, "rating"):
-        view.add_column(column, justify="right", no_wrap=True)
+    view = make_table(("split", "puzzles", "cells", summary.difficulty_name, "rating"))
     for split in summary.splits:
         rating = "" if split.rating is None else f"{split.rating:.1f}"
         size = f"{split.height}×{split.width}"
-        view.add_row(split.name, f"{split.num_puzzles:,}", size, f"{split.difficulty:.1f}", rating)
-    Console().print(view)
+        add_row(view, split.name, f"{split.num_puzzles:,}", size, f"{split.difficulty:.1f}", rating)
+    show(view)

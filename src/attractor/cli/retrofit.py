@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
+from attractor.cli.output import say
 
 
 def retrofit(
@@ -26,11 +26,9 @@ def retrofit(
 
     layers = num_attractor_layers
     model = run(backbone, out, num_attractor_layers=layers, gate_start=gate_start, gate_limit=gate_limit)
-    Console().print(
+    say(
         f"{out}: {model.num_parameters() / 1e6:.1f} million weights, {layers} of {model.config.num_hidden_layers} layers are "
-        f"the attractor.\n"
-        f"Next: attractor data prepare TEXT --tokenizer {out} --out tokens\n"
+        f"the attractor.",
+        f"Next: attractor data prepare TEXT --tokenizer {out} --out tokens",
         f"      attractor train language/retrofit --init {out} --data tokens",
-        soft_wrap=True,
-        highlight=False,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attractor.cli.output import say
 from attractor.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ def solve(
     """
     from attractor.experiment.loading import load_reasoner
     from attractor.experiment.solve import animate_solution, solve_puzzles
+    from attractor.files import require_output_file
 
-    if gif is not None and (gif.suffix != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
+    if gif is not None and (gif.suffix.lower() != ".gif" or gif.is_dir() or not os.access(gif.parent, os.W_OK)):
         raise ConfigError(
             f"--gif {gif}: cannot be written; give a name that ends in .gif, in a folder that can be written to."
         )
+    if gif is not None:
+        require_output_file(gif)
     loaded = load_reasoner(checkpoint)
     puzzles = loaded.puzzle.parse(_standard_input(), source="standard input") if puzzle == "-" else puzzle
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
@@ -69,16 +73,16 @@ def _print_each(puzzle: "Puzzle", solutions: Sequence["PuzzleSolution"]) -> None
     console = Console()
     for solution in solutions:
         console.print(draw(puzzle, solution), soft_wrap=True)  # so that a wide grid is not folded
-        console.print(solution.verdict)
+        say(solution.verdict)
         converged = "converged" if solution.converged else "not converged"
         cost = f"{solution.evaluations} evaluations, {solution.seconds:.2f} s"
-        console.print(f"residual {solution.residual:.1e} ({converged}), {cost}\n")
+        say(f"residual {solution.residual:.1e} ({converged}), {cost}", "")
 
 
 def _print_summary(solutions: Sequence["PuzzleSolution"]) -> None:
     """Print the first wrong answers with their places, and one line about all."""
     wrong = [f"{solution.place}: {solution.verdict}" for solution in solutions if not solution.is_correct]
-    print("\n".join(wrong[:MAX_SHOWN]))
+    say(*wrong[:MAX_SHOWN])
     if len(wrong) > MAX_SHOWN:
         print(f"… and {len(wrong) - MAX_SHOWN:,} more that are wrong")
     converged = [solution for solution in solutions if solution.converged]

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
+
+from attractor.cli.output import say
 
 
 def train(
@@ -57,4 +58,4 @@ def train(
         return
     folder = out or Path("runs") / recipe
     paused = f"; paused, go on with: attractor train {recipe} --out {folder} --resume and the same settings"
-    Console().print(f"checkpoint: {trained.path}{paused if pause.requested else ''}", soft_wrap=True)
+    say(f"checkpoint: {trained.path}{paused if pause.requested else ''}")

@@ -172,19 +172,24 @@ class Puzzle(ABC):
         return "\n" in argument
 
     @abstractmethod
-    def tables(self, source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
-        """Yield rows of a csv with their questions and answers, both checked."""
+    def tables(
+        self, source: str | os.PathLike[str], split: str, *, answers: bool = True
+    ) -> Iterator[tuple[Rows, Grids, Grids]]:
+        """Yield rows of a csv with their questions and answers, both checked. Without ``answers`` they are not read."""
 
     def read(self, path: str | os.PathLike[str]) -> list[LocatedGrid]:
-        """Return all questions in a text file or in a csv, each with its line. Raises DataError like :meth:`parse`."""
+        """Return all questions in a text file or in a csv, which needs no answers, each with its line.
+
+        Raises DataError like :meth:`parse`.
+        """
         path = Path(path)
-        if path.suffix == ".csv":
-            return [
-                LocatedGrid(question, rows.place(row))
-                for rows, questions, _ in self.tables(path, "train")
-                for row, question in enumerate(questions)
-            ]
-        return self.parse(read_text(path), source=str(path))
+        if path.suffix.lower() != ".csv":
+            return self.parse(read_text(path), source=str(path))
+        return [
+            LocatedGrid(question, rows.place(row))
+            for rows, questions, _ in self.tables(path, "train", answers=False)
+            for row, question in enumerate(questions)
+        ]
 
     def read_table(self, source: str | os.PathLike[str], split: str = "train") -> PuzzleSet:
         """Read a csv with the columns source, question, answer and rating: a grid is one string, row by row.

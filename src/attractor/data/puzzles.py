@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from attractor.config import suggestion
 from attractor.data.puzzle import PuzzleSet
 from attractor.errors import DataError
-from attractor.files import checksum, new_folder, read_json, require_free, write_json
+from attractor.files import checksum, first_line, member, new_folder, read_json, require_free, write_json
+from attractor.files.manifest import write_checksums
 
 FORMAT = "attractor-puzzles-1"
 
@@ -44,9 +45,7 @@ def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[st
         counts = ", ".join(f"{n}: {len(p)} {p.kind} {p.questions.shape[1:]}" for n, p in splits.items()) or "nothing"
         raise DataError(f"{folder}: splits hold {counts}; give all of one kind and size, and none empty.")
     for name, puzzles in splits.items():
-        for values, limit in ((puzzles.questions, puzzles.num_symbols), (puzzles.answers, puzzles.num_classes)):
-            if values.max() >= limit:
-                raise DataError(f"{folder}: split {name!r} holds the value {values.max()}; the most is {limit - 1}.")
+        _check_values(folder, name, puzzles)
     first = next(iter(splits.values()))
     with new_folder(folder) as part:
         index = {
@@ -61,6 +60,7 @@ def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[st
             "splits": {name: _write_split(part, name, puzzles) for name, puzzles in splits.items()},
         }
         write_json(part / "index.json", index)
+        write_checksums(part)
 
 
 def read(folder: Path, split: str = "train") -> PuzzleSet:
@@ -76,14 +76,19 @@ def read(folder: Path, split: str = "train") -> PuzzleSet:
         raise DataError(f"{folder}: has no split {split!r}; {suggestion(split, index['splits'])}")
     try:
         about, shape = index["splits"][split], (index["height"], index["width"])
-        arrays = {name: _open(folder / f"{split}-{name}.npy", expected) for name, expected in about["files"].items()}
+        arrays = {}
+        for name, expected in about["files"].items():
+            arrays[name] = _open(member(folder, f"{split}-{name}.npy", DataError, folder / "index.json"), expected)
         puzzles = PuzzleSet(kind=index["kind"], **arrays)
+        _check_values(folder, split, puzzles)
         if puzzles.questions.shape != (about["num"], *shape):
             raise DataError(
                 f"{folder}: its index names {about['num']} puzzles of {shape[0]} x {shape[1]} cells, but the files hold "
                 f"{puzzles.questions.shape}; make the folder again."
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise _damaged(folder / "index.json", error) from error
     return puzzles
 
@@ -124,13 +129,23 @@ def _write_split(folder: Path, name: str, puzzles: PuzzleSet) -> dict[str, Any]:
     return {"num": len(puzzles), "files": {key: checksum(folder / f"{name}-{key}.npy") for key in arrays}}
 
 
+def _check_values(folder: Path, name: str, puzzles: PuzzleSet) -> None:
+    if not len(puzzles):
+        raise DataError(f"{folder}: split {name!r} holds no puzzles; make the folder again.")
+    for values, limit in ((puzzles.questions, puzzles.num_symbols), (puzzles.answers, puzzles.num_classes)):
+        if values.max() >= limit:
+            raise DataError(f"{folder}: split {name!r} holds the value {values.max()}; the most is {limit - 1}.")
+
+
 def _open(file: Path, expected: int) -> NDArray[Any]:
     try:
         if checksum(file) != expected:
             raise DataError(f"{file}: is not the file that was written (its checksum differs); make the folder again.")
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}); make the folder again.") from error
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: cannot be read ({first_line(error)}); make the folder again.") from error
 
 
 def _damaged(file: Path, what: object) -> DataError:

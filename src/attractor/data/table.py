@@ -22,7 +22,10 @@ _UNKNOWN = 255  # the value of characters that are not allowed
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some rows of a csv: ``questions`` and ``answers`` (N, cells), ``ratings`` (N,), and the line of each row."""
+    """Some rows of a csv: ``questions`` and ``answers`` (N, cells), ``ratings`` (N,), and the line of each row.
+
+    Without answers, ``answers`` are zeros and ``ratings`` too.
+    """
 
     file: Path
     lines: Sequence[int]
@@ -40,7 +43,12 @@ class Rows:
 
 
 def read_rows(
-    source: str | os.PathLike[str], split: str, *, num_cells: Sequence[int], values: Mapping[str, int]
+    source: str | os.PathLike[str],
+    split: str,
+    *,
+    num_cells: Sequence[int],
+    values: Mapping[str, int],
+    answers: bool = True,
 ) -> Iterator[Rows]:
     """Yield the rows of a csv, thousands at a time.
 
@@ -52,6 +60,8 @@ def read_rows(
         The allowed numbers of cells of a grid. All grids have as many as the first.
     values
         The value of every allowed character.
+    answers
+        Whether to read the columns answer and rating; otherwise only question is needed.
 
     Raises
     ------
@@ -66,13 +76,14 @@ def read_rows(
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle)
             header = next(reader, [])
-            for column in _COLUMNS:
+            columns = _COLUMNS if answers else _COLUMNS[:1]
+            for column in columns:
                 if column not in header:
-                    names = ",".join(header) or "nothing"
+                    names = ",".join(header)[:200] or "nothing"
                     raise DataError(
                         f"{file}, line 1: has no column {column!r} but {names}; give source,question,answer,rating."
                     )
-            places = [header.index(column) for column in _COLUMNS]
+            places = [header.index(column) for column in columns]
             allowed: tuple[int, ...] = tuple(num_cells)
             for batch in _batches(reader):
                 rows = _convert(file, batch, places, allowed, lookup)
@@ -117,15 +128,18 @@ def _convert(
                 raise DataError(f"{where}: the {column} has {len(text)} characters; give {lengths}.")
             allowed = (len(text),)
             found.append(text)
-        try:
-            ratings.append(np.int32(int(fields[places[2]])))
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"{where}: the rating {fields[places[2]]!r} is no whole number; give one.") from error
+        ratings.append(_rating(where, fields[places[2]]) if len(places) > 2 else np.int32(0))
         lines.append(line)
-    questions, answers = (
-        _to_values(file, lines, column, found, lookup) for column, found in zip(_COLUMNS, texts, strict=False)
-    )
+    questions = _to_values(file, lines, "question", texts[0], lookup)
+    answers = _to_values(file, lines, "answer", texts[1], lookup) if texts[1] else np.zeros_like(questions)
     return Rows(file=file, lines=lines, questions=questions, answers=answers, ratings=np.array(ratings, np.int32))
+
+
+def _rating(where: str, text: str) -> np.int32:
+    try:
+        return np.int32(int(text))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: the rating {text[:20]!r} is no whole number of 32 bits; give one.") from error
 
 
 def _to_values(
@@ -144,7 +158,7 @@ def _find_file(source: str, split: str) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    if path.exists() or not _HUB_NAME.fullmatch(source) or path.suffix == ".csv":
+    if path.exists() or not _HUB_NAME.fullmatch(source) or path.suffix.lower() == ".csv":
         raise DataError(f"{source}: no such csv file, nor the name OWNER/NAME of a hub dataset; give one of these.")
     from huggingface_hub import hf_hub_download  # slow to import, and only needed here
 

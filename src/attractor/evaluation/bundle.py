@@ -13,6 +13,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, DataError, requires_extra
+from attractor.files import member
 
 Item = dict[str, Any]
 # Required fields of an item of each kind, and their types.
@@ -80,15 +81,14 @@ def find_task(bundle: Path, label: str) -> Task:
 
 def read_items(task: Task) -> list[Item]:
     """Return the validated items of a task in the order of its file. Raises DataError for a missing or damaged file."""
-    from attractor.data.text.documents import OPENERS
+    from attractor.data.text.documents import decompressed
 
     file, items = task.file, []
     if file is None:
         raise DataError(f"{task.label}: the bundle has no file for this task; add the file, or leave the task out.")
     try:
         with file.open("rb") as raw:
-            lines = OPENERS[file.suffix](raw) if file.suffix in OPENERS else raw
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(decompressed(raw, file), start=1):
                 if line.strip():
                     items.append(_check_item(json.loads(line), task.kind, f"{file}: line {number}"))
     except json.JSONDecodeError as error:
@@ -112,7 +112,7 @@ def _parse_task(bundle: Path, entry: dict[str, Any], baselines: dict[str, float]
         raise DataError(f"{bundle / 'eval_meta_data.csv'}: has no random baseline for {label}; add its row.")
     original = Path(entry["dataset_uri"])
     candidates = [
-        (bundle / folder / name.with_name(name.name + suffix), name != original)
+        (member(bundle, Path(folder, f"{name}{suffix}").as_posix(), DataError, bundle / "core.yaml"), name != original)
         for name in (original, original.with_stem(original.stem + "_rebuilt"))
         for folder in ("", "eval_data")  # the published archive uses eval_data
         for suffix in ("", *OPENERS)

@@ -5,15 +5,17 @@ The harness is an optional dependency (``attractor-models[eval]``). It is import
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation.text import known_budget
+from attractor.evaluation.text import encode, known_budget
 
 
 def harness(
@@ -64,7 +66,34 @@ def _adapter_class(budget: dict[str, float]) -> Any:
     _, adapter_module, utilities, _ = _import()
 
     class Adapter(adapter_module.HFLM):  # type: ignore[name-defined]
-        """HFLM that passes the budget on and lets the model's configuration decide about the cache."""
+        """HFLM that passes the budget on, begins texts as training does, and lets the model decide about its cache."""
+
+        begins = True  # whether a text is given with the token that precedes a document
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **_: Any,
+        ) -> list[int]:
+            ids: list[int] = encode(self.tokenizer, string).tolist()
+            ids = ids if self.begins and add_special_tokens is not False else ids[1:]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.begins = False  # the harness itself puts it before a running text
+            try:
+                return super().loglikelihood_rolling(requests, disable_tqdm)
+            finally:
+                self.begins = True
+
+        def tok_batch_encode(
+            self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+        ) -> tuple[Tensor, Tensor]:
+            rows = [torch.tensor(self.tok_encode(each, left_truncate_len=left_truncate_len)) for each in strings]
+            pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+            return pad(rows, padding_value=self.tokenizer.pad_token_id), pad([torch.ones_like(row) for row in rows])
 
         def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
             with torch.no_grad():

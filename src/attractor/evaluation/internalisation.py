@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.text import encode, sliding_windows
+from attractor.nn import input_device
 from attractor.solve import Status
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def measure_internalisation(
 
 def run_window(model: Any, ids: Tensor, budget: dict[str, float]) -> Any:
     """Return the model's output for one window (T,), with logits for its last token only."""
-    return model(ids[None].to(next(model.parameters()).device), use_cache=False, logits_to_keep=1, **budget)
+    return model(ids[None].to(input_device(model)), use_cache=False, logits_to_keep=1, **budget)
 
 
 def _measure_documents(
@@ -272,7 +273,7 @@ def _concatenate(parts: Sequence[TokenStats]) -> TokenStats:
 
 
 def _mean_diagnostics(model: Any, windows: Sequence[Tensor]) -> dict[str, float]:
-    device = next(model.parameters()).device
+    device = input_device(model)
     with torch.enable_grad():  # the spectral radius needs Jacobian products
         found = [model.diagnostics(ids[None].to(device)) for ids in windows]
     return {name: math.fsum(each[name] for each in found) / len(found) for name in found[0]}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
+from attractor.nn import input_device
 from attractor.solve import Status, require_resolvable
 
 DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
@@ -104,7 +105,7 @@ def score_text(
     Parameters
     ----------
     model, tokenizer
-        Any causal language model of ``transformers``, in evaluation mode. A token precedes every document: see :func:`encode`.
+        Any causal language model of ``transformers``, in evaluation mode. See :func:`encode` for what precedes a document.
     length, stride
         Tokens of the sliding window, and by how many it moves; half its length by default. Every token has at least
         ``length − stride`` tokens of context, or all that precede it.
@@ -163,12 +164,10 @@ def sliding_windows(tokens: Tensor, length: int, stride: int) -> list[tuple[Tens
 
 
 def encode(tokenizer: Any, text: str) -> Tensor:
-    """Return the end-of-text token and the tokens of ``text``, (T,) int64. Special tokens in the text are read as text."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ConfigError("the tokenizer has neither a bos_token nor an eos_token to put before a text; set one.")
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return torch.tensor([first, *ids])
+    """Return the tokens of a document (T,), see :func:`attractor.data.text.encode`."""
+    from attractor.data.text import encode as tokenise  # needs transformers, which evaluating puzzles does not
+
+    return tokenise(tokenizer, text)
 
 
 def passage(text: str, size: int, rng: random.Random) -> str:
@@ -256,7 +255,7 @@ def score_continuations(
     **budget: float | None,
 ) -> list[ContinuationScore]:
     """Score each sequence (T,) from its index ``start ≥ 1`` to its end; settings as in :func:`score_text`."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     # Sorted by length: little padding, and the largest batch comes first.
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
     scores: dict[int, ContinuationScore] = {}

@@ -12,8 +12,8 @@ from attractor.evaluation.calibrate import calibrate as find_budget
 from attractor.evaluation.text import DEFAULT_WINDOW, max_length
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
-from attractor.experiment.progress import progress_bars
 from attractor.files.manifest import amended_file
+from attractor.progress import TaskProgress
 
 
 def calibrate(
@@ -55,7 +55,7 @@ def calibrate(
     paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
     loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
     language_model: Any = loaded.model
-    with progress_bars(progress) as follow:
+    with TaskProgress(enabled=progress) as bars:
         found = find_budget(
             language_model,
             loaded.tokenizer,
@@ -63,7 +63,7 @@ def calibrate(
             length=min(max_length(language_model), DEFAULT_WINDOW),
             max_loss_increase=max_loss_increase,
             batch_size=batch_size,
-            advance=follow("budgets"),
+            advance=bars.follow("budgets"),
         )
     language_model.store_budget(**found.chosen.budget)
     with amended_file(loaded.path, "generation_config.json") as part:

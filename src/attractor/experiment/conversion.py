@@ -15,6 +15,7 @@ from attractor.interop import HeldOut
 from attractor.interop import export as write_stock
 from attractor.interop import import_official as read_official
 from attractor.interop import retrofit as retrofit_backbone
+from attractor.interop.generation import take_special_tokens
 from attractor.interop.stock_export import require_exportable
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import inference_files, save_weights
@@ -120,6 +121,8 @@ def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
     model = read_official(source)
     has_tokenizer = any((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = load_tokenizer(source) if has_tokenizer else None
+    if tokenizer is not None:
+        take_special_tokens(model, tokenizer)
     _save(Path(out), model, tokenizer)
     return model, tokenizer
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from attractor.data import PuzzleSet, maze
+from attractor.data.puzzle import Advance
 from attractor.errors import ConfigError
 from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
-from attractor.experiment.progress import Advance, progress_bars, training_bar
 from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
 from attractor.files import check_output_dir, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.plots import plot_accuracy, plot_trajectory
+from attractor.progress import TaskProgress, TrainingProgress
 from attractor.recipes import maze as maze_recipe
 
 SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # the number of unseen mazes of each size
@@ -34,35 +35,19 @@ def demo(
     """Train a small attractor model on 11×11 mazes, and evaluate it on unseen mazes up to eight times their area.
 
     Writes a checkpoint, ``metrics.json``, ``trajectory.png``, ``trajectory.gif``, ``accuracy.png`` and ``maze.txt``.
-
-    Parameters
-    ----------
-    out
-        The folder to write.
-    minutes
-        The time to train. Evaluation takes about one more minute.
-    seed
-        The seed of data, weights and initial states.
-    overwrite
-        Write into a folder that is not empty.
-    progress
-        Show progress bars.
-
-    Returns
-    -------
-    dict
-        The evaluation of each size, such as ``"31×31"``.
+    Training takes ``minutes``, evaluation about one more. Returns the evaluation of each size, such as ``"31×31"``.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes={minutes:g}: give a positive number.")
     folder = Path(out)
     check_output_dir(folder, overwrite=overwrite)
     recipe = maze_recipe(minutes=minutes, seed=seed)
-    with training_bar("training", progress) as bar:
-        model = train_reasoner(recipe, folder, callbacks=[] if bar is None else [bar]).model
+    with TrainingProgress("training", enabled=progress) as bar:
+        model = train_reasoner(recipe, folder, callbacks=[bar]).model
     torch.manual_seed(seed)
-    with progress_bars(progress) as follow:
-        sizes = evaluate_sizes(model, training_puzzles(recipe), advance=follow("unseen mazes"))
+    with TaskProgress(enabled=progress) as bars:
+        count = bars.count("unseen mazes", sum(SIZES.values()))
+        sizes = evaluate_sizes(model, training_puzzles(recipe), advance=count)
     draw(model, sizes, folder)
     metrics: dict[str, Any] = {
         "minutes": minutes,
@@ -75,21 +60,15 @@ def demo(
 
 
 def evaluate_sizes(
-    model: Reasoner, seen: PuzzleSet, *, advance: Advance = lambda done, total: None
+    model: Reasoner, seen: PuzzleSet, *, advance: Advance = lambda num: None
 ) -> dict[str, DepthEvaluation]:
     """Evaluate unseen mazes of every size. ``seen`` are the training mazes."""
-    evaluations, device, done = {}, next(model.parameters()).device, 0
-
-    def count(num: int) -> None:
-        nonlocal done
-        done += num
-        advance(done, sum(SIZES.values()))
-
+    evaluations, device = {}, next(model.parameters()).device
     for size, num in SIZES.items():
         exclude = seen if size == seen.size else None
         questions, answers = as_tensors(maze.generate(num, size, seed=TEST_SEED + size, exclude=exclude))
         evaluations[f"{size}×{size}"] = evaluate_depths(
-            model, questions.to(device), answers, depths=DEPTHS, tolerance=TOLERANCE, advance=count
+            model, questions.to(device), answers, depths=DEPTHS, tolerance=TOLERANCE, advance=advance
         )
     return evaluations
 

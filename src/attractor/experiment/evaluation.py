@@ -1,6 +1,6 @@
 """Evaluate a model from Python: ``attractor.evaluate``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from attractor.errors import ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, is_reasoner, load_reasoner, local_folder
 from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles, require_rising
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import json_safe, write_json
+from attractor.files import json_safe, require_output_file, write_json
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # for puzzles
 Figures = dict[str, Any]
@@ -84,8 +84,8 @@ def evaluate(
     """
     _require_counts(limit, batch_size)
     target = None if out is None else Path(out)
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise ConfigError(f"{target}: cannot be written; give a file in a folder that exists as out.")
+    if target is not None:
+        require_output_file(target, *_as_paths(data))
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
     puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed}
@@ -99,10 +99,9 @@ def evaluate(
         raise ConfigError("puzzles are for reasoners; give a language model files or folders of text as data.")
     from attractor.experiment.language_evaluation import LanguageEvaluation
 
-    paths = (data,) if isinstance(data, str | Path) else data
     evaluation = LanguageEvaluation(
         tasks=tuple(tasks) if tasks is not None else ("text",),
-        data=tuple(Path(path) for path in paths),
+        data=tuple(_as_paths(data)),
         bundle=None if bundle is None else Path(bundle),
         limit=limit,
         batch_size=batch_size,
@@ -138,6 +137,12 @@ def _evaluate_reasoner(
     if out is not None:
         write_json(out, figures)
     return figures
+
+
+def _as_paths(data: Any) -> list[Path]:
+    """Return the paths among the data."""
+    items = (data,) if isinstance(data, str | Path) else data if isinstance(data, Iterable) else ()
+    return [Path(item) for item in items if isinstance(item, str | Path)]
 
 
 def _require_counts(limit: int | None, batch_size: int) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
 from attractor.evaluation.text import encode, known_budget, max_length
+from attractor.nn import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Generation:
     is_context_full: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class Sampling:
     """How the next token is chosen, see :func:`generate`."""
 
@@ -81,10 +82,12 @@ def generate(
     ConfigError
         If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
     """
+    from attractor.data.text.documents import repair
     from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
-    ids = encode(tokenizer, prompt)[None].to(model.device)
+    device = input_device(model)
+    ids = encode(tokenizer, repair(prompt))[None].to(device)
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
@@ -94,7 +97,7 @@ def generate(
             raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
         budget |= {"num_draft": num_draft, "draft_depth": draft_depth}
     begun = time.perf_counter()
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(
             ids,
@@ -106,7 +109,7 @@ def generate(
         )
     num_tokens = output.shape[1] - ids.shape[1]
     return Generation(
-        text=tokenizer.decode(output[0], skip_special_tokens=True),
+        text=tokenizer.decode(output[0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
         num_tokens=num_tokens,
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,

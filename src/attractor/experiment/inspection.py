@@ -15,9 +15,9 @@ from attractor.evaluation.trajectories import Trajectories, trajectories
 from attractor.experiment.environment import environment
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
-from attractor.experiment.progress import progress_bars
 from attractor.files import output_folder, write_json
 from attractor.plots.report import write_report
+from attractor.progress import TaskProgress
 
 CHARACTERS = 8000  # of each document
 NUM_SHOWN, SHOWN_TOKENS = 3, 250  # documents whose first tokens the page shows
@@ -88,7 +88,7 @@ def inspect(
         except ConfigError as error:
             raise CheckpointError(f"{loaded.path}: {error}") from error
         texts = _passages(paths, field, num_documents, seed)
-        with progress_bars(progress) as follow:
+        with TaskProgress(enabled=progress) as bars:
             found = measure_internalisation(
                 language_model,
                 loaded.tokenizer,
@@ -96,7 +96,7 @@ def inspect(
                 depths=depths,
                 length=min(max_length(language_model), DEFAULT_WINDOW),
                 tolerance=tolerance,
-                advance=follow("depths"),
+                advance=bars.follow("depths"),
             )
             most = max(int(tokens.evaluations.max()) for tokens in found.tokens)
             followed = trajectories(
@@ -104,7 +104,7 @@ def inspect(
                 [encode(loaded.tokenizer, text)[: min(FOLLOWED_TOKENS, found.length)] for text in texts[:NUM_FOLLOWED]],
                 depth=min(max(most, MIN_FOLLOWED_DEPTH), MAX_FOLLOWED_DEPTH),
                 seed=seed,
-                advance=follow("trajectories"),
+                advance=bars.follow("trajectories"),
             )
         shown = [_first_tokens(loaded.tokenizer, *pair) for pair in zip(texts[:NUM_SHOWN], found.tokens, strict=False)]
         about = {"command": command, "checkpoint": str(loaded.path)}

@@ -49,7 +49,11 @@ def train_language(
     if fingerprint(tokenizer) != shards.tokenizer:
         raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
     if start is None:
-        own = {"bos_token_id": shards.end_of_text, "eos_token_id": shards.end_of_text, "vocab_size": shards.vocab_size}
+        own = {
+            "bos_token_id": shards.begin_of_text,
+            "eos_token_id": shards.end_of_text,
+            "vocab_size": shards.vocab_size,
+        }
         recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
     elif fingerprint(start.tokenizer) != shards.tokenizer:
         raise DataError(

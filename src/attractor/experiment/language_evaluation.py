@@ -14,8 +14,8 @@ from attractor.evaluation.core import core, evaluate_task, lambada
 from attractor.evaluation.harness import harness, require_tasks
 from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
-from attractor.experiment.progress import Advance, progress_bars
 from attractor.files import json_safe, write_json
+from attractor.progress import Advance, TaskProgress
 
 Figures = dict[str, Any]
 HARNESS = "harness:"
@@ -84,9 +84,9 @@ class LanguageEvaluation:
         loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(model)
         known = known_budget(loaded.model, budget)
         figures: Figures = {"checkpoint": str(loaded.path), "budget": known, "limit": self.limit, "results": {}}
-        with progress_bars(progress) as follow:
+        with TaskProgress(enabled=progress) as bars:
             for task in self.tasks:
-                figures["results"] |= json_safe(self._run_task(task, loaded, known, follow))
+                figures["results"] |= json_safe(self._run_task(task, loaded, known, bars.follow))
                 if out is not None:  # after every task, because the next one may fail or take hours
                     write_json(out, figures)
         return figures

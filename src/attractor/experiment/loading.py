@@ -14,7 +14,7 @@ from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import first_line
+from attractor.files import first_line, load_reason
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
@@ -117,7 +117,7 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
                 checkpoint, local_files_only=True, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # damaged folders, and those of other libraries, fail in many ways
-        raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({first_line(error)}).") from error
+        raise CheckpointError(f"{checkpoint}: cannot be loaded as a language model ({load_reason(error)}).") from error
     model, info = loaded
     keys = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong := sorted(key if isinstance(key, str) else key[0] for key in keys):

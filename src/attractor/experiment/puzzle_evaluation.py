@@ -10,9 +10,9 @@ from torch import Tensor
 from attractor.data import PuzzleSet, puzzles
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import auroc, exact, run_restarts
-from attractor.experiment.progress import progress_bars
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
+from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
 
@@ -35,7 +35,7 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
                 "a reasoner is evaluated on one set of puzzles; give a prepared folder, or a csv, with --data."
             )
         place = str(paths[0])
-        is_csv = paths[0].suffix == ".csv"
+        is_csv = paths[0].suffix.lower() == ".csv" and not paths[0].is_dir()
         found = loaded.puzzle.read_table(paths[0]) if is_csv else puzzles.read(paths[0], "test")
     if found.kind != loaded.puzzle.kind:
         raise DataError(
@@ -65,14 +65,14 @@ def evaluate_puzzles(
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(loaded.model.parameters()).device
-    with progress_bars(progress) as follow:
+    with TaskProgress(enabled=progress) as bars:
         restarts = run_restarts(
             loaded.model,
             questions.to(device),
             depths=depths,
             breadth=max(breadths),
             batch_size=batch_size,
-            advance=_counted(follow("puzzles"), max(breadths) * len(data)),
+            advance=bars.count("puzzles", max(breadths) * len(data)),
         )
     first = exact(restarts.answers[0], truth)  # (depths, N)
 
@@ -97,15 +97,3 @@ def evaluate_puzzles(
             for breadth in breadths
         ]
     return figures
-
-
-def _counted(advance: Any, total: int) -> Any:
-    """Return a function that takes numbers of finished items, adds them up, and reports the sum to ``advance``."""
-    done = 0
-
-    def count(num: int) -> None:
-        nonlocal done
-        done += num
-        advance(done, total)
-
-    return count

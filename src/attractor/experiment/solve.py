@@ -1,5 +1,6 @@
 """Solve puzzles with a trained reasoner, and check the answers."""
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -90,21 +91,16 @@ def solve_puzzles(
 
     Parameters
     ----------
-    loaded
-        The reasoner.
     puzzles
         A puzzle as text; the path of a text file or a csv; grids (H, W) or (N, H, W); a ``PuzzleSet``; or a list of
         these.
-    depth
-        Make exactly so many evaluations.
-    tolerance, max_evaluations
-        Without ``depth``: solve to this relative residual with at most so many evaluations (by default 1e-4 and 2048).
+    depth, tolerance, max_evaluations
+        Make exactly ``depth`` evaluations; or solve to a relative residual with at most so many (by default 1e-4 and
+        2048).
     breadth
         The number of random restarts. The answer with the lowest residual is kept.
     seed
         Seed of the initial states, the same for every puzzle.
-    progress
-        Whether to draw progress bars.
 
     Raises
     ------
@@ -158,7 +154,7 @@ def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:
     """Return questions with the places where they were read, see :func:`solve_puzzles`. Raises DataError."""
     if isinstance(puzzles, LocatedGrid):
         return [puzzles]
-    if isinstance(puzzles, str) and puzzle.is_text(puzzles):
+    if isinstance(puzzles, str) and not os.path.exists(puzzles) and puzzle.is_text(puzzles):
         return puzzle.parse(puzzles, source="the puzzle")
     if isinstance(puzzles, str | Path):
         return puzzle.read(puzzles)

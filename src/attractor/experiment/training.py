@@ -10,10 +10,10 @@ from attractor import recipes
 from attractor.config import override, to_dict
 from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
-from attractor.experiment.progress import training_bar
 from attractor.experiment.puzzles import train_reasoner
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import check_output_dir
+from attractor.files import check_output_dir, require_separate
+from attractor.progress import TrainingProgress
 from attractor.recipes import RETROFIT, PuzzleRecipe
 from attractor.training import Callback, Preemption, find_checkpoint, init_distributed, make_logger
 
@@ -84,10 +84,12 @@ def train(
     target = Path("runs") / str(name) if out is None else Path(out)
     if resume:
         find_checkpoint(target)
+    if init is not None:
+        require_separate(target, Path(init))
     curves = make_logger(logger, target, name or target.name, to_dict(config))
-    with init_distributed() as distributed, pause or nullcontext():
+    with init_distributed(config.train.timeout_seconds) as distributed, pause or nullcontext():
         distributed.on_main_process(lambda: check_output_dir(target, resume=resume, overwrite=overwrite))
-        with training_bar(name or target.name, progress and distributed.is_main) as bar:
+        with TrainingProgress(name or target.name, enabled=progress and distributed.is_main) as bar:
             loop: dict[str, Any] = {
                 "callbacks": [callback for callback in (bar, curves, *callbacks) if callback is not None],
                 "resume": resume,

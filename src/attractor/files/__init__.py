@@ -22,6 +22,7 @@ from attractor.files.lock import LOCK, owner_lock
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes that are read at a time for a checksum
 # Temporary names of this module and of checkpoints. A killed process leaves them behind.
+_MODEL_FILE = re.compile(r".*\.(safetensors|bin|npy|distcp|pt)|(.*config|tokenizer|run|index|training|.*\.index)\.json")
 TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.\w+)?|\.part-step-\d{8,}(-old)?")
 
 
@@ -31,6 +32,7 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
     Nothing is created. With ``resume`` or ``overwrite`` the folder may hold files; only one of them can be given.
     Temporary files of a killed process do not count.
     """
+    _require_outside(out)
     if resume and overwrite:
         raise ConfigError("--resume continues what is in the folder and --overwrite replaces it; give one of them.")
     with reported_write_errors(out, "choose another folder with --out"):
@@ -47,17 +49,34 @@ def require_free(out: Path) -> None:
     """Raise a ConfigError if ``out`` exists."""
     if os.path.lexists(out):
         raise ConfigError(f"{out}: exists already; choose another folder, or remove this one first.")
+    _require_outside(out)
 
 
-def require_separate(out: Path, *inputs: Path | None) -> None:
-    """Raise a ConfigError if ``out`` is one of the inputs, lies in one, or holds one."""
-    target = out.resolve()
-    for path in inputs:
-        if path is None:
-            continue
-        source = path.resolve()
-        if target == source or source in target.parents or target in source.parents:
-            raise ConfigError(f"{out}: overlaps {path}, which is read; choose another place for the output.")
+def require_output_file(file: Path, *inputs: Path) -> None:
+    """Raise a ConfigError for an output file that cannot be written, is an input, or belongs to a model or data.
+
+    Nothing is written into a folder with ``checksums.json``, and no file of a model in another folder is replaced.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        raise ConfigError(f"{file}: cannot be written; give a file in a folder that exists.")
+    target = file.resolve()
+    is_part = (target.parent / "checksums.json").exists() or (target.is_file() and _MODEL_FILE.fullmatch(target.name))
+    if is_part or any(target == path.resolve() for path in inputs):
+        raise ConfigError(f"{file}: belongs to a model or to data that is read; choose another place for the output.")
+
+
+def require_separate(out: Path, source: Path) -> None:
+    """Raise a ConfigError if ``out`` is the input ``source`` or holds it."""
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"{out}: holds {source}, which is read; choose another place for the output.")
+
+
+def _require_outside(out: Path) -> None:
+    """Raise a ConfigError for prepared data, and for a folder inside a checkpoint, which the output would damage."""
+    for path in (out, *out.absolute().parents):
+        has_model = (path / "run.json").is_file() or (path / "config.json").is_file()
+        if (path / "checksums.json").is_file() and (has_model or path == out):
+            raise ConfigError(f"{out}: lies in {path}, which holds a model or data; choose another folder.")
 
 
 def is_temporary(path: Path) -> bool:
@@ -72,13 +91,49 @@ def remove_leftovers(folder: Path, of: str) -> None:
             shutil.rmtree(path)
 
 
+def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
+    """Raise an error if a model's folder asks ``transformers`` to run code, or names files outside of it."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_symlink():
+            member(folder, file.name, error_class, folder)
+        if file.name == "custom_generate" or (file.name.endswith("config.json") and _names_code(file)):
+            raise error_class(
+                f"{file}: asks to run code of its own (auto_map), and such code is never run; use another model."
+            )
+        if file.name.endswith(".index.json"):
+            names = read_json(file, error_class).get("weight_map")
+            for name in names.values() if isinstance(names, dict) else [names]:
+                member(folder, name, error_class, file)
+
+
+def load_reason(error: BaseException) -> str:
+    """Return in a few words why ``transformers`` could not load something."""
+    if "trust_remote_code" in str(error):
+        return "it asks to run code of its own (auto_map), and such code is never run"
+    return first_line(error)
+
+
+def _names_code(file: Path) -> bool:
+    try:
+        return "auto_map" in str(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False  # the library reports it
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk is the cause of an error. Libraries report it in classes of their own."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in DISK_FULL) or "No space left" in str(error):
+        number = error.errno if isinstance(error, OSError) else _rust_error(error)
+        if number in DISK_FULL or "No space left" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _rust_error(error: BaseException) -> int | None:
+    """Return the number in an error of the operating system that safetensors or tokenizers report."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -91,8 +146,8 @@ def reported_write_errors(path: str | Path, advice: str = "choose another place"
     except Exception as error:
         if is_disk_full(error):
             reason, advice = "No space left on device", "free some disk space and try again"
-        elif isinstance(error, OSError):
-            reason = error.strerror or first_line(error)
+        elif isinstance(error, OSError) or _rust_error(error):
+            reason = getattr(error, "strerror", None) or first_line(error)
         else:
             raise
         raise ConfigError(f"{path}: cannot be written ({reason}); {advice}.") from error

@@ -5,6 +5,7 @@ releases it. Some shared disks have no such locks, or have them only within one 
 owner renews the file every few seconds, and a process on another machine takes over only from an owner that stopped.
 """
 
+import errno
 import json
 import os
 import socket
@@ -39,9 +40,9 @@ def owner_lock(file: Path) -> Iterator[None]:
     try:
         descriptor = _acquire(file)
     except OSError as error:
-        raise ConfigError(
-            f"{file.parent}: cannot be written ({error.strerror or error}); choose another place."
-        ) from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some disk space and try again" if is_full else "choose another place"
+        raise ConfigError(f"{file.parent}: cannot be written ({error.strerror or error}); {advice}.") from error
     finished = threading.Event()
     renewal = threading.Thread(target=_renew, args=(file, finished), daemon=True)
     renewal.start()

@@ -78,11 +78,11 @@ def verify_files(
     folder: Path, expected: Checksums, names: Iterable[str], error_class: type[AttractorError] = CheckpointError
 ) -> None:
     """Raise an error for the first of these files that is missing, damaged or foreign."""
-    end, kind = damaged(error_class), "checkpoint" if error_class is CheckpointError else "folder"
+    end = damaged(error_class)
     for name in names:
         file = folder / name
         if name not in expected:
-            raise error_class(f"{file}: does not belong to this {kind}{end}")
+            raise error_class(f"{file}: does not belong to this checkpoint{end}")
         if not file.is_file():
             raise error_class(f"{file}: is missing{end}")
         size, expected_size = file.stat().st_size, expected[name]["size"]
@@ -93,9 +93,10 @@ def verify_files(
 
 
 def verify_folder(folder: Path, error_class: type[AttractorError]) -> None:
-    """Raise an error for the first file of ``folder`` that is missing, damaged or foreign."""
+    """Raise an error for the first file of ``folder`` that is missing or damaged, or foreign to a checkpoint."""
     expected = read_checksums(folder, error_class)
-    verify_files(folder, expected, sorted(expected.keys() | set(list_files(folder))), error_class)
+    foreign = list_files(folder) if error_class is CheckpointError else []
+    verify_files(folder, expected, sorted(expected.keys() | set(foreign)), error_class)
 
 
 def damaged(error_class: type[AttractorError]) -> str:

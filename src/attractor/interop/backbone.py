@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.files import first_line
+from attractor.files import check_model_folder, load_reason
+from attractor.interop.generation import SPECIAL, copy_generation_config
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 QK_NORM = {"qwen3": True, "llama": False}  # the supported families, and whether they normalise queries and keys
@@ -30,7 +31,6 @@ SIZES = (
     "initializer_range",
     "tie_word_embeddings",
 )
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def retrofit(
@@ -46,16 +46,16 @@ def retrofit(
     ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training,
     the update need not contract, and a solve may find a useless fixed point.
 
+    The model generates as the backbone does: all end tokens, temperature and the like are kept.
+
     Parameters
     ----------
     path_or_id
         A folder of ``transformers`` or a name on the hub, of the Qwen3 or the Llama family.
     num_attractor_layers
         How many of the last layers become the attractor; 0 gives a plain Transformer.
-    gate_start, gate_limit
-        Start and limit of the gates, see :class:`AttractorConfig`.
-    settings
-        Other settings of :class:`AttractorConfig` for the solve, such as ``tolerance`` and ``gradient``.
+    gate_start, gate_limit, settings
+        Settings of :class:`AttractorConfig` for the gates and the solve, such as ``tolerance`` and ``gradient``.
 
     Raises
     ------
@@ -64,19 +64,22 @@ def retrofit(
     CheckpointError
         For a backbone that is missing, incomplete or damaged.
     """
+    check_model_folder(Path(path_or_id), CheckpointError)
     try:
-        found = AutoConfig.from_pretrained(path_or_id)
+        found = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds
-        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: has no configuration that can be read ({load_reason(error)}).") from error
     solving = {"num_attractor_layers": num_attractor_layers, "gate_start": gate_start, "gate_limit": gate_limit}
     config = _attractor_config(found, str(path_or_id), {**solving, **settings})
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path_or_id, config=found, dtype=torch.float32, output_loading_info=True
+            path_or_id, config=found, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
-        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({first_line(error)}).") from error
+        raise CheckpointError(f"{path_or_id}: its weights cannot be loaded ({load_reason(error)}).") from error
     backbone, info = loaded
+    if getattr(backbone, "_hf_peft_config_loaded", False):
+        raise ConfigError(f"{path_or_id}: has adapters; merge them into the backbone first, with merge_and_unload().")
     differing = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]))
     if differing:
         raise CheckpointError(
@@ -87,7 +90,7 @@ def retrofit(
         model = AttractorForCausalLM(config)
     model.load_state_dict(backbone.state_dict(), strict=False, assign=True)
     model.tie_weights()
-    for layer in model.model.layers[model.num_backbone_layers :]:
+    for layer in model.model.layers[model.model.num_backbone_layers :]:
         for gate, projection in (
             (layer.self_attn_gate, layer.self_attn.o_proj),
             (layer.mlp_gate, layer.mlp.down_proj),
@@ -95,8 +98,7 @@ def retrofit(
             gate.to_empty(device="cpu").reset_parameters()
             with torch.no_grad():
                 projection.weight /= gate.value()[:, None]
-    for name in SPECIAL:  # unlike the model's, this configuration may hold a list of end tokens
-        setattr(model.generation_config, name, getattr(backbone.generation_config, name))
+    copy_generation_config(backbone, model)
     return model.eval()
 
 

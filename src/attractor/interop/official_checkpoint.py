@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
 from attractor.files import read_json
+from attractor.interop.known import require_settings, require_tensors, require_value, settings_error
 from attractor.interop.weights import ADVICE, read_weights
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.nn.rotary import rotary_angles
@@ -77,15 +78,8 @@ FIXED_ROPE_SETTINGS: dict[str, Any] = {"use_rope": True, "rope_condense_ratio": 
 # Settings that do not change a trained network: names, initialisation, kernels, training.
 IGNORED_SETTINGS = {
     *("name", "hf_config", "padding_multiple", "attn_impl", "init_strategy", "init_orthogonal", "skip_initialization"),
-    *(
-        "use_fused_head",
-        "activation_checkpoint_impl",
-        "simple_ops",
-        "strategy",
-        "backward_max_iter",
-        "backward_min_iter",
-    ),
-    *("backward_tol", "fp_lr_scale", "fp_wd"),
+    *("use_fused_head", "activation_checkpoint_impl", "simple_ops", "strategy", "fp_lr_scale", "fp_wd"),
+    *("backward_max_iter", "backward_min_iter", "backward_tol"),
 }
 LAYER_TENSORS = {
     "norm_1.weight": "input_layernorm.weight",
@@ -117,24 +111,26 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
     config = _config(read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json")
     model = AttractorForCausalLM(config)
     model.load_state_dict(_translate(read_weights(folder), config, model.state_dict(), folder))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
 def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
-    wanted = [*RENAMED_SETTINGS, *OTHER_SETTINGS, *FIXED_SETTINGS]
-    _same_names(theirs.keys() - IGNORED_SETTINGS, set(wanted), f"{file}: the setting")
+    known = [*RENAMED_SETTINGS, *OTHER_SETTINGS, *FIXED_SETTINGS]
+    require_settings(theirs.keys() - IGNORED_SETTINGS, known, f"{file}: the setting")
     rope = theirs["rope_settings"]
     if not isinstance(rope, dict):
         raise CheckpointError(
             f"{file}: the setting 'rope_settings' is {rope!r}; it must be an object of named settings."
         )
-    _same_names(set(rope), {*FIXED_ROPE_SETTINGS, "rope_base"}, f"{file}: the rope setting")
+    require_settings(rope, [*FIXED_ROPE_SETTINGS, "rope_base"], f"{file}: the rope setting")
     for settings, fixed in ((theirs, FIXED_SETTINGS), (rope, FIXED_ROPE_SETTINGS)):
         for name, value in fixed.items():
-            _require(file, name, settings[name], value)
+            require_value(file, name, settings[name], value)
     # No official model with grouped queries, or with a state wider than the tokens, was available to compare with.
-    _require(file, "num_key_value_heads", theirs["num_key_value_heads"], theirs["num_attention_heads"])
-    _require(file, "recurrent_embedding_dimension", theirs["recurrent_embedding_dimension"], theirs["n_embd"])
+    require_value(file, "num_key_value_heads", theirs["num_key_value_heads"], theirs["num_attention_heads"])
+    require_value(file, "recurrent_embedding_dimension", theirs["recurrent_embedding_dimension"], theirs["n_embd"])
     try:
         if theirs["vocab_size"] > theirs["padded_vocab_size"]:
             raise CheckpointError(f"{file}: vocab_size exceeds padded_vocab_size={theirs['padded_vocab_size']!r}.")
@@ -149,20 +145,7 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
     except CheckpointError:
         raise
     except (AttractorError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(f"{file}: its settings make no model ({reason}).") from error
-
-
-def _same_names(found: set[str], wanted: set[str], what: str) -> None:
-    for name in sorted(found - wanted):
-        raise CheckpointError(f"{what} {name!r} is not known, so its effect on the network is unknown too.")
-    for name in sorted(wanted - found):
-        raise CheckpointError(f"{what} {name!r} is missing; the official format always has it.")
-
-
-def _require(file: Path, name: str, value: Any, implemented: Any) -> None:
-    if value != implemented or isinstance(value, bool) != isinstance(implemented, bool):  # 0 == False
-        raise CheckpointError(f"{file}: {name}={value!r} is not implemented here; only {implemented!r} is.")
+        raise settings_error(file, error) from error
 
 
 def _translate(
@@ -170,22 +153,12 @@ def _translate(
 ) -> dict[str, Tensor]:
     """Return the weights under our names; require every tensor in its shape, and no other tensor."""
     names = _names(config)
-    wanted = {name: tuple(ours[own].shape) for name, own in names.items()}
-    positions = (1, config.max_position_embeddings, 1, config.head_width // 2, 2)
-    wanted["freqs_cis"] = positions
-    found = dict(theirs)
-    head, embedding = "lm_head.weight", "transformer.wte.weight"
+    shapes = {name: tuple(ours[own].shape) for name, own in names.items()}
+    shapes["freqs_cis"] = (1, config.max_position_embeddings, 1, config.head_width // 2, 2)
+    found, head, embedding = dict(theirs), "lm_head.weight", "transformer.wte.weight"
     if config.tie_word_embeddings and embedding in found:
         found.setdefault(head, found[embedding])  # safetensors stores tied weights once
-    for name in sorted(found.keys() - wanted.keys()):
-        raise CheckpointError(
-            f"{folder}: the tensor {name!r} is not known; {suggestion(name, wanted.keys() - found.keys() or wanted)}"
-        )
-    for name in sorted(wanted.keys() - found.keys()):
-        raise CheckpointError(f"{folder}: the tensor {name!r} is missing; the checkpoint is incomplete.")
-    for name, shape in wanted.items():
-        if tuple(found[name].shape) != shape:
-            raise CheckpointError(f"{folder}: the tensor {name!r} has shape {tuple(found[name].shape)}, not {shape}.")
+    require_tensors(found, shapes, folder)
     if config.tie_word_embeddings and not torch.equal(found[head], found[embedding]):
         raise CheckpointError(f"{folder}: {head!r} differs from {embedding!r}, although tie_embeddings is set.")
     _check_angles(found["freqs_cis"], config, folder)

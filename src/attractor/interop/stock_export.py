@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 import attractor
 from attractor.errors import ConfigError
 from attractor.files import new_folder
+from attractor.interop.generation import SPECIAL, copy_generation_config
 from attractor.models.language import AttractorForCausalLM, LoopedForCausalLM
 
 GATED = {"self_attn_gate": "self_attn.o_proj", "mlp_gate": "mlp.down_proj"}
@@ -35,21 +37,8 @@ def export(
 ) -> PreTrainedModel:
     """Write ``model`` at ``depth`` as a stock model with a model card, and return the stock model.
 
-    Parameters
-    ----------
-    model, depth
-        As in :func:`to_stock`.
-    out
-        The folder to write; it must not exist.
-    tokenizer
-        The model's tokenizer, which is written too.
-    held_out
-        Figures for the model card.
-
-    Raises
-    ------
-    ConfigError
-        If no stock model computes the same, or ``out`` exists or cannot be written.
+    ``tokenizer`` is written too; ``held_out`` are figures for the card. Raises ConfigError if no stock model computes
+    the same, and if ``out`` exists or cannot be written.
     """
     stock = to_stock(model, depth)
     with new_folder(Path(out)) as folder:
@@ -63,21 +52,12 @@ def export(
 def to_stock(model: Any, depth: int) -> PreTrainedModel:
     """Return a ``Qwen3ForCausalLM`` (without QK-norm: ``LlamaForCausalLM``) with the logits of ``model`` at ``depth``.
 
-    Parameters
-    ----------
-    model
-        An attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``).
-    depth
-        0 for the proposal, 1 for one evaluation.
-
-    Raises
-    ------
-    ConfigError
-        If no stock model computes the same.
+    ``model`` is an attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``). ``depth`` is 0 for
+    the proposal, or 1 for one evaluation. Raises ConfigError if no stock model computes the same.
     """
     require_exportable(model, depth)
     config = model.config
-    num_layers = config.num_hidden_layers if depth == 1 else model.num_backbone_layers
+    num_layers = config.num_hidden_layers if depth == 1 else model.model.num_backbone_layers
     sizes: dict[str, Any] = {
         "num_hidden_layers": num_layers,
         "num_key_value_heads": config.num_kv_heads,
@@ -87,14 +67,15 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
     }
     for name in (
         *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act", "rms_norm_eps"),
-        *("max_position_embeddings", "initializer_range", "tie_word_embeddings"),
-        *("bos_token_id", "eos_token_id", "pad_token_id"),
+        *("max_position_embeddings", "initializer_range", "tie_word_embeddings", *SPECIAL),
     ):
         sizes[name] = getattr(config, name)
     kind = Qwen3Config if config.qk_norm else LlamaConfig
     stock: Any = AutoModelForCausalLM.from_config(kind(**sizes), dtype=model.dtype)  # rotary angles stay in float32
     stock.load_state_dict(fold_gates(model, num_layers))
-    return stock.to(model.device).eval()
+    copy_generation_config(model, stock, "budget")
+    stock.config.eos_token_id = stock.generation_config.eos_token_id  # may be several
+    return stock.to(model.lm_head.weight.device).eval()
 
 
 def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
@@ -108,7 +89,7 @@ def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor
         for gate, projection in GATED.items():
             if state.pop(f"model.layers.{i}.{gate}.raw", None) is not None:
                 name = f"model.layers.{i}.{projection}.weight"
-                factor = getattr(layer, gate).value().detach()[:, None]
+                factor = getattr(layer, gate)(torch.ones_like(state[name][:, 0])).detach()[:, None]
                 state[name] = (state[name].float() * factor.float()).to(state[name].dtype)
     return state
 
@@ -124,6 +105,14 @@ def require_exportable(model: Any, depth: int) -> None:
             f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package."
         )
     config = model.config
+    with torch.device("meta"):
+        changed = AttractorForCausalLM(config).state_dict().keys() ^ model.state_dict().keys()
+    changed |= {name for name, value in model.state_dict().items() if value.is_meta}
+    if changed:
+        raise ConfigError(
+            f"the weights differ from those of config.json (first {min(changed)}): merge adapters, and export before "
+            "quantization and without device_map."
+        )
     if config.hidden_act == "relu2":
         raise ConfigError(
             'hidden_act="relu2" cannot be exported: the MLP of stock Qwen3 and Llama is gated, with SiLU; only "silu" can be.'
@@ -148,19 +137,18 @@ def require_exportable(model: Any, depth: int) -> None:
 
 
 def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: HeldOut | None) -> str:
-    config = model.config
-    kind = type(stock).__name__
-    if not config.num_attractor_layers:
+    config, num_solved, solves = model.config, model.config.num_attractor_layers, ""
+    origin = "An Attractor Model after one evaluation (depth 1)"
+    if depth == 0:
+        origin = f"The proposal (depth 0) of an Attractor Model, without its {num_solved} attractor layer(s),"
+    if not num_solved:
         origin = "A plain Transformer"
-    elif depth == 0:
-        origin = f"The proposal (depth 0) of an Attractor Model, without its {config.num_attractor_layers} attractor layer(s),"
     else:
-        origin = "An Attractor Model after one evaluation (depth 1)"
-    solves = (
-        "\nThe original model refines its output until it converges; that needs the package and the original checkpoint.\n"
-        if config.num_attractor_layers
-        else ""
-    )
+        solves = (
+            "\nThe original model refines its output until it converges; that needs the package and its checkpoint.\n"
+        )
+        if budget := getattr(model.generation_config, "budget", None):
+            solves += f"Its stored budget {budget} is left out: a stock model solves nothing.\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -168,7 +156,7 @@ tags: [attractor-models]
 ---
 # {name}
 
-{origin} as a stock `{kind}`, exported by attractor {attractor.__version__}.
+{origin} as a stock `{type(stock).__name__}`, exported by attractor {attractor.__version__}.
 {solves}
 | | |
 |---|---|

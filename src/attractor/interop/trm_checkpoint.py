@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from attractor.config import suggestion
 from attractor.errors import AttractorError, CheckpointError
 from attractor.files import read_json
+from attractor.interop.known import require_settings, require_tensors, require_value, settings_error
 from attractor.interop.weights import ADVICE, read_weights
 from attractor.models.reasoning import TRM, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
@@ -55,19 +55,11 @@ def import_trm(folder: Path | str) -> TRM:
 
 def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
     theirs = DEFAULTS | stored
-    wanted = READ | DEFAULTS.keys() | {"pos_encodings"}
-    for name in sorted(theirs.keys() - wanted - IGNORED):
-        raise CheckpointError(
-            f"{file}: the setting {name!r} is not known, so its effect on the network is unknown too."
-        )
-    for name in sorted(wanted - theirs.keys()):
-        raise CheckpointError(f"{file}: the setting {name!r} is missing; the official format always has it.")
+    require_settings(theirs.keys() - IGNORED, READ | DEFAULTS.keys() | {"pos_encodings"}, f"{file}: the setting")
     fixed: dict[str, tuple[Any, ...]] = {"mlp_t": (True, False), "puzzle_emb_ndim": (0,), "puzzle_emb_len": (0,)}
     fixed |= {"rms_norm_eps": (1e-5,), "pos_encodings": ("none", "rope") if theirs["mlp_t"] is True else ("rope",)}
     for name, values in fixed.items():
-        if theirs[name] not in values or isinstance(theirs[name], bool) != isinstance(values[0], bool):
-            only = " or ".join(map(repr, values))
-            raise CheckpointError(f"{file}: {name}={theirs[name]!r} is not implemented here; only {only} is.")
+        require_value(file, name, theirs[name], *values)
     try:
         cells = GridNetworkConfig(
             width=theirs["hidden_size"],
@@ -87,8 +79,7 @@ def _config(stored: dict[str, Any], file: Path) -> TRMConfig:
             evaluations_per_segment=theirs["H_cycles"],
         )
     except (AttractorError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(f"{file}: its settings make no model ({reason}).") from error
+        raise settings_error(file, error) from error
 
 
 def _translate(theirs: dict[str, Tensor], ours: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -99,14 +90,5 @@ def _translate(theirs: dict[str, Tensor], ours: dict[str, Tensor], folder: Path)
             name = name.removeprefix(prefix)
         found[name] = value
     names = {own: NAMES.get(own, own.replace("update.net.", "L_level.")) for own in ours}
-    for name in sorted(found.keys() - names.values()):
-        missing = names.values() - found.keys() or names.values()
-        raise CheckpointError(f"{folder}: the tensor {name!r} is not known; {suggestion(name, missing)}")
-    for own, name in names.items():
-        if name not in found:
-            raise CheckpointError(f"{folder}: the tensor {name!r} is missing; the checkpoint is incomplete.")
-        if found[name].shape != ours[own].shape:
-            raise CheckpointError(
-                f"{folder}: the tensor {name!r} has shape {tuple(found[name].shape)}, not {tuple(ours[own].shape)}."
-            )
+    require_tensors(found, {name: tuple(ours[own].shape) for own, name in names.items()}, folder)
     return {own: found[name].float() for own, name in names.items()}

@@ -26,7 +26,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     for name in NAMES:
         if (folder / name).is_file():
-            return _read(folder / name)
+            return _read(member(folder, name, CheckpointError, folder))
         if (folder / f"{name}.index.json").is_file():
             return _read_shards(folder / f"{name}.index.json")
     raise CheckpointError(f"{folder}: holds no weights; give a folder with {' or '.join(NAMES)}, or with their shards.")

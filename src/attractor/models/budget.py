@@ -15,18 +15,8 @@ def stop_rule(
 ) -> StopRule | None:
     """Return the stop rule for a budget; None if none of the three is given.
 
-    Parameters
-    ----------
-    depth
-        Make exactly this many evaluations.
-    tolerance, max_evaluations
-        Solve to this relative residual, with at most this many evaluations. ``default`` supplies the one that is not
-        given.
-
-    Raises
-    ------
-    ConfigError
-        When ``depth`` is given with one of the others.
+    ``depth`` makes exactly that many evaluations. ``tolerance`` and ``max_evaluations`` solve to that relative residual
+    with at most that many; ``default`` supplies the other one. Raises ConfigError if both ways are given.
     """
     if depth is not None:
         if tolerance is not None or max_evaluations is not None:

@@ -1,6 +1,6 @@
 """Building blocks of update networks: single device, no solvers, no training."""
 
-from attractor.nn.compiled import CompiledBlock, compile_blocks, unwrap_model
+from attractor.nn.compiled import CompiledBlock, compile_blocks, input_device, unwrap_model
 from attractor.nn.convolution import ConvolutionUpdate, ConvolutionUpdateConfig
 from attractor.nn.grid import GridNetwork, GridNetworkConfig, TRMUpdate, TRMUpdateConfig
 
@@ -13,5 +13,6 @@ __all__ = [
     "TRMUpdate",
     "TRMUpdateConfig",
     "compile_blocks",
+    "input_device",
     "unwrap_model",
 ]

@@ -23,9 +23,10 @@ class CompiledBlock(nn.Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled_call_impl is None or not self.has_fixed_shape(*args, **kwargs):
+            return self._call_impl(*args, **kwargs)
         # Compiled code does not run under a mode such as the one that repeats random numbers in a solve.
-        is_observed = torch._C._len_torch_dispatch_stack() > 0
-        if self._compiled_call_impl is None or is_observed or not self.has_fixed_shape(*args, **kwargs):
+        if torch._C._len_torch_dispatch_stack() > 0:
             return self._call_impl(*args, **kwargs)
         with _compiler_settings():
             return self._compiled_call_impl(*args, **kwargs)
@@ -70,3 +71,9 @@ def compile_blocks(model: nn.Module, **options: Any) -> None:
 def unwrap_model(model: nn.Module) -> Any:
     """Return the model with its own methods and parameter names, whether or not DDP wraps it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device on which the model reads its input, also where ``accelerate`` keeps the weights elsewhere."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return next((p.device for p in model.parameters()), torch.device("cpu")) if device is None else torch.device(device)

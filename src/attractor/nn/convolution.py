@@ -5,17 +5,15 @@ large ones; iterating carries information over the distance. The last operation 
 any depth (as in TRM and EqR).
 """
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
 from attractor.nn.compiled import CompiledBlock
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class ConvolutionUpdateConfig:
     """``width`` channels of state per cell; ``kernel`` is the odd side of both convolutions."""
 

@@ -6,13 +6,12 @@ Parameter names are those of TRM's published code.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attractor.config import require_whole, suggestion
+from attractor.config import config_class, require_whole, suggestion
 from attractor.errors import ConfigError, DataError
 from attractor.nn.compiled import CompiledBlock
 from attractor.nn.rotary import Rotary, rotary_angles, rotate
@@ -20,7 +19,7 @@ from attractor.nn.rotary import Rotary, rotary_angles, rotate
 MIXINGS = ("mixer", "attention", "convolution")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class GridNetworkConfig:
     """A stack of ``num_layers`` layers with ``width`` channels per cell.
 
@@ -160,7 +159,7 @@ class GridNetwork(CompiledBlock):
         return x.transpose(0, 1) if cells_first else x
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TRMUpdateConfig:
     """``num_latent`` steps of the latent ``z``, then one step of the answer ``y``, both by ``network``."""
 

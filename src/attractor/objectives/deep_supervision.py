@@ -8,7 +8,6 @@ arXiv:2605.21488).
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attractor.config import require_whole, suggestion
+from attractor.config import config_class, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import jacobian_penalty
 from attractor.nn import unwrap_model
@@ -27,7 +26,7 @@ Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class DeepSupervisionConfig:
     """Settings of deep supervision.
 

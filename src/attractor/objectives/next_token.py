@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
-from attractor.nn import unwrap_model
+from attractor.nn import input_device, unwrap_model
 from attractor.objectives.batch import split_batch
 from attractor.solve import Solution, Status, Update
 from attractor.solve.randomness import RepeatedRandomness
@@ -24,7 +23,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class NextTokenConfig:
     """Settings of :class:`NextToken`.
 
@@ -78,10 +77,10 @@ def growth(update: Update, y: Tensor, *, iterations: int = 3, size: float = 0.03
 class NextToken:
     """An :class:`attractor.training.Objective` for language models.
 
-    The model is called with ``input_ids``, ``position_ids`` and ``labels``. Its output has ``loss`` and, if it solved
-    an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods ``flops_per_token(length, evaluations,
-    training)``, ``diagnostics(input_ids)`` and, for the contraction penalty, ``update_of(output, position_ids)``, which
-    returns the update.
+    The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has
+    ``loss`` and, if it solved an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods
+    ``flops_per_token(length, evaluations, training)``, ``diagnostics(input_ids)`` and, for the contraction penalty,
+    ``update_of(output, position_ids)``, which returns the update.
 
     Parameters
     ----------
@@ -111,12 +110,12 @@ class NextToken:
 
     def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the next batch, and metrics of its solve."""
-        device = next(model.parameters()).device
+        device = input_device(model)
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)
         tokens, positions = (t.to(device, non_blocking=True) for t in batch)
         self._row += self._config.batch_size
         self._example = tokens[:1]
-        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens)
+        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens, return_logits=False)
         loss, metrics = output.loss, {}
         if (solution := output.solution) is not None:
             self._calls.append(solution.outcome.calls)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
+from attractor.files import new_file
 from attractor.plots.style import new_figure
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
@@ -94,7 +95,8 @@ def plot_trajectory(
             axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
             axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
             axis.axis("off")
-        figure.savefig(strip, dpi=130)
+        with new_file(strip) as part:
+            figure.savefig(part, dpi=130)
     if animation is None:
         return
     scale = max(4, 360 // frames[0].shape[0])
@@ -107,7 +109,8 @@ def plot_trajectory(
         ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
         images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
     durations = [90] * (len(images) - 1) + [2500]
-    images[0].save(animation, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    with new_file(animation) as part:
+        images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> None:
@@ -124,4 +127,5 @@ def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> Non
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xlabel("depth (evaluations)")
-    figure.savefig(file)
+    with new_file(file) as part:
+        figure.savefig(part)

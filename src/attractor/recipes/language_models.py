@@ -16,10 +16,10 @@ Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXi
 the optimiser and its settings are this project's, and no run of these sizes has been made with them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from attractor.config import require_positive, suggestion
+from attractor.config import config_class, require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LoopedConfig
 from attractor.objectives import NextTokenConfig
@@ -31,7 +31,7 @@ BATCH_TOKENS = 524_288
 IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class LanguageRecipe:
     """All settings of a run on text.
 
@@ -63,29 +63,17 @@ class LanguageRecipe:
 
 
 def language(size: str, family: str = "attractor") -> LanguageRecipe:
-    """Return the recipe for a size and a family of models.
+    """Return the recipe for a size of ``SIZES`` and a family. Raises ConfigError if there is none.
 
-    Parameters
-    ----------
-    size
-        ``"tiny"``, ``"60m"``, ``"140m"``, ``"370m"`` or ``"770m"``. From ``60m`` up, shapes and tolerances are the
-        paper's; the other settings are this project's.
-    family
-        ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the layers in a
-        loop) or ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth, width
-        and weights, except for the attractor's gates (two per channel and layer) and the looped model's injection.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such size or family.
+    The families are ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the
+    layers in a loop) and ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth,
+    width and weights, except for the attractor's gates and the looped model's injection.
     """
     if size not in SIZES:
         raise ConfigError(f"there is no size {size!r}; {suggestion(size, SIZES)}")
     if family not in LANGUAGE_FAMILIES:
         raise ConfigError(f"there is no family {family!r}; {suggestion(family, LANGUAGE_FAMILIES)}")
     chosen = SIZES[size]
-    num_attractor = {"transformer": 0, "deq": chosen.num_layers}.get(family, chosen.num_attractor_layers)
     shape: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": chosen.width,
@@ -100,7 +88,7 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
         model = LoopedConfig(num_core_layers=num_core, num_coda_layers=(chosen.num_layers - num_core) // 2, **shape)
     else:
         model = AttractorConfig(
-            num_attractor_layers=num_attractor,
+            num_attractor_layers={"transformer": 0, "deq": chosen.num_layers}.get(family, chosen.num_attractor_layers),
             start="zero" if family == "deq" else "proposal",
             tolerance=chosen.tolerance,
             min_evaluations=chosen.min_evaluations,

@@ -4,10 +4,10 @@
 ``sudoku/extreme`` and ``maze/hard`` are the published tasks at the published sizes, for a GPU.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
-from attractor.config import require_whole, suggestion
+from attractor.config import config_class, require_whole, suggestion
 from attractor.data.maze import Cell
 from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, TransformerConfig, TRMConfig
@@ -17,7 +17,7 @@ from attractor.optim import OptimizerConfig
 from attractor.training import TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class MazeDataConfig:
     """``num_puzzles`` perfect mazes of ``size`` × ``size`` cells for training.
 
@@ -41,7 +41,7 @@ class MazeDataConfig:
                 raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): give a fraction from 0 to 1.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class SudokuDataConfig:
     """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` given digits (None: as few as possible)."""
 
@@ -59,7 +59,7 @@ class SudokuDataConfig:
 ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | HRMConfig | TransformerConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class PuzzleRecipe:
     """All settings of a run on puzzles. ``data`` describes the puzzles to generate if no folder of puzzles is given."""
 

@@ -1,13 +1,13 @@
 """The settings of a training run, and the interface of an objective."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import require_positive, require_whole, suggestion
+from attractor.config import config_class, require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.optim import OptimizerConfig
 from attractor.training.guard import GuardConfig
@@ -16,7 +16,7 @@ from attractor.training.parallel import STRATEGIES
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TrainConfig:
     """How long and how to train.
 
@@ -39,6 +39,8 @@ class TrainConfig:
         On several processes: ``"ddp"`` replicates the model, ``"fsdp"`` shards weights, averages and optimiser states.
     grad_reduce_dtype
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
+    timeout_seconds
+        How long a process waits for another one that no longer answers.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints
@@ -57,6 +59,7 @@ class TrainConfig:
     parallel: str = "ddp"
     grad_reduce_dtype: str = "fp32"
     guard: GuardConfig = field(default_factory=GuardConfig)
+    timeout_seconds: float = 300.0
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
@@ -68,7 +71,7 @@ class TrainConfig:
         require_whole(self, 1, "log_every", "accumulate", "max_checkpoints")
         require_whole(self, 1, *(["num_steps"] if self.num_steps is not None else []))
         require_whole(self, 0, "checkpoint_every", "seed")
-        require_positive(self, *(["seconds"] if self.seconds is not None else []))
+        require_positive(self, "timeout_seconds", *(["seconds"] if self.seconds is not None else []))
         for name, valid in (("precision", PRECISIONS), ("grad_reduce_dtype", PRECISIONS), ("parallel", STRATEGIES)):
             if (value := getattr(self, name)) not in valid:
                 raise ConfigError(f"TrainConfig({name}={value!r}): {suggestion(value, valid)}")

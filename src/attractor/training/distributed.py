@@ -6,7 +6,7 @@ them. Without it there is one process, and everything here is free.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -62,14 +62,41 @@ class DistributedContext:
         if error[0] is not None:
             raise error[0]
 
+    def require_equal(self, settings: Mapping[str, Any]) -> None:
+        """Raise a ConfigError on all ranks if they do not have the same settings. All ranks must call this."""
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, dict(_by_path(settings)), group=self.checkpoint_group)
+        for rank, other in enumerate(found):
+            for path in sorted({*found[0], *other}):
+                if (first := found[0].get(path)) != (value := other.get(path)):
+                    raise ConfigError(
+                        f"rank {rank} has {path}={value} and rank 0 has {first}; start all processes with the same "
+                        "settings and data."
+                    )
+
+
+def _by_path(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of every value in nested settings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _by_path(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, repr(value)
+
 
 @contextmanager
-def init_distributed() -> Iterator[DistributedContext]:
-    """Join the other processes if ``torchrun`` started this one, and leave them at the end."""
+def init_distributed(timeout_seconds: float = 300.0) -> Iterator[DistributedContext]:
+    """Join the other processes if ``torchrun`` started this one, and leave them at the end.
+
+    A process waits for at most ``timeout_seconds`` for another one; see :func:`report_lost_ranks`.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield DistributedContext()
         return
+    timeout = timedelta(seconds=timeout_seconds)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local_rank >= (num_gpus := torch.cuda.device_count()):
@@ -78,12 +105,13 @@ def init_distributed() -> Iterator[DistributedContext]:
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=timeout)
     else:
         device = torch.device("cpu")
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timeout)
     try:
-        yield DistributedContext(rank=rank, size=size, device=device, checkpoint_group=dist.new_group(backend="gloo"))
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        yield DistributedContext(rank=rank, size=size, device=device, checkpoint_group=group)
     finally:
         # If another process has ended, torchrun sends SIGTERM to this one, which still has to report its error.
         with Preemption():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attractor.config import require_positive, require_whole, suggestion
+from attractor.config import config_class, require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 
 POLICIES = ("skip", "rollback", "stop")
@@ -27,7 +27,7 @@ DRIFTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class GuardConfig:
     """What counts as divergence, and what happens then.
 

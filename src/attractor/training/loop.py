@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from attractor.config import to_dict
 from attractor.errors import CheckpointError, ConfigError, DivergedError
 from attractor.files import reported_write_errors
 from attractor.files.lock import LOCK, owner_lock
@@ -71,6 +72,8 @@ def train(
         If another process has ended.
     """
     distributed = distributed or DistributedContext(device=next(model.parameters()).device)
+    settings = {name: value for name, value in metadata.items() if name != "environment"}
+    distributed.require_equal({**settings, "train": to_dict(config), "resume": resume})
     _prepare_model(model, config, distributed.device)
     torch.manual_seed(config.seed)
     guard = Guard(config.guard)
@@ -136,7 +139,11 @@ class _Run:
             elif self._checkpoint_is_needed():
                 state.save(self.checkpoints)
             if pause and state.progress < 1:
-                break
+                return
+        if guard.counters.skipped >= state.step > 0 and not guard.counters.rollbacks:
+            self._stop(
+                "every step was skipped, because its loss or gradients were not finite; lower the learning rate."
+            )
 
     def _compute_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradients of one step's batches. Return their mean loss and the metrics of the last batch."""

@@ -28,7 +28,7 @@ from attractor.training.parallel import Unit, apply_ddp, apply_fsdp, averaged_mo
 # Settings that may differ in a resumed run: its length, its log and checkpoints, its guard, and how it uses several
 # processes.
 MAY_DIFFER = {"num_steps", "seconds", "log_every", "checkpoint_every", "max_checkpoints"}
-MAY_DIFFER |= {"guard", "parallel", "grad_reduce_dtype"}
+MAY_DIFFER |= {"timeout_seconds", "guard", "parallel", "grad_reduce_dtype"}
 
 
 class TrainingState:

@@ -51,8 +51,6 @@ def generate(
         The fewest and the most steps from S to G.
     exclude
         No symmetric copy of one of these mazes is returned. Give the training set to generate a test set.
-    advance
-        Called with the number of mazes just found.
 
     Raises
     ------

@@ -1,18 +1,16 @@
 """Mazes as a :class:`~attractor.data.puzzle.Puzzle`."""
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data.maze.generate import generate_mixture, generate_walls
-from attractor.data.maze.paths import PathVerdict, check, valid_and_shortest, verdict
-from attractor.data.maze.rules import ALPHABET, Cell, Grid, Grids
+from attractor.data.maze.paths import check, valid_and_shortest, verdict
+from attractor.data.maze.rules import ALPHABET, Cell, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
 from attractor.data.maze.text import parse_all, render, tables
-from attractor.data.puzzle import PUZZLES, Advance, LocatedGrid, Puzzle, PuzzleSet
+from attractor.data.puzzle import PUZZLES, Advance, Puzzle, PuzzleSet
 from attractor.errors import ConfigError
 
 
@@ -22,18 +20,18 @@ class Maze(Puzzle):
     kind = "maze"
     difficulty_name = "steps"
     has_unique_answer = False
+    parse = staticmethod(parse_all)
+    tables = staticmethod(tables)
+    augment = staticmethod(augment)
+    check = staticmethod(check)
+    verdict = staticmethod(verdict)
+    render = staticmethod(render)
 
     def alphabet(self, size: int) -> str:
         return ALPHABET
 
     def num_symbols(self, size: int) -> int:
         return len(ALPHABET) - 1  # a question has no path
-
-    def parse(self, text: str, *, source: str = "<text>") -> list[LocatedGrid]:
-        return parse_all(text, source=source)
-
-    def tables(self, source: str | os.PathLike[str], split: str) -> Iterator[tuple[Any, Grids, Grids]]:
-        return tables(source, split)
 
     def generate(
         self,
@@ -51,25 +49,13 @@ class Maze(Puzzle):
         function = generate_mixture if style == "perfect" else generate_walls
         return function(num, seed=seed, exclude=exclude, advance=advance, **settings)
 
-    def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
-        return augment(questions, answers, rng)
-
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         if test.questions.shape[1:] != train.questions.shape[1:]:
             return np.empty(0, np.int64)
         return np.flatnonzero(np.isin(fingerprints(test.questions), fingerprints(train.questions)))
 
-    def check(self, question: Grid) -> None:
-        check(question)
-
-    def verdict(self, question: Grid, answer: Grid) -> PathVerdict:
-        return verdict(question, answer)
-
     def is_right(self, questions: Grids, answers: Grids, labels: Grids) -> NDArray[np.bool_]:
         return valid_and_shortest(questions, answers)
-
-    def render(self, grid: Grid) -> str:
-        return render(grid)
 
     def difficulty(self, puzzles: PuzzleSet) -> float:
         return float((puzzles.answers == Cell.PATH).sum() / len(puzzles) + 1)

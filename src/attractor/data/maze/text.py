@@ -49,9 +49,19 @@ def write(path: str | os.PathLike[str], grids: Iterable[Grid]) -> None:
 
 
 def _split(text: str, source: str) -> list[list[tuple[int, str]]]:
-    """Return the groups of numbered lines between blank lines, at least one."""
-    numbered = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
-    mazes = [list(lines) for filled, lines in groupby(numbered, lambda line: bool(line[1].strip())) if filled]
+    """Return the groups of numbered lines between blank lines, at least one.
+
+    A line of spaces is a row without walls if the line before or after it is as long.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    lengths = [0, *map(len, lines), 0]
+    is_row = [
+        bool(line.strip()) or (set(line) == {" "} and len(line) in (lengths[i], lengths[i + 2]))
+        for i, line in enumerate(lines)
+    ]
+    groups = groupby(enumerate(lines, start=1), lambda line: is_row[line[0] - 1])
+    filled = [list(group) for is_filled, group in groups if is_filled]
+    mazes = [group for group in filled if any(line.strip() for _, line in group)]
     if not mazes:
         raise DataError(f"{source}, line 1, column 1: there is no maze; draw one with '#', spaces, S and G.")
     return mazes
@@ -74,10 +84,6 @@ def _parse(lines: list[tuple[int, str]], source: str, answers: bool) -> Grid:
     if min(len(lines), width) < 3:
         raise error(0, 0, f"a maze of {len(lines)} x {width} cells has no inside; draw at least 3 x 3")
     grid = np.array([[ALPHABET.index(character) for character in line] for _, line in lines], np.uint8)
-    holes = grid != Cell.WALL
-    holes[1:-1, 1:-1] = False
-    for row, column in np.argwhere(holes):
-        raise error(row, column, "the border is open; close it with '#'")
     for cell in (Cell.START, Cell.GOAL):
         places = np.argwhere(grid == cell)
         if not len(places):
@@ -87,21 +93,23 @@ def _parse(lines: list[tuple[int, str]], source: str, answers: bool) -> Grid:
     return grid
 
 
-def tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
+def tables(source: str | os.PathLike[str], split: str, *, answers: bool = True) -> Iterator[tuple[Rows, Grids, Grids]]:
     """Yield rows of a csv in the format of Maze-Hard with questions and answers (N, size, size), both checked."""
     squares = [size**2 for size in range(3, 256)]
-    for rows in read_rows(source, split, num_cells=squares, values={c: i for i, c in enumerate(ALPHABET)}):
+    for rows in read_rows(
+        source, split, num_cells=squares, values={c: i for i, c in enumerate(ALPHABET)}, answers=answers
+    ):
         size = int(rows.questions.shape[1] ** 0.5)
-        questions, answers = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
+        questions, solutions = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
         for cell in (Cell.START, Cell.GOAL):
             for row in np.flatnonzero((questions == cell).sum(axis=(1, 2)) != 1):
                 raise rows.error(row, f"the question has not exactly one '{ALPHABET[cell]}'; correct it.")
         for row in np.flatnonzero((questions == Cell.PATH).any(axis=(1, 2))):
             raise rows.error(row, "the question marks a path; write ' ' for its 'o'.")
-        for row in np.flatnonzero(~valid_and_shortest(questions, answers)):
-            reason = _explain(questions[row], answers[row])
+        for row in np.flatnonzero(~valid_and_shortest(questions, solutions)) if answers else ():
+            reason = _explain(questions[row], solutions[row])
             raise rows.error(row, f"the answer is no shortest path ({reason}); correct it.")
-        yield rows, questions, answers
+        yield rows, questions, solutions
 
 
 def _explain(question: Grid, answer: Grid) -> str:

@@ -37,8 +37,6 @@ def generate(
         The number of given digits. By default puzzles are minimal: without any one clue, several solutions would exist.
     exclude
         Puzzles whose symmetric copies are not returned, such as the training set for a test set.
-    advance
-        Is called with the number of puzzles just found.
 
     Raises
     ------

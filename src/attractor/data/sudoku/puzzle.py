@@ -1,15 +1,13 @@
 """Sudoku as a :class:`~attractor.data.puzzle.Puzzle`."""
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data.puzzle import PUZZLES, Advance, LocatedGrid, Puzzle, PuzzleSet, Verdict
+from attractor.data.puzzle import PUZZLES, Advance, Puzzle, PuzzleSet
 from attractor.data.sudoku.generate import generate
-from attractor.data.sudoku.rules import BOXES, Grid, Grids
+from attractor.data.sudoku.rules import BOXES, Grid
 from attractor.data.sudoku.solver import check
 from attractor.data.sudoku.symmetry import augment, equivalent_pairs
 from attractor.data.sudoku.text import parse_all, render, tables, verdict
@@ -23,6 +21,11 @@ class Sudoku(Puzzle):
     kind = "sudoku"
     difficulty_name = "clues"
     has_unique_answer = True
+    parse = staticmethod(parse_all)
+    tables = staticmethod(tables)
+    augment = staticmethod(augment)
+    check = staticmethod(check)
+    verdict = staticmethod(verdict)
 
     def alphabet(self, size: int) -> str:
         return ".123456789"[: size + 1]
@@ -33,14 +36,10 @@ class Sudoku(Puzzle):
     def box_shape(self, size: int) -> tuple[int, int] | None:
         return BOXES[size]
 
-    def parse(self, text: str, *, source: str = "<text>") -> list[LocatedGrid]:
-        return parse_all(text, source=source)
-
     def is_text(self, argument: str) -> bool:
-        return "\n" in argument or len(argument) in (16, 36, 81) or set(argument) <= _CHARACTERS
-
-    def tables(self, source: str | os.PathLike[str], split: str) -> Iterator[tuple[Any, Grids, Grids]]:
-        return tables(source, split)
+        num_known = sum(character in _CHARACTERS for character in argument)
+        is_line = len(argument) in (16, 36, 81) and num_known > len(argument) / 2
+        return "\n" in argument or is_line or num_known == len(argument)
 
     def generate(
         self,
@@ -54,17 +53,8 @@ class Sudoku(Puzzle):
         """See :func:`attractor.data.sudoku.generate`; the default ``size`` is 9."""
         return generate(num, seed=seed, exclude=exclude, advance=advance, **({"size": 9} | settings))
 
-    def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
-        return augment(questions, answers, rng)
-
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         return equivalent_pairs(test, train)[:, 0]
-
-    def check(self, question: Grid) -> None:
-        check(question)
-
-    def verdict(self, question: Grid, answer: Grid) -> Verdict:
-        return verdict(question, answer)
 
     def render(self, grid: Grid) -> str:
         # A model for larger Sudokus may answer with a digit that this size does not have: it is drawn as a blank.

@@ -1,6 +1,7 @@
 """Sudokus as text: drawings with boxes, lines, drawings and csv files, and a verdict about an answer."""
 
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,8 +11,9 @@ from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solve
 from attractor.data.table import Rows, read_rows
 from attractor.errors import DataError
 
-_LINES = str.maketrans("", "", "|-+ \t\r")  # characters that draw boxes and mean nothing
-_VALUES = {".": 0} | {str(digit): digit for digit in range(10)}
+_BOX_LINES = str.maketrans("", "", "|+ \t\r")  # characters that draw boxes and mean nothing
+_SIZES = [*BOXES, *(size**2 for size in BOXES)]  # the cells of a row and of a grid
+_VALUES = {".": 0, "-": 0} | {str(digit): digit for digit in range(10)}
 
 
 def render(grid: Grid) -> str:
@@ -39,8 +41,9 @@ def parse(text: str, *, source: str = "<text>") -> Grid:
 def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     """Return all grids of a text, of any sizes, each with the line where it begins.
 
-    A grid is one line of 16, 36 or 81 characters, or a drawing. Digits are clues; '.' and '0' are blanks; '|', '-', '+'
-    and spaces mean nothing. :func:`check` says whether a grid can be solved.
+    A grid is one line of 16, 36 or 81 characters, or a drawing. Digits are clues; '.' and '0' are blanks, and '-' where
+    a line has the right number of cells with it; '|', '+', spaces and other '-' mean nothing. :func:`check` says
+    whether a grid can be solved.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     rows: list[str] = []  # of a drawing that is not complete yet
     first = number = 0
     for number, line in enumerate(text.splitlines(), start=1):
-        cells = line.translate(_LINES)
+        cells = _cells(line, len(rows[0]) if rows else 0)
         if not cells:
             if rows and not line.strip():
                 break_at = f"{source}, line {number}: a blank line after {len(rows)} rows of {len(rows[0])}"
@@ -80,17 +83,17 @@ def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     return grids
 
 
-def tables(source: str | os.PathLike[str], split: str) -> Iterator[tuple[Rows, Grids, Grids]]:
+def tables(source: str | os.PathLike[str], split: str, *, answers: bool = True) -> Iterator[tuple[Rows, Grids, Grids]]:
     """Yield rows of a csv in the format of Sudoku-Extreme with questions and answers (N, size, size), both checked."""
-    for rows in read_rows(source, split, num_cells=[size**2 for size in BOXES], values=_VALUES):
+    for rows in read_rows(source, split, num_cells=[size**2 for size in BOXES], values=_VALUES, answers=answers):
         size = int(rows.questions.shape[1] ** 0.5)
-        questions, answers = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
-        for name, grids in (("question", questions), ("answer", answers)):
+        questions, solutions = (grids.reshape(-1, size, size) for grids in (rows.questions, rows.answers))
+        for name, grids in (("question", questions), ("answer", solutions)):
             for row in np.flatnonzero((grids > size).any(axis=(1, 2))):
                 raise rows.error(row, f"the {name} has a digit above {size}; correct it.")
-        for row in np.flatnonzero(~solves(questions, answers)):
-            raise rows.error(row, f"the answer is {verdict(questions[row], answers[row])}; correct it.")
-        yield rows, questions, answers
+        for row in np.flatnonzero(~solves(questions, solutions)) if answers else ():
+            raise rows.error(row, f"the answer is {verdict(questions[row], solutions[row])}; correct it.")
+        yield rows, questions, solutions
 
 
 def verdict(question: Grid, answer: Grid) -> Verdict:
@@ -113,6 +116,18 @@ def _find_mistake(question: Grid, answer: Grid) -> str | None:
         for digit in digits[counts > 1]:
             return f"has the digit {digit} twice in {unit_name(index, size)}"
     return None
+
+
+def _cells(line: str, width: int) -> str:
+    """Return the cells of a line. A '-' is a blank where this gives a row of ``width``, or of any size if it is 0.
+
+    A line between boxes has no digits, and no spaces between its dashes.
+    """
+    with_dashes = line.translate(_BOX_LINES)
+    without = with_dashes.replace("-", "")
+    is_rule = not without and not re.fullmatch(r"[|\s]*-([|\s]+-)*[|\s]*", line)
+    fits = len(with_dashes) == width if width else len(with_dashes) in _SIZES
+    return with_dashes if fits and not is_rule else without
 
 
 def _grid(cells: str, source: str, line: int) -> LocatedGrid:

@@ -7,13 +7,14 @@ with requires_extra("language"):
     from attractor.data.text.held_out import read_held_out
     from attractor.data.text.rows import PackedRows
     from attractor.data.text.shards import Shards, list_splits, prepare
-    from attractor.data.text.tokenizer import END_OF_TEXT, fingerprint, load_tokenizer, train_tokenizer
+    from attractor.data.text.tokenizer import END_OF_TEXT, encode, fingerprint, load_tokenizer, train_tokenizer
 
 __all__ = [
     "END_OF_TEXT",
     "PackedRows",
     "ReadStats",
     "Shards",
+    "encode",
     "fingerprint",
     "list_splits",
     "load_tokenizer",

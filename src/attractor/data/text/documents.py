@@ -1,14 +1,16 @@
 """Read documents from files, folders and hub datasets, one string each."""
 
 import bz2
+import codecs
 import gzip
 import importlib
 import io
 import json
 import lzma
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,18 @@ from attractor.errors import DataError
 
 KINDS = (".jsonl", ".txt", ".md", ".parquet")
 HUB = {"fineweb-edu": "HuggingFaceFW/fineweb-edu:sample-10BT", "fineweb": "HuggingFaceFW/fineweb:sample-10BT"}
+MAX_DOCUMENT, MAX_LINE = 1 << 30, 1 << 28  # bytes of a file that is one document, and of a line of JSON, decompressed
+NUM_NAMED = 5  # things left out that are named; the others are only counted
+_NUM_PROBED = 1000  # records without text, before any with text, after which a source is refused
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and surrogates, which have no UTF-8
+# The first bytes of encodings; UTF-32 comes first because it begins as UTF-16 does.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass
@@ -27,12 +39,12 @@ class ReadStats:
 
     Attributes
     ----------
-    num_documents
-        Documents that were returned.
-    num_empty
-        Empty documents, which are skipped.
+    num_documents, num_empty
+        Documents that were returned, and empty ones, which are not.
     num_repaired
-        Documents in which bytes that are not UTF-8 text were replaced by U+FFFD.
+        Documents in which bytes that are not text were replaced by U+FFFD.
+    num_left_out, left_out
+        Files of folders that hold no text, and records without a text; the first few with their reasons.
     num_bytes_read
         Bytes of the files, compressed as they are. Hub datasets are not counted.
     """
@@ -40,7 +52,15 @@ class ReadStats:
     num_documents: int = 0
     num_empty: int = 0
     num_repaired: int = 0
+    num_left_out: int = 0
+    left_out: list[str] = field(default_factory=list)
     num_bytes_read: int = 0
+
+    def leave_out(self, what: str) -> None:
+        """Count something that holds no text, and keep its name if it is among the first."""
+        self.num_left_out += 1
+        if len(self.left_out) < NUM_NAMED:
+            self.left_out.append(what)
 
 
 def read_documents(
@@ -54,6 +74,7 @@ def read_documents(
         ``.jsonl`` (one object a line), ``.txt`` and ``.md`` (one document a file), each also compressed (``.xz``,
         ``.gz``, ``.bz2``, ``.zst``); ``.parquet``; folders of such; the name of a hub dataset, ``owner/name`` or
         ``owner/name:configuration``, whose split ``train`` is streamed; ``fineweb-edu`` is short for that dataset.
+        Text is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
     field
         The field of a record that holds the text.
     stats
@@ -62,21 +83,22 @@ def read_documents(
     Raises
     ------
     DataError
-        For sources that do not exist, are empty, binary or malformed.
+        For sources that do not exist, hold no text, or are binary or malformed, and documents of more than a gibibyte.
     """
     stats = stats if stats is not None else ReadStats()
-    for source, files in [(s, _files(s)) for s in sources]:  # find all files before the first is read
-        before = stats.num_documents
-        for text in _source(source, files, field, stats):
+    found = [(source, _files(source, stats.leave_out)) for source in sources]  # before the first is read
+    for source, files in found:
+        before, reader = stats.num_documents, _Reader(field, stats)
+        for text in reader.source(source, files):
             if not text.strip():
                 stats.num_empty += 1
                 continue
-            repaired = _repair(text)
+            repaired = repair(text)
             stats.num_repaired += repaired is not text
             stats.num_documents += 1
             yield repaired
         if stats.num_documents == before:
-            raise DataError(f"{source}: holds no text.")
+            raise DataError(reader.reason or f"{source}: holds no text.")
 
 
 def total_bytes(sources: Sequence[str | Path]) -> int | None:
@@ -87,12 +109,22 @@ def total_bytes(sources: Sequence[str | Path]) -> int | None:
     return sum(file.stat().st_size for f in files for file in f or ())
 
 
-def _files(source: str | Path) -> list[Path] | None:
+def decode(raw: bytes) -> str:
+    """Return bytes as text: UTF-8, or what their byte-order mark says. Other bytes become surrogates for :func:`repair`."""
+    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
+    return raw.decode(encoding, "replace") if encoding else raw.decode("utf-8-sig", "surrogateescape")
+
+
+def repair(text: str) -> str:
+    """Replace NUL and surrogates by U+FFFD. Other text is returned as it is."""
+    return _NOT_TEXT.sub("\ufffd", text) if _NOT_TEXT.search(text) else text
+
+
+def _files(source: str | Path, leave_out: Callable[[str], None] = lambda what: None) -> list[Path] | None:
     """Return the files of a source, or None for a hub dataset."""
     path = Path(source)
     if path.is_dir():
-        inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        files = sorted(p for p in inside if p.is_file() and _kind(p) in KINDS)
+        files = _walk(path, leave_out)
         if not files:
             raise DataError(f"{path}: no {', '.join(KINDS)} file in this folder.")
         return files
@@ -105,89 +137,130 @@ def _files(source: str | Path) -> list[Path] | None:
     raise DataError(f"{source}: no such file or folder, nor a known dataset; {suggestion(str(source), HUB)}")
 
 
-def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
-
-
-def _source(source: str | Path, files: list[Path] | None, field: str, stats: ReadStats) -> Iterator[str]:
-    where = str(source)
-    try:
-        if files is None:
-            where = f"{source} (no such file or folder, so a dataset of the hub)"
-            yield from _records(_hub(HUB.get(str(source), str(source))), field, where)
-        for file in files or ():
-            where = str(file)
-            before = stats.num_bytes_read
-            yield from _file(file, field, stats)
-            stats.num_bytes_read = before + file.stat().st_size
-    except DataError:
-        raise
-    except Exception as error:  # every format and library has its own classes
-        raise DataError(f"{where}: cannot be read ({' '.join(str(error).split())}).") from error
-
-
-def _file(path: Path, field: str, stats: ReadStats) -> Iterator[str]:
-    before = stats.num_bytes_read
-    with path.open("rb") as raw:
-        if _kind(path) == ".parquet":
-            texts = _parquet(raw, path, field)
-        else:
-            file = OPENERS[path.suffix](raw) if path.suffix in OPENERS else raw
-            texts = _lines(file, path, field) if _kind(path) == ".jsonl" else _one_document(file, path)
-        for text in texts:
-            stats.num_bytes_read = before + raw.tell()
-            yield text
-
-
-def _one_document(file: Any, path: Path) -> Iterator[str]:
-    raw = file.read()
-    if b"\0" in raw:
-        raise DataError(f"{path}: holds NUL bytes, so it is binary or UTF-16; give UTF-8 text.")
-    yield _decode(raw)
-
-
-def _lines(file: Any, path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
+def _walk(top: Path, leave_out: Callable[[str], None]) -> list[Path]:
+    """Return the text files of a folder in the order of their paths. Links are followed, each folder is read once."""
+    files, seen = [], set()
+    for name, folders, names in os.walk(top, followlinks=True, onerror=lambda error: leave_out(str(error))):
+        folder = Path(name)
+        if (place := folder.resolve()) in seen:
+            leave_out(f"{folder}: links to a folder that is read already")
+            folders.clear()
             continue
+        seen.add(place)
+        for hidden in (each for each in (*folders, *names) if each.startswith(".")):
+            leave_out(f"{folder / hidden}: is hidden")
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        for file in (folder / each for each in names if not each.startswith(".")):
+            if _kind(file) in KINDS and file.is_file():
+                files.append(file)
+            else:
+                leave_out(f"{file}: is no {', '.join(KINDS)} file")
+    return sorted(files)
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    return Path(Path(name).stem if Path(name).suffix in OPENERS else name).suffix
+
+
+class _Reader:
+    """Reads the texts of one source. Records without a text are left out."""
+
+    def __init__(self, field: str, stats: ReadStats) -> None:
+        self._field, self._stats = field, stats
+        self._num_refused, self._any = 0, False
+        self.reason = ""  # why the first record was left out
+
+    def source(self, source: str | Path, files: list[Path] | None) -> Iterator[str]:
+        where = str(source)
         try:
-            record = json.loads(_decode(line))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
-        yield _text(record, field, f"{path}: line {number}")
+            if files is None:
+                where = f"{source} (no such file or folder, so a dataset of the hub)"
+                yield from self._records(_hub(HUB.get(str(source), str(source))), where)
+            for file in files or ():
+                where = str(file)
+                before = self._stats.num_bytes_read
+                yield from self._file(file)
+                self._stats.num_bytes_read = before + file.stat().st_size
+        except DataError:
+            raise
+        except Exception as error:  # every format and library has its own classes
+            raise DataError(f"{where}: cannot be read ({' '.join(str(error).split())}).") from error
+
+    def _file(self, path: Path) -> Iterator[str]:
+        before = self._stats.num_bytes_read
+        with path.open("rb") as raw:
+            if _kind(path) == ".parquet":
+                texts = self._parquet(raw, path)
+            else:
+                file = decompressed(raw, path)
+                texts = self._lines(file, path) if _kind(path) == ".jsonl" else self._one_document(file, path)
+            for text in texts:
+                self._stats.num_bytes_read = before + raw.tell()
+                yield text
+
+    def _one_document(self, file: Any, path: Path) -> Iterator[str]:
+        raw = file.read(MAX_DOCUMENT + 1)
+        if len(raw) > MAX_DOCUMENT:
+            raise DataError(f"{path}: is one document of more than {MAX_DOCUMENT:,} bytes; split it.")
+        if b"\0" in raw and not raw.startswith(tuple(_MARKS)):
+            raise DataError(f"{path}: holds NUL bytes, so it is binary or UTF-16; give UTF-8 text.")
+        yield decode(raw)
+
+    def _lines(self, file: Any, path: Path) -> Iterator[str]:
+        mark = file.peek(4)[:4]
+        wide = any(mark.startswith(each) for each in _MARKS)
+        lines: Any = io.TextIOWrapper(file, "utf-32" if mark in _MARKS else "utf-16", "replace") if wide else file
+        number = 0
+        while line := lines.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise DataError(f"{path}: line {number} has more than {MAX_LINE:,} bytes; split the document.")
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line if wide else decode(line))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}: line {number} is not JSON ({error}).") from error
+            yield from self._text(record, f"{path}: line {number}")
+
+    def _parquet(self, raw: Any, path: Path) -> Iterator[str]:
+        file = _library("pyarrow.parquet", "parquet files").ParquetFile(raw)
+        # Without the field, the error message needs all names.
+        columns = [self._field] if self._field in file.schema_arrow.names else None
+        batches = file.iter_batches(batch_size=1024, columns=columns)
+        yield from self._records((record for batch in batches for record in batch.to_pylist()), str(path))
+
+    def _records(self, records: Iterable[Any], where: str) -> Iterator[str]:
+        for number, record in enumerate(records, start=1):
+            yield from self._text(record, f"{where}: record {number}")
+
+    def _text(self, record: Any, where: str) -> Iterator[str]:
+        """Yield the text of a record, or nothing."""
+        if not isinstance(record, dict) or self._field not in record:
+            names = sorted(map(str, record)) if isinstance(record, dict) else []
+            advice = suggestion(self._field, names) if names else "give an object."
+            reason = f"{where} has no field {self._field!r}; {advice}"
+        elif not isinstance(record[self._field], str):
+            reason = f"{where}: field {self._field!r} holds {type(record[self._field]).__name__}, not text."
+        else:
+            self._any = True
+            yield record[self._field]
+            return
+        self.reason = self.reason or reason
+        self._num_refused += 1
+        if not self._any and self._num_refused == _NUM_PROBED:
+            raise DataError(self.reason)
+        self._stats.leave_out(reason.rstrip("."))
 
 
-def _parquet(raw: Any, path: Path, field: str) -> Iterator[str]:
-    file = _library("pyarrow.parquet", "parquet files").ParquetFile(raw)
-    columns = [field] if field in file.schema_arrow.names else None  # otherwise the error message needs all names
-    batches = file.iter_batches(batch_size=1024, columns=columns)
-    yield from _records((record for batch in batches for record in batch.to_pylist()), field, str(path))
-
-
-def _records(records: Iterable[Any], field: str, where: str) -> Iterator[str]:
-    for number, record in enumerate(records, start=1):
-        yield _text(record, field, f"{where}: record {number}")
-
-
-def _text(record: Any, field: str, where: str) -> str:
-    if not isinstance(record, dict) or field not in record:
-        names = sorted(record) if isinstance(record, dict) else []
-        raise DataError(f"{where} has no field {field!r}; {suggestion(field, names) if names else 'give an object.'}")
-    if not isinstance(record[field], str):
-        raise DataError(f"{where}: field {field!r} holds {type(record[field]).__name__}, not text.")
-    return record[field]
-
-
-def _decode(raw: bytes) -> str:
-    return raw.decode("utf-8-sig", "surrogateescape")  # _repair replaces bytes that are not UTF-8
-
-
-def _repair(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _NOT_TEXT.sub("\ufffd", text)
-    return text if "\0" not in text else _NOT_TEXT.sub("\ufffd", text)
+def decompressed(raw: Any, path: Path) -> Any:
+    """Return a reader of the content of an open file, which is decompressed if its name or its first bytes say so."""
+    suffix = path.suffix.lower()
+    if suffix not in OPENERS:
+        start = raw.peek(10)
+        suffix = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), "")
+    return io.BufferedReader(OPENERS[suffix](raw), 1 << 20) if suffix in OPENERS else raw
 
 
 def _hub(name: str) -> Iterable[Any]:
@@ -198,7 +271,7 @@ def _hub(name: str) -> Iterable[Any]:
 
 def _zstandard(raw: Any) -> Any:
     decompressor = _library("zstandard", ".zst files").ZstdDecompressor(max_window_size=1 << 31)
-    return io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
+    return decompressor.stream_reader(raw, read_across_frames=True)
 
 
 def _library(name: str, what: str) -> Any:
@@ -214,3 +287,4 @@ OPENERS: dict[str, Callable[[Any], Any]] = {
     ".bz2": bz2.open,
     ".zst": _zstandard,
 }
+_MAGIC = {".xz": b"\xfd7zXZ\0", ".gz": b"\x1f\x8b\x08", ".bz2": b"BZh91AY&SY", ".zst": b"\x28\xb5\x2f\xfd"}

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from attractor.data.text.documents import read_documents
-from attractor.data.text.shards import Shards
-from attractor.data.text.tokenizer import load_tokenizer
+from attractor.data.text.shards import ORIGINALS, Shards
+from attractor.data.text.tokenizer import decode, load_tokenizer
+from attractor.errors import DataError
+from attractor.files import read_json
 
 
 def read_held_out(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]:
@@ -21,9 +23,9 @@ def read_held_out(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]
 
 def _prepared(folder: Path) -> Iterator[str]:
     """Yield the documents as text, because the evaluated model may have another tokenizer."""
-    shards, tokenizer = Shards(folder, "val"), load_tokenizer(folder / "tokenizer")
+    shards, tokenizer, file = Shards(folder, "val"), load_tokenizer(folder / "tokenizer"), folder / ORIGINALS
+    originals = read_json(file, DataError, advice="prepare the text again") if shards.num_changed else {}
     tokens = shards.read(0, shards.num_tokens)
-    for document in np.split(tokens, np.flatnonzero(tokens == shards.end_of_text)):
-        text = tokenizer.decode(document[document != shards.end_of_text], clean_up_tokenization_spaces=False)
-        if text:
-            yield str(text)
+    for number, document in enumerate(np.split(tokens, np.flatnonzero(tokens == shards.begin_of_text)[1:])):
+        is_text = (document != shards.begin_of_text) & (document != shards.end_of_text)
+        yield originals[str(number)] if str(number) in originals else decode(tokenizer, document[is_text])

@@ -49,7 +49,7 @@ class PackedRows:
             raise DataError(f"rows {first} to {first + num - 1} do not exist; count from 0 and ask for at least one.")
         tokens = np.stack([self._row(row) for row in range(first, first + num)])
         here = np.arange(self.length)
-        begins = np.where(tokens == self._shards.end_of_text, here, 0)
+        begins = np.where(tokens == self._shards.begin_of_text, here, 0)
         positions = here - np.maximum.accumulate(begins, axis=1)
         return torch.from_numpy(tokens), torch.from_numpy(positions)
 

@@ -1,10 +1,10 @@
 """Token shards: flat little-endian files, and an index with their sizes and checksums.
 
-A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. One end-of-text token precedes every
-document.
+A prepared folder holds ``tokenizer/``, ``index.json`` and ``SPLIT-NNNNN.bin``. :mod:`attractor.data.text.tokenizer` says
+which tokens begin and end a document. ``val-changed.json`` holds documents that their tokens do not give back.
 """
 
-import re
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from attractor.config import from_dict, suggestion
-from attractor.data.text.documents import ReadStats
-from attractor.data.text.tokenizer import encoder, fingerprint
+from attractor.data.text.documents import NUM_NAMED, ReadStats
+from attractor.data.text.tokenizer import Encoder, begin_token, fingerprint
 from attractor.errors import AttractorError, ConfigError, DataError
-from attractor.files import checksum, new_folder, read_json, require_free, write_json
+from attractor.files import checksum, member, new_folder, read_json, require_free, write_json
+from attractor.files.manifest import CHECKSUMS, read_checksums, verify_files, write_checksums
 
 FORMAT = "attractor-tokens-2"
+ORIGINALS = "val-changed.json"  # the text of held-out documents that their tokens do not give back, by number
 _START = 1 << 20  # bytes at the start of a shard whose checksum is compared at every opening
-_BATCH = 4_000_000  # characters that are tokenised in one parallel call
-_PIECE = 1_000_000  # characters after which a long document is split
-_LINE = re.compile(r"\n(?=\S)")  # tokenizers of words do not merge across the start of a line
+_BATCH = 4_000_000  # characters of the documents that are tokenised at a time
 
-Piece = tuple[str, str, bool]  # the split, the text, whether it begins a document
+Tokenised = tuple[str, str, NDArray[np.uint32], str]  # split, document, its tokens, how they change it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,21 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A split in the index: ``num_bytes`` of UTF-8 text became ``num_tokens``. Other counts: :class:`ReadStats`."""
+    """A split in the index: ``num_bytes`` of UTF-8 text became ``num_tokens``.
+
+    Of ``num_changed`` documents, the tokens give another text; ``changed`` says how, for the first few. Other counts are
+    those of :class:`ReadStats`.
+    """
 
     num_tokens: int
     num_documents: int
     num_bytes: int
     num_empty: int
     num_repaired: int
+    num_left_out: int = 0
+    left_out: tuple[str, ...] = ()
+    num_changed: int = 0
+    changed: tuple[str, ...] = ()
     shards: tuple[Shard, ...]
 
 
@@ -70,7 +78,7 @@ def prepare(
     documents
         ``{"train": documents, "val": documents}``, or pairs (split, document) in any order.
     tokenizer
-        Its ``eos_token_id`` precedes every document. A copy is stored with the shards.
+        Any with a ``tokenizer.json``. A copy is stored with the shards.
     stats
         Counts of the reading for each split, which are read at the end. Each of these splits must have a document.
     shard_tokens
@@ -91,7 +99,7 @@ def prepare(
     end_of_text = tokenizer.eos_token_id
     if end_of_text is None:
         raise DataError("this tokenizer has no end-of-text token (eos_token); set one, or train one on the text.")
-    encode = encoder(tokenizer)
+    encoder, begin_of_text = Encoder(tokenizer), begin_token(tokenizer)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     stats = dict(stats or {})
@@ -102,80 +110,81 @@ def prepare(
         pairs = documents
     with new_folder(out) as part:
         tokenizer.save_pretrained(part / "tokenizer")
-        splits = _write_shards(part, _tokenize(pairs, encode), end_of_text, dtype, stats, shard_tokens, advance)
+        writers = _Writers(part, begin_of_text, end_of_text, dtype, shard_tokens)
+        splits = writers.write(_tokenize(pairs, encoder), stats, advance)
         index = {
             "format": FORMAT,
             "dtype": dtype.str,
             "vocab_size": vocab_size,
+            "begin_of_text": begin_of_text,
             "end_of_text": end_of_text,
             "tokenizer": fingerprint(tokenizer),
             "splits": {name: asdict(split) for name, split in splits.items()},
         }
         write_json(part / "index.json", index)
+        write_checksums(part)
 
 
-def _write_shards(
-    folder: Path,
-    batches: Iterable[Iterable[tuple[Piece, Any]]],
-    end_of_text: int,
-    dtype: np.dtype[Any],
-    stats: Mapping[str, ReadStats],
-    shard_tokens: int,
-    advance: Callable[[int, int], None],
-) -> dict[str, Split]:
-    writers = {split: _ShardWriter(folder, split, shard_tokens) for split in stats}
-    try:
-        for batch in batches:
-            done_bytes = done_tokens = 0
-            for (split, text, first), encoding in batch:
-                if split not in writers:
-                    writers[split] = _ShardWriter(folder, split, shard_tokens)
-                tokens = np.array([end_of_text, *encoding.ids] if first else encoding.ids, dtype=dtype)
-                num_bytes = len(text.encode())
-                writers[split].add(tokens, num_bytes, begins=first)
-                done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
-            advance(done_bytes, done_tokens)
-        return {split: writer.finish(stats.get(split, ReadStats())) for split, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.close()
+def _tokenize(pairs: Iterable[tuple[str, str]], encoder: Encoder) -> Iterator[list[Tokenised]]:
+    """Yield batches of documents with their tokens. The next batch is tokenised while the caller writes this one."""
 
+    def encode(batch: list[tuple[str, str]]) -> list[Tokenised]:
+        tokens = encoder([text for _, text in batch])
+        return [(*pair, ids, encoder.changes(pair[1], ids)) for pair, ids in zip(batch, tokens, strict=True)]
 
-def _tokenize(
-    pairs: Iterable[tuple[str, str]], encode: Callable[[list[str]], list[Any]]
-) -> Iterator[Iterable[tuple[Piece, Any]]]:
-    """Yield batches of pieces with their encodings. The next batch is tokenised while the caller writes this one."""
     with ThreadPoolExecutor(1) as pool:
-        before: list[Piece] = []
-        encoded: Future[list[Any]] = pool.submit(list)
+        encoded: Future[list[Tokenised]] = pool.submit(list)
         for batch in _batches(pairs):
-            after = pool.submit(encode, [text for _, text, _ in batch])
-            yield zip(before, encoded.result(), strict=True)
-            before, encoded = batch, after
-        yield zip(before, encoded.result(), strict=True)
+            after = pool.submit(encode, batch)
+            yield encoded.result()
+            encoded = after
+        yield encoded.result()
 
 
-def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def _batches(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch: list[tuple[str, str]] = []
     size = 0
-    for split, document in pairs:
-        for text, first in _pieces(document):
-            batch.append((split, text, first))
-            size += len(text) + 100  # a short piece has its cost too
-            if size >= _BATCH:
-                yield batch
-                batch, size = [], 0
+    for pair in pairs:
+        batch.append(pair)
+        size += len(pair[1]) + 100  # a short document has its cost too
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-def _pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """Split a long document at starts of lines, so that all cores have work and memory use is bounded."""
-    begin = 0
-    while cut := _LINE.search(document, begin + _PIECE):
-        yield document[begin : cut.end()], begin == 0
-        begin = cut.end()
-    yield document[begin:], begin == 0
+class _Writers:
+    """Writes documents into the shards of their splits."""
+
+    def __init__(self, folder: Path, begin: int, end: int, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self._begin, self._end = np.array([begin], dtype), np.array([end] if end != begin else [], dtype)
+        self._folder, self._dtype, self._limit = folder, dtype, shard_tokens
+        self._writers: dict[str, _ShardWriter] = {}
+
+    def write(
+        self, batches: Iterable[list[Tokenised]], stats: Mapping[str, ReadStats], advance: Callable[[int, int], None]
+    ) -> dict[str, Split]:
+        for split in stats:
+            self._writer(split)
+        try:
+            for batch in batches:
+                done_bytes = done_tokens = 0
+                for split, text, ids, change in batch:
+                    tokens = np.concatenate([self._begin, ids.astype(self._dtype), self._end])
+                    num_bytes = len(text.encode())
+                    self._writer(split).add(tokens, num_bytes, (text, change) if change else None)
+                    done_bytes, done_tokens = done_bytes + num_bytes, done_tokens + len(tokens)
+                advance(done_bytes, done_tokens)
+            return {split: writer.finish(stats.get(split, ReadStats())) for split, writer in self._writers.items()}
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+
+    def _writer(self, split: str) -> "_ShardWriter":
+        if split not in self._writers:
+            self._writers[split] = _ShardWriter(self._folder, split, self._limit)
+        return self._writers[split]
 
 
 class _ShardWriter:
@@ -185,11 +194,19 @@ class _ShardWriter:
         self._folder, self._split, self._limit = folder, split, shard_tokens
         self._file: IO[bytes] | None = None
         self._shards: list[Shard] = []
-        self._num_documents = self._num_bytes = 0
+        self._num_documents = self._num_bytes = self._num_changed = 0
+        self._changed: list[str] = []
+        self._originals: dict[int, str] = {}
         self._num_tokens = self._crc32_start = self._crc32 = self._size = 0  # of the open shard
 
-    def add(self, tokens: NDArray[Any], num_bytes: int, *, begins: bool) -> None:
-        if begins and self._num_tokens >= self._limit:
+    def add(self, tokens: NDArray[Any], num_bytes: int, changed: tuple[str, str] | None) -> None:
+        if changed is not None:
+            self._num_changed += 1
+            if len(self._changed) < NUM_NAMED:
+                self._changed.append(f"document {self._num_documents + 1}: {changed[1]}")
+            if self._split == "val":
+                self._originals[self._num_documents] = changed[0]
+        if self._num_tokens >= self._limit:
             self._end_shard()
         if self._file is None:
             self._file = (self._folder / f"{self._split}-{len(self._shards):05d}.bin").open("wb")
@@ -199,19 +216,25 @@ class _ShardWriter:
         self._crc32 = zlib.crc32(data, self._crc32)
         self._size += len(data)
         self._num_tokens += len(tokens)
-        self._num_documents += begins
+        self._num_documents += 1
         self._num_bytes += num_bytes
 
     def finish(self, stats: ReadStats) -> Split:
         if not self._num_documents:
             raise DataError(f"split {self._split!r} holds no text.")
         self._end_shard()
+        if self._originals:
+            (self._folder / ORIGINALS).write_text(json.dumps(self._originals), encoding="utf-8")
         return Split(
             num_tokens=sum(s.num_tokens for s in self._shards),
             num_documents=self._num_documents,
             num_bytes=self._num_bytes,
             num_empty=stats.num_empty,
             num_repaired=stats.num_repaired,
+            num_left_out=stats.num_left_out,
+            left_out=tuple(stats.left_out),
+            num_changed=self._num_changed,
+            changed=tuple(self._changed),
             shards=tuple(self._shards),
         )
 
@@ -241,8 +264,10 @@ class Shards:
     ----------
     num_tokens, num_documents, num_bytes
         Counts of the split; bytes are those of the UTF-8 text.
-    vocab_size, end_of_text, tokenizer
-        The size of the vocabulary, the end-of-text token, and the :func:`fingerprint` of the tokenizer.
+    num_changed, changed
+        Documents whose tokens give another text, and how, for the first few.
+    vocab_size, begin_of_text, end_of_text, tokenizer
+        The size of the vocabulary, the tokens that begin and end a document, and the :func:`fingerprint` of the tokenizer.
 
     Raises
     ------
@@ -258,10 +283,13 @@ class Shards:
         about: Split = splits[split]
         self._folder, self._dtype, self._shards = folder, np.dtype(index["dtype"]), about.shards
         self.vocab_size: int = index["vocab_size"]
+        self.begin_of_text: int = index["begin_of_text"]
         self.end_of_text: int = index["end_of_text"]
         self.tokenizer: str = index["tokenizer"]
         self.num_tokens, self.num_documents, self.num_bytes = about.num_tokens, about.num_documents, about.num_bytes
-        self._maps = [_open(folder / s.file, s, self._dtype) for s in about.shards]
+        self.num_changed, self.changed = about.num_changed, about.changed
+        files = [member(folder, s.file, DataError, folder / "index.json") for s in about.shards]
+        self._maps = [_open(file, s, self._dtype) for file, s in zip(files, about.shards, strict=True)]
         self._ends = np.cumsum([s.num_tokens for s in about.shards])
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
@@ -287,6 +315,10 @@ class Shards:
         for shard in self._shards:
             if checksum(self._folder / shard.file) != shard.crc32:
                 raise _damaged_shard(self._folder / shard.file)
+        if (self._folder / CHECKSUMS).exists():  # of the tokenizer and the index
+            expected = read_checksums(self._folder, DataError)
+            others = [name for name in expected if not name.endswith(".bin")]
+            verify_files(self._folder, expected, others, DataError)
 
 
 def list_splits(folder: Path) -> list[str]:
@@ -304,7 +336,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         if index["dtype"] not in ("<u2", "<u4"):
             raise ConfigError(f"dtype must be <u2 or <u4, not {index['dtype']!r}")
-        for name, kind in (("vocab_size", int), ("end_of_text", int), ("tokenizer", str)):
+        index.setdefault("begin_of_text", index["end_of_text"])  # folders of version 0.1
+        for name, kind in (("vocab_size", int), ("begin_of_text", int), ("end_of_text", int), ("tokenizer", str)):
             if type(index[name]) is not kind:
                 raise ConfigError(f"{name} must be {kind.__name__}, not {index[name]!r}")
         index["splits"] = {name: from_dict(Split, split) for name, split in index["splits"].items()}

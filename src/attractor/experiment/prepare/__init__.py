@@ -7,8 +7,10 @@ from pathlib import Path
 
 from attractor.data.puzzles import is_puzzle_folder, read, read_index
 from attractor.data.text import Shards, list_splits
+from attractor.errors import DataError
 from attractor.experiment.prepare.puzzles import PuzzleSplit, PuzzleSummary, prepare_mazes, prepare_sudoku, summarize
 from attractor.experiment.prepare.text import TextSplit, TextSummary, prepare_text, text_splits
+from attractor.files.manifest import CHECKSUMS, verify_folder
 
 __all__ = [
     "PuzzleSplit",
@@ -31,6 +33,8 @@ def verify_data(folder: Path | str) -> TextSummary | PuzzleSummary:
         If a file is damaged, or the folder holds neither.
     """
     folder = Path(folder)
+    if (folder / CHECKSUMS).exists():
+        verify_folder(folder, DataError)
     if is_puzzle_folder(folder):
         return summarize(folder, {split: read(folder, split) for split in read_index(folder)["splits"]})
     for split in list_splits(folder):

@@ -1,6 +1,6 @@
 """Prepare puzzles: generate them, or read them from csv files, and write a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _prepare_puzzles(
         splits = {}
         with TaskProgress(enabled=progress) as bars:
             for split, n, start in (("train", num, seed), ("test", num_test, FIRST_TEST_SEED + seed)):
-                advance = _count(bars.follow(f"{split}{'ing' * (split == 'train')} puzzles"), n)
+                advance = bars.count(f"{split}{'ing' * (split == 'train')} puzzles", n)
                 splits[split] = puzzle.generate(n, seed=start, exclude=splits.get("train"), advance=advance, **chosen)
     puzzles.write(out, splits, metadata=metadata)
     return summarize(out, splits, num_copies=len(copies))
@@ -164,17 +164,6 @@ def _remove(test: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
     if not kept.any():
         raise DataError(f"all {len(test)} test puzzles are symmetric copies of training puzzles; give other files.")
     return test[kept]
-
-
-def _count(draw: Callable[..., None], total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(num_found: int) -> None:
-        nonlocal done
-        done += num_found
-        draw(done, total)
-
-    return advance
 
 
 def summarize(folder: Path, splits: Mapping[str, PuzzleSet], num_copies: int = 0) -> PuzzleSummary:

@@ -24,25 +24,33 @@ from attractor.progress import TaskProgress
 
 @dataclass(frozen=True, kw_only=True)
 class TextSplit:
-    """Counts of one split: ``num_bytes`` of UTF-8 text in ``num_documents`` became ``num_tokens``."""
+    """Counts of one split: ``num_bytes`` of UTF-8 text in ``num_documents`` became ``num_tokens``.
+
+    The tokens of ``num_changed`` documents give another text; ``changed`` says how, for the first few.
+    """
 
     name: str
     num_documents: int
     num_bytes: int
     num_tokens: int
+    num_changed: int
+    changed: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSummary:
-    """A folder of prepared text. Only :func:`prepare_text` fills the last four fields.
+    """A folder of prepared text. Only :func:`prepare_text` fills the fields after ``splits``.
 
-    Documents were repaired where bytes were not UTF-8, and empty ones left out. The rate is that of tokenising alone.
+    Documents were repaired where bytes were not UTF-8. Empty ones, files that are no text, and records without a text were
+    left out; ``left_out`` names the first few. The rate is that of tokenising alone.
     """
 
     folder: Path
     splits: tuple[TextSplit, ...]
     num_repaired: int = 0
     num_empty: int = 0
+    num_left_out: int = 0
+    left_out: tuple[str, ...] = ()
     seconds: float = 0.0
     tokens_per_second: float = 0.0
 
@@ -113,6 +121,8 @@ def prepare_text(
         splits=text_splits(out),
         num_repaired=sum(s.num_repaired for s in stats.values()),
         num_empty=sum(s.num_empty for s in stats.values()),
+        num_left_out=sum(s.num_left_out for s in stats.values()),
+        left_out=tuple(each for s in stats.values() for each in s.left_out),
         seconds=time.perf_counter() - start,
         tokens_per_second=tokens_per_second,
     )
@@ -182,6 +192,13 @@ def text_splits(folder: Path) -> tuple[TextSplit, ...]:
     """Return the counts of every split in a folder of prepared text."""
     shards = {split: Shards(folder, split) for split in list_splits(folder)}
     return tuple(
-        TextSplit(name=name, num_documents=s.num_documents, num_bytes=s.num_bytes, num_tokens=s.num_tokens)
+        TextSplit(
+            name=name,
+            num_documents=s.num_documents,
+            num_bytes=s.num_bytes,
+            num_tokens=s.num_tokens,
+            num_changed=s.num_changed,
+            changed=s.changed,
+        )
         for name, s in shards.items()
     )

@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from attractor.config import require_whole, suggestion
+from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
 from attractor.models.language.base import LanguageModel, LanguageModelOutput
 from attractor.models.language.config import LanguageModelConfig
+from attractor.models.language.decoder import Decoder
 from attractor.models.language.inference.context import AttentionContext, TokenContext
 from attractor.models.language.inference.sparse_update import SparseUpdate
 from attractor.models.language.inference.speculative import generate_with_drafts
@@ -96,44 +98,27 @@ class AttractorConfig(LanguageModelConfig):
             raise ConfigError(
                 f"training_min_converged_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
             )
-        if not 0 < self.gate_start <= self.gate_limit:
+        require_positive(self, "gate_start", "gate_limit")
+        if self.gate_start > self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
         super().__post_init__(**kwargs)
 
 
-class AttractorForCausalLM(LanguageModel):
-    """The attractor language model, see the equations at the top of this file."""
+class AttractorModel(Decoder):
+    """The decoder of the attractor language model, see the equations at the top of this file."""
 
     config_class = AttractorConfig
     config: AttractorConfig
 
-    def __init__(self, config: AttractorConfig) -> None:
+    def __init__(self, config: AttractorConfig, *, initialize: bool = True) -> None:
         self.num_backbone_layers = config.num_hidden_layers - config.num_attractor_layers
         gate = (config.gate_start, config.gate_limit)
         layers = [
             config.build_layer(gate if i >= self.num_backbone_layers else None) for i in range(config.num_hidden_layers)
         ]
         super().__init__(config, layers)
-        self.post_init()
-
-    def generate(
-        self, *args: Any, num_draft: int | None = None, draft_depth: int = 1, streamer: Any = None, **kwargs: Any
-    ) -> Any:
-        """See :meth:`LanguageModel.generate`.
-
-        Parameters
-        ----------
-        num_draft, draft_depth
-            Draft so many tokens at depth 0 or 1 and verify them with one solve. The text, or its distribution, stays
-            the same. This is faster where a solve takes many evaluations.
-        """
-        if num_draft is not None:
-            if kwargs.get("custom_generate") is not None:
-                raise ConfigError("num_draft and custom_generate are both ways to generate; give one of them.")
-            kwargs["custom_generate"] = partial(
-                generate_with_drafts, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
-            )
-        return super().generate(*args, streamer=streamer, **kwargs)
+        if initialize:
+            self.post_init()
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
@@ -142,7 +127,7 @@ class AttractorForCausalLM(LanguageModel):
                 "an equilibrium is kept in a cache only in evaluation mode and without gradients: use eval() and "
                 "torch.no_grad(), or no cache."
             )
-        proposal = self.model.run(x, context, 0, self.num_backbone_layers)
+        proposal = self.run(x, context, 0, self.num_backbone_layers)
         if config.num_attractor_layers == 0:
             if stop not in (None, Steps(1)):
                 raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")
@@ -188,18 +173,13 @@ class AttractorForCausalLM(LanguageModel):
         """Return the map ``y → update(y)``, both (B, T, D), whose fixed point the model decodes."""
         return lambda y: self._evaluate(y, proposal, context)
 
-    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
-        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
-        assert output.proposal is not None
-        return self.update(output.proposal, self.make_context(output.proposal, position_ids=position_ids))
-
     def _evaluate(self, y: Tensor, proposal: Tensor, context: AttentionContext) -> Tensor:
         first, last = self.num_backbone_layers, self.config.num_hidden_layers
         if self.config.injection == "mean":
             h = (y + proposal) / 2
-            out = proposal + (self.model.run(h, context, first, last) - h)
+            out = proposal + (self.run(h, context, first, last) - h)
         else:
-            out = self.model.run(y + proposal, context, first, last) - y
+            out = self.run(y + proposal, context, first, last) - y
         # Padding converges at once, so that no real token waits for it.
         return out if context.is_real is None else torch.where(context.is_real, out, y)
 
@@ -210,13 +190,54 @@ class AttractorForCausalLM(LanguageModel):
     def caches_equilibrium(self, stop: StopRule | None) -> bool:
         return self.config.num_attractor_layers > 0 and not (stop and stop.is_fixed_depth)
 
+    def default_stop_rule(self, *, is_padded: bool) -> Tolerance:
+        """Return the stop rule of the configuration, for training or evaluation."""
+        config = self.config
+        is_partial = self.training and not is_padded  # padding converges at once, and would count
+        return Tolerance(
+            rtol=config.tolerance,
+            max_evaluations=config.max_evaluations,
+            min_evaluations=min(config.min_evaluations, config.max_evaluations),
+            check_every=config.check_every if self.training else 1,
+            min_converged_fraction=config.training_min_converged_fraction if is_partial else 1.0,
+        )
+
+
+class AttractorForCausalLM(LanguageModel):
+    """The attractor language model, see the equations at the top of this file."""
+
+    config_class = AttractorConfig
+    config: AttractorConfig
+    model_class = AttractorModel
+
+    def generate(
+        self, *args: Any, num_draft: int | None = None, draft_depth: int = 1, streamer: Any = None, **kwargs: Any
+    ) -> Any:
+        """See :meth:`LanguageModel.generate`. ``num_draft`` tokens are drafted at ``draft_depth`` 0 or 1.
+
+        One solve verifies the drafts, so the text, or its distribution, stays the same. This is faster where a solve
+        takes many evaluations.
+        """
+        if num_draft is not None:
+            if kwargs.get("custom_generate") is not None:
+                raise ConfigError("num_draft and custom_generate are both ways to generate; give one of them.")
+            kwargs["custom_generate"] = partial(
+                generate_with_drafts, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
+            )
+        return super().generate(*args, streamer=streamer, **kwargs)
+
+    def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
+        """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""
+        assert output.proposal is not None
+        return self.model.update(output.proposal, self.model.make_context(output.proposal, position_ids=position_ids))
+
     @property
     def recurrent_layers(self) -> range:
-        return range(self.num_backbone_layers, self.config.num_hidden_layers)
+        return range(self.model.num_backbone_layers, self.config.num_hidden_layers)
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config
-        backbone = (self.num_backbone_layers, 3.0 if training else 1.0)
+        backbone = (self.model.num_backbone_layers, 3.0 if training else 1.0)
         gradient = GRADIENTS[config.gradient]
         if not training or not config.num_attractor_layers:
             uses = evaluations
@@ -236,25 +257,17 @@ class AttractorForCausalLM(LanguageModel):
             return {}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # shapes differ from training
             output = self(input_ids)
-            context = self.make_context(output.hidden)
+            context = self.model.make_context(output.hidden)
         if output.solution is None:
             return {}
-        generator = torch.Generator(output.hidden.device).manual_seed(
-            0
-        )  # logging must not change the run's own generator
-        update = self.update(output.proposal, context)
+        # Logging must not change the run's own generator.
+        generator = torch.Generator(output.hidden.device).manual_seed(0)
+        update = self.model.update(output.proposal, context)
         radius = spectral_radius(update, output.solution.value, iterations=8, generator=generator)
-        gates = torch.stack([gate.value().mean() for gate in self.modules() if isinstance(gate, LayerScale)])
-        return {"gate": float(gates.mean().detach()), "spectral_radius": float(radius.mean())}
+        return {"gate": self._mean_gate(torch.ones_like(output.hidden[0, 0])), "spectral_radius": float(radius.mean())}
 
-    def default_stop_rule(self, *, is_padded: bool) -> Tolerance:
-        """Return the stop rule of the configuration, for training or evaluation."""
-        config = self.config
-        is_partial = self.training and not is_padded  # padding converges at once, and would count
-        return Tolerance(
-            rtol=config.tolerance,
-            max_evaluations=config.max_evaluations,
-            min_evaluations=min(config.min_evaluations, config.max_evaluations),
-            check_every=config.check_every if self.training else 1,
-            min_converged_fraction=config.training_min_converged_fraction if is_partial else 1.0,
-        )
+    def _mean_gate(self, ones: Tensor) -> float:
+        """Return the mean factor of all gates, through ``forward``, unless FSDP shards their weights between passes."""
+        gates = [module for module in self.modules() if isinstance(module, LayerScale)]
+        values = [gate.value() if isinstance(gate.raw, DTensor) else gate(ones) for gate in gates]
+        return float(torch.stack([value.mean() for value in values]).mean().detach())

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from attractor.config import require_positive, require_whole
+from attractor.config import require_finite, require_positive, require_whole
 from attractor.errors import ConfigError
 from attractor.nn.transformer import DecoderLayer
 
@@ -39,7 +39,10 @@ class LanguageModelConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     use_cache: bool = True
 
+    keys_to_ignore_at_inference = ["cache", "proposal", "hidden", "solution"]  # noqa: RUF012, as transformers has it
+
     def __post_init__(self, **kwargs: Any) -> None:
+        require_finite(self)
         given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
         require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", *given)
         require_whole(self, 1, "num_attention_heads", "min_evaluations", "max_evaluations", "max_position_embeddings")

@@ -18,6 +18,7 @@ from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom, Unrolled
 from attractor.models.language.base import LanguageModel
 from attractor.models.language.config import LanguageModelConfig
+from attractor.models.language.decoder import Decoder
 from attractor.models.language.inference.context import TokenContext
 from attractor.solve import Picard, Solution, Steps, StopRule
 
@@ -69,16 +70,17 @@ class Injection(nn.Module):
         return self.decay() * state + self.gain * e
 
 
-class LoopedForCausalLM(LanguageModel):
-    """The looped language model, see the equation at the top of this file."""
+class LoopedModel(Decoder):
+    """The decoder of the looped language model, see the equation at the top of this file."""
 
     config_class = LoopedConfig
     config: LoopedConfig
 
-    def __init__(self, config: LoopedConfig) -> None:
+    def __init__(self, config: LoopedConfig, *, initialize: bool = True) -> None:
         super().__init__(config, [config.build_layer() for _ in range(config.num_hidden_layers)])
         self.injection = Injection(config.hidden_size)
-        self.post_init()
+        if initialize:
+            self.post_init()
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
@@ -89,7 +91,7 @@ class LoopedForCausalLM(LanguageModel):
             )
         coda = config.num_hidden_layers - config.num_coda_layers
         core = coda - config.num_core_layers
-        e = self.model.run(x, context, 0, core)
+        e = self.run(x, context, 0, core)
         tracked = 0
         if stop is None:
             num = config.mean_recurrence
@@ -99,7 +101,7 @@ class LoopedForCausalLM(LanguageModel):
             stop = Steps(num - tracked)
 
         def update(state: Tensor) -> Tensor:
-            out = self.model.run(self.injection(state, e), context, core, coda)
+            out = self.run(self.injection(state, e), context, core, coda)
             return out if context.is_real is None else torch.where(context.is_real, out, state)
 
         solution = fixed_point(
@@ -115,11 +117,25 @@ class LoopedForCausalLM(LanguageModel):
             evaluations=solution.evaluations + tracked,
             outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
-        return e, self.model.run(solution.value, context, coda, config.num_hidden_layers), solution
+        return e, self.run(solution.value, context, coda, config.num_hidden_layers), solution
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
         iterations = stop.max_evaluations if stop and stop.is_fixed_depth else self.config.mean_recurrence
         return self.config.num_hidden_layers + (iterations - 1) * self.config.num_core_layers
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Injection):
+            nn.init.constant_(module.raw, -0.3665)  # a decay of 0.5
+            nn.init.constant_(module.gain, 1.0)
+
+
+class LoopedForCausalLM(LanguageModel):
+    """The looped language model, see the equation at the top of this file."""
+
+    config_class = LoopedConfig
+    config: LoopedConfig
+    model_class = LoopedModel
 
     @property
     def recurrent_layers(self) -> range:
@@ -134,9 +150,3 @@ class LoopedForCausalLM(LanguageModel):
             (config.num_hidden_layers - config.num_core_layers, once),
             (config.num_core_layers, evaluations + 2 * tracked),
         ]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Injection):
-            nn.init.constant_(module.raw, -0.3665)  # a decay of 0.5
-            nn.init.constant_(module.gain, 1.0)

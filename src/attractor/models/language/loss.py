@@ -2,55 +2,65 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attractor.errors import DataError
 from attractor.nn.compiled import CompiledBlock
 
 CHUNK = 2048  # tokens whose logits exist at the same time
+HAS_LOGITS = nn.Identity()  # the head of a model whose logits exist already
 
 
 class TokenLoss(CompiledBlock):
-    """Summed cross-entropy, in nats, of ``labels`` (N,) given ``x`` (N, D) and the head's ``weight`` (V, D)."""
+    """Summed cross-entropy, in nats, of ``labels`` (N,) given ``x`` (N, D) and the output head."""
 
-    def forward(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(x, weight).float(), labels, reduction="sum")
+    def forward(self, x: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(x).float(), labels, reduction="sum")
 
 
 def next_token_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_loss: TokenLoss, *, chunk: int = CHUNK
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor | None,
+    token_loss: TokenLoss,
+    *,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    chunk: int = CHUNK,
 ) -> Tensor:
-    """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``; labels of −100 are
-    ignored.
+    """Return the mean cross-entropy, in nats, of ``labels[:, t + 1]`` given ``hidden[:, t]``; −100 is ignored.
 
     The backward pass computes the logits of each chunk again.
 
     Parameters
     ----------
     hidden
-        (B, T, D), after the last norm.
-    weight
-        (V, D), the output head.
-    labels
-        (B, T).
-    token_loss
-        Computes the loss of one chunk.
-    chunk
-        Tokens of a chunk.
+        (B, T, D), after the last norm; with ``head=HAS_LOGITS`` the logits (B, T, V).
+    head
+        Called for the logits, so that adapters, biases and hooks of the output head count.
+    labels, shift_labels
+        (B, T); ``shift_labels[:, t]`` replaces ``labels[:, t + 1]``.
+    num_items_in_batch
+        Divides the sum in place of the number of labels, so that small batches add up to a large one.
 
     Raises
     ------
     DataError
         For labels of another shape.
     """
-    if labels.shape != hidden.shape[:2]:
-        raise DataError(f"labels of shape {tuple(labels.shape)} do not fit {tuple(hidden.shape[:2])} tokens.")
-    x, y = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    given = labels if shift_labels is None else shift_labels
+    assert given is not None
+    if given.shape != hidden.shape[:2]:
+        raise DataError(f"labels of shape {tuple(given.shape)} do not fit {tuple(hidden.shape[:2])} tokens.")
+    given = given.to(hidden.device)
+    x, y = (hidden[:, :-1], given[:, 1:]) if shift_labels is None else (hidden, given)
+    x, y = x.flatten(0, 1), y.flatten()
     chunks = list(zip(x.split(chunk), y.split(chunk), strict=True))
     recompute = len(chunks) > 1 and torch.is_grad_enabled()
     sums = [
-        checkpoint(token_loss, a, weight, b, use_reentrant=False) if recompute else token_loss(a, weight, b)
+        checkpoint(token_loss, a, head, b, use_reentrant=False) if recompute else token_loss(a, head, b)
         for a, b in chunks
     ]
-    return torch.stack(sums).sum() / (y != -100).sum().clamp_min(1)
+    count = (y != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+    return torch.stack(sums).sum() / (count.to(hidden.device) if isinstance(count, Tensor) else count)

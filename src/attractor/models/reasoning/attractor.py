@@ -8,12 +8,12 @@ fixed point. Inference iterates until the state converges (Attractor Models, arX
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor, nn
 
-from attractor.config import suggestion
+from attractor.config import config_class, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
@@ -21,7 +21,7 @@ from attractor.nn import ConvolutionUpdateConfig, TRMUpdateConfig
 from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class AttractorReasonerConfig(ReasonerConfig):
     """Settings of :class:`AttractorReasoner`.
 

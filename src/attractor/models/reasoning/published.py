@@ -5,12 +5,12 @@ published weights.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
 from attractor.nn import GridNetwork, GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, truncated_normal_
@@ -20,7 +20,7 @@ def _attention(num_layers: int) -> GridNetworkConfig:
     return GridNetworkConfig(num_layers=num_layers, mixing="attention", grid_positions=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class HRMConfig(ReasonerConfig):
     """Settings of HRM; ``evaluations_per_segment`` is its ``H_cycles``.
 
@@ -38,7 +38,7 @@ class HRMConfig(ReasonerConfig):
         return HRM(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TRMConfig(ReasonerConfig):
     """``evaluations_per_segment`` is TRM's ``H_cycles``, and ``update.num_latent`` its ``L_cycles``."""
 
@@ -49,7 +49,7 @@ class TRMConfig(ReasonerConfig):
         return TRM(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TransformerConfig(ReasonerConfig):
     """``network`` is all layers; ``halting`` adds a head that predicts from the first cell if the answer is right."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attractor.config import require_whole
+from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError, DataError
 from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, OneStep, Phantom
@@ -27,7 +27,7 @@ from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, Stop
 SOLVE_BUDGET = Tolerance(rtol=1e-4, max_evaluations=1024, patience=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class ReasonerConfig(ABC):
     """Settings that all reasoners share.
 

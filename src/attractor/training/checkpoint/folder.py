@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from attractor.errors import CheckpointError
-from attractor.files import read_json
+from attractor.files import check_model_folder, read_json
 from attractor.files.manifest import CHECKSUMS, damaged, list_files, read_checksums, verify_files, verify_folder
 from attractor.training.checkpoint.ranks import rank_and_size, run_on_all_ranks
 
@@ -94,7 +94,8 @@ def inference_files(checkpoint: Path) -> list[str]:
 
 
 def verify_inference(checkpoint: Path) -> None:
-    """Verify the files that inference needs if there are checksums; a folder that only ``transformers`` wrote has none."""
+    """Verify the files that inference needs if there are checksums, and in any case that no file asks to run code."""
+    check_model_folder(checkpoint, CheckpointError)
     if (checkpoint / CHECKSUMS).exists():
         try:
             inference_files(checkpoint)

@@ -31,16 +31,9 @@ FIXED_DEPTH_CLASS = {new: old for old, new in EQUILIBRIUM_CLASS.items()}
 
 @dataclass(kw_only=True)
 class EquilibriumCache:
-    """The slots of a ``transformers`` cache that one forward pass fills.
+    """The slots of a ``transformers`` cache that one forward pass fills, after ``past`` tokens.
 
-    Attributes
-    ----------
-    cache
-        The cache that holds the slots, and that goes on to the next forward pass.
-    next_slot
-        The slot that the next use of a layer fills, at a fixed depth.
-    past
-        How many tokens the slots held before this forward pass.
+    At a fixed depth, the next use of a layer fills ``next_slot``.
     """
 
     cache: Cache
@@ -60,9 +53,8 @@ class EquilibriumCache:
             For a cache of another model, batch, depth, dtype or device, and for one that cannot hold these tokens.
         """
         if not isinstance(cache, Cache):
-            raise ConfigError(
-                f"cache: give a Cache of transformers, such as DynamicCache(), not a {type(cache).__name__}."
-            )
+            kind = type(cache).__name__
+            raise ConfigError(f"cache: give a Cache of transformers, such as DynamicCache(), not a {kind}.")
         _require_fit(cache, x, num_heads, head_dim)
         layers: Any = cache.layers
         if isinstance(cache, DynamicCache):
@@ -83,8 +75,15 @@ class EquilibriumCache:
             _require_writable(cache)
         for slot in slots:
             layers[slot] = _with_kind(layers[slot], equilibrium, past)
-        if lengths and type(layers[slots.start]) in (StaticLayer, StaticEquilibriumLayer):
-            _require_free_places(layers[slots.start], past, x.shape[1])
+        if (
+            lengths
+            and isinstance(first := layers[slots.start], StaticLayer)
+            and past + x.shape[1] > first.max_cache_len
+        ):
+            raise ConfigError(
+                f"a static cache of {first.max_cache_len} places has no room for {x.shape[1]} tokens after {int(past)}; "
+                "make it longer."
+            )
         return cls(cache=cache, next_slot=slots.start, past=past.clone() if isinstance(past, Tensor) else past)
 
     def take_slot(self) -> int:
@@ -101,13 +100,9 @@ class EquilibriumCache:
         if slot not in self._written:
             self._written.add(slot)
             return self.append(slot, k, v)
-        length = k.shape[2]
-        # A static cache counts its tokens on the device; a slice would have to wait for it.
-        places = (
-            slice(self.past, self.past + length)
-            if isinstance(self.past, int)
-            else self.past + torch.arange(length, device=k.device)
-        )
+        places: Any = slice(self.past, self.past + k.shape[2])
+        if isinstance(self.past, Tensor):  # of a static cache, on the device; a slice would have to wait for it
+            places = self.past + torch.arange(k.shape[2], device=k.device)
         keys, values = self.stored(slot)
         keys[:, :, places], values[:, :, places] = k, v
         return keys, values
@@ -148,20 +143,10 @@ def _require_fit(cache: Cache, x: Tensor, num_heads: int, head_dim: int) -> None
 
 def _require_writable(cache: Cache) -> None:
     """Refuse a cache that a solve cannot write to: it replaces keys and values until a token converges."""
-    if cache.offloading or not all(
-        type(layer) in EQUILIBRIUM_CLASS or type(layer) in FIXED_DEPTH_CLASS for layer in cache.layers
-    ):
+    if cache.offloading or not all(type(layer) in {**EQUILIBRIUM_CLASS, **FIXED_DEPTH_CLASS} for layer in cache.layers):
         raise ConfigError(
             f"an equilibrium is kept in a DynamicCache or StaticCache on the model's device, not in a {type(cache).__name__} that "
             "is offloaded, quantized or sliding; or give a depth."
-        )
-
-
-def _require_free_places(layer: StaticLayer, past: int | Tensor, length: int) -> None:
-    if past + length > layer.max_cache_len:
-        raise ConfigError(
-            f"a static cache of {layer.max_cache_len} places has no room for {length} tokens after {int(past)}; "
-            "make it longer."
         )
 
 

@@ -13,16 +13,13 @@ from attractor.nn.transformer import Attend, MaskedAttention, attention
 class AttentionContext(Protocol):
     """The tokens that layers read: rotary angles, which tokens are real, and the attention of each layer."""
 
-    @property
-    def rotary(self) -> Rotary: ...
-
-    @property
-    def is_real(self) -> Tensor | None: ...
+    rotary: Rotary
+    is_real: Tensor | None
 
     def attend(self, layer: int) -> Attend: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class TokenContext:
     """All T new tokens of a batch, and the keys and values of the tokens before them.
 

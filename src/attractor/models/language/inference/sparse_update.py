@@ -16,15 +16,13 @@ from transformers import DynamicCache
 
 from attractor.models.language.inference.cache import EquilibriumCache
 from attractor.models.language.inference.context import TokenContext
-from attractor.models.language.inference.ragged import RaggedIndex
 from attractor.nn.rotary import Rotary
 from attractor.nn.transformer import Attend, attention
 from attractor.solve import PartialUpdate
 
 TILE = 16
-Evaluate = Callable[
-    [Tensor, Tensor, Any], Tensor
-]  # state and proposal (B, T, D), and an AttentionContext, to (B, T, D)
+# State and proposal (B, T, D), and an AttentionContext, to (B, T, D).
+Evaluate = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class SparseUpdate(PartialUpdate):
@@ -114,3 +112,28 @@ class _SomeTokens:
                 mask = self._full_mask.expand(self._batch, -1, -1, -1)
                 self._mask = mask[ragged.used_rows[:, None], 0, columns][:, None]
         return self._mask
+
+
+class RaggedIndex:
+    """Some tokens of each row of a batch (B, T), packed into a dense tensor and back.
+
+    ``index`` (M,) int64, ascending, counts tokens through the flattened batch; ``length`` is T. The packed tensor has a
+    row for each of ``used_rows`` (R,), and its ``width`` N is a multiple of ``tile``. Token ``m`` lies at ``rows[m]``,
+    ``columns[m]`` of the batch.
+    """
+
+    def __init__(self, index: Tensor, length: int, tile: int) -> None:
+        self.rows, self.columns = index // length, index % length
+        self.used_rows, self._row, counts = torch.unique_consecutive(self.rows, return_inverse=True, return_counts=True)
+        self._place = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[self._row]
+        self.width = tile * -(-int(counts.max()) // tile)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Return (M, ...) as (R, N, ...): a row for each used row, with zeros after its tokens."""
+        packed = x.new_zeros(len(self.used_rows), self.width, *x.shape[1:])
+        packed[self._row, self._place] = x
+        return packed
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return (R, N, ...) as (M, ...)."""
+        return packed[self._row, self._place]

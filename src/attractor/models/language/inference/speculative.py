@@ -30,11 +30,11 @@ def generate_with_drafts(
     """Continue ``input_ids`` (1, T): a decoding method for ``generate``, see :meth:`AttractorForCausalLM.generate`."""
     budget = {name: inputs.get(name) for name in ("tolerance", "max_evaluations")}
     _require_draftable(model, input_ids, generation_config, num_draft, draft_depth, inputs)
-    stop = model.stop_rule(**budget) or model.default_stop_rule(is_padded=False)
+    stop = model.model.stop_rule(**budget) or model.model.default_stop_rule(is_padded=False)
     cache, sampling, ids = DynamicCache(), generation_config.do_sample, input_ids
     first = model(ids, cache=cache, logits_to_keep=1, **budget).logits[:, -1]
-    new = _sample(_distribution(logits_processor, ids, first, sampling))
-    attractor_slots = range(model.num_backbone_layers, model.config.num_hidden_layers)
+    new = torch.multinomial(_distribution(logits_processor, ids, first, sampling), 1)
+    attractor_slots = range(model.model.num_backbone_layers, model.config.num_hidden_layers)
     while True:
         for token in new.split(1, dim=1):
             ids = torch.cat([ids, token], dim=1)
@@ -45,10 +45,10 @@ def generate_with_drafts(
                     streamer.end()
                 return ids
         num = min(num_draft, generation_config.max_length - ids.shape[1])
-        model.require_positions(ids.shape[1] - 1, num)  # the last token is not in the cache yet
+        model.model.require_positions(ids.shape[1] - 1, num)  # the last token is not in the cache yet
         drafts, draft_probs, proposals = _draft(model, ids, cache, num, draft_depth, logits_processor, sampling)
-        context = model.make_context(proposals, cache=cache, slots=attractor_slots, equilibrium=True)
-        solved = model.solve(proposals, context, stop).value
+        context = model.model.make_context(proposals, cache=cache, slots=attractor_slots, equilibrium=True)
+        solved = model.model.solve(proposals, context, stop).value
         logits = model.lm_head(model.model.norm(solved))
         text = torch.cat([ids, drafts], dim=1)
         target_probs = [
@@ -59,19 +59,12 @@ def generate_with_drafts(
 
 
 def accept_drafts(target_probs: Tensor, draft_probs: Tensor, drafts: Tensor) -> Tensor:
-    """Return the accepted drafts and, after them, a token in place of the first rejected draft; at most n tokens.
+    """Return the accepted of ``drafts`` (n,) and, after them, a token in place of the first rejected one.
 
-    Parameters
-    ----------
-    target_probs, draft_probs
-        (n, V): the distributions that the tokens must have, and those from which the drafts were drawn.
-    drafts
-        (n,).
+    The tokens follow the distributions ``target_probs``; the drafts were drawn from ``draft_probs``, both (n, V).
     """
-    place = torch.arange(len(drafts), device=drafts.device)
-    is_accepted = (
-        torch.rand(len(drafts), device=drafts.device) * draft_probs[place, drafts] < target_probs[place, drafts]
-    )
+    target, draft = (probs.gather(1, drafts[:, None])[:, 0] for probs in (target_probs, draft_probs))
+    is_accepted = torch.rand(len(drafts), device=drafts.device) * draft < target
     num = int(is_accepted.long().cumprod(dim=0).sum())
     if num == len(drafts):
         return drafts
@@ -84,18 +77,18 @@ def _draft(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return drafts (1, num), their distributions and proposals (1, num, D); fill the backbone's slots."""
     start, proposals, draft_probs = ids.shape[1], [], []
-    slots = range(model.config.num_hidden_layers if depth else model.num_backbone_layers)
+    slots = range(model.config.num_hidden_layers if depth else model.model.num_backbone_layers)
     for _ in range(num):
         x = model.model.embed_tokens(ids[:, -1:])
-        context = model.make_context(x, cache=cache, slots=slots, equilibrium=True)
-        proposal = model.model.run(x, context, 0, model.num_backbone_layers)
-        y = model.update(proposal, context)(proposal) if depth else proposal
+        context = model.model.make_context(x, cache=cache, slots=slots, equilibrium=True)
+        proposal = model.model.run(x, context, 0, model.model.num_backbone_layers)
+        y = model.model.update(proposal, context)(proposal) if depth else proposal
         distribution = _distribution(processor, ids, model.lm_head(model.model.norm(y))[:, -1], sampling)
-        ids = torch.cat([ids, _sample(distribution)], dim=1)
+        ids = torch.cat([ids, torch.multinomial(distribution, 1)], dim=1)
         proposals.append(proposal)
         draft_probs.append(distribution)
     if depth:  # the solve replaces the keys and values of the drafts in the attractor's slots
-        _crop(cache, num, first=model.num_backbone_layers)
+        _crop(cache, num, first=model.model.num_backbone_layers)
     return ids[:, start:], draft_probs, torch.cat(proposals, dim=1)
 
 
@@ -111,10 +104,6 @@ def _distribution(processor: Any, ids: Tensor, logits: Tensor, sampling: bool) -
     if sampling:
         return scores.softmax(dim=-1)
     return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
-
-
-def _sample(distribution: Tensor) -> Tensor:
-    return torch.multinomial(distribution, 1)
 
 
 def _require_draftable(

@@ -1,0 +1,48 @@
+"""Checks of a command's options before it starts: numbers and paths that no command can use."""
+
+import functools
+import inspect
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from attractor.config import require_number
+from attractor.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+OUTPUTS = ("out", "json", "gif")
+
+
+def checked(command: Callable[P, R]) -> Callable[P, R]:
+    """Check the options of a command before it runs."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
+            for item in value if isinstance(value, tuple) else (value,):
+                _check(name, item)
+        return command(*args, **kwargs)
+
+    return run
+
+
+def _check(name: str, value: Any) -> None:
+    option = f"--{name.replace('_', '-')}"
+    require_number(option, value)
+    if not isinstance(value, str | Path):
+        return
+    if "\0" in str(value):
+        raise ConfigError(f"{option} {value}: has a null character; remove it.")
+    if name not in OUTPUTS and _is_named_pipe(value):
+        raise ConfigError(f"{value}: is a named pipe, which may never end; give a file, or - for standard input.")
+
+
+def _is_named_pipe(path: str | Path) -> bool:
+    """Return whether a path is a pipe on a disk. Those that a shell opens are in /dev and /proc."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode) and not os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    except OSError:
+        return False
