@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -163,7 +162,7 @@ def test_a_run_outlives_the_loss_of_a_rank_and_the_end_of_torchrun(tmp_path) -> 
     assert time.monotonic() - begun < 25  # torchrun itself would wait for 30 seconds, and gloo for 30 minutes
     [sentence] = said(err)
     # The step or the checkpoint that is being written, whichever notices first.
-    assert re.search(r"rank 0 of 2: another process no longer answers|\(another rank has ended\)", sentence)
+    assert "another process no longer answers" in sentence
     assert sentence.endswith(", is complete.")
     assert find_checkpoint(out).name in sentence
     verify(find_checkpoint(out))

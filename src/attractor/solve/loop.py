@@ -25,6 +25,7 @@ from torch import Tensor
 
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
+    Array,
     known_between,
     known_empty,
     namespace,
@@ -79,9 +80,7 @@ def solve(
         point = evaluate(update, y, layout, evaluated, accepted)
         residual_norm = to_array(point.residual_norm)
         if call == 1:
-            if y.is_cpu and not known_between(residual_norm, 1e-12, 1e12):
-                solver = Scaled(solver, row_scale(point.f))
-            state = solver.init(y)
+            solver, state = _start(solver, y, point, residual_norm)
         rejected = safeguard.rejected(residual_norm, to_array(accepted.residual_norm), evaluated, accelerated)
         if checks:
             rejected = tracker.record(call, to_array(point.residual), residual_norm, evaluated, rejected)
@@ -110,6 +109,13 @@ def solve(
         trace=torch.stack([point for point, _ in points]) if points else None,
         trace_residual=torch.stack([r for _, r in points]) if points else None,
     )
+
+
+def _start(solver: Solver, y: Tensor, point: Point, residual_norm: Array) -> tuple[Solver, Any]:
+    """Return the solver, which sees scaled points if its products would over- or underflow, and its first state."""
+    if y.is_cpu and not known_between(residual_norm, 1e-12, 1e12):
+        solver = Scaled(solver, row_scale(point.f))
+    return solver, solver.init(y)
 
 
 def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTracker) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from attractor.files import first_line, is_disk_full
 
 T = TypeVar("T")
 FULL = "the disk is full"
-LOST = "another rank has ended"
+LOST = "another process no longer answers"
 
 
 def rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -48,6 +48,7 @@ def short_reason(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if is_disk_full(error):
         return FULL
-    if "by peer" in str(error):  # gloo: connection closed, or reset, by peer
+    # gloo: connection closed, or reset, by peer; or a rank that is stopped
+    if any(words in str(error) for words in ("by peer", "Timed out waiting")):
         return LOST
     return str(error) if isinstance(error, AttractorError) else first_line(error)
