@@ -46,18 +46,14 @@ def prepare(
 
     summary = prepare_text(**options, progress=True)
     _print_text(summary)
-<<<<<<< HEAD
     changed = sum(split.num_changed for split in summary.splits)
     for number, what, names in (
         (summary.num_left_out, "files or records without text were left out", summary.left_out),
         (changed, "documents are not given back by their tokens", [c for s in summary.splits for c in s.changed]),
     ):
         if number:
-            print(f"{number} {what}:", *names, *(["…"] if number > len(names) else []), sep="\n  ")
-    Console().print(
-=======
+            say(f"{number} {what}:", *(f"  {name}" for name in names), *(["  …"] if number > len(names) else []))
     say(
->>>>>>> main
         f"{summary.num_repaired} documents repaired (bytes that were not UTF-8), {summary.num_empty} empty ones left out; "
         f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.",
         f"In {out}/: index.json, tokenizer/, shards.",

@@ -38,12 +38,7 @@ def generate(
         num_draft: Draft this number of tokens at a time and verify them in one solve. The text stays the same.
         draft_depth: Evaluations of a draft, 0 or 1.
     """
-<<<<<<< HEAD
-    from transformers import TextStreamer
-
     from attractor.data.text.documents import decode
-=======
->>>>>>> main
     from attractor.errors import ConfigError
     from attractor.experiment.generation import generate as run
     from attractor.experiment.loading import load_language_model, local_folder
@@ -51,13 +46,8 @@ def generate(
     if num_samples < 1:
         raise ConfigError(f"num_samples={num_samples}: give a whole number from 1 up.")
     loaded = load_language_model(local_folder(checkpoint))
-<<<<<<< HEAD
     text = decode(sys.stdin.buffer.read()) if prompt == "-" else prompt
-    console = Console(stderr=True)
-=======
-    text = sys.stdin.read() if prompt == "-" else prompt
     streamer = make_streamer(loaded.tokenizer)
->>>>>>> main
     for sample in range(num_samples):
         result = run(
             loaded.model,
@@ -73,11 +63,7 @@ def generate(
             max_evaluations=max_evaluations,
             num_draft=num_draft,
             draft_depth=draft_depth,
-<<<<<<< HEAD
-            streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-=======
             streamer=streamer,
->>>>>>> main
         )
         full = " (the model's context is full)" if result.is_context_full else ""
         print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}", file=sys.stderr)

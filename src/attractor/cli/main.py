@@ -52,16 +52,11 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-<<<<<<< HEAD
-    """Run one command and return the exit code."""
-    _accept_all_characters()
-    arguments = sys.argv[1:] if arguments is None else arguments
-=======
     """Run one command and return the exit code. With ``--debug`` anywhere, errors come with their traceback."""
+    _accept_all_characters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
->>>>>>> main
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
         return 0
@@ -82,7 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-<<<<<<< HEAD
 def _accept_all_characters() -> None:
     """Write what an encoding lacks as an escape sequence, and read UTF-8 with or without a byte-order mark."""
     for stream in (sys.stdout, sys.stderr):
@@ -92,19 +86,12 @@ def _accept_all_characters() -> None:
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
 
 
-def _report(error: AttractorError) -> None:
-    """Print an error, on one process only if several train together."""
-    if "WORLD_SIZE" not in os.environ:
-        print(f"attractor: {error}", file=sys.stderr, flush=True)
-        return
-=======
 def _report(error: Exception) -> int:
     """Print an error as one sentence, on one process only if several train together. Return the exit code."""
     code, sentence = _sentence(error)
     if "WORLD_SIZE" not in os.environ or not isinstance(error, AttractorError):
         print(f"attractor: {sentence}", file=sys.stderr, flush=True)
         return code
->>>>>>> main
     from attractor.training import Preemption, should_report_error
 
     with Preemption():  # torchrun sends SIGTERM to the other processes; finish the message first

@@ -46,4 +46,4 @@ def make_streamer(tokenizer: Any) -> Any:
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text, keep="\n\t"), stream_end=stream_end)
 
-    return PrintableStreamer(tokenizer, skip_special_tokens=True)
+    return PrintableStreamer(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -86,12 +86,8 @@ def generate(
     from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
-<<<<<<< HEAD
-    ids = encode(tokenizer, repair(prompt))[None].to(model.device)
-=======
     device = input_device(model)
-    ids = encode(tokenizer, prompt)[None].to(device)
->>>>>>> main
+    ids = encode(tokenizer, repair(prompt))[None].to(device)
     available = max_length(model) - ids.shape[1]
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
