@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from attractor.errors import ConfigError
 from attractor.models.budget import BUDGET
 from attractor.models.language.config import LanguageModelConfig
-from attractor.models.language.decoder import LanguageModelBase, SolvedOutput
+from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
 from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
 from attractor.solve import Solution, require_resolvable
 
@@ -106,7 +105,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         """Return figures about the model's state on a batch (B, T), for the training log."""
         return {}
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @accept_past_key_values
     @can_return_tuple
     def forward(
         self,

@@ -4,8 +4,9 @@ A model adds ``refine``, which turns embedded tokens into output embeddings.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from attractor.errors import ConfigError, DataError
@@ -31,6 +31,18 @@ IGNORED_ARGUMENTS = {
     *("cache_position", "output_router_logits", "token_type_ids", "seq_idx", "tokenizer", "assistant_tokenizer"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
 }
+
+
+def accept_past_key_values(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``forward`` take its ``cache`` under the name that models of ``transformers`` use, too."""
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if (given := kwargs.pop("past_key_values", None)) is not None:
+            kwargs["cache"] = given
+        return forward(*args, **kwargs)
+
+    return call
 
 
 class SolvedOutput:
@@ -104,7 +116,7 @@ class Decoder(LanguageModelBase):
         """Return whether a cache holds an equilibrium under ``stop``, and not a fixed depth."""
         return False
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @accept_past_key_values
     @can_return_tuple
     def forward(
         self,
