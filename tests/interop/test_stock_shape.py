@@ -1,5 +1,7 @@
 """Trainers, adapters and tools of the ecosystem see a model that is shaped like a stock model of ``transformers``."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,7 +150,9 @@ def test_every_argument_of_stock_models_works_or_is_refused(kind: str) -> None:
         assert torch.allclose(model(ids, logits_to_keep=keep).logits, logits[:, keep], atol=1e-5)
         assert torch.allclose(model(ids, logits_to_keep=2).logits, logits[:, -2:], atol=1e-5)
         cache = DynamicCache()
-        model(ids[:, :8], past_key_values=cache)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # the name is not deprecated
+            model(ids[:, :8], past_key_values=cache)
         more = model(ids[:, 8:], past_key_values=cache, cache_position=torch.arange(8, 12), use_cache=True)
         assert more.cache is cache
         assert (more.logits - logits[:, 8:]).abs().max() < 1e-3
