@@ -1,38 +1,22 @@
 """``attractor evaluate``: what it prints and writes, which folders it reads, and that mistakes are one sentence."""
 
 import json
-import random
 import shutil
 
 import pytest
 import tyro
+from tests.small_models import SIZES as ALL_SIZES
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from attractor.cli.evaluate import evaluate
-from attractor.data.text import prepare, train_tokenizer
+from attractor.data.text import prepare
 from attractor.errors import AttractorError, CheckpointError, ConfigError, DataError
 from attractor.experiment.loading import load_language_model
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-SIZES = {
-    "vocab_size": 290,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-}
+SIZES = {**ALL_SIZES, "vocab_size": 290, "max_position_embeddings": 64}
 DOCUMENTS = ["the cat sat on the mat 🙂 " * 9, "a dog in a den", "ten hens sat down"]
 NUM_BYTES = sum(len(text.encode()) for text in DOCUMENTS)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
-    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
 
 
 @pytest.fixture(scope="module")

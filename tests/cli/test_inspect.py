@@ -1,39 +1,21 @@
 """``attractor inspect``: a self-contained page, its figures and numbers, and errors that leave no files."""
 
 import json
-import random
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from PIL import Image
-from torch import nn
+from tests.small_models import SIZES as ALL_SIZES
+from tests.small_models import randomised
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from attractor.cli import main
-from attractor.data.text import train_tokenizer
 from attractor.experiment.environment import environment
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
 
-SIZES = {
-    "vocab_size": 290,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 48,
-}
+SIZES = {**ALL_SIZES, "vocab_size": 290, "max_position_embeddings": 48}
 MARKUP = "<script>alert('the cat')</script> & the mat\n"
 FIGURES = {"depth", "residual", "trajectories", "evaluations", "distance"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
-    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +28,7 @@ def models(tmp_path_factory, tokenizer):
         "plain": AttractorForCausalLM(AttractorConfig(**SIZES, num_attractor_layers=0)),
         "stock": Qwen3ForCausalLM(Qwen3Config(**SIZES)),
     }.items():
-        torch.manual_seed(0)
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                nn.init.normal_(weight, std=0.15)
-        model.save_pretrained(root / name)
+        randomised(model).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return root
 

@@ -2,27 +2,16 @@
 
 import functools
 import json
-import random
 import sys
 
 import pytest
+from tests.small_models import SIZES
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from attractor.data.text import train_tokenizer
 from attractor.errors import ConfigError
 from attractor.evaluation.harness import harness
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
 TASK = """
 task: {name}
 dataset_path: json
@@ -49,13 +38,6 @@ def test_a_missing_library_is_reported_with_the_command_that_installs_it(monkeyp
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'attractor-models\[eval\]'"):
         harness(None, None, ["anything"])
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
-    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
 
 
 @pytest.fixture

@@ -1,46 +1,19 @@
 """Scoring text: every token once, every byte counted, and no result depends on windows or batches."""
 
 import math
-import random
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.small_models import SIZES, randomised
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from attractor.data.text import train_tokenizer
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.text import encode, score_continuations, score_text, score_tokens, sliding_windows
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-}
 DOCUMENTS = ["the cat sat on the mat, naïve as ever 🙂 " * 3, "a", "the dog 犬 sat down " * 2, "ten hens in the den"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    rng = random.Random(0)
-    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
-    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Randomise the weights; at initialisation the residual branches are zero."""
-    torch.manual_seed(0)
-    for weight in model.parameters():
-        if weight.dim() == 2:
-            nn.init.normal_(weight, std=0.15)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,15 @@
+"""Fixtures that tests of several packages share."""
+
+import random
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level BPE tokenizer of 290 entries, trained on a few words."""
+    from attractor.data.text import train_tokenizer
+
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "mat", "dog", "den", "hen", "ten", "down", "ever", "yes", "not", "on", "in", "a"]
+    return train_tokenizer([" ".join(rng.choices(words, k=400)) for _ in range(4)], 290)
