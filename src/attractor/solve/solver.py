@@ -136,8 +136,8 @@ class Scaled(Solver):
         return self.solver.init(y / self.scale)
 
     def step(self, state: Any, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor) -> tuple[Tensor, Any]:
-        scaled = (x / self.scale for x in (y, f, g))
-        y_next, state = self.solver.step(state, *scaled, residual, fresh)
+        s = self.scale
+        y_next, state = self.solver.step(state, y / s, f / s, g / s, residual, fresh)
         return y_next * self.scale, state
 
     def finalize(self, state: Any, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
