@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_type
 from attractor.errors import NotConvergedError
-from attractor.gradient import Gradient, OneStep
+from attractor.gradient import Gradient, OneStep, refuse_transforms
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.update import Repeated
 
@@ -76,7 +76,20 @@ def fixed_point(
     NotConvergedError
         With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
+    if torch.compiler.is_compiling():  # a solve decides on the host what to do next, so the compiled graph ends here
+        return torch.compiler.disable(fixed_point)(
+            update,
+            y0,
+            solver=solver,
+            stop=stop,
+            gradient=gradient,
+            equation_dims=equation_dims,
+            causal=causal,
+            throw=throw,
+            trace=trace,
+        )
     _require_types("fixed_point", solver, stop, gradient)
+    refuse_transforms(gradient)
     update, tracked = Repeated.of(update), torch.is_grad_enabled()
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
         solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)

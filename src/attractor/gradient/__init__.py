@@ -1,6 +1,6 @@
 """How to differentiate a solution, and estimates of the Jacobian there. Knows no models."""
 
-from attractor.gradient.gradients import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
+from attractor.gradient.gradients import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, refuse_transforms
 from attractor.gradient.jacobian import jacobian_penalty, lipschitz_estimate, spectral_radius
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "Unrolled",
     "jacobian_penalty",
     "lipschitz_estimate",
+    "refuse_transforms",
     "spectral_radius",
 ]

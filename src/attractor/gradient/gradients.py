@@ -50,7 +50,7 @@ class OneStep(Gradient):
     """
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
-        return _Attach.apply(value, update(value.detach()))
+        return _Attach.apply(value, update(value.detach()), None, bool(_transforms()))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,13 @@ class Unrolled(Gradient):
         return value
 
 
+_SECOND = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
+
+
 def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
+    if _transforms():  # requires_grad_ does not exist there
+        f, pullback = torch.func.vjp(update, value.detach())
+        return _Attach.apply(value, f, lambda v: transform(lambda u: pullback(u)[0], v), True)
     y = value.detach().requires_grad_()
     f = update(y)
 
@@ -162,19 +168,60 @@ def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Upda
         return out
 
     context = copy_context()  # the backward pass may run in another thread, and is synchronized like the forward pass
-    return _Attach.apply(value, f, lambda v: context.run(transform, vjp, v))
+    return _Attach.apply(value, f, lambda v: context.run(transform, vjp, v), False)
 
 
 class _Attach(torch.autograd.Function):
     """Return ``value``; in the backward pass, ``f`` receives the transformed cotangent of ``value``."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, f: Tensor, transform: Update | None = None) -> Tensor:
-        ctx.transform = transform
+    def forward(value: Tensor, f: Tensor, transform: Update | None, in_transform: bool) -> Tensor:
         return value.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None]:
-        if torch.is_grad_enabled():  # create_graph=True would silently ignore how the cotangent depends on the solution
-            raise ConfigError("second derivatives of a fixed point need gradient=Unrolled() or Phantom(...).")
-        return None, (v if ctx.transform is None else ctx.transform(v)), None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Update | None, bool], output: Tensor) -> None:
+        ctx.transform, ctx.in_transform = inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None, None]:
+        if torch.is_grad_enabled():
+            # create_graph=True would silently ignore how the cotangent depends on the solution. Function transforms
+            # always set it, so that there only a second derivative is refused.
+            if not ctx.in_transform:
+                raise ConfigError(_SECOND)
+            v = _RefuseDerivative.apply(v)
+        return None, (v if ctx.transform is None else ctx.transform(v)), None, None
+
+
+class _RefuseDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        return v.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        raise ConfigError(_SECOND)
+
+
+def _transforms() -> list[str]:
+    """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return [str(interpreter.key()).removeprefix("TransformType.") for interpreter in stack]
+
+
+def refuse_transforms(gradient: Gradient) -> None:
+    """Refuse the function transforms under which a solve cannot be right."""
+    names = _transforms()
+    if set(names) - {"Grad"}:
+        raise ConfigError(
+            f"fixed_point inside torch.func ({', '.join(names)}): only torch.func.grad, vjp and functional_call work. For "
+            "vmap, make the mapped dimension the batch of y0; for jvp and jacfwd, use vjp."
+        )
+    if len(names) > 1 and isinstance(gradient, OneStep | Neumann | Implicit):
+        raise ConfigError(_SECOND)

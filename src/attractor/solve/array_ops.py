@@ -16,7 +16,8 @@ Array = Any  # np.ndarray | Tensor; their operators agree, which no common type 
 
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
-    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() else x
+    has_memory = x.is_cpu and torch._C._functorch.peek_interpreter_stack() is None  # not inside a function transform
+    return x.detach().numpy() if has_memory and not torch.is_grad_enabled() else x
 
 
 def to_tensor(x: Array) -> Tensor:

@@ -85,6 +85,8 @@ class Layout:
             return mask
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
+            if isinstance(rows, Tensor):
+                rows = rows.to(torch.uint8)  # no product of booleans on a CPU
             return namespace(mask).cumprod(rows, 1).reshape(-1) > 0
         return self._repeat_over_row(rows.all(1))
 

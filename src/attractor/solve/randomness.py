@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 States = dict[torch.device, Tensor]
@@ -42,8 +43,9 @@ class RepeatedRandomness:
         self._called, before = True, _default_states(y.device)
         result = self.function(y)
         after = _default_states(y.device)
-        if any(bytes(state.numpy()) != bytes(after[device].numpy()) for device, state in before.items()):
-            self._replay = _Replay(before)
+        with _outside_transforms():
+            if any(bytes(state.numpy()) != bytes(after[device].numpy()) for device, state in before.items()):
+                self._replay = _Replay(before)
         return result
 
 
@@ -124,7 +126,14 @@ def _default_states(device: torch.device) -> States:
     replay = _active.get()
     copies = replay.generators if replay is not None else {}
     generators = {d: copies.get(d, _default_generator(d)) for d in (torch.device("cpu"), device)}
-    return {d: generator.get_state() for d, generator in generators.items() if generator is not None}
+    with _outside_transforms():
+        return {d: generator.get_state() for d, generator in generators.items() if generator is not None}
+
+
+def _outside_transforms() -> AbstractContextManager[Any]:
+    """Return a context without the function transforms of ``torch.func``, in which tensors have no memory."""
+    in_transform = torch._C._functorch.peek_interpreter_stack() is not None
+    return temporarily_clear_interpreter_stack() if in_transform else nullcontext()
 
 
 def _native_dropout(generator: torch.Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
