@@ -89,6 +89,10 @@ class Implicit(Gradient):
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
+            if "Vmap" in _transforms():
+                raise ConfigError(
+                    "an Implicit gradient cannot be solved inside vmap, as in torch.func.jacrev; take Neumann(k) there."
+                )
             # Rows that are not finite keep their cotangent, so that a loss scaler finds the overflow in the parameters.
             finite = v.isfinite()
             for dim in range(1, v.ndim):
