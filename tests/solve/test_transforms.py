@@ -114,11 +114,11 @@ def test_jacobians_are_right_or_refused(gradient) -> None:
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)
 def test_other_transforms_are_refused_in_one_sentence(gradient, stop) -> None:
     """vmap and forward mode cannot be right, second derivatives only with a differentiable solve."""
-    solution = lambda x: (
-        fixed_point(  # noqa: E731
-            lambda y: torch.tanh(LINEAR(y) + x), torch.zeros_like(x), gradient=gradient, stop=stop
-        ).value
-    )
+
+    def solution(x):
+        update = lambda y: torch.tanh(LINEAR(y) + x)  # noqa: E731
+        return fixed_point(update, torch.zeros_like(x), gradient=gradient, stop=stop).value
+
     calls = [
         lambda: vmap(solution)(X),
         lambda: jvp(solution, (X,), (X,)),
