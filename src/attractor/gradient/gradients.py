@@ -160,7 +160,7 @@ _SECOND = "second derivatives of a fixed point need gradient=Unrolled() or Phant
 
 def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
     if _transforms():  # requires_grad_ does not exist there
-        f, pullback = torch.func.vjp(update, value.detach())
+        f, pullback, *_ = torch.func.vjp(update, value.detach())
         return _Attach.apply(value, f, lambda v: transform(lambda u: pullback(u)[0], v), True)
     y = value.detach().requires_grad_()
     f = update(y)
