@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/attractor demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
