@@ -166,7 +166,7 @@ class AttractorModel(Decoder):
             value=value,
             residual=residual,
             evaluations=torch.ones_like(status, dtype=torch.int64),
-            outcome=Outcome(status=status, calls=1, limit=1, checked=False),
+            outcome=Outcome(status=status, residual=residual, calls=1, limit=1, checked=False),
         )
 
     def update(self, proposal: Tensor, context: TokenContext) -> Callable[[Tensor], Tensor]:
