@@ -126,7 +126,7 @@ class EquationTracker:
             return
         idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)
         idle = self.layout.all_predecessors(idle)
-        self._apply("growth", idle & (residual_norm > GROWTH * self._first_norm))
+        self._apply("growth", idle & (residual_norm / GROWTH > self._first_norm))
         self._apply("no progress", idle)
         self._best = xp.fmin(self._best, self._recent_best)
         self._recent_best = xp.full_like(self._best, torch.inf)
