@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.fixed_point import fixed_point
+from attractor.layer import fixed_point
 from attractor.gradient import Phantom, Unrolled
 from attractor.models.language.base import LanguageModel
 from attractor.models.language.config import LanguageModelConfig
