@@ -71,8 +71,8 @@ _MODULES = {  # where the names of __all__ are; all others are in ``solve``
 
 
 def __getattr__(name: str) -> Any:
-    if name == "recipes":
-        return importlib.import_module("attractor.recipes")
+    if name in ("gradient", "recipes", "solve"):
+        return importlib.import_module(f"attractor.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = next((module for module, names in _MODULES.items() if name in names.split()), "solve")
