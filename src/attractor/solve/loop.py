@@ -36,13 +36,14 @@ from attractor.solve.array_ops import (
     where_rows,
 )
 from attractor.solve.layout import Layout
+from attractor.solve.packing import Packing
 from attractor.solve.safeguard import Safeguard
 from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
 from attractor.solve.tracker import CONVERGED, STAGNATED, EquationTracker
-from attractor.solve.update import Point, Repeated, Update, evaluate
+from attractor.solve.update import Evaluation, Point, Repeated, Update
 
 
 def solve(
@@ -54,15 +55,17 @@ def solve(
     equation_dims: int | None = None,
     causal: bool = False,
     trace: bool | Collection[int] = False,
+    packing: Packing | None = None,
 ) -> Solution:
     """Iterate ``update`` from ``y0`` to a fixed point. See :func:`attractor.fixed_point` for the arguments.
 
-    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``.
+    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``. ``packing`` describes
+    a ``y0`` that was packed from several tensors.
     """
-    layout, update = Layout.of(y0, equation_dims, causal), Repeated.of(update)
+    layout, update = Layout.of(y0, equation_dims, causal, packing), Repeated.of(update)
     y = layout.flatten(y0)
     _refuse_nonfinite(y, layout)
-    accepted = Point.initial(y)
+    evaluation, accepted = Evaluation(update, layout, stop.norm), Point.initial(y)
     unknown = to_array(accepted.residual)
     tracker = EquationTracker(layout, unknown, stop)
     safeguard = Safeguard(solver.max_growth, unknown, torch.finfo(y.dtype).eps)
@@ -77,7 +80,7 @@ def solve(
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), accepted.residual.view(layout.leading_shape)))
-        point = evaluate(update, y, layout, evaluated, accepted)
+        point = evaluation.at(y, evaluated, accepted)
         residual_norm = to_array(point.residual_norm)
         if call == 1:
             solver, state = _start(solver, y, point, residual_norm)
