@@ -117,10 +117,10 @@ def fixed_point(
             packing=packing,
         )
     if throw and not solution.outcome.converged:
-        raise NotConvergedError(f"fixed_point: {solution.outcome}", _restored(solution, packing, adapted.aux))
+        raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
     if tracked:
         solution = replace(solution, value=_attach(gradient, repeated, solution))
-    return _restored(solution, packing, adapted.aux)
+    return restored(solution, packing, adapted.aux)
 
 
 def _attach(gradient: Gradient, update: Update, solution: Solution) -> Tensor:
@@ -130,7 +130,7 @@ def _attach(gradient: Gradient, update: Update, solution: Solution) -> Tensor:
     return gradient.attach(update, value)
 
 
-def _restored(solution: Solution, packing: Packing | None, aux: Any) -> Solution:
+def restored(solution: Solution, packing: Packing | None, aux: Any = None) -> Solution:
     """Return the solution with ``aux``, and with value and trace in the structure of ``y0``."""
     if packing is None:
         return solution if aux is None else replace(solution, aux=aux)

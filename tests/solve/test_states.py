@@ -234,14 +234,20 @@ ONES = torch.ones(2, 3)
     ("call", "says"),
     [
         (lambda: fixed_point(lambda s: s, {"a": ONES, "b": torch.ones(4, 3)}), r"y0\['b'\] of shape \(4, 3\)"),
-        (lambda: fixed_point(lambda s: s, {"a": ONES, "n": torch.ones(2, dtype=torch.long)}), r"y0\['n'\] is torch.int"),
+        (
+            lambda: fixed_point(lambda s: s, {"a": ONES, "n": torch.ones(2, dtype=torch.long)}),
+            r"y0\['n'\] is torch.int",
+        ),
         (lambda: fixed_point(lambda s: s, {"a": ONES, "n": torch.ones(2) > 0}), "close over|Close over"),
         (lambda: fixed_point(lambda s: s, ()), "holds no tensor"),
         (lambda: fixed_point(lambda s: s[0], (ONES, ONES)), "returned the structure"),
         (lambda: fixed_point(lambda s: (s[0], s[1][:, :1]), (ONES, ONES)), r"\(2, 1\) torch.float32 for y0\[1\]"),
         (lambda: fixed_point(lambda s: (s[0], s[1].double()), (ONES, ONES)), r"float64 for y0\[1\]"),
         (lambda: fixed_point(lambda s: s, (ONES, ONES), equation_dims=3), "equation_dims=3"),
-        (lambda: fixed_point(lambda y: y, ONES, stop=Tolerance(norm=lambda x: x.sum())), "one number for each of the 2"),
+        (
+            lambda: fixed_point(lambda y: y, ONES, stop=Tolerance(norm=lambda x: x.sum())),
+            "one number for each of the 2",
+        ),
         (lambda: Tolerance(norm="l1"), "norm='l1'"),
         (lambda: Tolerance(atol=-1.0), "atol"),
         (lambda: Tolerance(atol=float("nan")), "atol"),

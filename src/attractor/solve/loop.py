@@ -101,19 +101,9 @@ def solve(
     if checks and call:
         _warn_if_random(update, layout, point, tracker)
     y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
-    value = layout.unflatten(y).clone()  # not the memory of y0, nor of what update returned
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
-        points.append((value.detach(), residual.view(layout.leading_shape)))
-    shape = layout.leading_shape
-    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
-    return Solution(
-        value=value,
-        residual=residual,
-        evaluations=to_tensor(tracker.evaluations).view(shape),
-        outcome=Outcome(status=status, residual=residual, calls=call, limit=stop.max_evaluations, checked=checks),
-        trace=torch.stack([point for point, _ in points]) if points else None,
-        trace_residual=torch.stack([r for _, r in points]) if points else None,
-    )
+        points.append((layout.unflatten(y).detach(), residual.view(layout.leading_shape)))
+    return _solution(y, residual, tracker, call, points)
 
 
 def _start(solver: Solver, y: Tensor, point: Point, residual_norm: Array) -> tuple[Solver, Any]:
@@ -135,6 +125,22 @@ def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTrac
     movable = tracker.unsolved & free
     final_y, final_residual = solver.finalize(state, y, residual)
     return where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
+
+
+def _solution(
+    y: Tensor, residual: Tensor, tracker: EquationTracker, calls: int, points: list[tuple[Tensor, Tensor]]
+) -> Solution:
+    stop, layout, shape = tracker.stop, tracker.layout, tracker.layout.leading_shape
+    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
+    checked = not stop.is_fixed_depth
+    return Solution(
+        value=layout.unflatten(y).clone(),  # not the memory of y0, nor of what update returned
+        residual=residual,
+        evaluations=to_tensor(tracker.evaluations).view(shape),
+        outcome=Outcome(status=status, residual=residual, calls=calls, limit=stop.max_evaluations, checked=checked),
+        trace=torch.stack([point for point, _ in points]) if points else None,
+        trace_residual=torch.stack([r for _, r in points]) if points else None,
+    )
 
 
 def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:
