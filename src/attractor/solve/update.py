@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, known_between, known_empty, row_norm, to_array, to_tensor, where_rows
+from attractor.solve.array_ops import (
+    Array,
+    known_between,
+    namespace,
+    row_norm,
+    to_array,
+    to_tensor,
+    where_rows,
+    with_rows,
+)
 from attractor.solve.layout import Layout
 from attractor.solve.packing import Packing, is_from_autocast
 from attractor.solve.randomness import RepeatedRandomness
@@ -66,7 +75,9 @@ class Adapted(PartialUpdate):
 
 
 def _in_dtype_of(y: Tensor, out: Tensor) -> Tensor:
-    return out.to(y.dtype) if isinstance(out, Tensor) and is_from_autocast(out) else out
+    if isinstance(out, Tensor) and out.dtype != y.dtype and is_from_autocast(out):
+        return out.to(y.dtype)
+    return out
 
 
 class Repeated(RepeatedRandomness, PartialUpdate):
@@ -98,18 +109,18 @@ class Point(NamedTuple):
     y: Tensor
     f: Tensor
     g: Tensor
-    residual_norm: Tensor
-    residual: Tensor
+    residual_norm: Array
+    residual: Array
 
     @classmethod
     def initial(cls, y: Tensor) -> "Point":
         """Return the point before the first evaluation. Its residuals are NaN."""
-        unknown = y.new_full(y.shape[:1], torch.nan)
+        unknown = to_array(y.new_full(y.shape[:1], torch.nan))
         return cls(y, y, torch.zeros_like(y), unknown, unknown)
 
-    def replace_rows(self, mask: Array, other: "Point") -> "Point":
+    def replace_rows(self, mask: Array | None, other: "Point") -> "Point":
         """Return this point with the equations in ``mask`` (N,) from ``other``."""
-        if known_empty(mask):
+        if mask is None:
             return self
         return Point(*(where_rows(mask, new, old) for old, new in zip(self, other, strict=True)))
 
@@ -124,29 +135,29 @@ class Evaluation:
     def __init__(self, update: Repeated, layout: Layout, norm: Norm) -> None:
         self.update, self.layout = update, layout
         self._norm = _norm_function(norm)
-        self._smallest: Tensor | None = None
+        self._smallest: Array | None = None
 
-    def at(self, y: Tensor, needed: Array, last: Point) -> Point:
+    def at(self, y: Tensor, needed: Array | None, last: Point) -> Point:
         """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
         update, layout = self.update, self.layout
-        if self._smallest is None or not update.can_be_partial or bool(needed.all()):
+        if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
             f = _checked_call(update, layout.unflatten(y)).reshape(y.shape).to(layout.compute_dtype)
             if self._smallest is None:
                 info = torch.finfo(y.dtype)
-                size = torch.maximum(self._norm(y.detach()), self._norm(f.detach()))
-                self._smallest = (info.eps * size.nan_to_num(0, 0)).clamp_min(info.tiny)
+                size = torch.maximum(to_tensor(self._norm(y.detach())), to_tensor(self._norm(f.detach())))
+                self._smallest = to_array((info.eps * size.nan_to_num(0, 0)).clamp_min(info.tiny))
             return self._measure(y, f, self._smallest)
-        index = to_tensor(needed).nonzero()[:, 0]
-        argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
-        f = _checked_call(update, argument, index).reshape(len(index), -1).to(layout.compute_dtype)
-        part = self._measure(y[index], f, self._smallest[index])
-        return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
+        rows = to_tensor(needed).nonzero()[:, 0]
+        argument = y[rows].to(layout.dtype).view(-1, *layout.equation_shape)
+        f = _checked_call(update, argument, rows).reshape(len(rows), -1).to(layout.compute_dtype)
+        part = self._measure(y[rows], f, self._smallest[to_array(rows)])
+        return Point(y, *(with_rows(old, rows, new) for old, new in zip(last[1:], part[1:], strict=True)))
 
-    def _measure(self, y: Tensor, f: Tensor, smallest: Tensor) -> Point:
+    def _measure(self, y: Tensor, f: Tensor, smallest: Array) -> Point:
         g = f - y
         seen = self.layout.rounded(y)
-        residual_norm = self._norm((g if seen is y else f - seen).detach())
-        return Point(y, f, g, residual_norm, residual_norm / torch.maximum(self._norm(seen.detach()), smallest))
+        residual_norm, size = self._norm((g if seen is y else f - seen).detach()), self._norm(seen.detach())
+        return Point(y, f, g, residual_norm, residual_norm / namespace(size).maximum(size, smallest))
 
 
 def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
@@ -163,15 +174,15 @@ def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
     return out
 
 
-def _norm_function(norm: Norm) -> Callable[[Tensor], Tensor]:
+def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
     if norm == "l2":
         return _l2_norm
     if norm == "rms":
         return lambda x: _l2_norm(x) / max(x.shape[1], 1) ** 0.5
     if norm == "max":
-        return lambda x: torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1)
+        return lambda x: to_array(torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1))
 
-    def checked(x: Tensor) -> Tensor:
+    def checked(x: Tensor) -> Array:
         result = norm(x)
         if not isinstance(result, Tensor) or result.shape != x.shape[:1]:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
@@ -179,12 +190,12 @@ def _norm_function(norm: Norm) -> Callable[[Tensor], Tensor]:
                 f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one number for "
                 f"each of the {len(x)} equations."
             )
-        return result
+        return to_array(result)
 
     return checked
 
 
-def _l2_norm(x: Tensor) -> Tensor:
+def _l2_norm(x: Tensor) -> Array:
     """Return the norms of the rows, without scaling them where all are known to be far from over- and underflow."""
-    norm = torch.linalg.vector_norm(x, dim=1)
-    return norm if known_between(to_array(norm), 1e-8, 1e18) else row_norm(x)
+    norm = to_array(torch.linalg.vector_norm(x, dim=1))
+    return norm if known_between(norm, 1e-8, 1e18) else to_array(row_norm(x))
