@@ -31,9 +31,6 @@ def row_norm(x: Tensor) -> Tensor:
     A norm is finite where the row is: one above the largest number of the dtype is that number.
     """
     largest = torch.finfo(x.dtype).max
-    if x.is_cuda and x.dtype == torch.float32:
-        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        return torch.where(norm < torch.inf, norm.clamp_max(largest), norm).to(x.dtype)
     scale = row_scale(x)
     peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
     return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak

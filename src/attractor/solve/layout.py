@@ -1,7 +1,9 @@
 """The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ class Layout:
             packing=packing,
         )
 
-    @property
+    @cached_property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the state, residuals and mixing: float32 or wider."""
         return torch.promote_types(self.dtype, torch.float32)
@@ -77,7 +79,7 @@ class Layout:
 
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
-        return y.to(self.dtype).view(self.shape)
+        return (y if self.dtype == self.compute_dtype else y.to(self.dtype)).view(self.shape)
 
     def rounded(self, y: Tensor) -> Tensor:
         """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""
@@ -95,8 +97,8 @@ class Layout:
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
             if isinstance(rows, Tensor):
-                rows = rows.to(torch.uint8)  # no product of booleans on a CPU
-            return namespace(mask).cumprod(rows, 1).reshape(-1) > 0
+                return rows.cumprod(1, dtype=torch.uint8).reshape(-1).view(torch.bool)
+            return np.logical_and.accumulate(rows, 1).reshape(-1)
         return self._repeat_over_row(rows.all(1))
 
     def any_in_row(self, mask: Array) -> Array:

@@ -18,7 +18,7 @@ not finite, after a step that cannot be rejected                   DIVERGED
 import numpy as np
 import torch
 
-from attractor.solve.array_ops import Array, namespace
+from attractor.solve.array_ops import Array, masked_fill, namespace
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
@@ -110,12 +110,12 @@ class EquationTracker:
         self._evaluations = self._evaluations + counted
         below = counted & self.stop.is_below(residual, residual_norm, 1.0)
         if call < self.stop.min_evaluations:
-            below = below & False
+            below = masked_fill(below, counted, False)
         frozen = below & (self.stop.is_below(residual, residual_norm, FREEZE_MARGIN) | (status == FROZEN))
         # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
         # more: this evaluation has verified them.
         verified = below & self.layout.all_predecessors(closed | below)
-        self.status = xp.where(counted, xp.where(verified, CONVERGED, frozen.view(xp.int8)), status)
+        self.status = xp.where(counted, masked_fill(frozen.view(xp.int8), verified, CONVERGED), status)
         self._below = below
 
     def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
@@ -131,7 +131,7 @@ class EquationTracker:
         diverged = ~finite & (self.status == ACTIVE)
         if rejected is not None:
             diverged = diverged & self.layout.all_predecessors(~rejected)
-        self.status = namespace(diverged).where(diverged, DIVERGED, self.status)
+        self.status = masked_fill(self.status, diverged, DIVERGED)
         return (~finite if refused is None else refused | ~finite), diverged
 
     def _update_masks(self, diverged: Array | None = None) -> None:
@@ -155,7 +155,7 @@ class EquationTracker:
         xp = namespace(residual_norm)
         self._recent_best = xp.fmin(self._recent_best, residual_norm)
         if self.inactive is not None:  # an equation that was not active all the time is not tested
-            self._recent_best = xp.where(self.inactive, -torch.inf, self._recent_best)
+            self._recent_best = masked_fill(self._recent_best, self.inactive, -torch.inf)
         return call % self.stop.patience == 0 and call >= self.stop.min_evaluations
 
     def _find_stagnated(self, residual_norm: Array) -> None:
@@ -164,6 +164,7 @@ class EquationTracker:
         idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)
         idle = self.layout.all_predecessors(idle) & (self.status == ACTIVE)
         has_grown = residual_norm / GROWTH > self._first_norm
-        self.status = xp.where(idle & has_grown, DIVERGED, xp.where(idle, STAGNATED, self.status))
-        self._best = xp.where(self._recent_best == -torch.inf, torch.inf, xp.fmin(self._best, self._recent_best))
+        self.status = masked_fill(masked_fill(self.status, idle, STAGNATED), idle & has_grown, DIVERGED)
+        best = xp.fmin(self._best, self._recent_best)
+        self._best = masked_fill(best, self._recent_best == -torch.inf, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)

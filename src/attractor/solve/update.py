@@ -141,10 +141,11 @@ class Evaluation:
         """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
         update, layout = self.update, self.layout
         if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
-            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape).to(layout.compute_dtype)
+            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape)
+            f = f if f.dtype == y.dtype else f.to(y.dtype)
             if self._smallest is None:
                 info = torch.finfo(y.dtype)
-                size = torch.maximum(to_tensor(self._norm(y.detach())), to_tensor(self._norm(f.detach())))
+                size = torch.maximum(to_tensor(self._size(y)), to_tensor(self._size(f)))
                 self._smallest = to_array((info.eps * size.nan_to_num(0, 0)).clamp_min(info.tiny))
             return self._measure(y, f, self._smallest)
         rows = to_tensor(needed).nonzero()[:, 0]
@@ -153,10 +154,13 @@ class Evaluation:
         part = self._measure(y[rows], f, self._smallest[to_array(rows)])
         return Point(y, *(with_rows(old, rows, new) for old, new in zip(last[1:], part[1:], strict=True)))
 
+    def _size(self, x: Tensor) -> Array:
+        return self._norm(x.detach() if x.requires_grad else x)
+
     def _measure(self, y: Tensor, f: Tensor, smallest: Array) -> Point:
         g = f - y
         seen = self.layout.rounded(y)
-        residual_norm, size = self._norm((g if seen is y else f - seen).detach()), self._norm(seen.detach())
+        residual_norm, size = self._size(g if seen is y else f - seen), self._size(seen)
         return Point(y, f, g, residual_norm, residual_norm / namespace(size).maximum(size, smallest))
 
 
@@ -196,6 +200,11 @@ def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
 
 
 def _l2_norm(x: Tensor) -> Array:
-    """Return the norms of the rows, without scaling them where all are known to be far from over- and underflow."""
+    """Return the norms of the rows, without scaling them where all are known to be far from over- and underflow.
+
+    On an accelerator they have float64, whose range needs no scaling.
+    """
+    if not x.is_cpu and x.dtype == torch.float32 and x.device.type != "mps":
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     norm = to_array(torch.linalg.vector_norm(x, dim=1))
     return norm if known_between(norm, 1e-8, 1e18) else to_array(row_norm(x))
