@@ -63,15 +63,15 @@ def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: 
     model: Any = loaded.model
     length, has_equilibrium = min(max_length(model), DEFAULT_WINDOW), bool(model.config.num_attractor_layers)
 
-    def score(depth: int | None) -> Any:
-        return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, depth=depth)
+    def score(**budget: Any) -> Any:
+        return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, **budget)
 
-    exported = score(depth if has_equilibrium else None)
+    exported = score(depth=depth) if has_equilibrium else score()
     return HeldOut(
         num_documents=exported.num_documents,
         num_bytes=exported.num_bytes,
         exported=exported.bits_per_byte,
-        equilibrium=score(None).bits_per_byte if has_equilibrium else None,
+        equilibrium=score(tolerance=model.model.default_tolerance).bits_per_byte if has_equilibrium else None,
     )
 
 

@@ -6,15 +6,20 @@ from transformers import PreTrainedConfig
 
 from attractor.config import require_finite, require_positive, require_whole
 from attractor.errors import ConfigError
+from attractor.models.budget import BUDGET, stop_rule
 from attractor.nn.transformer import DecoderLayer
+from attractor.solve import Tolerance
 
 
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` where that has them.
 
     ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or
-    ``"relu2"`` (squared ReLU without a gate). ``tolerance``, ``min_evaluations`` and ``max_evaluations`` are the
-    default budget of a solve.
+    ``"relu2"`` (squared ReLU without a gate). A solve ends at ``tolerance``, or at the precision of the dtype if that is
+    coarser, after ``min_evaluations`` to ``max_evaluations`` evaluations.
+
+    ``budget`` replaces that in evaluation mode where a call gives no budget: ``{"depth": 1}``, or ``{"tolerance": 0.03}``
+    with or without ``"max_evaluations"``. It belongs to the weights it was chosen for: training ignores and removes it.
     """
 
     vocab_size: int = 32768
@@ -34,6 +39,7 @@ class LanguageModelConfig(PreTrainedConfig):
     tolerance: float = 3e-4
     min_evaluations: int = 1
     max_evaluations: int = 64
+    budget: dict[str, Any] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -58,6 +64,10 @@ class LanguageModelConfig(PreTrainedConfig):
             )
         if self.head_width % 2:
             raise ConfigError(f"head_dim={self.head_width}: rotary positions need an even number.")
+        if self.budget is not None:
+            if foreign := sorted(self.budget.keys() - set(BUDGET)):
+                raise ConfigError(f"budget={self.budget!r}: {foreign[0]!r} is none of {', '.join(BUDGET)}.")
+            stop_rule(**self.budget, default=Tolerance())
         if self.hidden_act not in ("silu", "relu2"):
             raise ConfigError(f"hidden_act={self.hidden_act!r}: choose 'silu' or 'relu2'.")
         super().__post_init__(**kwargs)
