@@ -62,7 +62,8 @@ def evaluate(
     figures = run(options.pop("checkpoint"), **options, progress=True)
     results = figures["results"]
     if "exact_by_residual" not in results:
-        say("budget: " + ", ".join(f"{name} {value:g}" for name, value in figures["budget"].items()))
+        if budget := figures["budget"]:
+            say("budget: " + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in budget.items()))
         Console().print(_language_table(results))
         return
     show(_puzzle_table(results))

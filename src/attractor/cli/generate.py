@@ -51,7 +51,6 @@ def generate(
     text = decode(sys.stdin.buffer.read()) if prompt == "-" else prompt
     streamer = make_streamer(loaded.tokenizer)
     budget: Any = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    print(f"generating with {describe_budget(loaded.model, **budget)}", file=sys.stderr)
     for sample in range(num_samples):
         result = run(
             loaded.model,
@@ -68,4 +67,5 @@ def generate(
             streamer=streamer,
         )
         full = " (the model's context is full)" if result.is_context_full else ""
-        print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}", file=sys.stderr)
+        used = describe_budget(loaded.model, **budget)
+        print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}; {used}", file=sys.stderr)

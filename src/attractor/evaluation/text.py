@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
 from attractor.nn import input_device
+from attractor.solve import require_resolvable
 
 DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
 
@@ -209,7 +210,8 @@ def max_length(model: Any) -> int:
 def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
     """Return the settings of ``budget`` that are not None.
 
-    Raises ConfigError when ``model.forward`` has no such argument, which stock models would silently ignore.
+    Raises ConfigError when ``model.forward`` has no such argument, which stock models would silently ignore, or the
+    model's dtype cannot resolve the tolerance.
     """
     given = {name: value for name, value in budget.items() if value is not None}
     supported = inspect.signature(model.forward).parameters
@@ -218,6 +220,8 @@ def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float
             raise ConfigError(
                 f"{type(model).__name__} has no {name} setting; leave it out for a model without a solve."
             )
+    if "tolerance" in given:
+        require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
     return given
 
 

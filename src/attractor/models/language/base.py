@@ -15,7 +15,7 @@ from attractor.errors import ConfigError
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
 from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
-from attractor.solve import Solution, Tolerance
+from attractor.solve import Solution, Tolerance, require_resolvable
 
 
 @dataclass
@@ -195,6 +195,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in ``transformers``, with the budget (``depth``, ``tolerance``, ``max_evaluations``) among the arguments."""
+        require_resolvable(kwargs.get("tolerance"), self.dtype)
         in_training = [module for module in self.modules() if module.training]  # as trainers of rewards generate
         self.eval()
         try:

@@ -23,7 +23,7 @@ from attractor.models.language.inference.cache import EquilibriumCache
 from attractor.models.language.inference.context import AttentionContext, TokenContext
 from attractor.nn.rotary import rotary_angles
 from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask
-from attractor.solve import Solution, StopRule, Tolerance, require_resolvable
+from attractor.solve import Solution, StopRule, Tolerance
 from attractor.solve.randomness import checkpoint_contexts
 
 # Arguments that collators, trainers and generation pass to every model, and that change nothing here.
@@ -184,7 +184,6 @@ class Decoder(LanguageModelBase):
         In evaluation mode, the configuration's ``budget`` is used if none is given.
         """
         config = self.config
-        require_resolvable(tolerance, self.dtype)
         if config.budget and not self.training and depth is tolerance is max_evaluations is None:
             depth, tolerance, max_evaluations = (config.budget.get(name) for name in BUDGET)
             tolerance = tolerance and max(tolerance, reachable_tolerance(self.dtype))
