@@ -71,7 +71,7 @@ def solve(
     points: list[tuple[Tensor, Tensor]] = []  # and the last residual before each
     checks = not stop.is_fixed_depth
     evaluated = tracker.active
-    accelerated = ~evaluated
+    accelerated, rejected = ~evaluated, evaluated
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
@@ -81,6 +81,7 @@ def solve(
         residual_norm = to_array(point.residual_norm)
         if call == 1:
             solver, state = _start(solver, y, point, residual_norm)
+        restarted = rejected
         rejected = safeguard.rejected(residual_norm, to_array(accepted.residual_norm), evaluated, accelerated)
         if checks:
             rejected = tracker.record(call, to_array(point.residual), residual_norm, evaluated, rejected)
@@ -88,8 +89,9 @@ def solve(
         accepted = point.replace_rows(rejected, accepted)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
-        accelerated = tracker.active & ~rejected
-        y, state = solver.step(state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(accelerated))
+        fresh = tracker.active & ~rejected
+        y, state = solver.step(state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(fresh))
+        accelerated = fresh & ~restarted if solver.restarts else fresh
         y = where_rows(rejected, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(~tracker.active, accepted.y, y)
 
@@ -100,12 +102,12 @@ def solve(
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
         points.append((value.detach(), residual.view(layout.leading_shape)))
     shape = layout.leading_shape
-    status = to_tensor(tracker.status).view(shape)
+    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
     return Solution(
         value=value,
-        residual=residual.view(shape),
+        residual=residual,
         evaluations=to_tensor(tracker.evaluations).view(shape),
-        outcome=Outcome(status=status, calls=call, limit=stop.max_evaluations, checked=checks),
+        outcome=Outcome(status=status, residual=residual, calls=call, limit=stop.max_evaluations, checked=checks),
         trace=torch.stack([point for point, _ in points]) if points else None,
         trace_residual=torch.stack([r for _, r in points]) if points else None,
     )

@@ -26,6 +26,7 @@ TRANSITIONS = {
     "above tolerance": {FROZEN: ACTIVE},  # its predecessors have moved it
     "below the margin": {ACTIVE: FROZEN},
     "verified": {ACTIVE: CONVERGED, FROZEN: CONVERGED},  # below tolerance, and no predecessor will move
+    "growth": {ACTIVE: DIVERGED},
     "no progress": {ACTIVE: STAGNATED},
     "nonfinite": {ACTIVE: DIVERGED},
 }
@@ -35,6 +36,7 @@ TRANSITIONS = {
 # (``benchmarks/margin.py``), the margin saves up to half of all calls, and evaluations per token as well.
 FREEZE_MARGIN = 0.25
 PROGRESS = 0.9  # an equation makes progress when its lowest residual falls below this fraction of the previous one
+GROWTH = 1e3  # an equation without progress diverges when its residual norm is above this multiple of the first one
 
 
 class EquationTracker:
@@ -46,6 +48,7 @@ class EquationTracker:
         self.status = xp.zeros_like(unknown, dtype=xp.int8)
         self.evaluations = xp.full_like(unknown, stop.max_evaluations if stop.is_fixed_depth else 0, dtype=xp.int64)
         self._best = self._recent_best = xp.full_like(unknown, torch.inf)
+        self._first_norm = unknown
         self._done = self._newly_diverged = self.status != ACTIVE
 
     @property
@@ -73,6 +76,8 @@ class EquationTracker:
         ``evaluated`` and ``rejected`` are the equations that the evaluation included, and those whose step the safeguard
         rejects.
         """
+        if call == 1:
+            self._first_norm = residual_norm
         self._check_residuals(call, residual, residual_norm, evaluated)
         nonfinite = ~namespace(residual_norm).isfinite(residual_norm)
         self._newly_diverged = nonfinite
@@ -104,7 +109,7 @@ class EquationTracker:
         self._done = below | (self.status >= FROZEN)
         if self.stop.patience is not None:
             self._best = masked_fill(self._best, reactivated, torch.inf)
-            self._find_stagnated(call, residual, self.stop.patience)
+            self._find_stagnated(call, residual, residual_norm, self.stop.patience)
 
     def _apply(self, event: str, mask: Array) -> None:
         if known_empty(mask):
@@ -113,13 +118,15 @@ class EquationTracker:
         for before, after in TRANSITIONS[event].items():
             self.status = masked_fill(self.status, mask & (status == before), after)
 
-    def _find_stagnated(self, call: int, residual: Array, patience: int) -> None:
+    def _find_stagnated(self, call: int, residual: Array, residual_norm: Array, patience: int) -> None:
         """Every ``patience`` calls, close the active equations that wait for no predecessor and made no progress."""
         xp = namespace(residual)
         self._recent_best = xp.where(self.active, xp.fmin(self._recent_best, residual), self._recent_best)
         if call % patience or call < self.stop.min_evaluations:
             return
         idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)
-        self._apply("no progress", self.layout.all_predecessors(idle))
+        idle = self.layout.all_predecessors(idle)
+        self._apply("growth", idle & (residual_norm / GROWTH > self._first_norm))
+        self._apply("no progress", idle)
         self._best = xp.fmin(self._best, self._recent_best)
         self._recent_best = xp.full_like(self._best, torch.inf)

@@ -31,7 +31,7 @@ class PartialUpdate(ABC):
 
 
 class Repeated(RepeatedRandomness, PartialUpdate):
-    """An update whose random numbers are the same at every call of one solve."""
+    """An update whose random numbers are the same at every call of one solve. Under autocast it keeps the dtype of y."""
 
     @classmethod
     def of(cls, update: Update) -> "Repeated":
@@ -42,9 +42,19 @@ class Repeated(RepeatedRandomness, PartialUpdate):
         """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
         return isinstance(self.function, PartialUpdate) and not self.draws
 
+    def __call__(self, y: Tensor) -> Tensor:
+        return _without_autocast(super().__call__(y), y)
+
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         assert isinstance(self.function, PartialUpdate)
-        return self.function.at(y, index)
+        return _without_autocast(self.function.at(y, index), y)
+
+
+def _without_autocast(out: Tensor, y: Tensor) -> Tensor:
+    kind = y.device.type
+    if isinstance(out, Tensor) and torch.is_autocast_enabled(kind) and out.dtype == torch.get_autocast_dtype(kind):
+        return out.to(y.dtype)
+    return out
 
 
 class Point(NamedTuple):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from attractor.config import require_type
 from attractor.errors import NotConvergedError
-from attractor.gradient import Gradient, OneStep, refuse_transforms
+from attractor.gradient import Gradient, Implicit, refuse_transforms
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.update import Repeated
 
-_ANDERSON, _TOLERANCE, _ONE_STEP = Anderson(), Tolerance(), OneStep()
+_ANDERSON, _TOLERANCE, _IMPLICIT = Anderson(), Tolerance(), Implicit()
 
 
 def fixed_point(
@@ -28,7 +28,7 @@ def fixed_point(
     *,
     solver: Solver = _ANDERSON,
     stop: StopRule = _TOLERANCE,
-    gradient: Gradient = _ONE_STEP,
+    gradient: Gradient = _IMPLICIT,
     equation_dims: int | None = None,
     causal: bool = False,
     throw: bool = False,
@@ -39,7 +39,8 @@ def fixed_point(
     Parameters
     ----------
     update
-        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Random numbers that
+        ``update(y) -> y_next``, of the shape and dtype of ``y`` (under autocast it may be of lower precision), with
+        everything else closed over. Random numbers that
         it draws (dropout) are the same at every call of one solve and new for the next, unless they come from a
         :class:`torch.Generator` of its own.
     y0
@@ -47,7 +48,8 @@ def fixed_point(
         other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
         receives. The solve is not differentiated with respect to ``y0``, except under ``Unrolled``.
     gradient
-        Ignored where autograd is off.
+        Exact to a tolerance by default, at the price of a second solve in the backward pass; :class:`OneStep` is cheaper
+        and is biased by as much as ``update`` fails to contract. Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
         of ``(B, T, D)``, all but the batch for a puzzle. The default is 1, and 0 for a ``y0`` of shape (N,), which is N
@@ -122,7 +124,7 @@ class FixedPoint(nn.Module):
         *,
         solver: Solver = _ANDERSON,
         stop: StopRule = _TOLERANCE,
-        gradient: Gradient = _ONE_STEP,
+        gradient: Gradient = _IMPLICIT,
         equation_dims: int | None = None,
         causal: bool = False,
         throw: bool = False,
@@ -156,4 +158,4 @@ class FixedPoint(nn.Module):
 def _require_types(where: str, solver: Solver, stop: StopRule, gradient: Gradient) -> None:
     require_type(where, "solver", solver, Solver, "Anderson()")
     require_type(where, "stop", stop, StopRule, "Tolerance(rtol=1e-4) or Steps(8)")
-    require_type(where, "gradient", gradient, Gradient, "OneStep()")
+    require_type(where, "gradient", gradient, Gradient, "Implicit()")
