@@ -18,6 +18,7 @@ from attractor.data.text import (
     train_tokenizer,
 )
 from attractor.errors import ConfigError
+from attractor.experiment.loading import quiet
 from attractor.files import require_free
 from attractor.progress import TaskProgress
 
@@ -113,7 +114,8 @@ def prepare_text(
     val_pairs = (("val", text) for text in read_documents(val, field=field, stats=stats.get("val")))
     with TaskProgress(enabled=progress, lines=True) as bars:
         if tokenizer:
-            vocabulary = load_tokenizer(Path(tokenizer))
+            with quiet():  # about a config.json beside it
+                vocabulary = load_tokenizer(Path(tokenizer))
         else:
             sample = _sample(sources, field, fraction, tokenizer_bytes)
             follow = bars.follow(f"training a tokenizer of {vocab_size} entries")

@@ -145,7 +145,7 @@ class Decoder(LanguageModelBase):
             cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.embed_tokens(self._checked(input_ids))
         stop = self.stop_rule(depth, tolerance, max_evaluations)
-        if stop is None and self.training and torch.is_grad_enabled():
+        if self.config.budget and stop is None and self.training and torch.is_grad_enabled():
             self.config.budget = None  # it was chosen for the weights before this step
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
         if cache is not None and not slots:
