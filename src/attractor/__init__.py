@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from attractor.interop import retrofit
     from attractor.layer import FixedPoint, fixed_point
+    from attractor.root_finding import Newton, NewtonKrylov, root
     from attractor.solve import (
         Anderson,
         BestSoFar,
@@ -67,6 +68,7 @@ _MODULES = {  # where the names of __all__ are; all others are in ``solve``
     "gradient": "Gradient Implicit Neumann OneStep Phantom Unrolled jacobian_penalty lipschitz_estimate spectral_radius",
     "interop": "retrofit",
     "layer": "FixedPoint fixed_point",
+    "root_finding": "Newton NewtonKrylov root",
 }
 
 
@@ -99,6 +101,8 @@ __all__ = [
     "LostRankError",
     "MissingExtraError",
     "Neumann",
+    "Newton",
+    "NewtonKrylov",
     "NotConvergedError",
     "OneStep",
     "Outcome",
@@ -124,6 +128,7 @@ __all__ = [
     "prepare_text",
     "recipes",
     "retrofit",
+    "root",
     "spectral_radius",
     "synchronized",
     "train",

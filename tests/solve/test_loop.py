@@ -421,7 +421,7 @@ def test_throw_raises_an_error_with_the_outcome_and_the_solution() -> None:
     ("call", "says"),
     [
         (lambda: fixed_point(torch.cos, torch.ones(2, 3, dtype=torch.long)), "floating-point"),
-        (lambda: fixed_point(torch.cos, [1.0]), "not list"),
+        (lambda: fixed_point(torch.cos, [1.0]), "is float; the state holds"),
         (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=2), "equation_dims=2"),
         (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=1, causal=True), "no dimension left for time"),
         (lambda: fixed_point(lambda y: y[:1], torch.ones(2, 3)), r"returned \(1, 3\)"),

@@ -70,7 +70,7 @@ class Neumann(Gradient):
                 total = total + term
             return total
 
-        return _attach_transformed(update, value, series)
+        return attach_transformed(update, value, series)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class Implicit(Gradient):
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return torch.where(finite, solution.value * scale, v)
 
-        return _attach_transformed(update, value, adjoint)
+        return attach_transformed(update, value, adjoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class Unrolled(Gradient):
 _SECOND = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
 
 
-def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
+def attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
     if _transforms():  # requires_grad_ does not exist there
         f, pullback, *_ = torch.func.vjp(update, value.detach())
         return _Attach.apply(value, f, lambda v: transform(lambda u: pullback(u)[0], v), True)

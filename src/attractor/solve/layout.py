@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, namespace
+from attractor.solve.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,10 @@ class Layout:
     num_rows: int
     row_length: int
     causal: bool
+    packing: Packing | None = None
 
     @classmethod
-    def of(cls, y0: Tensor, equation_dims: int | None, causal: bool) -> "Layout":
+    def of(cls, y0: Tensor, equation_dims: int | None, causal: bool, packing: Packing | None = None) -> "Layout":
         """Return the layout of ``y0``.
 
         Raises
@@ -57,6 +59,7 @@ class Layout:
             num_rows=num_rows,
             row_length=row_length,
             causal=causal,
+            packing=packing,
         )
 
     @property
@@ -75,6 +78,12 @@ class Layout:
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
         return y.to(self.dtype).view(self.shape)
+
+    def rounded(self, y: Tensor) -> Tensor:
+        """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""
+        if self.packing is not None and self.packing.is_mixed:
+            return self.flatten(self.packing.pack(self.packing.unpack(self.unflatten(y))))
+        return y if self.dtype == self.compute_dtype else y.to(self.dtype).to(self.compute_dtype)
 
     def all_predecessors(self, mask: Array) -> Array:
         """Return where ``mask`` is True for the equation and for all that it may depend on, (N,) bool.

@@ -36,13 +36,14 @@ from attractor.solve.array_ops import (
     where_rows,
 )
 from attractor.solve.layout import Layout
+from attractor.solve.packing import Packing
 from attractor.solve.safeguard import Safeguard
 from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
 from attractor.solve.tracker import CONVERGED, STAGNATED, EquationTracker
-from attractor.solve.update import Point, Repeated, Update, evaluate
+from attractor.solve.update import Evaluation, Point, Repeated, Update
 
 
 def solve(
@@ -54,15 +55,17 @@ def solve(
     equation_dims: int | None = None,
     causal: bool = False,
     trace: bool | Collection[int] = False,
+    packing: Packing | None = None,
 ) -> Solution:
     """Iterate ``update`` from ``y0`` to a fixed point. See :func:`attractor.fixed_point` for the arguments.
 
-    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``.
+    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``. ``packing`` describes
+    a ``y0`` that was packed from several tensors.
     """
-    layout, update = Layout.of(y0, equation_dims, causal), Repeated.of(update)
+    layout, update = Layout.of(y0, equation_dims, causal, packing), Repeated.of(update)
     y = layout.flatten(y0)
     _refuse_nonfinite(y, layout)
-    accepted = Point.initial(y)
+    evaluation, accepted = Evaluation(update, layout, stop.norm), Point.initial(y)
     unknown = to_array(accepted.residual)
     tracker = EquationTracker(layout, unknown, stop)
     safeguard = Safeguard(solver.max_growth, unknown, torch.finfo(y.dtype).eps)
@@ -77,7 +80,7 @@ def solve(
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), accepted.residual.view(layout.leading_shape)))
-        point = evaluate(update, y, layout, evaluated, accepted)
+        point = evaluation.at(y, evaluated, accepted)
         residual_norm = to_array(point.residual_norm)
         if call == 1:
             solver, state = _start(solver, y, point, residual_norm)
@@ -98,19 +101,9 @@ def solve(
     if checks and call:
         _warn_if_random(update, layout, point, tracker)
     y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
-    value = layout.unflatten(y).clone()  # not the memory of y0, nor of what update returned
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
-        points.append((value.detach(), residual.view(layout.leading_shape)))
-    shape = layout.leading_shape
-    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
-    return Solution(
-        value=value,
-        residual=residual,
-        evaluations=to_tensor(tracker.evaluations).view(shape),
-        outcome=Outcome(status=status, residual=residual, calls=call, limit=stop.max_evaluations, checked=checks),
-        trace=torch.stack([point for point, _ in points]) if points else None,
-        trace_residual=torch.stack([r for _, r in points]) if points else None,
-    )
+        points.append((layout.unflatten(y).detach(), residual.view(layout.leading_shape)))
+    return _solution(y, residual, tracker, call, points)
 
 
 def _start(solver: Solver, y: Tensor, point: Point, residual_norm: Array) -> tuple[Solver, Any]:
@@ -132,6 +125,22 @@ def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTrac
     movable = tracker.unsolved & free
     final_y, final_residual = solver.finalize(state, y, residual)
     return where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
+
+
+def _solution(
+    y: Tensor, residual: Tensor, tracker: EquationTracker, calls: int, points: list[tuple[Tensor, Tensor]]
+) -> Solution:
+    stop, layout, shape = tracker.stop, tracker.layout, tracker.layout.leading_shape
+    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
+    checked = not stop.is_fixed_depth
+    return Solution(
+        value=layout.unflatten(y).clone(),  # not the memory of y0, nor of what update returned
+        residual=residual,
+        evaluations=to_tensor(tracker.evaluations).view(shape),
+        outcome=Outcome(status=status, residual=residual, calls=calls, limit=stop.max_evaluations, checked=checked),
+        trace=torch.stack([point for point, _ in points]) if points else None,
+        trace_residual=torch.stack([r for _, r in points]) if points else None,
+    )
 
 
 def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
@@ -93,7 +95,7 @@ class Solution:
     Attributes
     ----------
     value
-        Shape and dtype of ``y0``.
+        Shape and dtype of ``y0``; for a nested ``y0``, its structure.
     residual
         ``‖update(y) − y‖ / ‖y‖`` per equation, in the leading shape of ``y0``; float32 or wider. The residual of a
         converged equation is the one at ``value``. Under ``Steps`` it belongs to the iterate before the last step.
@@ -104,21 +106,26 @@ class Solution:
     trace
         The points that the caller asked for, in the order of evaluation, (number of points, *y0.shape); ``None`` if
         there are none.
+    aux
+        With ``has_aux=True``, what ``update`` returned beside the state: where gradients are tracked at the solution,
+        otherwise in its last call.
     trace_residual
         For each of these points the residual that the step to it measured, at the point before it; NaN at ``y0``.
     """
 
-    value: Tensor
+    value: Any
     residual: Tensor
     evaluations: Tensor
     outcome: Outcome
-    trace: Tensor | None = None
+    trace: Any = None
     trace_residual: Tensor | None = None
+    aux: Any = None
 
     def __repr__(self) -> str:
         total = self.residual.numel()
         converged = f"{total - self.outcome.num_open}/{total}" if self.outcome.checked else "not checked"
-        parts = [f"shape={tuple(self.value.shape)}", f"converged={converged}"]
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), self.value)
+        parts = [f"shape={shapes}", f"converged={converged}"]
         if total:
             least, most = int(self.evaluations.min()), int(self.evaluations.max())
             parts.append(f"max_residual={float(self.residual.max()):.2g}")

@@ -35,7 +35,7 @@ TRANSITIONS = {
 # verification, because its neighbours still move a little. Measured on causal transformer blocks
 # (``benchmarks/margin.py``), the margin saves up to half of all calls, and evaluations per token as well.
 FREEZE_MARGIN = 0.25
-PROGRESS = 0.9  # an equation makes progress when its lowest residual falls below this fraction of the previous one
+PROGRESS = 0.9  # an equation makes progress when its lowest residual norm falls below this fraction of the previous one
 GROWTH = 1e3  # an equation without progress diverges when its residual norm is above this multiple of the first one
 
 
@@ -109,7 +109,7 @@ class EquationTracker:
         self._done = below | (self.status >= FROZEN)
         if self.stop.patience is not None:
             self._best = masked_fill(self._best, reactivated, torch.inf)
-            self._find_stagnated(call, residual, residual_norm, self.stop.patience)
+            self._find_stagnated(call, residual_norm, self.stop.patience)
 
     def _apply(self, event: str, mask: Array) -> None:
         if known_empty(mask):
@@ -118,10 +118,10 @@ class EquationTracker:
         for before, after in TRANSITIONS[event].items():
             self.status = masked_fill(self.status, mask & (status == before), after)
 
-    def _find_stagnated(self, call: int, residual: Array, residual_norm: Array, patience: int) -> None:
+    def _find_stagnated(self, call: int, residual_norm: Array, patience: int) -> None:
         """Every ``patience`` calls, close the active equations that wait for no predecessor and made no progress."""
-        xp = namespace(residual)
-        self._recent_best = xp.where(self.active, xp.fmin(self._recent_best, residual), self._recent_best)
+        xp = namespace(residual_norm)
+        self._recent_best = xp.where(self.active, xp.fmin(self._recent_best, residual_norm), self._recent_best)
         if call % patience or call < self.stop.min_evaluations:
             return
         idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)

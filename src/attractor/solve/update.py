@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,11 @@ from torch import Tensor
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, known_between, known_empty, row_norm, to_array, to_tensor, where_rows
 from attractor.solve.layout import Layout
+from attractor.solve.packing import Packing, is_from_autocast
 from attractor.solve.randomness import RepeatedRandomness
+from attractor.solve.stop import Norm
 
-Update = Callable[[Tensor], Tensor]
+Update = Callable[[Any], Any]
 
 
 class PartialUpdate(ABC):
@@ -30,31 +32,61 @@ class PartialUpdate(ABC):
         """
 
 
+class Adapted(PartialUpdate):
+    """The update of a user, as a function of one tensor whose dtype it keeps, also under autocast.
+
+    With ``packing`` the state of ``function`` is nested. With ``has_aux`` the function returns ``(y_next, aux)``, and
+    ``aux`` is what its last call returned.
+    """
+
+    def __init__(self, function: Update, packing: Packing | None = None, has_aux: bool = False) -> None:
+        self.function, self.packing, self.has_aux = function, packing, has_aux
+        self.aux: Any = None
+
+    @property
+    def is_partial(self) -> bool:
+        return isinstance(self.function, PartialUpdate) and self.packing is None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        if self.packing is not None:
+            return self.packing.pack(self._without_aux(self.function(self.packing.unpack(y))))
+        return _in_dtype_of(y, self._without_aux(self.function(y)))
+
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        assert isinstance(self.function, PartialUpdate)
+        return _in_dtype_of(y, self._without_aux(self.function.at(y, index)))
+
+    def _without_aux(self, out: Any) -> Any:
+        if not self.has_aux:
+            return out
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise ConfigError(f"fixed_point(has_aux=True): update must return (y_next, aux), not {type(out).__name__}.")
+        out, self.aux = out
+        return out
+
+
+def _in_dtype_of(y: Tensor, out: Tensor) -> Tensor:
+    return out.to(y.dtype) if isinstance(out, Tensor) and is_from_autocast(out) else out
+
+
 class Repeated(RepeatedRandomness, PartialUpdate):
-    """An update whose random numbers are the same at every call of one solve. Under autocast it keeps the dtype of y."""
+    """An update whose random numbers are the same at every call of one solve."""
+
+    function: Adapted
 
     @classmethod
     def of(cls, update: Update) -> "Repeated":
-        return update if isinstance(update, cls) else cls(update)
+        if isinstance(update, cls):
+            return update
+        return cls(update if isinstance(update, Adapted) else Adapted(update))
 
     @property
     def can_be_partial(self) -> bool:
         """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
-        return isinstance(self.function, PartialUpdate) and not self.draws
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return _without_autocast(super().__call__(y), y)
+        return self.function.is_partial and not self.draws
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        assert isinstance(self.function, PartialUpdate)
-        return _without_autocast(self.function.at(y, index), y)
-
-
-def _without_autocast(out: Tensor, y: Tensor) -> Tensor:
-    kind = y.device.type
-    if isinstance(out, Tensor) and torch.is_autocast_enabled(kind) and out.dtype == torch.get_autocast_dtype(kind):
-        return out.to(y.dtype)
-    return out
+        return self.function.at(y, index)
 
 
 class Point(NamedTuple):
@@ -82,14 +114,39 @@ class Point(NamedTuple):
         return Point(*(where_rows(mask, new, old) for old, new in zip(self, other, strict=True)))
 
 
-def evaluate(update: Repeated, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
-    """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), and with ``last`` elsewhere."""
-    if not update.can_be_partial or bool(needed.all()):
-        return _measure(y, _checked_call(update, layout.unflatten(y)), layout)
-    index = to_tensor(needed).nonzero()[:, 0]
-    argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
-    part = _measure(y[index], _checked_call(update, argument, index), layout)
-    return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
+class Evaluation:
+    """How one solve evaluates ``update`` and measures residuals.
+
+    ``‖y‖`` counts as at least ``smallest`` (N,), the rounding unit times its size at the start, so that an equilibrium
+    of exactly zero has a residual.
+    """
+
+    def __init__(self, update: Repeated, layout: Layout, norm: Norm) -> None:
+        self.update, self.layout = update, layout
+        self._norm = _norm_function(norm)
+        self._smallest: Tensor | None = None
+
+    def at(self, y: Tensor, needed: Array, last: Point) -> Point:
+        """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
+        update, layout = self.update, self.layout
+        if self._smallest is None or not update.can_be_partial or bool(needed.all()):
+            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape).to(layout.compute_dtype)
+            if self._smallest is None:
+                info = torch.finfo(y.dtype)
+                size = torch.maximum(self._norm(y.detach()), self._norm(f.detach()))
+                self._smallest = (info.eps * size.nan_to_num(0, 0)).clamp_min(info.tiny)
+            return self._measure(y, f, self._smallest)
+        index = to_tensor(needed).nonzero()[:, 0]
+        argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
+        f = _checked_call(update, argument, index).reshape(len(index), -1).to(layout.compute_dtype)
+        part = self._measure(y[index], f, self._smallest[index])
+        return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
+
+    def _measure(self, y: Tensor, f: Tensor, smallest: Tensor) -> Point:
+        g = f - y
+        seen = self.layout.rounded(y)
+        residual_norm = self._norm((g if seen is y else f - seen).detach())
+        return Point(y, f, g, residual_norm, residual_norm / torch.maximum(self._norm(seen.detach()), smallest))
 
 
 def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
@@ -106,19 +163,28 @@ def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
     return out
 
 
-def _measure(y: Tensor, out: Tensor, layout: Layout) -> Point:
-    f = out.reshape(y.shape).to(layout.compute_dtype)
-    g = f - y
-    seen = y if layout.dtype == layout.compute_dtype else y.to(layout.dtype).to(layout.compute_dtype)
-    residual_norm = _norm((g if seen is y else f - seen).detach(), 0.0)
-    norm = _norm(seen.detach(), 1e-8)
-    return Point(y, f, g, residual_norm, residual_norm / norm)
+def _norm_function(norm: Norm) -> Callable[[Tensor], Tensor]:
+    if norm == "l2":
+        return _l2_norm
+    if norm == "rms":
+        return lambda x: _l2_norm(x) / max(x.shape[1], 1) ** 0.5
+    if norm == "max":
+        return lambda x: torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1)
+
+    def checked(x: Tensor) -> Tensor:
+        result = norm(x)
+        if not isinstance(result, Tensor) or result.shape != x.shape[:1]:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ConfigError(
+                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one number for "
+                f"each of the {len(x)} equations."
+            )
+        return result
+
+    return checked
 
 
-def _norm(x: Tensor, low: float) -> Tensor:
-    """Return the norms of the rows, without scaling them where all are known to lie between ``low`` and 1e18."""
+def _l2_norm(x: Tensor) -> Tensor:
+    """Return the norms of the rows, without scaling them where all are known to be far from over- and underflow."""
     norm = torch.linalg.vector_norm(x, dim=1)
-    if known_between(to_array(norm), low, 1e18):
-        return norm
-    norm = row_norm(x)
-    return torch.where(norm > 0, norm, torch.finfo(x.dtype).tiny) if low else norm
+    return norm if known_between(to_array(norm), 1e-8, 1e18) else row_norm(x)
