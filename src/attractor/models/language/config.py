@@ -14,12 +14,36 @@ from attractor.solve import Tolerance
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` where that has them.
 
-    ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or
-    ``"relu2"`` (squared ReLU without a gate). A solve ends at ``tolerance``, or at the precision of the dtype if that is
-    coarser, after ``min_evaluations`` to ``max_evaluations`` evaluations.
-
-    ``budget`` replaces that in evaluation mode where a call gives no budget: ``{"depth": 1}``, or ``{"tolerance": 0.03}``
-    with or without ``"max_evaluations"``. It belongs to the weights it was chosen for: training ignores and removes it.
+    Attributes
+    ----------
+    vocab_size, bos_token_id, eos_token_id, pad_token_id
+        Entries of the vocabulary, and its special tokens. Training takes them from the prepared text.
+    hidden_size, intermediate_size
+        Width of the embedding, and of the MLP.
+    num_hidden_layers
+        Every layer that has its own weights.
+    num_attention_heads, num_key_value_heads, head_dim
+        Heads of queries; of keys and values, by default as many; and their channels, by default ``hidden_size`` divided
+        by the number of heads.
+    hidden_act
+        ``"silu"`` (SwiGLU) or ``"relu2"`` (squared ReLU without a gate).
+    qk_norm
+        Whether queries and keys are normalised.
+    rms_norm_eps, rope_theta, initializer_range
+        The epsilon of RMSNorm, the base of rotary positions, and the standard deviation of initial weights.
+    max_position_embeddings
+        The largest number of tokens in a row.
+    tie_word_embeddings
+        Whether the embedding is also the output layer.
+    tolerance, min_evaluations, max_evaluations
+        The default budget of a solve: the relative residual at which a token has converged, and limits of evaluations.
+        In evaluation, the precision of the dtype is used if that is coarser than the tolerance.
+    budget
+        Used in evaluation mode instead of the tolerance, where a call gives no budget: ``{"depth": 1}``, or
+        ``{"tolerance": 0.03}`` with or without ``"max_evaluations"``. It belongs to the weights that it was chosen for,
+        so training does not use it and removes it.
+    use_cache
+        Whether generation keeps keys and values.
     """
 
     vocab_size: int = 32768
