@@ -147,7 +147,7 @@ def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: H
         solves = (
             "\nThe original model refines its output until it converges; that needs the package and its checkpoint.\n"
         )
-        if config.budget:
+        if config.budget and config.budget != {"depth": depth}:
             solves += f"Its stored budget {config.budget} is left out: a stock model solves nothing.\n"
     return f"""---
 library_name: transformers

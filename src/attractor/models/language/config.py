@@ -37,7 +37,7 @@ class LanguageModelConfig(PreTrainedConfig):
         Whether the embedding is also the output layer.
     tolerance, min_evaluations, max_evaluations
         The default budget of a solve: the relative residual at which a token has converged, and limits of evaluations.
-        In evaluation, the precision of the dtype is used if that is coarser than the tolerance.
+        Twice the precision of the dtype is used if that is coarser than the tolerance.
     budget
         Used in evaluation mode instead of the tolerance, where a call gives no budget: ``{"depth": 1}``, or
         ``{"tolerance": 0.03}`` with or without ``"max_evaluations"``. It belongs to the weights that it was chosen for,
