@@ -122,4 +122,6 @@ def _flatten(state: Any) -> tuple[tuple[str, ...], list[Any], pytree.TreeSpec]:
 def is_from_autocast(x: Tensor) -> bool:
     """Whether ``x`` has the low precision of an active autocast."""
     kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # such as meta
+        return False
     return torch.is_autocast_enabled(kind) and x.dtype == torch.get_autocast_dtype(kind)
