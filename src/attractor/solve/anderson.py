@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, masked_fill, namespace, to_array, to_tensor, where_rows
+from attractor.solve.array_ops import Array, masked_fill, namespace, to_array, to_tensor, transforms, where_rows
 from attractor.solve.solver import Solver, damped_step, row_dot
 
 _TINY = 1e-200
@@ -78,8 +78,9 @@ class Anderson(Solver):
         if len(points) > 1:
             first, *rest = self._weights(system, known).to(y.dtype).T[:, :, None]  # each (N, 1)
             y_next = points[0] * first
+            add = torch.addcmul if transforms() else Tensor.addcmul_  # vmap has no rule for the one in place
             for point, weight in zip(points[1:], rest, strict=True):
-                y_next.addcmul_(point, weight)
+                y_next = add(y_next, point, weight)
         return y_next, _AndersonState(points, residuals, system, known, state.scratch)
 
     def _weights(self, system: Array, known: Array) -> Tensor:

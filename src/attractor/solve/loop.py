@@ -26,6 +26,7 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
+    is_readable,
     known_between,
     known_empty,
     namespace,
@@ -33,6 +34,7 @@ from attractor.solve.array_ops import (
     row_scale,
     to_array,
     to_tensor,
+    transforms,
     where_rows,
 )
 from attractor.solve.layout import Layout
@@ -112,7 +114,7 @@ def _and_not(mask: Array, other: Array | None) -> Array:
 
 def _start(solver: Solver, y: Tensor, point: Point) -> tuple[Solver, Any]:
     """Return the solver, which sees scaled points if its products would over- or underflow, and its first state."""
-    if y.is_cpu and not known_between(point.residual_norm, 1e-12, 1e12):
+    if is_readable(y) and not known_between(point.residual_norm, 1e-12, 1e12):
         solver = Scaled(solver, row_scale(point.f))
     return solver, solver.init(y)
 
@@ -150,7 +152,7 @@ def _solution(
 def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:
     """Where equations stagnate, call ``update`` at the last point again, and warn if the result is another one."""
     stagnated = to_tensor(tracker.status) == STAGNATED
-    if is_synchronized() or update.can_be_partial or not stagnated.any():
+    if is_synchronized() or update.can_be_partial or transforms() or not stagnated.any():
         return
     with torch.no_grad():
         change = row_norm(layout.flatten(update(layout.unflatten(point.y))) - point.f)[stagnated]
@@ -175,7 +177,7 @@ def _kept_points(trace: bool | Collection[int], stop: StopRule) -> Collection[in
 
 
 def _refuse_nonfinite(y: Tensor, layout: Layout) -> None:
-    if y.is_cpu and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
+    if is_readable(y) and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
         raise DataError(
             f"fixed_point: y0 of shape {tuple(layout.shape)} holds NaN or infinite values; start from finite ones."
         )
