@@ -16,6 +16,11 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 Array = Any  # np.ndarray | Tensor; their operators agree, which no common type expresses
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the floating-point dtype for sums whose condition is a square: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
     return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() and not transforms() else x
