@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor import metrics
 
-from attractor import Anderson, BestSoFar, Broyden, Picard, Solution, Tolerance, fixed_point
+from attractor import Anderson, BestSoFar, Broyden, Picard, Solution, Tolerance, fixed_point, fused_bookkeeping
 from attractor.solve import anderson, array_ops, loop, update
 from attractor.testing import SolverConformance, UpdateConformance, causal_attention, zoo
 
@@ -120,3 +122,34 @@ def test_both_paths_decide_the_same(solver, monkeypatch) -> None:
         assert torch.equal(a.residual, b.residual)
         assert torch.equal(a.evaluations, b.evaluations)
         assert torch.equal(a.outcome.status, b.outcome.status)
+
+
+@pytest.mark.usefixtures("tensors")
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_bookkeeping_decides_the_same_with_fewer_kernels(causal: bool) -> None:
+    """Bit for bit; a second solve compiles nothing; at most ten kernels for the decisions of one evaluation."""
+    c = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0))
+    w = torch.randn(24, 24, generator=torch.Generator().manual_seed(1)) / 8
+
+    def run(stop: Tolerance) -> Solution:
+        return fixed_point(
+            lambda y: c + torch.tanh(y @ w), torch.zeros_like(c), solver=Picard(), stop=stop, causal=causal
+        )
+
+    stop = Tolerance(rtol=1e-5, patience=None)
+    with torch.no_grad():
+        expected = run(stop)
+        torch._dynamo.reset()
+        counters.clear()
+        metrics.reset()
+        with fused_bookkeeping():
+            found = run(stop)
+            graphs = counters["stats"]["unique_graphs"]
+            kernels = metrics.generated_kernel_count / graphs
+            run(stop)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert kernels <= 10, kernels
+    assert torch.equal(found.value, expected.value)
+    assert torch.equal(found.residual, expected.residual)
+    assert torch.equal(found.evaluations, expected.evaluations)
+    assert torch.equal(found.outcome.status, expected.outcome.status)

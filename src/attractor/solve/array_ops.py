@@ -90,6 +90,10 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
+def as_int8(mask: Array) -> Array:
+    return mask.view(np.int8) if isinstance(mask, np.ndarray) else mask.to(torch.int8)
+
+
 def known_empty(mask: Array) -> bool:
     """Whether ``mask`` is known to be False everywhere. On an accelerator the answer is False: asking would wait."""
     return (isinstance(mask, np.ndarray) or is_readable(mask)) and not mask.any()

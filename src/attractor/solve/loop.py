@@ -37,6 +37,7 @@ from attractor.solve.array_ops import (
     transforms,
     where_rows,
 )
+from attractor.solve.fusion import fused
 from attractor.solve.layout import Layout
 from attractor.solve.packing import Packing
 from attractor.solve.safeguard import Safeguard
@@ -85,12 +86,10 @@ def solve(
         point = evaluation.at(y, tracker.evaluated, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
-        rejected = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
-        refused = tracker.record(call, point.residual, point.residual_norm, rejected) if checks else rejected
-        accepted = point.replace_rows(refused, accepted)
+        decide = fused(_decide, point.residual)
+        accepted, refused, fresh = decide(call, point, accepted, tracker, safeguard, everywhere, accelerated)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
-        fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
         accelerated = _and_not(fresh, restarted) if solver.restarts else fresh
@@ -106,6 +105,23 @@ def solve(
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
         points.append((layout.unflatten(y).detach(), residual.view(layout.leading_shape)))
     return _solution(y, residual, tracker, call, points)
+
+
+def _decide(
+    call: int,
+    point: Point,
+    accepted: Point,
+    tracker: EquationTracker,
+    safeguard: Safeguard,
+    everywhere: Array,
+    accelerated: Array,
+) -> tuple[Point, Array | None, Array]:
+    """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
+    refused = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
+    if not tracker.stop.is_fixed_depth:
+        refused = tracker.record(call, point.residual, point.residual_norm, refused)
+    fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
+    return point.replace_rows(refused, accepted), refused, fresh
 
 
 def _and_not(mask: Array, other: Array | None) -> Array:

@@ -18,7 +18,7 @@ not finite, after a step that cannot be rejected                   DIVERGED
 import numpy as np
 import torch
 
-from attractor.solve.array_ops import Array, count, masked_fill, namespace
+from attractor.solve.array_ops import Array, as_int8, count, masked_fill, namespace
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
@@ -115,7 +115,7 @@ class EquationTracker:
         # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
         # more: this evaluation has verified them.
         verified = below & self.layout.all_predecessors(closed | below)
-        self.status = xp.where(counted, masked_fill(frozen.view(xp.int8), verified, CONVERGED), status)
+        self.status = xp.where(counted, masked_fill(as_int8(frozen), verified, CONVERGED), status)
         self._below = below
 
     def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
