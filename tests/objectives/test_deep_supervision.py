@@ -90,7 +90,7 @@ def test_the_halting_loss_is_added_with_its_weight(right: bool, halt: float) -> 
     with_halting, metrics = objective(halting_weight=0.3).step(Model(right=right, halt=halt))
     expected = nn.functional.binary_cross_entropy_with_logits(torch.tensor(halt), torch.tensor(float(right)))
     assert with_halting - without == pytest.approx(0.3 * float(expected), abs=1e-6)
-    assert metrics["exact"] == float(right)
+    assert metrics["batch_exact"] == float(right)
 
 
 def test_stablemax_equals_its_definition() -> None:
