@@ -85,7 +85,9 @@ class TrainingProgress(_Bars):
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
         # Those of held-out examples are measured rarely, so the last ones stay.
-        self._metrics |= {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
+        self._metrics |= {
+            k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))
+        }
         note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in self._metrics.items())])
         self._progress.update(self._task, completed=report.progress, note=note)
         if self._progress.disable and int(report.progress * 10) > self._tenth:

@@ -70,8 +70,8 @@ def evaluate(
 def _language_table(results: Figures) -> Table:
     """Return a table with one row per task. Counts and flags appear only if they say something."""
     table = Table()
-    for column in ("task", "", "", "more"):
-        table.add_column(column, justify="right" if not column else "left", overflow="fold")
+    for column in ("task", "figure", "value", "other figures"):
+        table.add_column(column, justify="right" if column in ("figure", "value") else "left", overflow="fold")
     for task, figures in results.items():
         shown = {name: v for name, v in figures.items() if name != "label" and v is not None and v is not False}
         if (num_all := shown.pop("num_all", None)) is not None:
@@ -96,7 +96,7 @@ def _short(value: Any) -> str:
 
 def _puzzle_table(figures: Figures) -> Table:
     """Return a table with a row per depth, a column per breadth, and a section for every way to choose or to check an answer."""
-    title = f"{figures['num_puzzles']:,} puzzles right in every cell, %"
+    title = f"share of {figures['num_puzzles']:,} unseen puzzles that are right in every cell, in %"
     breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
     columns = ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC")
     table = make_table(columns, title=title, simple=True)

@@ -217,7 +217,7 @@ class DeepSupervision:
         self._num_segments, self._since = 0, time.perf_counter()
         return figures
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         """Return what ``model`` reaches on held-out puzzles in ``max_segments`` segments; nothing if there are none.
 
         ``held_out`` is the share that is right in every cell, ``held_out_converged`` the share whose residual falls below

@@ -15,7 +15,6 @@ from attractor.files import require_free
 from attractor.progress import TaskProgress
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class PuzzleSplit:
     """One split: its number of puzzles, the size of a grid in cells, mean difficulty and mean rating."""
