@@ -225,7 +225,7 @@ def test_evaluate_prints_accuracy_by_depth_and_breadth(run, data, tmp_path, caps
         assert "…" not in capsys.readouterr().out
     assert main(["evaluate", str(run), *arguments]) == 0
     out = capsys.readouterr().out
-    assert "share of 5 unseen puzzles that are right in every cell, in %" in out
+    assert "right in every cell, in % of 5 unseen puzzles" in out
     assert "majority" in out
     assert "AUROC" in out
     figures = json.loads(file.read_text())["results"]

@@ -218,7 +218,7 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
         seen.append(questions.device)
         return ([], []) if questions.ndim == 2 else "figures"
 
-    monkeypatch.setattr(demo, "SIZES", {5: 2})
+    monkeypatch.setattr(demo, "SIZES", {7: 2})
     monkeypatch.setattr(demo, "evaluate_depths", spy)
     monkeypatch.setattr(demo, "trajectory", spy)
     monkeypatch.setattr(demo, "plot_trajectory", lambda *frames, **files: None)
@@ -227,7 +227,7 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def solve(questions, **budget):
         """Only the fourth maze converges to a right answer; the second converges to a wrong one."""
         seen.append(questions.device)
-        answers = maze.shortest_paths(maze.generate(8, 5, seed=FIRST_DEV_SEED, corners=True).questions)
+        answers = maze.shortest_paths(maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions)
         answers[1] = 0
         logits = torch.nn.functional.one_hot(torch.from_numpy(answers).long(), 5).float()
         residual = torch.tensor([1, 1e-5, 1, 1e-5, 1, 1, 1e-5, 1])
@@ -237,7 +237,7 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
     demo.evaluate_sizes(model, maze.generate(2, 7, seed=0))
     demo.draw(model, {}, tmp_path)
     assert [device.type for device in seen] == ["meta", "meta", "meta"]
-    drawn = maze.generate(8, 5, seed=FIRST_DEV_SEED, corners=True).questions[3]
+    drawn = maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions[3]
     assert (tmp_path / "maze.txt").read_text().rstrip("\n") == maze.render(drawn)
 
 

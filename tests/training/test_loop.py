@@ -84,7 +84,7 @@ def test_the_average_of_a_short_run_does_not_keep_the_initial_weights(decay, num
     for step in range(num_steps):
         torch.nn.init.constant_(model.weight, float(step > 0))
         average.update_parameters(model)
-    assert least < float(average.module.weight) <= most
+    assert least < average.module.weight.item() <= most
 
 
 def test_the_decay_of_a_long_run_is_the_setting() -> None:
@@ -96,7 +96,7 @@ def test_the_decay_of_a_long_run_is_the_setting() -> None:
         average.update_parameters(model)
     torch.nn.init.ones_(model.weight)
     average.update_parameters(model)
-    assert float(average.module.weight) == pytest.approx(0.01)
+    assert average.module.weight.item() == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("share", "measured"), [(1e-9, [4, 24]), (1e9, [4, 8, 12, 16, 20, 24])])

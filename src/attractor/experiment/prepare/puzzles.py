@@ -135,10 +135,9 @@ def _prepare_puzzles(
         if not splits["test"]:
             num = len(copies)
             raise DataError(f"all {num} test puzzles are symmetric copies of training puzzles; give other files.")
-        dev = rest[: num_dev(len(splits["train"]))]
         for other in list(splits.values()):
-            dev = _remove(dev, puzzle.find_copies(dev, other)) if dev else dev
-        splits |= {"dev": dev} if dev else {}
+            rest = _remove(rest, puzzle.find_copies(rest, other)) if rest else rest
+        splits |= {"dev": rest[: num_dev(len(splits["train"]))]} if rest else {}
     else:
         chosen = {name: defaults[name] if value is None else value for name, value in settings.items()}
         num, num_test, copies = num or 1000, num_test or 1000, np.empty(0, np.int64)
