@@ -60,11 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
         return 0
+    code = 0
     try:
         with requires_extra("train"):
             import rich  # noqa: F401
             import tyro
-        tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
+        run = tyro.extras.subcommand_cli_from_dict
+        code = run(commands(), prog="attractor", description=HELP, args=arguments) or 0
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_debug:
             traceback.print_exc()
         return _report(error)
-    return 0
+    return code
 
 
 def _accept_all_characters() -> None:
