@@ -19,7 +19,7 @@ LAYERS = {
     "data": 2,
     "optim": 2,
     "gradient": 3,
-    "fixed_point": 4,
+    "layer": 4,
     "models": 5,
     "testing": 5,
     "objectives": 6,

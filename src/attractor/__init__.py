@@ -18,34 +18,6 @@ from attractor.errors import (
     MissingExtraError,
     NotConvergedError,
 )
-from attractor.fixed_point import FixedPoint, fixed_point
-from attractor.gradient import (
-    Gradient,
-    Implicit,
-    Neumann,
-    OneStep,
-    Phantom,
-    Unrolled,
-    jacobian_penalty,
-    lipschitz_estimate,
-    spectral_radius,
-)
-from attractor.solve import (
-    Anderson,
-    BestSoFar,
-    Broyden,
-    Outcome,
-    PartialUpdate,
-    Picard,
-    Solution,
-    Solver,
-    Status,
-    Steps,
-    StopRule,
-    Tolerance,
-    Update,
-    synchronized,
-)
 
 if TYPE_CHECKING:
     from attractor import recipes
@@ -54,11 +26,39 @@ if TYPE_CHECKING:
     from attractor.experiment.loading import load
     from attractor.experiment.prepare import prepare_mazes, prepare_sudoku, prepare_text
     from attractor.experiment.training import train
+    from attractor.gradient import (
+        Gradient,
+        Implicit,
+        Neumann,
+        OneStep,
+        Phantom,
+        Unrolled,
+        jacobian_penalty,
+        lipschitz_estimate,
+        spectral_radius,
+    )
     from attractor.interop import retrofit
+    from attractor.layer import FixedPoint, fixed_point
+    from attractor.solve import (
+        Anderson,
+        BestSoFar,
+        Broyden,
+        Outcome,
+        PartialUpdate,
+        Picard,
+        Solution,
+        Solver,
+        Status,
+        Steps,
+        StopRule,
+        Tolerance,
+        Update,
+        synchronized,
+    )
 
 __version__ = "0.1.0"
 
-_LAZY = {  # the module of each name that needs more than PyTorch and NumPy
+_MODULES = {  # the module of each name that needs more than PyTorch and NumPy
     "cost": "attractor.experiment.cost",
     "evaluate": "attractor.experiment.evaluation",
     "load": "attractor.experiment.loading",
@@ -71,11 +71,14 @@ _LAZY = {  # the module of each name that needs more than PyTorch and NumPy
 
 
 def __getattr__(name: str) -> Any:
-    if name == "recipes":
-        return importlib.import_module("attractor.recipes")
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    """Import a name when it is used, so that the command line answers before PyTorch is loaded."""
+    if name in ("gradient", "recipes", "solve"):
+        return importlib.import_module(f"attractor.{name}")
+    layer = ("attractor.layer", "attractor.gradient", "attractor.solve")
+    for module in ([_MODULES[name]] if name in _MODULES else layer) if name in __all__ else ():
+        if (found := getattr(importlib.import_module(module), name, None)) is not None:
+            return globals().setdefault(name, found)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Implicit, Unrolled
+from attractor.layer import fixed_point
 from attractor.solve import Solver, Status, Steps, Tolerance, Update
 from attractor.solve.array_ops import row_norm
 

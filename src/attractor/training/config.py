@@ -11,8 +11,8 @@ from attractor.config import config_class, require_positive, require_whole, sugg
 from attractor.errors import ConfigError
 from attractor.optim import OptimizerConfig
 from attractor.training.guard import GuardConfig
-from attractor.training.parallel import STRATEGIES
 
+STRATEGIES = ("ddp", "fsdp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

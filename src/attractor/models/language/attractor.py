@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
+from attractor.layer import fixed_point
 from attractor.models.language.base import LanguageModel, LanguageModelOutput
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import Decoder

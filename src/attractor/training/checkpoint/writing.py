@@ -12,15 +12,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from attractor.errors import CheckpointError, LostRankError
 from attractor.files import manifest, remove_leftovers, sync_folder
 from attractor.files.manifest import Checksums
 from attractor.training.checkpoint.folder import FORMAT, checkpoints_in
 from attractor.training.checkpoint.ranks import FULL, LOST, rank_and_size, run_on_all_ranks, short_reason
-from attractor.training.checkpoint.shards import save_shards
 
 
 class Checkpoints:
@@ -48,6 +45,8 @@ class Checkpoints:
         max_checkpoints: int = 2,
         group: dist.ProcessGroup | None = None,
     ) -> None:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
         self.out, self.metadata, self.save_model = out, metadata, save_model
         self.max_checkpoints, self.group = max_checkpoints, group
         self.rank, self.size = rank_and_size(group)
@@ -124,6 +123,10 @@ class Checkpoints:
             self.thread.shutdown()
 
     def _write(self, step: int, parts: tuple[Any, ...] | Exception) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from attractor.training.checkpoint.shards import save_shards
+
         final = self.out / f"step-{step:08d}"
         part = self.out / f".part-{final.name}"
         try:
