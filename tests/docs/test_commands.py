@@ -14,7 +14,7 @@ import tyro
 from tests.docs.pages import PAGES, blocks, name
 
 from attractor.cli import data, puzzles
-from attractor.cli.main import commands
+from attractor.cli.commands import commands
 
 DATA = {"prepare": data.prepare, "verify": data.verify, "sudoku": puzzles.sudoku, "mazes": puzzles.mazes}
 

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from attractor.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-OUTPUTS = ("out", "json", "gif")
+OUTPUTS = ("out", "json", "gif", "plot")
 
 
 def checked(command: Callable[P, R]) -> Callable[P, R]:
@@ -26,6 +27,8 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
                 _check(name, item)
         return command(*args, **kwargs)
 
+    # A description is one paragraph, which tyro folds at the width of the terminal.
+    run.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
     return run
 
 

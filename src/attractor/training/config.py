@@ -41,6 +41,8 @@ class TrainConfig:
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
     timeout_seconds
         How long a process waits for another one that no longer answers.
+    seed
+        The seed of the weights and of everything random in training.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints

@@ -12,9 +12,31 @@ from attractor.nn.transformer import DecoderLayer
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` where that has them.
 
-    ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or
-    ``"relu2"`` (squared ReLU without a gate). ``tolerance``, ``min_evaluations`` and ``max_evaluations`` are the
-    default budget of a solve.
+    Attributes
+    ----------
+    vocab_size, bos_token_id, eos_token_id, pad_token_id
+        Entries of the vocabulary, and its special tokens. Training takes them from the prepared text.
+    hidden_size, intermediate_size
+        Width of the embedding, and of the MLP.
+    num_hidden_layers
+        Every layer that has its own weights.
+    num_attention_heads, num_key_value_heads, head_dim
+        Heads of queries; of keys and values, by default as many; and their channels, by default ``hidden_size`` divided
+        by the number of heads.
+    hidden_act
+        ``"silu"`` (SwiGLU) or ``"relu2"`` (squared ReLU without a gate).
+    qk_norm
+        Whether queries and keys are normalised.
+    rms_norm_eps, rope_theta, initializer_range
+        The epsilon of RMSNorm, the base of rotary positions, and the standard deviation of initial weights.
+    max_position_embeddings
+        The largest number of tokens in a row.
+    tie_word_embeddings
+        Whether the embedding is also the output layer.
+    tolerance, min_evaluations, max_evaluations
+        The default budget of a solve: the relative residual at which a token has converged, and limits of evaluations.
+    use_cache
+        Whether generation keeps keys and values.
     """
 
     vocab_size: int = 32768
