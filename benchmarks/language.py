@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +44,7 @@ from attractor.files import write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, language
 from attractor.training import find_checkpoint
+from benchmarks.command import run_command
 
 OUT = Path("results/language")
 SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
@@ -139,7 +139,6 @@ def run(
     """
     if threads:
         torch.set_num_threads(threads)
-    OUT.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for side in sides:
             one(side, seed, data, bundle, num_steps, Console(width=160))
@@ -254,4 +253,4 @@ def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show})
+    run_command(run, show)

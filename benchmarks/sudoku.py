@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,6 +36,7 @@ from attractor.models.reasoning import Reasoner
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
 from attractor.training import find_checkpoint
+from benchmarks.command import run_command
 
 OUT = Path("results/sudoku")
 SIDES = ("attractor", "trm", "hrm", "transformer")
@@ -72,7 +72,6 @@ def run(
         raise SystemExit("--data: give the results a --name, such as extreme.")
     if threads:
         torch.set_num_threads(threads)
-    OUT.mkdir(parents=True, exist_ok=True)
     name = name or f"{size}x{size}" + ("" if num_steps is None else "-steps")
     for seed in seeds:
         for side in sides:
@@ -194,4 +193,4 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show}, prog="python -m benchmarks.sudoku")
+    run_command(run, show)
