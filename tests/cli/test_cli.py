@@ -135,6 +135,8 @@ def test_help_names_what_is_expected(capsys) -> None:
     assert "--init CHECKPOINT" in shown
     assert "STR" not in shown
     assert "None}" not in shown
+    lines = [line.strip("│ ") for line in shown.splitlines()]
+    assert not any(line.startswith("without it.") for line in lines), "folded where the source is folded"
 
 
 def test_without_a_command_the_commands_are_listed(capsys) -> None:

@@ -7,13 +7,17 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import tyro
 
 from attractor.config import require_number
 from attractor.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+PLACEHOLDERS = {"prompt": "TEXT", "train": "FILE", "test": "FILE", "field": "NAME", "metric": "NAME", "logger": "NAME"}
+PLACEHOLDERS |= {"init": "CHECKPOINT"}
 OUTPUTS = ("out", "json", "gif", "plot")
 
 
@@ -27,9 +31,22 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
                 _check(name, item)
         return command(*args, **kwargs)
 
+    signature = run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: _annotated(parameter) for name, parameter in signature.parameters.items()}
+    del run.__wrapped__  # type: ignore[attr-defined]  # tyro would read that one
     # A description is one paragraph, which tyro folds at the width of the terminal.
     run.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
     return run
+
+
+def _annotated(parameter: inspect.Parameter) -> Any:
+    """Return the type of an option, with a placeholder that says what to give, and without a default that says nothing."""
+    default, metavar = parameter.default, PLACEHOLDERS.get(parameter.name)
+    says_nothing = default is None or default is False or default == ()
+    if metavar is None and not says_nothing:
+        return parameter.annotation
+    hint = "" if says_nothing else None
+    return Annotated[parameter.annotation, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
 
 
 def _check(name: str, value: Any) -> None:

@@ -15,12 +15,12 @@ def train(
     /,
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = (),
     data: Path | None = None,
-    init: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
+    init: str | None = None,
     out: Path | None = None,
     resume: bool = False,
     pause_after: float | None = None,
     overwrite: bool = False,
-    logger: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tensorboard",
+    logger: str = "tensorboard",
 ) -> None:
     """Train a recipe. Start it with torchrun to train on several processes.
 
