@@ -173,7 +173,7 @@ def test_a_run_outlives_the_loss_of_a_rank_and_the_end_of_torchrun(tmp_path) -> 
     run.process.send_signal(signal.SIGTERM)
     text, err = run.end()
     assert not said(err)
-    assert text.count("; paused, go on with: attractor train maze") == 1
+    assert text.count("paused; go on with: attractor train maze") == 1
     step = max(steps(out))
     assert find_checkpoint(out).name == f"step-{step:08d}"
     reference = Ranks(tmp_path / "reference", train_until, step, tmp_path / "whole")
@@ -194,7 +194,7 @@ def test_one_rank_is_asked_to_leave_and_all_do(tmp_path) -> None:
     os.kill(run.processes[1].pid, signal.SIGTERM)
     text, err = run.end()
     assert run.exit_codes == [0, 0], err
-    assert text.count("paused, go on with") == 1
+    assert text.count("paused; go on with") == 1
     assert find_checkpoint(out).name == f"step-{max(steps(out)):08d}"
     assert sum(name.startswith("rank-") for name in tensors(out)) == 2
 
