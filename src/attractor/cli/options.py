@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -29,6 +30,7 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
         for name, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
             for item in value if isinstance(value, tuple) else (value,):
                 _check(name, item)
+        _load_pytorch()
         return command(*args, **kwargs)
 
     signature = run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
@@ -37,6 +39,15 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
     # A description is one paragraph, which tyro folds at the width of the terminal.
     run.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
     return run
+
+
+def _load_pytorch() -> None:
+    """Import PyTorch, and say so in a terminal while it takes seconds."""
+    notice, erase = ("loading PyTorch …", "\r\x1b[K") if sys.stderr.isatty() else ("", "")
+    print(notice, end="", file=sys.stderr, flush=True)
+    import torch  # noqa: F401
+
+    print(erase, end="", file=sys.stderr, flush=True)
 
 
 def _annotated(parameter: inspect.Parameter) -> Any:
