@@ -20,6 +20,7 @@ LAYERS = {
     "optim": 2,
     "gradient": 3,
     "layer": 4,
+    "root_finding": 5,
     "models": 5,
     "testing": 5,
     "objectives": 6,
