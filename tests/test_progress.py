@@ -37,7 +37,7 @@ def test_percentage_time_left_and_bar_are_never_cut(width: int) -> None:
         bar(report(101, 0.6))
     last = shown_lines(file.getvalue())[-1]
     assert re.search(r"0:00:\d\d so far", first), "before the first report, the time that has passed"
-    assert last.startswith("training")
+    assert last.startswith("train")
     assert "━━" in last
     assert re.search(r" 60% 0:00:\d\d left ", last)
     assert len(last) <= width

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from attractor import ConfigError, FixedPoint, Tolerance, fixed_point
+from attractor import FixedPoint, Tolerance
 
 ROOT = Path(__file__).parents[2]
 X = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -41,12 +41,10 @@ def test_wrapped_and_copied_layers_compute_the_same(wrap, layer) -> None:
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])
 def test_layers_converge_in_every_floating_point_type(dtype, rtol: float, layer) -> None:
-    """To what the type resolves; complex states are refused."""
+    """To what the type resolves."""
     solution = FixedPoint(layer.cell.to(dtype), stop=Tolerance(rtol=rtol))(Z.to(dtype), X.to(dtype))
     assert solution.outcome.converged
     assert solution.value.dtype == dtype
-    with pytest.raises(ConfigError, match="complex64"):
-        fixed_point(lambda y: y / 2, torch.zeros(2, 1, dtype=torch.complex64))
 
 
 def gradients(layer, call) -> list[torch.Tensor]:

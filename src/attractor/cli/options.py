@@ -35,7 +35,7 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
 
     signature = run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
     run.__annotations__ = {name: _annotated(parameter) for name, parameter in signature.parameters.items()}
-    del run.__wrapped__  # type: ignore[attr-defined]  # tyro would read that one
+    del run.__wrapped__  # tyro would read that one
     # A description is one paragraph, which tyro folds at the width of the terminal.
     run.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
     return run
