@@ -11,7 +11,7 @@ help:
 	@echo "make test    format, lint, types, import layers, spelling, then every test"
 	@echo "make check   the first five of these alone"
 	@echo "make docs    build the documentation site strictly (writes ./site, which works offline)"
-	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes results/solvers)"
+	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes runs/benchmarks/solvers)"
 
 demo: $(VENV)/.ready
 	$(BIN)/attractor demo
