@@ -101,7 +101,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
 def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> AttractorForCausalLM:
     with quiet():
         model = retrofit_backbone(
-            backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
+            backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2, budget=None
         )
     with torch.no_grad():
         for layer in model.model.layers[model.model.num_backbone_layers :]:

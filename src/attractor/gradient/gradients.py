@@ -44,7 +44,7 @@ class Gradient(ABC):
 
 @dataclass(frozen=True)
 class OneStep(Gradient):
-    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call. The default.
+    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call; right only if ``J`` is small.
 
     The authors' code calls ``u = v + Jᵀv`` "onestep"; here that is ``Neumann(1)``.
     """
@@ -70,22 +70,24 @@ class Neumann(Gradient):
                 total = total + term
             return total
 
-        return _attach_transformed(update, value, series)
+        return attach_transformed(update, value, series)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Gradient):
-    """``u = (I − Jᵀ)⁻¹ v``, solved with ``solver``; exact at a fixed point.
+    """``u = (I − Jᵀ)⁻¹ v``, solved with ``solver``; exact at a fixed point. The default of ``fixed_point``.
 
-    Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge.
+    Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge. The default of
+    ``stop`` is a tolerance of 1e-5, or what the dtype of the state can resolve.
     """
 
     solver: Solver = field(default_factory=Anderson)
-    stop: StopRule = field(default_factory=lambda: Tolerance(rtol=1e-5))
+    stop: StopRule | None = None
 
     def __post_init__(self) -> None:
         require_type("Implicit", "solver", self.solver, Solver, "Anderson()")
-        require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
+        if self.stop is not None:
+            require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
@@ -102,7 +104,8 @@ class Implicit(Gradient):
             scale = row_scale(start.reshape(1, -1))[0, 0] if v.numel() else 1
             start = start / scale
             dims = max(v.ndim - 1, 0)
-            solution = solve(lambda u: start + vjp(u), start, solver=self.solver, stop=self.stop, equation_dims=dims)
+            stop = self.stop or Tolerance(rtol=max(1e-5, 4 * torch.finfo(v.dtype).eps))
+            solution = solve(lambda u: start + vjp(u), start, solver=self.solver, stop=stop, equation_dims=dims)
             if not finite.all():
                 warnings.warn(
                     f"Implicit gradient: the cotangent of {int((~finite).sum())} of {finite.numel()} row(s) is not finite; "
@@ -110,11 +113,11 @@ class Implicit(Gradient):
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            if not self.stop.is_fixed_depth and not solution.outcome.converged:
+            if not stop.is_fixed_depth and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return torch.where(finite, solution.value * scale, v)
 
-        return _attach_transformed(update, value, adjoint)
+        return attach_transformed(update, value, adjoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,7 @@ class Unrolled(Gradient):
 _SECOND = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
 
 
-def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
+def attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
     if _transforms():  # requires_grad_ does not exist there
         f, pullback, *_ = torch.func.vjp(update, value.detach())
         return _Attach.apply(value, f, lambda v: transform(lambda u: pullback(u)[0], v), True)

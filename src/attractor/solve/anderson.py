@@ -47,6 +47,7 @@ class Anderson(Solver):
     mixing: float = 1.0
     ridge: float | None = None
     max_growth: float = 4.0
+    restarts = True
 
     def __post_init__(self) -> None:
         require_positive(self, "mixing", "max_growth", *(["ridge"] if self.ridge is not None else []))

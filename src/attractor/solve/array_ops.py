@@ -31,9 +31,6 @@ def row_norm(x: Tensor) -> Tensor:
     A norm is finite where the row is: one above the largest number of the dtype is that number.
     """
     largest = torch.finfo(x.dtype).max
-    if x.is_cuda and x.dtype == torch.float32:
-        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        return torch.where(norm < torch.inf, norm.clamp_max(largest), norm).to(x.dtype)
     scale = row_scale(x)
     peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
     return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
@@ -49,7 +46,13 @@ def row_scale(x: Tensor) -> Tensor:
 
 def known_between(x: Array, low: float, high: float) -> bool:
     """Whether all numbers are known to lie between the two. On an accelerator the answer is False."""
-    return (isinstance(x, np.ndarray) or x.is_cpu) and len(x) > 0 and bool(low < x.min()) and bool(x.max() < high)
+    if isinstance(x, np.ndarray):
+        return x.size > 0 and bool(low < np.minimum.reduce(x)) and bool(np.maximum.reduce(x) < high)
+    return _is_readable(x) and len(x) > 0 and bool(low < x.min()) and bool(x.max() < high)
+
+
+def _is_readable(x: Tensor) -> bool:
+    return x.is_cpu
 
 
 def namespace(x: Array) -> Any:
@@ -67,6 +70,19 @@ def known_empty(mask: Array) -> bool:
     return (isinstance(mask, np.ndarray) or mask.is_cpu) and not mask.any()
 
 
-def where_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:
-    """``torch.where`` with a mask (N,) for tensors (N, ...)."""
-    return b if known_empty(mask) else torch.where(to_tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)
+def with_rows(old: Array, rows: Tensor, new: Array) -> Array:
+    """Return ``old`` (N, ...) with ``new`` (M, ...) in the rows (M,)."""
+    if isinstance(old, np.ndarray):
+        old = old.copy()
+        old[rows.numpy()] = new
+        return old
+    return old.index_copy(0, rows, new)
+
+
+def where_rows(mask: Array | None, a: Array, b: Array) -> Array:
+    """``where`` with a mask (N,) for two tensors (N, ...) or arrays (N,). ``None`` is a mask that is False everywhere."""
+    if mask is None:
+        return b
+    if isinstance(b, np.ndarray):
+        return np.where(mask, a, b)
+    return torch.where(to_tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)

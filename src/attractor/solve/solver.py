@@ -18,6 +18,8 @@ class Solver(ABC):
     """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``."""
 
     is_memoryless: ClassVar[bool] = False  # whether a step depends on the last point alone
+    # Whether the first step, and the one after points that were not fresh, is a plain step. These are never rejected.
+    restarts: bool = False
 
     @property
     @abstractmethod
@@ -104,6 +106,10 @@ class BestSoFar(Solver):
     def max_growth(self) -> float:
         return self.solver.max_growth
 
+    @property
+    def restarts(self) -> bool:  # type: ignore[override]
+        return self.solver.restarts
+
     def init(self, y: Tensor) -> tuple[Any, Tensor, Tensor]:
         return self.solver.init(y), y, y.new_full(y.shape[:1], torch.inf)
 
@@ -131,6 +137,10 @@ class Scaled(Solver):
     @property
     def max_growth(self) -> float:
         return self.solver.max_growth
+
+    @property
+    def restarts(self) -> bool:  # type: ignore[override]
+        return self.solver.restarts
 
     def init(self, y: Tensor) -> Any:
         return self.solver.init(y / self.scale)
