@@ -1,23 +1,31 @@
 # `make demo` and `make test` do all set-up on a fresh machine and then their job. Only Python (3.11 or newer) is needed.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test test-oldest check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train a small Attractor Model on mazes for four minutes and watch it converge (writes ./demo)"
 	@echo "make test    format, lint, types, import layers, spelling, then every test"
+	@echo "make test-oldest  every test with the oldest supported versions (writes .venv-oldest: on Linux 7 GB, mostly GPU libraries)"
 	@echo "make check   the first five of these alone"
 	@echo "make docs    build the documentation site strictly (writes ./site, which works offline)"
-	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes results/solvers)"
+	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes runs/benchmarks/solvers)"
 
 demo: $(VENV)/.ready
 	$(BIN)/attractor demo
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On Python 3.11: the oldest versions have no wheels for the newest Python.
+test-oldest:
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready-peers .venv-oldest/.ready-docs
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt docs
 
 check: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
@@ -33,26 +41,26 @@ bench: $(VENV)/.ready-peers
 	$(BIN)/python -m benchmarks.solvers
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-oldest
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attractor needs Python 3.11 or newer; run make with PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 
 # Torch by its exact version first: an open range could pull a newer build and its GPU libraries before constraints are seen.
-$(VENV)/.ready: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[puzzles]'
+$(VENV)/.ready: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[puzzles]'
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all,test]'
 	touch $@
 
 $(VENV)/.ready-peers: $(VENV)/.ready-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[peers]'
 	touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
 	touch $@

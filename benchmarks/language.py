@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -46,6 +45,7 @@ from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, language
 from attractor.training import find_checkpoint
 from benchmarks import with_spread
+from benchmarks.command import run_command
 
 OUT = Path("results/language")
 SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
@@ -140,7 +140,6 @@ def run(
     """
     if threads:
         torch.set_num_threads(threads)
-    OUT.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for side in sides:
             one(side, seed, data, bundle, num_steps, Console(width=160))
@@ -260,4 +259,4 @@ def _draw(curves: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show})
+    run_command(run, show)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -37,6 +36,7 @@ from attractor.models.language import AttractorForCausalLM, LanguageModel
 from attractor.plots.style import COLOURS, GREY, new_figure, save
 from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, fit_to_model, language, retrofit
+from benchmarks.command import run_command
 
 OUT = Path("results/language")
 LENGTH, CHARACTERS, ROWS = 128, 1_000, 8
@@ -183,7 +183,6 @@ def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 5
     """
     torch.set_num_threads(1)
     console = Console(width=160)
-    OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         backbone = Path(folder) / "qwen3"
         recipe = pretrain(data, backbone, pretraining, console)
@@ -229,4 +228,4 @@ def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

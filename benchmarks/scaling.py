@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from attractor.files import json_safe, write_json
 from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku
+from benchmarks.command import run_command
 
 OUT = Path("results/scaling")
 SIDES = {"attractor": "attractor", "trm": "TRM"}  # and their names in the figure
@@ -58,7 +58,6 @@ def run(
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
-    OUT.mkdir(parents=True, exist_ok=True)
     network = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
@@ -126,4 +125,4 @@ def _last(curve: Sequence[dict[str, float]], name: str) -> float:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show}, prog="python -m benchmarks.scaling")
+    run_command(run, show)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +37,7 @@ from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
 from attractor.training import find_checkpoint
 from benchmarks import with_spread
+from benchmarks.command import run_command
 
 OUT = Path("results/sudoku")
 SIDES = {
@@ -85,7 +85,6 @@ def run(
         raise SystemExit("--data: give the results a --name, such as extreme.")
     if threads:
         torch.set_num_threads(threads)
-    OUT.mkdir(parents=True, exist_ok=True)
     name = name or f"{size}x{size}" + ("" if num_steps is None else "-steps")
     for seed in seeds:
         for side in sides:
@@ -203,4 +202,4 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"run": run, "show": show}, prog="python -m benchmarks.sudoku")
+    run_command(run, show)

@@ -17,8 +17,8 @@ from attractor.errors import ConfigError, DivergedError
 from attractor.optim import OptimizerConfig
 from attractor.training import DistributedContext, GuardConfig, TrainConfig, find_checkpoint, train
 from attractor.training.checkpoint import load_scalars
+from attractor.training.config import STRATEGIES
 from attractor.training.guard import MIN_HISTORY, Action, Decision, Guard
-from attractor.training.parallel import STRATEGIES
 
 ONE = DistributedContext(device=torch.device("cpu"))
 

@@ -112,10 +112,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     file = folder / "index.json"
     if not file.exists():
-        raise DataError(f"{folder}: no index.json here; make one with: attractor data sudoku, or attractor data mazes.")
+        state = "holds no puzzles" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {state}; make a folder with: attractor data sudoku, or attractor data mazes.")
     index = read_json(file, DataError, advice="make the folder again")
     if index.get("format") != FORMAT:
-        raise DataError(f"{file}: not the index of puzzles (its format is not {FORMAT!r}).")
+        raise DataError(f"{file}: not the index of puzzles (its format is not {FORMAT!r}); give another folder.")
     if not isinstance(index.get("splits"), dict):
         raise _damaged(file, "no splits")
     return index

@@ -29,8 +29,8 @@ class NextTokenConfig:
 
     Attributes
     ----------
-    batch_size
-        Rows per batch, over all processes, of ``length`` tokens each.
+    batch_size, length
+        Rows per batch, over all processes, and the tokens of each row.
     seed
         Seed of the order of the rows.
     contraction_penalty

@@ -11,8 +11,8 @@ from attractor.config import config_class, require_positive, require_whole, sugg
 from attractor.errors import ConfigError
 from attractor.optim import OptimizerConfig
 from attractor.training.guard import GuardConfig
-from attractor.training.parallel import STRATEGIES
 
+STRATEGIES = ("ddp", "fsdp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -42,6 +42,8 @@ class TrainConfig:
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
     timeout_seconds
         How long a process waits for another one that no longer answers.
+    seed
+        The seed of the weights and of everything random in training.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints

@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attractor.training.distributed import DistributedContext
 
-STRATEGIES = ("ddp", "fsdp")
 # Modules whose weights are gathered in one operation, and whether the weights stay gathered until the backward pass.
 # Those of a solve do: it then gathers once for any number of evaluations, and ranks may make different numbers of
 # evaluations.
