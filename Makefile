@@ -13,7 +13,7 @@ help:
 	@echo "make test-oldest  every test with the oldest supported versions, on Python 3.11 (writes .venv-oldest)"
 	@echo "make check   the first five of these alone"
 	@echo "make docs    build the documentation site strictly (writes ./site, which works offline)"
-	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes results/solvers)"
+	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes runs/benchmarks/solvers)"
 
 demo: $(VENV)/.ready
 	$(BIN)/attractor demo

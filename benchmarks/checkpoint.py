@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -37,6 +36,7 @@ from attractor.training.checkpoint import save_weights
 from attractor.training.guard import Guard
 from attractor.training.parallel import clip_gradients
 from attractor.training.state import TrainingState
+from benchmarks.command import run_command
 
 OUT = Path("results/scale/checkpoint.json")
 WARM_UP = 3
@@ -164,9 +164,8 @@ def main(data: Path, batch: int = 8, steps: int = 10, rounds: int = 6, threads: 
     )
     settings = f"--data TEXT --batch {batch} --steps {steps} --rounds {rounds} --threads {threads} --device {device}"
     about = {"command": f"python -m benchmarks.checkpoint {settings}", "environment": environment()}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     write_json(OUT, {**about, "figures": figures, "seconds": found})
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from attractor.files import write_json
 from attractor.nn import compile_blocks
 from attractor.recipes import LanguageRecipe, language
 from attractor.training import PRECISIONS
+from benchmarks.command import run_command
 
 OUT = Path("results/scale/compiled.json")
 WARM_UP = 2  # the first step compiles, the second shows that nothing else has to be compiled
@@ -126,11 +126,10 @@ def main(batch: int = 8, evaluations: int = 6, repeats: int = 20, threads: int =
                 view.add_row(precision, what, *figures, f"{found['rate']:.2f}", f"{found['median_of_pairs']:.2f}")
     Console(width=120).print(view)
     settings = f"--batch {batch} --evaluations {evaluations} --repeats {repeats} --threads {threads} --device {device}"
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         OUT, {"command": f"python -m benchmarks.compiled {settings}", "environment": environment(), "rows": rows}
     )
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

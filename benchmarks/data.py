@@ -25,6 +25,7 @@ from rich.console import Console
 
 from attractor.data.text import PackedRows, Shards, prepare, train_tokenizer
 from attractor.files import write_json
+from benchmarks.command import run_command
 
 NUM_DOCUMENTS, NUM_WORDS, VOCABULARY = 4000, 500, 20_000
 VOCAB_SIZE = 4096
@@ -96,7 +97,6 @@ def main() -> None:
         ratio = f"  prepare reaches {ratios[name]:.2f} of it" if name in ratios else ""
         console.print(f"  {name:18} {rate:6.2f} ({rate * tokens_per_mb / 1e6:.2f}){ratio}", highlight=False)
     console.print(f"reading rows of {LENGTH}: {reading / 1e6:.1f} million tokens/s on one core", highlight=False)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "command": "python -m benchmarks.data",
         "environment": {
@@ -111,8 +111,7 @@ def main() -> None:
         "reading_tokens_per_second": reading,
     }
     write_json(OUT, result)
-    console.print(f"written to {OUT}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -38,6 +37,7 @@ from attractor.experiment.loading import load_language_model
 from attractor.files import write_json
 from attractor.interop.stock_export import fold_gates
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
+from benchmarks.command import run_command
 
 OUT = Path("results/decode")
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3)
@@ -59,7 +59,6 @@ def main(
     num_rows: int = 64,
     tolerances: tuple[float, ...] = TOLERANCES,
     threads: int | None = None,
-    out: Path = OUT,
 ) -> None:
     """Measure, print and write one file for each comparison.
 
@@ -71,7 +70,6 @@ def main(
         num_rows: Rows of 256 held-out tokens, at most, for the last comparison.
         tolerances: Of the last comparison.
         threads: Of this process.
-        out: The folder to write into.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -92,7 +90,6 @@ def main(
         "sparse": lambda: [sparse_and_dense(model, rows, tolerance, few) for tolerance in tolerances],
     }
     console = Console(width=150)
-    out.mkdir(parents=True, exist_ok=True)
     for name in only:
         with torch.no_grad():
             found = measurements[name]()
@@ -105,7 +102,7 @@ def main(
             "layers": [model.model.num_backbone_layers, model.config.num_attractor_layers],
             "tolerance": model.config.tolerance,
         }
-        write_json(out / f"{name}.json", {**setting, "rows": found})
+        write_json(OUT / f"{name}.json", {**setting, "rows": found})
 
 
 def without_solver(model: AttractorForCausalLM) -> AttractorForCausalLM:
@@ -243,4 +240,4 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

@@ -31,6 +31,7 @@ from attractor.recipes import Recipe
 from attractor.recipes import get as get_recipe
 from attractor.recipes.puzzles import REASONER_FAMILIES as FAMILIES
 from attractor.training import PRECISIONS
+from benchmarks.command import run_command
 from benchmarks.memory import EVALUATIONS
 from benchmarks.reasoning_step import host_waits
 
@@ -203,10 +204,9 @@ def _write(
     result = json_safe(
         {"piece": piece, "settings": settings, "environment": environment(), "rows": rows, "goals": reached}
     )
-    OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / f"{'gpu' if ON_GPU else 'cpu'}-{piece}.json", result)
     return result
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"language": language, "memory": memory, "reasoners": reasoners})
+    run_command(language, memory, reasoners)

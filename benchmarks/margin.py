@@ -14,6 +14,7 @@ from rich.table import Table
 
 import attractor.solve.tracker as tracker
 from attractor import Tolerance, fixed_point
+from benchmarks.command import run_command
 from benchmarks.solvers import BATCH, TIME, WIDTH, GatedBlock
 
 MARGINS = (1.0, 0.5, 0.25, 0.1)
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from attractor.files import write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import MazeDataConfig, maze, maze_control
 from attractor.training import find_checkpoint
+from benchmarks.command import run_command
 
 OUT = Path("results/mazes")
 SHOWN = (16, 32, 64, 128, 256)
@@ -108,7 +108,6 @@ def main(
         minutes: Training time of the attractor's side.
     """
     console = Console(width=140)
-    OUT.mkdir(parents=True, exist_ok=True)
     for side in sides:
         for seed in seeds:
             run(side, seed, minutes, console)
@@ -116,4 +115,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

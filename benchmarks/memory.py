@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from attractor.experiment.environment import environment
 from attractor.files import write_json
+from benchmarks.command import run_command
 from benchmarks.language import SIDES
 
 OUT = Path("results/language/memory.json")
@@ -104,11 +104,10 @@ def grow(evaluations: tuple[int, ...] = EVALUATIONS) -> None:
         figures = [f"{row['peak_mb']:.0f} ({row['peak_mb'] - row['built_mb']:.0f})" for row in of_side]
         view.add_row(side, *figures, f"{ratios[side]:.3f}")
     Console(width=140).print(view)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         OUT, {"command": "python -m benchmarks.memory", "environment": environment(), "rows": rows, "ratio": ratios}
     )
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"grow": grow, "sides": sides}, args=sys.argv[1:] or ["grow"])
+    run_command(grow, sides, default="grow")

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from attractor.experiment.environment import environment
 from attractor.files import write_json
 from attractor.models.reasoning import TRM, AttractorReasonerConfig, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from benchmarks.command import run_command
 
 OUT = Path("results/reasoning")
 WARM_UP = 3  # the initial state, a carried state, and a step that must not compile anything
@@ -223,7 +223,6 @@ def main(
         f"--size {size} --width {width} --batch {batch} --repeats {repeats} --threads {threads} --device {device}"
     )
     settings += " --bf16" * bf16
-    OUT.mkdir(parents=True, exist_ok=True)
     write_json(
         OUT / f"step-{'bf16' if bf16 else 'float32'}{f'-w{width}' * (width != 128)}.json",
         {
@@ -237,4 +236,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

@@ -1,10 +1,13 @@
 """The tables of docs/scale.md: the cost of the language models of all sizes, as ``attractor cost`` estimates it.
 
-python -m benchmarks.scale     # writes them into docs/scale.md, in seconds; nothing is measured
+python -m benchmarks.scale             # prints them, in seconds; nothing is measured
+python -m benchmarks.scale --write     # writes them into docs/scale.md
 """
 
 import re
 from pathlib import Path
+
+import tyro
 
 from attractor import recipes
 from attractor.config import override
@@ -53,5 +56,17 @@ def updated(text: str) -> str:
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n\n{tables()}\n\n{end}", text, flags=re.DOTALL)
 
 
+def main(write: bool = False) -> None:
+    """Print the tables.
+
+    Args:
+        write: Write them into docs/scale.md instead.
+    """
+    if write:
+        DOCS.write_text(updated(DOCS.read_text()))
+    else:
+        print(tables())
+
+
 if __name__ == "__main__":
-    DOCS.write_text(updated(DOCS.read_text()))
+    tyro.cli(main, prog="python -m benchmarks.scale")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torchdeq.solver.anderson import anderson_solver
 
 from attractor import Anderson, Tolerance, fixed_point
+from benchmarks.command import run_command
 
 BATCH, TIME, WIDTH, HEADS, WINDOW = 8, 256, 256, 4, 5
 GATES = (0.3, 0.5, 0.75)  # the scale of the block's branches: larger needs more evaluations
@@ -159,7 +160,6 @@ def main() -> None:
     for name in SOLVERS:
         ratio = f"  attractor/{name} = {ratios[name]:.2f}" if name in ratios else ""
         console.print(f"  {name:15} {medians[name]:.2f}{ratio}")
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
     result = {
         "command": "python -m benchmarks.solvers",
@@ -170,8 +170,7 @@ def main() -> None:
         "overhead_ratio_attractor_to": ratios,
     }
     OUT.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"written to {OUT}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_out
@@ -20,6 +19,7 @@ from attractor.experiment.environment import environment
 from attractor.experiment.loading import load_language_model
 from attractor.files import write_json
 from attractor.training import find_checkpoint, read_run
+from benchmarks.command import run_command
 from benchmarks.ngram import ByteNgram
 
 OUT = Path("results/language/tiny.json")
@@ -60,10 +60,9 @@ def main(run: Path, /, data: Path, order: int = 5) -> None:
         "evaluations": score.evaluations,
         f"byte_{order}_gram_bits_per_byte": ngram,
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     write_json(OUT, result)
     Console().print(result)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main)

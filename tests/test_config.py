@@ -85,12 +85,17 @@ def test_a_union_is_told_by_its_type() -> None:
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.update.widht=3", "did you mean 'width'"),
+        ("model.update.widht=3", "did you mean 'model.update.width'"),
         ("modle.noise=3", "did you mean 'model.noise'"),
         ("train.lr=1e-3", r"unknown setting 'train\.lr'; did you mean 'train\.optimizer\.lr'"),
         ("lr=1e-3", r"did you mean 'train\.optimizer\.lr'"),
         ("train.optimiser.lr=1e-3", r"did you mean 'train\.optimizer\.lr'"),
-        ("train.sede=1", "did you mean 'seed'"),
+        ("train.sede=1", "did you mean 'train.seed'"),
+        ("train.optimizer.learning_rate=1", "unknown setting 'train.optimizer.learning_rate'; choose one of"),
+        ("train.steps=1", "did you mean 'train.num_steps'"),
+        ("optimizer.lr=1", r"unknown setting 'optimizer.lr'; did you mean 'train.optimizer.lr'"),
+        ("steps=1", "did you mean .*'train.num_steps'"),
+        ("widht=1", "did you mean 'model.update.width'"),
         ("train.seed=1.5", "must be int, not 1.5"),
         ("train.seed=true", "must be int"),
         ("train.seconds=soon", "must be float or null"),
@@ -117,11 +122,15 @@ def test_unknown_recipes_and_keys_are_refused() -> None:
     """No name is silently ignored."""
     with pytest.raises(ConfigError, match="did you mean 'maze'"):
         recipes.get("mzae")
+    with pytest.raises(ConfigError, match="did you mean 'language/tiny' or "):
+        recipes.get("tiny")
+    with pytest.raises(ConfigError, match="did you mean 'maze/hard-trm' or 'sudoku/6x6-trm'"):
+        recipes.get("TRM")
     data = to_dict(recipes.get("maze"))
     data["train"]["sede"] = 1
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
         from_dict(PuzzleRecipe, data)
-    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'train\.seed'"):
         change(recipes.get("maze"), {"train": {"sede": 1}})
     with pytest.raises(ConfigError, match=r"PuzzleRecipe cannot be built .*'train'"):
         from_dict(PuzzleRecipe, {"model": data["model"], "data": data["data"]})

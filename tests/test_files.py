@@ -71,7 +71,7 @@ def test_an_output_folder_gets_its_files_at_the_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with output_folder(out) as part:
         (part / "a").touch()
-    with pytest.raises(ConfigError, match="in use"), output_folder(out):
+    with pytest.raises(ConfigError, match="not empty"), output_folder(out):
         pass
     with output_folder(out, overwrite=True) as part:
         (part / "b").touch()
@@ -83,7 +83,7 @@ def test_output_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out, settings, says in (
         (tmp_path / "file", {}, "is a file"),
-        (tmp_path, {}, "in use"),
+        (tmp_path, {}, "not empty"),
         (tmp_path, {"resume": True, "overwrite": True}, "give one of them"),
         (tmp_path / "file" / "out", {}, "cannot be written"),
     ):

@@ -125,6 +125,34 @@ def test_the_command_line_names_its_extra() -> None:
     assert result.stderr == sentence.format("rich") + sentence.format("tyro")
 
 
+def test_the_command_line_answers_without_pytorch() -> None:
+    """Help, usage errors and the version do not wait for imports that take seconds."""
+    code = """
+import sys
+from attractor.cli import main
+for arguments in (["--version"], [], ["--help"], ["train", "--help"], ["evaluate", "--help"], ["tran"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+import attractor
+assert issubclass(attractor.ConfigError, attractor.AttractorError)
+print("loaded:", [name for name in ("torch", "numpy", "transformers", "matplotlib") if name in sys.modules])
+from attractor import fixed_point, Tolerance
+assert callable(fixed_point) and attractor.solve.Tolerance is Tolerance
+"""
+    result = run(code)
+    assert result.stdout.splitlines()[-1] == "loaded: []", result.stdout + result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+def test_inference_does_not_load_the_tools_of_training() -> None:
+    """Neither distributed checkpoints nor figures are imported to load and solve."""
+    names = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "matplotlib", "transformers")
+    result = run(f"import sys, attractor.experiment.loading; print([n for n in {names} if n in sys.modules])")
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
 def test_puzzles_need_no_transformers() -> None:
     """A reasoner is built, trained and loaded with the extra puzzles alone."""
     blocked = [name for name in OPTIONAL if name not in ("safetensors",)]

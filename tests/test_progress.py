@@ -1,14 +1,16 @@
 """Progress bars: what matters stays visible in 80 columns, and no bar is drawn outside a terminal."""
 
 import io
+import math
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
 
-from attractor.progress import TaskProgress, TrainingProgress
+from attractor.progress import TaskProgress, TrainingProgress, short_number
 from attractor.training.log import Report
 
 METRICS = {"loss": 1.2345, "evaluations": 7.0, "residual": 1e-3, "memory": 3.2, "exact": float("nan"), "rate": 123456.0}
@@ -24,20 +26,30 @@ def shown_lines(text: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("width", [50, 80, 200])
-def test_bar_percentage_and_time_left_are_never_cut(width: int) -> None:
-    """Metrics come last, and are cut where the window ends."""
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_percentage_time_left_and_bar_are_never_cut(width: int) -> None:
+    """The title is shortened and metrics are cut where the window ends, at every step of a run."""
     file = io.StringIO()
     with TrainingProgress("training language/tiny", Console(file=file, force_terminal=True, width=width)) as bar:
+        first = shown_lines(file.getvalue())[-1]
         bar(report(100, 0.5))
+        time.sleep(0.02)
+        bar(report(101, 0.6))
     last = shown_lines(file.getvalue())[-1]
-    assert "training language/tiny" in last
+    assert re.search(r"0:00:\d\d so far", first), "before the first report, the time that has passed"
+    assert last.startswith("train")
     assert "━━" in last
-    assert " 50% " in last
-    assert "-:--:--" in last or "0:00:" in last
+    assert re.search(r" 60% 0:00:\d\d left ", last)
     assert len(last) <= width
-    assert ("rate 123,456" in last) == (width == 200)
+    assert ("loss 1.23" in last) == (width >= 80)
+    assert ("rate 123,000" in last) == (width == 200)
     assert "a step was skipped" in file.getvalue()
+
+
+def test_numbers_have_three_significant_digits() -> None:
+    """Rates, losses and residuals alike."""
+    shown = [short_number(x) for x in (1030.4, 392.474, 123456.0, 5.678, 0.0123, 1.2e-5, 999.6, 7.0, math.inf)]
+    assert shown == ["1,030", "392", "123,000", "5.68", "0.0123", "1.20e-05", "1,000", "7.00", "inf"]
 
 
 def test_a_line_every_tenth_without_a_terminal() -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         StopRule,
         Tolerance,
         Update,
+        fused_bookkeeping,
         synchronized,
     )
 
@@ -120,6 +121,7 @@ __all__ = [
     "cost",
     "evaluate",
     "fixed_point",
+    "fused_bookkeeping",
     "jacobian_penalty",
     "lipschitz_estimate",
     "load",

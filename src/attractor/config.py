@@ -6,8 +6,10 @@ with the name of its class. Unknown names are refused; the message offers the ne
 
 import dataclasses
 import difflib
+import inspect
 import json
 import math
+import re
 import reprlib
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,7 +26,8 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     """Return the end of a sentence that offers the nearest valid name, or all of them."""
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}."
+    near = near or sorted((v for v in valid if len(name) > 1 and name.lower() in v.lower()), key=len)[:3]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(valid)}."
 
 
 def require_number(name: str, value: Any) -> None:
@@ -175,11 +178,23 @@ def change(config: T, changes: Mapping[str, Any]) -> T:
 
 def all_paths(config: Any) -> list[str]:
     """Return the path of every setting of a configuration, such as ``"train.optimizer.lr"``."""
-    paths = []
+    return [path for path, *_ in describe(config)]
+
+
+def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Return path, value and meaning of every setting. Meanings are those in the docstrings of the classes."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(type(config).__mro__):
+        section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes\n----------\n")[2]
+        for names, text in re.findall(r"^(\w[\w, ]*)\n((?: +.*(?:\n|$))+)", section, re.MULTILINE):
+            plain = re.sub(r":\w+:`[\w.]*?(\w+)`|``", r"\1", " ".join(text.split()))
+            meanings |= dict.fromkeys(names.split(", "), plain)
+    found: list[tuple[str, Any, str]] = []
     for name in settings(type(config)):
         value = getattr(config, name)
-        paths += [f"{name}.{path}" for path in all_paths(value)] if dataclasses.is_dataclass(value) else [name]
-    return paths
+        is_group = dataclasses.is_dataclass(value)
+        found += describe(value, f"{prefix}{name}.") if is_group else [(prefix + name, value, meanings.get(name, ""))]
+    return found
 
 
 def _read_assignment(text: str) -> tuple[str, Any]:
@@ -196,9 +211,7 @@ def _change(config: Any, changes: Mapping[str, Any], prefix: str, paths: list[st
     hints = settings(type(config))
     for name in changes:
         if name not in hints:
-            raise ConfigError(
-                f"unknown setting {prefix + name!r}; {_nearest(name, changes[name], prefix, hints, paths)}"
-            )
+            raise ConfigError(_unknown(name, changes[name], prefix, hints, paths))
     values = {}
     for name, hint in hints.items():
         value, where = getattr(config, name), prefix + name
@@ -231,15 +244,23 @@ def _changed(value: Any, new: Any, hint: Any, where: str, paths: list[str]) -> A
     return _change(value, rest, f"{where}.", paths)
 
 
-def _nearest(name: str, value: Any, prefix: str, hints: Iterable[str], paths: list[str]) -> str:
-    """Return advice for an unknown setting: a setting of that name elsewhere, or the nearest name in the same group."""
-    last = name
+def _unknown(name: str, value: Any, prefix: str, hints: Iterable[str], paths: list[str]) -> str:
+    """Return the sentence for an unknown setting: those of that name elsewhere, or of similar names."""
+    given, last = prefix + name, name
     while isinstance(value, Mapping) and value:  # the path goes on
         last, value = next(iter(value.items()))
-    elsewhere = [path for path in paths if path.rsplit(".", 1)[-1] == last]
-    if elsewhere:
-        return f"did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
-    return suggestion(name, hints)
+        given += f".{last}"
+    by_name: dict[str, list[str]] = {}
+    for path in paths:
+        by_name.setdefault(path.rsplit(".", 1)[-1], []).append(path)
+    near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5) if last == name else []
+    found = by_name.get(last) or [prefix + near[0] if near else ""]
+    if not found[0]:
+        similar = [n for n in by_name if len(last) > 2 and last in n] or difflib.get_close_matches(last, by_name, n=2)
+        found = [path for n in similar for path in by_name[n]]
+    if found:
+        return f"unknown setting {given!r}; did you mean {' or '.join(map(repr, found[:3]))}?"
+    return f"unknown setting {given!r}; {suggestion(last, hints)} attractor show RECIPE lists all settings."
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

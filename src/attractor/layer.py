@@ -8,14 +8,16 @@ The solver, the stop rule and the gradient are three independent values; any com
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from attractor.config import require_type
 from attractor.errors import NotConvergedError
-from attractor.gradient import Gradient, Implicit, refuse_transforms
+from attractor.gradient import Gradient, Implicit, attach_tangent, in_forward_mode, refuse_transforms, without_tangent
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.packing import Packing
 from attractor.solve.update import Adapted, Repeated
@@ -104,10 +106,12 @@ def fixed_point(
         packing = Packing.of(y0, equation_dims, causal)
         y0, equation_dims = packing.pack(y0), 1
     adapted, tracked = Adapted(update, packing, has_aux), torch.is_grad_enabled()
-    repeated = Repeated(adapted)
+    repeated = solved = Repeated(adapted)
+    if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
+        solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
         solution = solve(
-            repeated,
+            solved,
             y0,
             solver=solver,
             stop=stop,
@@ -118,16 +122,16 @@ def fixed_point(
         )
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
-    if tracked:
+    if tracked or is_forward:
         solution = replace(solution, value=_attach(gradient, repeated, solution))
     return restored(solution, packing, adapted.aux)
 
 
 def _attach(gradient: Gradient, update: Update, solution: Solution) -> Tensor:
-    value = solution.value
-    if value.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
-        return gradient.attach(lambda y: update(y[0])[None], value[None])[0]
-    return gradient.attach(update, value)
+    attach = partial(attach_tangent, gradient) if in_forward_mode() else gradient.attach
+    if solution.value.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
+        return attach(lambda y: update(y[0])[None], solution.value[None])[0]
+    return attach(update, solution.value)
 
 
 def restored(solution: Solution, packing: Packing | None, aux: Any = None) -> Solution:

@@ -1,7 +1,8 @@
 """Progress bars: one for training, with its metrics, and one per task for other long work.
 
-Bars appear only in a terminal. In a window of 80 columns, the bar, the percentage and the time left stay visible, and
-the text behind them is cut. Rich is imported when a bar is created.
+Bars appear only in a terminal. The percentage, the time left and then the bar are visible in any window; the title is
+cut if it is long, and the text behind them ends where the window ends. Until the first report, the bar moves and the
+time that has passed is shown. Rich is imported when a bar is created.
 """
 
 import math
@@ -46,15 +47,27 @@ class _Bars:
 
 
 def _make_progress(console: "Console", transient: bool) -> "Progress":
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.table import Column
+    from rich.text import Text
 
+    class TimeColumn(ProgressColumn):
+        """The time left, or the time that has passed while nothing is known about the end."""
+
+        def render(self, task: Task) -> Text:
+            is_known = task.total is not None and task.time_remaining is not None
+            seconds = int((task.time_remaining if is_known else task.elapsed) or 0)
+            clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            return Text(f"{clock} {'left' if is_known else 'so far'}")
+
+    # Widths that fit: the window less bar, percentage, time and spaces. The note takes what the title leaves.
+    width = console.width
+    title = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, (width - 34) // 2))
     return Progress(
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False, table_column=title),
+        BarColumn(bar_width=24 if width >= 120 else 10),
         TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(),
-        # The only column without a fixed width: it takes the space that is left, and is cut there.
+        TimeColumn(table_column=Column(no_wrap=True)),
         TextColumn(
             "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         ),
@@ -74,8 +87,9 @@ class TrainingProgress(_Bars):
     def __init__(self, title: str, console: "Console | None" = None, *, enabled: bool = True) -> None:
         super().__init__(console, enabled=enabled, transient=False)
         self._title, self._tenth = printable(title), 0
+        self._metrics: dict[str, float] = {}
         if self._progress is not None:
-            self._task = self._progress.add_task(self._title, total=1.0, note="")
+            self._task = self._progress.add_task(self._title, total=None, note="starting")
 
     def __call__(self, report: Any) -> None:
         if self._progress is None:
@@ -83,9 +97,14 @@ class TrainingProgress(_Bars):
         for event in report.events:
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
-        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
-        note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in known.items())])
-        self._progress.update(self._task, completed=report.progress, note=note)
+        # Those of held-out examples are measured rarely, so the last ones stay.
+        self._metrics |= {
+            k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))
+        }
+        note = " ".join(
+            [f"step {report.step}", *(f"{name} {short_number(value)}" for name, value in self._metrics.items())]
+        )
+        self._progress.update(self._task, total=1.0, completed=report.progress, note=note)
         if self._progress.disable and int(report.progress * 10) > self._tenth:
             self._tenth = int(report.progress * 10)
             self._print(f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s {note}")
@@ -129,7 +148,8 @@ class TaskProgress(_Bars):
         return add
 
 
-def _short(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
+def short_number(value: float) -> str:
+    """Return a number with three significant digits, such as 0.00123, 5.68, 392 or 1,030."""
+    if not math.isfinite(value) or 0 < abs(value) < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 100 else f"{float(f'{value:.3g}'):,.0f}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attractor.config import require_positive, require_type, require_whole
 from attractor.errors import ConfigError
-from attractor.gradient import Gradient, Implicit, OneStep
+from attractor.gradient import Gradient, Implicit, OneStep, in_forward_mode
 from attractor.gradient.gradients import attach_transformed
 from attractor.layer import fixed_point, restored
 from attractor.solve import Picard, Solution, Solver, StopRule, Tolerance, Update
@@ -159,7 +159,7 @@ def root(
         solution = fixed_point(
             lambda y: y - solver.newton_step(flat, rows(y)).reshape(shape), y0, solver=Picard(), throw=throw, **options
         )
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not in_forward_mode():  # there the solution has its tangent already
         if gradient is None:
             value = solver.attach(flat, rows(solution.value))
         else:

@@ -77,7 +77,7 @@ def test_unexpected_errors_are_one_sentence(monkeypatch, capsys) -> None:
         def run(name: str) -> None:
             raise error
 
-        monkeypatch.setattr(sys.modules["attractor.cli.main"], "commands", lambda: {"a": run, "b": run})
+        monkeypatch.setattr(sys.modules["attractor.cli.commands"], "commands", lambda: {"a": run, "b": run})
 
     fail(KeyError("x\x1b"))
     assert main(["a", "--name", "1"]) == 1

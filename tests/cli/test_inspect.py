@@ -173,7 +173,7 @@ MISTAKES = {
     "negative depth": (["MODELS/attractor", "--depths", "1", "-1"], "depths=1 -1"),
     "zero tolerance": (["MODELS/attractor", "--tolerance", "0"], "tolerance=0"),
     "negative seed": (["MODELS/attractor", "--seed", "-1"], "seed=-1"),
-    "folder in use": (["MODELS/attractor", "--out", "MODELS"], "in use"),
+    "folder in use": (["MODELS/attractor", "--out", "MODELS"], "not empty"),
 }
 
 

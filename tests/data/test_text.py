@@ -517,7 +517,7 @@ DAMAGE = {
     "missing": (lambda f: (f / "train-00001.bin").unlink(), r"train-00001.bin: cannot be read \(No such file"),
     "swapped": (swap, "train-00000.bin: is not the file that was written"),
     "flipped": (lambda f: flip(f / "train-00001.bin", 7), "train-00001.bin: is not the file that was written"),
-    "no index": (lambda f: (f / "index.json").unlink(), "no index.json here; make one with"),
+    "no index": (lambda f: (f / "index.json").unlink(), "holds no prepared text; prepare a folder with"),
     "no JSON": (lambda f: (f / "index.json").write_text("{"), "index.json: cannot be read as JSON"),
     "binary": (lambda f: (f / "index.json").write_bytes(b"\xff\xfe"), "index.json: cannot be read as JSON"),
     "other index": (lambda f: (f / "index.json").write_text('{"weight_map": {}}'), "not the index of prepared text"),

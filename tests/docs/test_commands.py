@@ -14,7 +14,7 @@ import tyro
 from tests.docs.pages import PAGES, blocks, name
 
 from attractor.cli import data, puzzles
-from attractor.cli.main import commands
+from attractor.cli.commands import commands
 
 DATA = {"prepare": data.prepare, "verify": data.verify, "sudoku": puzzles.sudoku, "mazes": puzzles.mazes}
 
@@ -37,7 +37,8 @@ def shell_commands(page: Path) -> list[list[str]]:
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.replace("$(", "("), comments=True)
             for number, word in enumerate(words):
-                if Path(word).name == "attractor" and number + 1 < len(words) and words[number + 1] != "&&":
+                following = words[number + 1 : number + 2]
+                if Path(word).name == "attractor" and following and following[0][:2] not in ("&&", "--"):
                     found.append([w for w in words[number + 1 :] if w != "$resume"])  # an option or nothing
     return found
 

@@ -1,5 +1,8 @@
 """States of several tensors, zero equilibria, norms, auxiliary results and budgets of evaluation."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -262,3 +265,24 @@ def test_states_that_cannot_work_raise_one_clear_sentence(call, says: str) -> No
 def test_a_nested_start_must_be_finite() -> None:
     with pytest.raises(DataError, match="NaN or infinite"):
         fixed_point(lambda s: s, (ONES, ONES / 0))
+
+
+def test_a_layer_survives_copying_pickling_inference_mode_and_threads() -> None:
+    """Eight threads solve at once, with gradients, and find what one finds."""
+    layer = FixedPoint(nn.Linear(4, 4), stop=Tolerance(rtol=1e-6), gradient=Implicit())
+    with torch.no_grad():
+        layer.cell.weight.mul_(0.3)
+    y0 = torch.zeros(3, 4)
+    expected = layer(y0).value
+    for copy in (deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copy(y0).value, expected)
+    with torch.inference_mode():
+        assert torch.equal(layer(y0).value, expected)
+
+    def work(_: int) -> Tensor:
+        value = layer(y0).value
+        return torch.autograd.grad(value.sum(), layer.cell.weight)[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(32)))
+    assert all(torch.equal(one, found[0]) for one in found)

@@ -39,6 +39,11 @@ from attractor.training.checkpoint import writing as writing_module
 WORLD = 2
 
 
+def names(folder: Path) -> list[str]:
+    """The names in a run's folder, without the link to the newest checkpoint."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "latest")
+
+
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
@@ -170,7 +175,7 @@ def test_the_newest_checkpoints_stay_and_incomplete_ones_are_removed(tmp_path) -
     for step in (99_999_998, 99_999_999, 100_000_000):
         Run().save(writer, step)
     writer.wait()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-100000000", "step-99999999"]
+    assert names(tmp_path) == ["step-100000000", "step-99999999"]
     assert find_checkpoint(tmp_path).name == "step-100000000"
 
 
@@ -188,7 +193,7 @@ def test_a_checkpoint_is_replaced_only_once_the_new_one_is_in_place(tmp_path, mo
     monkeypatch.setattr(Path, "rename", checked_rename)
     save(tmp_path, 5, seed=1)
     assert [p.name for p in found[:2]] == ["step-00000005-old", "step-00000005"]
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+    assert names(tmp_path) == ["step-00000005"]
     state = Run().state()
     load(tmp_path / "step-00000005", state)
     assert same(state, Run(seed=6).state())
@@ -314,7 +319,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_intact(where: str, tmp_pa
         f"{tmp_path / 'step-00000002'}: could not be written (the disk is full); "
         "the last one, step-00000001, is complete; free some disk space and resume."
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert names(tmp_path) == ["step-00000001"]
     verify(tmp_path / "step-00000001")
     Run().save(writer, 3)
     writer.wait()
@@ -337,7 +342,7 @@ def test_a_disk_that_is_really_full_is_reported(large: str, tmp_path) -> None:
         writer.save(2, scalars={}, **(parts | {large: {"x": torch.zeros(600_000)}}))
         with pytest.raises(CheckpointError, match=r"the disk is full\); the last one, step-00000001, is complete"):
             writer.wait()
-        assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+        assert names(tmp_path) == ["step-00000001"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -405,7 +410,7 @@ def fails(rank: int, folder: Path, group: dist.ProcessGroup) -> None:
             with pytest.raises(CheckpointError, match=r"the disk is full\); the last one, step-00000001, is"):
                 writer.wait()
         dist.barrier()
-        assert [p.name for p in out.iterdir()] == ["step-00000001"], where
+        assert names(out) == ["step-00000001"], where
         dist.barrier()
     run.save(writer, 3, rank)
     writer.wait()
@@ -462,7 +467,7 @@ def test_shards_of_two_ranks_are_loaded_by_one(ranks) -> None:
     """Values are equal, the tensors of the ranks come in rank order, and only the newest checkpoints stay."""
     require(ranks, "saves")
     out = ranks / "run"
-    assert sorted(p.name for p in out.iterdir()) == ["step-00000003", "step-00000004"]
+    assert names(out) == ["step-00000003", "step-00000004"]
     checkpoint, expected = find_checkpoint(out), torch.load(ranks / "expected.pt")
     assert {"__0_0.distcp", "__1_0.distcp"} < {p.name for p in (checkpoint / "training").iterdir()}
     state = Run(seed=1).state()
@@ -488,8 +493,21 @@ def test_a_lost_rank_ends_the_others_and_the_next_run_removes_the_incomplete_che
     """The last complete checkpoint is found and intact."""
     require(ranks, "dies")
     out = ranks / "dying"
-    assert sorted(p.name for p in out.iterdir()) == [".part-step-00000002", "step-00000001"]
+    assert names(out) == [".part-step-00000002", "step-00000001"]
     assert find_checkpoint(out).name == "step-00000001"
     verify(find_checkpoint(out))
     checkpoints(out)
-    assert [p.name for p in out.iterdir()] == ["step-00000001"]
+    assert names(out) == ["step-00000001"]
+
+
+def test_latest_names_the_newest_checkpoint(tmp_path) -> None:
+    """As a link that other libraries follow, as a name where there is no link; something else of that name stays."""
+    assert save(tmp_path, 1) == find_checkpoint(tmp_path / "latest") == (tmp_path / "latest").resolve()
+    newest = save(tmp_path, 2)
+    assert newest == find_checkpoint(tmp_path / "latest") == (tmp_path / "latest").resolve()
+    (tmp_path / "latest").unlink()
+    assert find_checkpoint(tmp_path / "latest") == newest
+    (tmp_path / "latest").mkdir()
+    save(tmp_path, 3)
+    assert (tmp_path / "latest").is_dir()
+    assert not (tmp_path / "latest").is_symlink()

@@ -31,7 +31,8 @@ from attractor.recipes.puzzles import ReasonerModelConfig
 from attractor.solve import synchronized
 from attractor.training import DistributedContext, TrainConfig, find_checkpoint, train
 from attractor.training.checkpoint import load_rank_tensors
-from attractor.training.parallel import STRATEGIES, apply_ddp, apply_fsdp, clip_gradients, gradient_sync
+from attractor.training.config import STRATEGIES
+from attractor.training.parallel import apply_ddp, apply_fsdp, clip_gradients, gradient_sync
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 

@@ -17,8 +17,8 @@ from attractor.errors import ConfigError, DivergedError
 from attractor.optim import OptimizerConfig
 from attractor.training import DistributedContext, GuardConfig, TrainConfig, find_checkpoint, train
 from attractor.training.checkpoint import load_scalars
+from attractor.training.config import STRATEGIES
 from attractor.training.guard import MIN_HISTORY, Action, Decision, Guard
-from attractor.training.parallel import STRATEGIES
 
 ONE = DistributedContext(device=torch.device("cpu"))
 
@@ -179,6 +179,9 @@ class Scripted:
         return loss, {"unconverged": torch.tensor(float(self.drawn in self.unconverged))}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ def cost(
     The estimate takes seconds, for any size and on any machine. The measurement makes a few real steps on random data.
 
     Args:
-        recipe: The name of a recipe, as for attractor train, such as language/140m or sudoku/6x6-trm.
-        set: Settings to change, such as text.batch_size=128 train.accumulate=2.
+        recipe: The name of a recipe, such as language/140m or sudoku/6x6-trm; attractor recipes lists all.
+        set: Settings to change, such as text.batch_size=128 train.accumulate=2; attractor show RECIPE lists all.
         evaluations: Expected evaluations per solve of a language model, within the recipe's limits. The log of a run reports the
             real number. Looped models and puzzle models have their own numbers.
         world_size: Number of processes, each with one device, that share every batch.

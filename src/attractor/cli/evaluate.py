@@ -100,7 +100,7 @@ def _short(value: Any) -> str:
 
 def _puzzle_table(figures: Figures) -> Table:
     """Return a table with a row per depth, a column per breadth, and a section for every way to choose or to check an answer."""
-    title = f"{figures['num_puzzles']:,} puzzles right in every cell, %"
+    title = f"right in every cell, in % of {figures['num_puzzles']:,} unseen puzzles"
     breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
     columns = ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC")
     table = make_table(columns, title=title, simple=True)

@@ -4,51 +4,14 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
 
 import attractor
-from attractor.errors import AttractorError, printable, requires_extra
+from attractor.config import suggestion
+from attractor.errors import AttractorError, ConfigError, printable, requires_extra
 from attractor.files import first_line
 
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed", "array is too big")
 DESCRIPTION = "Attractor Models: networks that propose an answer and refine it until it converges."
-HELP = f"{DESCRIPTION} Add --debug to see the traceback of an error."
-
-
-def commands() -> dict[str, Callable[..., Any]]:
-    """Return every command by its name."""
-    from attractor.cli.calibrate import calibrate
-    from attractor.cli.cost import cost
-    from attractor.cli.data import data
-    from attractor.cli.demo import demo
-    from attractor.cli.evaluate import evaluate
-    from attractor.cli.export import export
-    from attractor.cli.export_inference import export_inference
-    from attractor.cli.generate import generate
-    from attractor.cli.import_official import import_official
-    from attractor.cli.inspect import inspect
-    from attractor.cli.options import checked
-    from attractor.cli.retrofit import retrofit
-    from attractor.cli.solve import solve
-    from attractor.cli.train import train
-
-    named: dict[str, Callable[..., Any]] = {
-        "demo": demo,
-        "solve": solve,
-        "data": data,
-        "retrofit": retrofit,
-        "cost": cost,
-        "train": train,
-        "evaluate": evaluate,
-        "calibrate": calibrate,
-        "generate": generate,
-        "import-official": import_official,
-        "export-inference": export_inference,
-        "export": export,
-        "inspect": inspect,
-    }
-    return {name: checked(command) for name, command in named.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,11 +23,21 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
         return 0
+    code = 0
     try:
         with requires_extra("train"):
             import rich  # noqa: F401
             import tyro
-        tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
+        from attractor.cli.commands import STYLE, commands, overview
+
+        if arguments[:1] in ([], ["-h"], ["--help"]):
+            print(overview(DESCRIPTION))
+            return 0
+        known = commands()
+        if arguments[0] not in known and not arguments[0].startswith("-"):
+            raise ConfigError(f"there is no command {arguments[0]!r}; {suggestion(arguments[0], known)}")
+        run = tyro.extras.subcommand_cli_from_dict
+        code = run(known, prog="attractor", description=DESCRIPTION, args=arguments, config=STYLE) or 0
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130
@@ -74,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_debug:
             traceback.print_exc()
         return _report(error)
-    return 0
+    return code
 
 
 def _accept_all_characters() -> None:

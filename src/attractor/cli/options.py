@@ -3,17 +3,23 @@
 import functools
 import inspect
 import os
+import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import tyro
 
 from attractor.config import require_number
 from attractor.errors import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-OUTPUTS = ("out", "json", "gif")
+PLACEHOLDERS = {"prompt": "TEXT", "train": "FILE", "test": "FILE", "field": "NAME", "metric": "NAME", "logger": "NAME"}
+PLACEHOLDERS |= {"init": "CHECKPOINT"}
+OUTPUTS = ("out", "json", "gif", "plot")
 
 
 def checked(command: Callable[P, R]) -> Callable[P, R]:
@@ -24,9 +30,34 @@ def checked(command: Callable[P, R]) -> Callable[P, R]:
         for name, value in inspect.signature(command).bind(*args, **kwargs).arguments.items():
             for item in value if isinstance(value, tuple) else (value,):
                 _check(name, item)
+        _load_pytorch()
         return command(*args, **kwargs)
 
+    signature = run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: _annotated(parameter) for name, parameter in signature.parameters.items()}
+    del run.__wrapped__  # tyro would read that one
+    # A description is one paragraph, which tyro folds at the width of the terminal.
+    run.__doc__ = re.sub(r"\n {8,}", " ", inspect.getdoc(command) or "")
     return run
+
+
+def _load_pytorch() -> None:
+    """Import PyTorch, and say so in a terminal while it takes seconds."""
+    notice, erase = ("loading PyTorch …", "\r\x1b[K") if sys.stderr.isatty() else ("", "")
+    print(notice, end="", file=sys.stderr, flush=True)
+    import torch  # noqa: F401
+
+    print(erase, end="", file=sys.stderr, flush=True)
+
+
+def _annotated(parameter: inspect.Parameter) -> Any:
+    """Return the type of an option, with a placeholder that says what to give, and without a default that says nothing."""
+    default, metavar = parameter.default, PLACEHOLDERS.get(parameter.name)
+    says_nothing = default is None or default is False or default == ()
+    if metavar is None and not says_nothing:
+        return parameter.annotation
+    hint = "" if says_nothing else None
+    return Annotated[parameter.annotation, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
 
 
 def _check(name: str, value: Any) -> None:

@@ -1,8 +1,9 @@
 """``attractor train``: train a recipe."""
 
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,10 +25,8 @@ def train(
     """Train a recipe. Start it with torchrun to train on several processes.
 
     Args:
-        recipe: Its name: maze, maze-control, sudoku/6x6, sudoku/9x9, sudoku/extreme or maze/hard, the last four also
-            with -trm, -hrm or -transformer; or language/SIZE[-FAMILY] with tiny, 60m, 140m, 370m or 770m, and
-            transformer, looped or deq, such as language/tiny or language/60m-looped; or language/retrofit.
-        set: Settings to change, such as train.seed=1 model.tolerance=1e-3.
+        recipe: The name of a recipe, such as sudoku/6x6 or language/tiny; attractor recipes lists all.
+        set: Settings to change, such as train.seed=1 model.tolerance=1e-3; attractor show RECIPE lists all.
         data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles generate their own
             without it.
         init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
@@ -57,5 +56,9 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         return
     folder = out or Path("runs") / recipe
-    paused = f"; paused, go on with: attractor train {recipe} --out {folder} --resume and the same settings"
-    say(f"checkpoint: {trained.path}{paused if pause.requested else ''}")
+    say(f"checkpoint: {trained.path} (also {folder / 'latest'})")
+    if pause.requested:
+        options: list[Any] = ["--data", data, "--init", init, "--out", folder, "--logger", logger]
+        given = [word for pair in zip(options[::2], options[1::2], strict=True) if pair[1] is not None for word in pair]
+        words = ["attractor", "train", recipe, *given, *(["--set", *set] if set else []), "--resume"]
+        say(f"paused; go on with: {shlex.join(map(str, words))}")

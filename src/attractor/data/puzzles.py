@@ -18,6 +18,15 @@ from attractor.files import checksum, first_line, member, new_folder, read_json,
 from attractor.files.manifest import write_checksums
 
 FORMAT = "attractor-puzzles-1"
+# Training puzzles are generated with seeds below the first number, test puzzles with seeds from there up, and development
+# puzzles, on which settings are chosen, from the second up: no split of one seed is another split of another seed.
+FIRST_TEST_SEED, FIRST_DEV_SEED = 2**32, 2**33
+MAX_DEV = 100
+
+
+def num_dev(num_train: int) -> int:
+    """Return the number of development puzzles for so many training puzzles."""
+    return min(MAX_DEV, max(1, num_train // 10))
 
 
 def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -103,10 +112,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     file = folder / "index.json"
     if not file.exists():
-        raise DataError(f"{folder}: no index.json here; make one with: attractor data sudoku, or attractor data mazes.")
+        state = "holds no puzzles" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {state}; make a folder with: attractor data sudoku, or attractor data mazes.")
     index = read_json(file, DataError, advice="make the folder again")
     if index.get("format") != FORMAT:
-        raise DataError(f"{file}: not the index of puzzles (its format is not {FORMAT!r}).")
+        raise DataError(f"{file}: not the index of puzzles (its format is not {FORMAT!r}); give another folder.")
     if not isinstance(index.get("splits"), dict):
         raise _damaged(file, "no splits")
     return index

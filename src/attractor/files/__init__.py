@@ -26,11 +26,11 @@ _MODEL_FILE = re.compile(r".*\.(safetensors|bin|npy|distcp|pt)|(.*config|tokeniz
 TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.\w+)?|\.part-step-\d{8,}(-old)?")
 
 
-def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def check_output_dir(out: Path, *, resume: bool | None = None, overwrite: bool = False) -> None:
     """Raise a ConfigError for an output folder that cannot be written or already holds files.
 
     Nothing is created. With ``resume`` or ``overwrite`` the folder may hold files; only one of them can be given.
-    Temporary files of a killed process do not count.
+    ``resume=None`` if there is nothing that could be resumed. Temporary files of a killed process do not count.
     """
     _require_outside(out)
     if resume and overwrite:
@@ -38,8 +38,14 @@ def check_output_dir(out: Path, *, resume: bool = False, overwrite: bool = False
     with reported_write_errors(out, "choose another folder with --out"):
         if out.exists() and not out.is_dir():
             raise ConfigError(f"{out}: is a file; give a folder with --out.")
-        if not (resume or overwrite) and out.exists() and not all(is_temporary(path) for path in out.iterdir()):
-            raise ConfigError(f"{out}: this folder is in use; choose another with --out, or say --overwrite.")
+        files = [] if resume or overwrite or not out.exists() else [f for f in out.iterdir() if not is_temporary(f)]
+        if files:
+            is_run = resume is not None and any(file.name == "metrics.jsonl" for file in files)
+            advice = ", continue its run with --resume," if is_run else ""
+            raise ConfigError(
+                f"{out}: this folder is not empty (it holds {min(files).name}); choose another with --out{advice} or replace "
+                "what is in it with --overwrite."
+            )
         nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConfigError(f"{out}: cannot be written; choose another folder with --out.")

@@ -15,7 +15,15 @@ from attractor.nn.compiled import CompiledBlock
 
 @config_class
 class ConvolutionUpdateConfig:
-    """``width`` channels of state per cell; ``kernel`` is the odd side of both convolutions."""
+    """Settings of the update by two convolutions.
+
+    Attributes
+    ----------
+    width
+        Channels of the state per cell.
+    kernel
+        The side of both convolutions, an odd number.
+    """
 
     width: int = 32
     kernel: int = 3

@@ -21,10 +21,12 @@ MIXINGS = ("mixer", "attention", "convolution")
 
 @config_class
 class GridNetworkConfig:
-    """A stack of ``num_layers`` layers with ``width`` channels per cell.
+    """A stack of layers on the cells of a grid.
 
     Attributes
     ----------
+    width, num_layers
+        Channels per cell, and the number of layers.
     mixing
         ``"mixer"`` (an MLP across cells, for one grid size); ``"attention"`` or ``"convolution"`` (3 × 3) for any size.
     hidden, cell_hidden
@@ -161,7 +163,13 @@ class GridNetwork(CompiledBlock):
 
 @config_class
 class TRMUpdateConfig:
-    """``num_latent`` steps of the latent ``z``, then one step of the answer ``y``, both by ``network``."""
+    """Steps of the latent ``z``, then one step of the answer ``y``, both by ``network``.
+
+    Attributes
+    ----------
+    num_latent
+        The number of steps of ``z``; ``L_cycles`` of TRM.
+    """
 
     network: GridNetworkConfig
     num_latent: int = 3

@@ -29,8 +29,8 @@ class NextTokenConfig:
 
     Attributes
     ----------
-    batch_size
-        Rows per batch, over all processes, of ``length`` tokens each.
+    batch_size, length
+        Rows per batch, over all processes, and the tokens of each row.
     seed
         Seed of the order of the rows.
     contraction_penalty
@@ -133,6 +133,9 @@ class NextToken:
                 loss = loss + self._config.contraction_penalty * factor.square().mean()
                 metrics["growth"] = factor.detach().mean()
         return loss, metrics
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {}  # ``attractor evaluate`` measures held-out text
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return the tokens so far, tokens per second since the last call, MFU, and the model's diagnostics."""

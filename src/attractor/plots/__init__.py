@@ -1,5 +1,6 @@
 """Figures, GIFs and the HTML report. Numbers come from `attractor.evaluation`."""
 
+from attractor.plots.curves import plot_metric
 from attractor.plots.internalisation import (
     plot_depth,
     plot_evaluations,
@@ -14,6 +15,7 @@ __all__ = [
     "plot_accuracy",
     "plot_depth",
     "plot_evaluations",
+    "plot_metric",
     "plot_proposal_distance",
     "plot_residual",
     "plot_state_paths",

@@ -6,8 +6,11 @@ as ``recipes.language("tiny")`` and ``recipes.sudoku(6)`` build them.
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from attractor.config import override, suggestion
 from attractor.errors import ConfigError
@@ -55,6 +58,51 @@ def get(name: str) -> "Recipe":
     return builders[name]()
 
 
+@dataclass(frozen=True)
+class RecipeSummary:
+    """What a recipe trains, in one line. ``variants`` are the endings of recipes of other models for the same task."""
+
+    name: str
+    text: str
+    num_weights: int | None
+    length: str
+    variants: tuple[str, ...]
+
+
+def summaries() -> list[RecipeSummary]:
+    """Return a summary of every task. Weights of language models are those with the vocabulary of the recipe."""
+    found = []
+    for name, text in _TEXTS.items():
+        variants = tuple(other.removeprefix(name) for other in names() if other.startswith(f"{name}-"))
+        size = SIZES.get(name.rpartition("/")[2])
+        if size is not None:  # without transformers, whose import takes seconds
+            tokens = size.tokens_per_weight * size.num_weights / 1e9
+            length = "15 min" if name == "language/tiny" else f"{tokens:.3g}B tokens"
+            found.append(RecipeSummary(name, text, size.num_weights, length, variants))
+        elif name == RETROFIT:
+            found.append(RecipeSummary(name, text, None, "1,000 steps", variants))
+        else:
+            recipe = get(name)
+            with torch.device("meta"):
+                num_weights = sum(weight.numel() for weight in recipe.model.build().parameters())
+            seconds = recipe.train.seconds
+            length = f"{recipe.train.num_steps:,} steps" if seconds is None else f"{seconds / 60:g} min"
+            found.append(RecipeSummary(name, text, num_weights, length, variants))
+    return found
+
+
+_TEXTS = {
+    "maze": "mazes of 11×11 cells, on a CPU; attractor demo trains it",
+    "sudoku/6x6": "Sudokus of 6 digits, on a CPU",
+    "sudoku/9x9": "Sudokus of 9 digits, on a CPU",
+    "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
+    "maze/hard": "Maze-Hard at the published size, on a GPU",
+    "language/tiny": "text, on a CPU",
+    **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
+    RETROFIT: "text, from a Qwen3 or Llama that attractor retrofit converted",
+}
+
+
 def _builders() -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
     for family in REASONER_FAMILIES:
@@ -89,6 +137,7 @@ __all__ = [
     "MazeDataConfig",
     "PuzzleRecipe",
     "Recipe",
+    "RecipeSummary",
     "SudokuDataConfig",
     "fit_to_model",
     "fit_to_puzzles",
@@ -101,4 +150,5 @@ __all__ = [
     "published",
     "retrofit",
     "sudoku",
+    "summaries",
 ]

@@ -35,8 +35,12 @@ IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 class LanguageRecipe:
     """All settings of a run on text.
 
-    ``model.vocab_size`` and the special tokens are replaced by those of the prepared text. ``attractor_rate`` is the
-    fraction of the learning rate for the attractor's layers of a model that also has backbone layers.
+    ``model.vocab_size`` and the special tokens are replaced by those of the prepared text.
+
+    Attributes
+    ----------
+    attractor_rate
+        The fraction of the learning rate for the attractor's layers of a model that also has backbone layers.
     """
 
     model: AttractorConfig | LoopedConfig

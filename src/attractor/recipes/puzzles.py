@@ -19,11 +19,19 @@ from attractor.training import TrainConfig
 
 @config_class
 class MazeDataConfig:
-    """``num_puzzles`` perfect mazes of ``size`` × ``size`` cells for training.
+    """Perfect mazes to generate for training.
 
-    In ``corner_fraction`` of them S and G are in opposite corners; long paths teach the answer to spread far.
-    ``dfs_fraction`` of these are made by depth-first search, which gives the longest paths; solves then converge sooner
-    and more often, and answers are as exact as before.
+    Attributes
+    ----------
+    num_puzzles, size
+        The number of mazes, and their height and width in cells.
+    corner_fraction
+        In this share of them S and G are in opposite corners; long paths teach the answer to spread far.
+    dfs_fraction
+        This share of these is made by depth-first search, which gives the longest paths; solves then converge sooner
+        and more often, and answers are as exact as before.
+    seed
+        The seed of the mazes.
     """
 
     kind = "maze"
@@ -43,7 +51,17 @@ class MazeDataConfig:
 
 @config_class
 class SudokuDataConfig:
-    """``num_puzzles`` Sudokus of ``size`` digits for training, with ``clues`` given digits (None: as few as possible)."""
+    """Sudokus to generate for training.
+
+    Attributes
+    ----------
+    num_puzzles, size
+        The number of Sudokus, and of their digits: 4, 6 or 9.
+    clues
+        Given digits of each. None: as few as possible.
+    seed
+        The seed of the Sudokus.
+    """
 
     kind = "sudoku"
 

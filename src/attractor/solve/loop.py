@@ -26,6 +26,7 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
+    is_readable,
     known_between,
     known_empty,
     namespace,
@@ -33,8 +34,10 @@ from attractor.solve.array_ops import (
     row_scale,
     to_array,
     to_tensor,
+    transforms,
     where_rows,
 )
+from attractor.solve.fusion import fused
 from attractor.solve.layout import Layout
 from attractor.solve.packing import Packing
 from attractor.solve.safeguard import Safeguard
@@ -83,12 +86,10 @@ def solve(
         point = evaluation.at(y, tracker.evaluated, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
-        rejected = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
-        refused = tracker.record(call, point.residual, point.residual_norm, rejected) if checks else rejected
-        accepted = point.replace_rows(refused, accepted)
+        decide = fused(_decide, point.residual)
+        accepted, refused, fresh = decide(call, point, accepted, tracker, safeguard, everywhere, accelerated)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
-        fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
         accelerated = _and_not(fresh, restarted) if solver.restarts else fresh
@@ -106,13 +107,30 @@ def solve(
     return _solution(y, residual, tracker, call, points)
 
 
+def _decide(
+    call: int,
+    point: Point,
+    accepted: Point,
+    tracker: EquationTracker,
+    safeguard: Safeguard,
+    everywhere: Array,
+    accelerated: Array,
+) -> tuple[Point, Array | None, Array]:
+    """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
+    refused = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
+    if not tracker.stop.is_fixed_depth:
+        refused = tracker.record(call, point.residual, point.residual_norm, refused)
+    fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
+    return point.replace_rows(refused, accepted), refused, fresh
+
+
 def _and_not(mask: Array, other: Array | None) -> Array:
     return mask if other is None else mask & ~other
 
 
 def _start(solver: Solver, y: Tensor, point: Point) -> tuple[Solver, Any]:
     """Return the solver, which sees scaled points if its products would over- or underflow, and its first state."""
-    if y.is_cpu and not known_between(point.residual_norm, 1e-12, 1e12):
+    if is_readable(y) and not known_between(point.residual_norm, 1e-12, 1e12):
         solver = Scaled(solver, row_scale(point.f))
     return solver, solver.init(y)
 
@@ -150,7 +168,7 @@ def _solution(
 def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:
     """Where equations stagnate, call ``update`` at the last point again, and warn if the result is another one."""
     stagnated = to_tensor(tracker.status) == STAGNATED
-    if is_synchronized() or update.can_be_partial or not stagnated.any():
+    if is_synchronized() or update.can_be_partial or transforms() or not stagnated.any():
         return
     with torch.no_grad():
         change = row_norm(layout.flatten(update(layout.unflatten(point.y))) - point.f)[stagnated]
@@ -175,7 +193,7 @@ def _kept_points(trace: bool | Collection[int], stop: StopRule) -> Collection[in
 
 
 def _refuse_nonfinite(y: Tensor, layout: Layout) -> None:
-    if y.is_cpu and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
+    if is_readable(y) and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
         raise DataError(
             f"fixed_point: y0 of shape {tuple(layout.shape)} holds NaN or infinite values; start from finite ones."
         )

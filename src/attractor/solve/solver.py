@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attractor.config import require_positive, require_type
+from attractor.solve.array_ops import transforms
 
 
 class Solver(ABC):
@@ -160,7 +161,7 @@ def row_dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
 
     ``scratch`` (N, D) is overwritten where no gradient is tracked: new memory would cost several times the arithmetic.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transforms():
         return (a * b).sum(dim=1)  # not vecdot, which autocast would compute in half precision
     return torch.mul(a, b, out=scratch).sum(dim=1)
 

@@ -18,7 +18,7 @@ not finite, after a step that cannot be rejected                   DIVERGED
 import numpy as np
 import torch
 
-from attractor.solve.array_ops import Array, masked_fill, namespace
+from attractor.solve.array_ops import Array, as_int8, count, masked_fill, namespace
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
@@ -93,7 +93,7 @@ class EquationTracker:
         done = self.status >= CONVERGED
         if self.stop.min_converged_fraction < 1 and self._below is not None:
             done = self._below | (self.status >= FROZEN)
-        return global_fraction(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
+        return global_fraction(*count(done)) >= self.stop.min_converged_fraction
 
     def _changes_nothing(self, residual: Array, residual_norm: Array) -> bool:
         """Whether all equations are known to be active, above tolerance and finite."""
@@ -115,7 +115,7 @@ class EquationTracker:
         # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
         # more: this evaluation has verified them.
         verified = below & self.layout.all_predecessors(closed | below)
-        self.status = xp.where(counted, masked_fill(frozen.view(xp.int8), verified, CONVERGED), status)
+        self.status = xp.where(counted, masked_fill(as_int8(frozen), verified, CONVERGED), status)
         self._below = below
 
     def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:

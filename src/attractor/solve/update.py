@@ -15,6 +15,7 @@ from attractor.solve.array_ops import (
     row_norm,
     to_array,
     to_tensor,
+    transforms,
     where_rows,
     with_rows,
 )
@@ -94,7 +95,7 @@ class Repeated(RepeatedRandomness, PartialUpdate):
     @property
     def can_be_partial(self) -> bool:
         """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
-        return self.function.is_partial and not self.draws
+        return self.function.is_partial and not self.draws and not transforms()
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         return self.function.at(y, index)

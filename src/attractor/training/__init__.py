@@ -1,5 +1,7 @@
 """The training loop, its checkpoints and its callbacks. It knows no concrete model."""
 
+from typing import TYPE_CHECKING, Any
+
 from attractor.errors import requires_extra
 
 with requires_extra("train"):
@@ -15,8 +17,20 @@ from attractor.training.distributed import DistributedContext, init_distributed,
 from attractor.training.guard import GuardConfig
 from attractor.training.log import Callback, Report
 from attractor.training.loggers import make_logger
-from attractor.training.loop import train
 from attractor.training.preemption import Preemption
+
+if TYPE_CHECKING:
+    from attractor.training.loop import train
+
+
+def __getattr__(name: str) -> Any:
+    """Import the loop when it is used: inference needs none of PyTorch's tools for several processes."""
+    if name != "train":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from attractor.training.loop import train
+
+    return train
+
 
 __all__ = [
     "PRECISIONS",

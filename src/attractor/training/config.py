@@ -11,8 +11,8 @@ from attractor.config import config_class, require_positive, require_whole, sugg
 from attractor.errors import ConfigError
 from attractor.optim import OptimizerConfig
 from attractor.training.guard import GuardConfig
-from attractor.training.parallel import STRATEGIES
 
+STRATEGIES = ("ddp", "fsdp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -27,7 +27,8 @@ class TrainConfig:
     warmup_fraction, cooldown_fraction
         Fractions of the run in which the learning rate rises and falls, see :func:`attractor.optim.trapezoid`.
     ema_decay
-        Decay of the averaged weights, which evaluation and inference use. 0: no average; the last weights are used.
+        Decay of the averaged weights, which evaluation and inference use; it rises to this value over the first steps,
+        see :func:`attractor.training.parallel.averaged_model`. 0: no average; the last weights are used.
     accumulate
         Batches per optimiser step. Their gradients are averaged.
     precision
@@ -41,6 +42,8 @@ class TrainConfig:
         Sum gradients over processes in ``"fp32"``, or in ``"bf16"`` with half the traffic.
     timeout_seconds
         How long a process waits for another one that no longer answers.
+    seed
+        The seed of the weights and of everything random in training.
     log_every, checkpoint_every
         In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
     max_checkpoints
@@ -95,6 +98,12 @@ class Objective(Protocol):
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return more metrics for the log. They may take some time: this is called every ``log_every`` steps."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return metrics of ``model``, which is not wrapped, on held-out examples; nothing if there are none.
+
+        The loop limits its share of the time. All ranks call it at the same steps.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this rank's state."""

@@ -33,12 +33,12 @@ class GuardConfig:
 
     Attributes
     ----------
-    policy
+    policy, max_skipped, max_rollbacks
         ``"skip"`` skips bad steps, logs drifts, and stops after more than ``max_skipped`` bad steps in a row.
         ``"rollback"`` skips bad steps too; after too many of them, or at a drift, it restores the weights of the last
         checkpoint and continues with new data, at most ``max_rollbacks`` times. ``"stop"`` stops at the first bad step
         or drift.
-    loss_spike
+    loss_spike, window
         A loss is bad if it exceeds the median of the last ``window`` good losses by this many standard deviations plus
         a tenth of the median. None: only if it is not finite.
     gradient_spike

@@ -128,8 +128,9 @@ class TrainingState:
         verify_files(checkpoint, read_checksums(checkpoint), ["run.json"])
         saved, current = _fixed_settings(read_run(checkpoint)), _fixed_settings(json.loads(json.dumps(metadata)))
         if changed := sorted(k for k in saved.keys() | current.keys() if saved.get(k) != current.get(k)):
+            values = [f"{k.removeprefix('recipe.')} is {saved.get(k)} there and {current.get(k)} here" for k in changed]
             raise CheckpointError(
-                f"{checkpoint}: {', '.join(changed)} differs from this run's; "
+                f"{checkpoint}: {', '.join(values[:3])}{', …' * (len(values) > 3)}; "
                 "resume with the same settings, or train into another folder."
             )
         scalars = load_scalars(checkpoint)

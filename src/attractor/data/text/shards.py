@@ -331,10 +331,11 @@ def list_splits(folder: Path) -> list[str]:
 def _read_index(folder: Path) -> dict[str, Any]:
     file = folder / "index.json"
     if not file.exists():
-        raise DataError(f"{folder}: no index.json here; make one with: attractor data prepare.")
+        state = "holds no prepared text" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {state}; prepare a folder with: attractor data prepare SOURCE --out FOLDER.")
     index = read_json(file, DataError, advice="prepare the text again")
     if index.get("format") != FORMAT:
-        raise DataError(f"{file}: not the index of prepared text (its format is not {FORMAT!r}).")
+        raise DataError(f"{file}: not the index of prepared text (its format is not {FORMAT!r}); give another folder.")
     try:
         if index["dtype"] not in ("<u2", "<u4"):
             raise ConfigError(f"dtype must be <u2 or <u4, not {index['dtype']!r}")

@@ -35,10 +35,10 @@ class AttractorReasonerConfig(ReasonerConfig):
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
     damping, noise
-        λ above, in (0, 1], and the standard deviation of ε.
+        The step λ of an evaluation, in (0, 1], and the standard deviation of the noise ε in training.
     solver
         ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
-    gradient
+    gradient, backprop_steps
         ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
         exact at a fixed point.
     random_init

@@ -22,9 +22,12 @@ def _attention(num_layers: int) -> GridNetworkConfig:
 
 @config_class
 class HRMConfig(ReasonerConfig):
-    """Settings of HRM; ``evaluations_per_segment`` is its ``H_cycles``.
+    """Settings of HRM; ``evaluations_per_segment`` is its ``H_cycles``. ``network`` is each of the two networks.
 
-    ``network`` is each of the two networks, and ``num_latent`` (``L_cycles``) the steps of the low one per evaluation.
+    Attributes
+    ----------
+    num_latent
+        Steps of the low network per evaluation (``L_cycles``).
     """
 
     network: GridNetworkConfig = field(default_factory=lambda: _attention(4))
@@ -51,7 +54,13 @@ class TRMConfig(ReasonerConfig):
 
 @config_class
 class TransformerConfig(ReasonerConfig):
-    """``network`` is all layers; ``halting`` adds a head that predicts from the first cell if the answer is right."""
+    """Settings of a Transformer without a state; ``network`` is all of its layers.
+
+    Attributes
+    ----------
+    halting
+        Whether a head predicts from the first cell if the answer is right.
+    """
 
     network: GridNetworkConfig = field(default_factory=lambda: _attention(8))
     halting: bool = False

@@ -35,6 +35,8 @@ class ReasonerConfig(ABC):
     ----------
     num_symbols, num_classes
         Number of symbols in a cell of a question, and in a cell of an answer.
+    evaluations_per_segment
+        Evaluations of the update between two losses in training.
     backprop_steps
         Gradients flow through so many evaluations of a segment, counted from the last.
     """

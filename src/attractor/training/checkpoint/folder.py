@@ -14,6 +14,7 @@ from attractor.training.checkpoint.ranks import rank_and_size, run_on_all_ranks
 
 FORMAT = "attractor-1"
 ADVICE = "the checkpoint is damaged"
+LATEST = "latest"  # a link to the newest checkpoint in a run's folder
 TRAINING_FILES = ("training/*", "training.json", "rank-*.safetensors")  # inference never reads them
 
 
@@ -33,11 +34,15 @@ def checkpoints_in(out: Path) -> list[Path]:
 def find_checkpoint(path: Path) -> Path:
     """Return ``path`` if it is a checkpoint, or else the newest checkpoint in this run's folder.
 
+    ``RUN/latest`` is the newest checkpoint too, also where the disk has no links.
+
     Raises
     ------
     CheckpointError
         If there is none.
     """
+    if path.name == LATEST and (path.is_symlink() or not path.exists()):
+        path = path.parent
     if (path / "run.json").is_file():
         return path
     found = checkpoints_in(path)

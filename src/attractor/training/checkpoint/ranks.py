@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from attractor.errors import AttractorError, CheckpointError
 from attractor.files import first_line, is_disk_full
@@ -44,6 +43,8 @@ def run_on_all_ranks(group: dist.ProcessGroup | None, action: Callable[[], T]) -
 
 def short_reason(error: BaseException) -> str:
     """Return in a few words why something failed: a full disk or a lost rank if that is the root cause."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if is_disk_full(error):

@@ -7,14 +7,12 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from attractor.errors import CheckpointError
 from attractor.files import read_json
 from attractor.files.manifest import read_checksums, verify_files
 from attractor.training.checkpoint.folder import ADVICE, verify, verify_inference
 from attractor.training.checkpoint.ranks import short_reason
-from attractor.training.checkpoint.shards import load_shards
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
@@ -51,6 +49,10 @@ def load(
     CheckpointError
         On all ranks, if a file is missing, damaged or foreign (see :func:`verify`), or the structures differ.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from attractor.training.checkpoint.shards import load_shards
+
     verify(checkpoint, group)
     try:
         load_shards(state, checkpoint / "training", group, partial=partial)

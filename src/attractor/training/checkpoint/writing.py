@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,15 +13,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from attractor.errors import CheckpointError, LostRankError
 from attractor.files import manifest, remove_leftovers, sync_folder
 from attractor.files.manifest import Checksums
-from attractor.training.checkpoint.folder import FORMAT, checkpoints_in
+from attractor.training.checkpoint.folder import FORMAT, LATEST, checkpoints_in
 from attractor.training.checkpoint.ranks import FULL, LOST, rank_and_size, run_on_all_ranks, short_reason
-from attractor.training.checkpoint.shards import save_shards
 
 
 class Checkpoints:
@@ -48,6 +46,8 @@ class Checkpoints:
         max_checkpoints: int = 2,
         group: dist.ProcessGroup | None = None,
     ) -> None:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
         self.out, self.metadata, self.save_model = out, metadata, save_model
         self.max_checkpoints, self.group = max_checkpoints, group
         self.rank, self.size = rank_and_size(group)
@@ -124,6 +124,10 @@ class Checkpoints:
             self.thread.shutdown()
 
     def _write(self, step: int, parts: tuple[Any, ...] | Exception) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        from attractor.training.checkpoint.shards import save_shards
+
         final = self.out / f"step-{step:08d}"
         part = self.out / f".part-{final.name}"
         try:
@@ -170,8 +174,18 @@ class Checkpoints:
         if final.exists():  # a resumed run has written this step again: keep the old one until the new one is in place
             final.rename(final.with_name(f"{final.name}-old"))
         part.rename(final)
+        self._link_latest(final)
         sync_folder(self.out)
         self._remove_old()
+
+    def _link_latest(self, final: Path) -> None:
+        """Make ``latest`` a link to this checkpoint, unless something else has that name."""
+        link, part = self.out / LATEST, self.out / f".part-{LATEST}"
+        if link.is_symlink() or not link.exists():
+            with suppress(OSError):  # some disks have no links
+                part.unlink(missing_ok=True)
+                part.symlink_to(final.name)
+                part.replace(link)
 
     def _remove_old(self) -> None:
         """Remove checkpoints that are incomplete, replaced, or older than the newest ``max_checkpoints``."""

@@ -1,0 +1,54 @@
+"""Every benchmark explains itself, and writes into ``results/`` only if it is told to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tyro
+from benchmarks.command import with_out
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(
+    f.stem for f in (ROOT / "benchmarks").glob("*.py") if f.stem != "command" and "__main__" in f.read_text()
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_describes_the_benchmark_and_does_no_work(name: str, tmp_path) -> None:
+    """In a new process, in an empty folder, which stays empty."""
+    if name in ("solvers", "margin"):
+        pytest.importorskip("torchdeq")
+    result = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "COLUMNS": "120"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"usage: python -m benchmarks.{name}" in result.stdout
+    assert "--out PATH" in result.stdout or name in ("gpu", "language", "memory", "scale", "scaling", "sudoku")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", [Path("results/here"), Path("results/here/one.json")])
+def test_results_stay_out_of_the_committed_ones(out: Path, tmp_path, monkeypatch) -> None:
+    """By default they go to runs/benchmarks; --out names the folder, of several files or of one."""
+    monkeypatch.chdir(tmp_path)
+    module = SimpleNamespace(OUT=out)
+
+    def measure(repeats: int = 1) -> None:
+        """Measure.
+
+        Args:
+            repeats: Of the measurement.
+        """
+        (module.OUT if module.OUT.suffix else module.OUT / "one.json").write_text(str(repeats))
+
+    run = with_out(measure, module)
+    tyro.cli(run, args=["--repeats", "2"])
+    assert (tmp_path / "runs/benchmarks/here/one.json").read_text() == "2"
+    assert not (tmp_path / "results").exists()
+    tyro.cli(run, args=["--out", "results/here"])
+    assert (tmp_path / "results/here/one.json").read_text() == "1"
