@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo    train a small Attractor Model on mazes for four minutes and watch it converge (writes ./demo)"
 	@echo "make test    format, lint, types, import layers, spelling, then every test"
-	@echo "make test-oldest  every test with the oldest supported versions (writes .venv-oldest: on Linux 7 GB, mostly GPU libraries)"
+	@echo "make test-oldest  every test with the oldest supported versions, on Python 3.11 (writes .venv-oldest)"
 	@echo "make check   the first five of these alone"
 	@echo "make docs    build the documentation site strictly (writes ./site, which works offline)"
 	@echo "make bench   compare the solvers with TorchDEQ's on the same maps (writes runs/benchmarks/solvers)"

@@ -49,7 +49,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
-@dataclass  # not frozen: torch.compile of PyTorch 2.11 cannot trace a frozen one that is made in a graph
+@dataclass(frozen=True)
 class MaskedAttention:
     """Attention among the tokens that are read, without a cache; ``mask`` as from :func:`make_attention_mask`."""
 
