@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from attractor.cli import main
 from attractor.data import maze
@@ -21,6 +23,7 @@ from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import load, verify
 
+OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
 FAST = ["model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "train.seconds=null"]
 FAST += ["train.num_steps=2", "train.log_every=1", "data.num_puzzles=20", "data.size=7"]
 
@@ -345,20 +348,64 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_full_disk_ends_every_writer_with_one_sentence(run, model, small_disk, tmp_path, capsys) -> None:
-    """And nothing of it is left."""
+@pytest.fixture(scope="module")
+def backbone(language: Path, tmp_path_factory) -> Path:
+    """A Llama with the tokenizer of ``language``."""
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = {"vocab_size": 265, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, eos_token_id=0)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(language).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("free", [0, 4096])
+def test_a_full_disk_ends_every_writer_with_one_sentence(
+    free: int, run, model, backbone, small_disk, tmp_path, capsys
+) -> None:
+    """And nothing of it is left, also where there is no space for a lock."""
     mazes, text = tmp_path / "maze.txt", tmp_path / "text.txt"
     maze.write(mazes, list(maze.generate(1, 9, seed=0).questions))
     text.write_text("the sea was flat and a small boat went out past old walls. " * 2000)
     (tmp_path / "short.txt").write_text("the sea was flat and a small boat")
-    (small_disk / "ballast").write_bytes(bytes(60_000))
-    for command in (
+    (small_disk / "ballast").write_bytes(bytes(65536 - free))
+    commands = [
         ["export", model, small_disk / "out", "--depth", "1"],
         ["export-inference", run, small_disk / "out"],
+        ["retrofit", backbone, small_disk / "out"],
         ["solve", run, mazes, "--depth", "30", "--gif", small_disk / "a.gif"],
         ["inspect", model, "--data", tmp_path / "short.txt", "--out", small_disk / "page", "--depths", "1"],
         ["data", "prepare", text, "--out", small_disk / "tokens", "--vocab-size", "260", "--val-fraction", "0"],
         ["data", "sudoku", "--out", small_disk / "boards", "--size", "4", "--num", "20", "--num-test", "5"],
-    ):
+    ]
+    if OFFICIAL.is_dir():
+        commands.append(["import-official", OFFICIAL, small_disk / "out"])
+    if not free:
+        commands.append(train_command(small_disk / "run"))
+    for command in commands:
         assert "free some disk space" in refused(command, capsys), command
         assert [p.name for p in small_disk.iterdir()] == ["ballast"], command
+
+
+def test_a_full_disk_in_the_curves_is_one_sentence_and_no_thread_complains(small_disk, tmp_path) -> None:
+    """Everything that was drawn before can be read; the process prints nothing else, also at its end."""
+    code = """
+import sys
+from pathlib import Path
+from attractor.errors import ConfigError
+from attractor.training.log import Report
+from attractor.training.loggers import make_logger
+draw, step = make_logger("tensorboard", Path(sys.argv[1]), "maze", {}), 0
+try:
+    while True:
+        step += 1
+        draw(Report(step=step, seconds=1.0, progress=0.0, lr=0.1, metrics={"loss": 2.0}))
+except ConfigError as error:
+    print(step, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, small_disk], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    step, sentence = done.stdout.split(maxsplit=1)
+    assert sentence.count("\n") == 1
+    assert "tensorboard: cannot be written (No space left on device); free some disk space" in sentence
+    curves = EventAccumulator(str(small_disk / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [(event.step, event.value) for event in curves.Scalars("loss")] == [(s, 2.0) for s in range(1, int(step))]

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
 import attractor
@@ -62,9 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         with requires_extra("train"):
-            import rich  # noqa: F401
             import tyro
-        tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
+
+            from attractor.cli.output import PrintableStream
+        is_unsafe = any(printable(argument, keep="\n\t") != argument for argument in arguments)
+        with redirect_stderr(PrintableStream(sys.stderr)) if is_unsafe else nullcontext():
+            tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130

@@ -18,7 +18,7 @@ from attractor.data.text import (
     train_tokenizer,
 )
 from attractor.errors import ConfigError, DataError
-from attractor.files import require_free
+from attractor.files import real_path, require_free
 from attractor.progress import TaskProgress
 
 
@@ -100,7 +100,7 @@ def prepare_text(
     for name, value in (("tokenizer_bytes", tokenizer_bytes), ("shard_tokens", shard_tokens)):
         if value < 1:
             raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
-    for source in {Path(s).resolve() for s in sources} & {Path(s).resolve() for s in val}:
+    for source in set(map(real_path, sources)) & set(map(real_path, val)):
         raise ConfigError(f"{source}: is both in the sources and in val; leave it in one of them.")
     fraction, total = 0.0 if val else val_fraction, total_bytes([*sources, *val])
     stats = {"train": ReadStats()} | ({"val": ReadStats()} if val else {})
