@@ -1,6 +1,7 @@
 """Received folders and accidents: no code of strangers runs, no path leads out of a folder, no file is half-written."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from attractor.training import find_checkpoint
 from attractor.training.checkpoint import load, verify
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+FILE = Path(__file__).parents[2] / "README.md"
 FAST = ["model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "train.seconds=null"]
 FAST += ["train.num_steps=2", "train.log_every=1", "data.num_puzzles=20", "data.size=7"]
 
@@ -210,6 +212,65 @@ def test_shards_of_a_received_model_do_not_lead_out_of_it(model, tmp_path, capsy
     (model / "model.safetensors.index.json").unlink()
     (model / "model.safetensors").symlink_to(weights)
     assert "is a link that leads out of its folder" in refused(["generate", model, "--prompt", "the"], capsys)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_pipe_in_a_received_model_is_not_opened(name: str, model, tmp_path, capsys) -> None:
+    """Reading it would never end."""
+    (model / "checksums.json").unlink()
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    for command in (
+        ["generate", model, "--prompt", "a"],
+        ["retrofit", model, tmp_path / "out"],
+        ["data", "prepare", FILE, "--out", tmp_path / "out", "--tokenizer", model],
+    ):
+        assert "is no regular file" in refused(command, capsys) or name == "config.json"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer_class": "BertTokenizer"},
+        {"model_max_length": "x"},
+        {"model_max_length": []},
+        {"tokenizer_class": "T5Tokenizer"},
+        {"padding_side": 3},
+        {"extra_special_tokens": {"a": 3}},
+    ],
+    ids=repr,
+)
+def test_settings_of_a_received_tokenizer_that_make_no_sense_are_one_sentence(changes, model, tmp_path, capsys) -> None:
+    """Whatever the library raises, wherever it raises it; a setting without effect may be accepted."""
+    (model / "checksums.json").unlink()
+    edit(model / "tokenizer_config.json", **changes)
+    for command in (
+        ["generate", model, "--prompt", "the sea", "--max-new-tokens", "1"],
+        ["data", "prepare", FILE, "--out", tmp_path / "out", "--tokenizer", model, "--val-fraction", "0"],
+    ):
+        code = main([str(argument) for argument in command])
+        assert code == 0 or (code == 2 and capsys.readouterr().err.count("attractor: ") == 1), command
+
+
+def test_attention_kernels_of_the_hub_are_refused(model, capsys) -> None:
+    """They are code of strangers, which a configuration names."""
+    (model / "checksums.json").unlink()
+    for name in ("_attn_implementation", "attn_implementation", "experts_implementation"):
+        original = (model / "config.json").read_text()
+        edit(model / "config.json", **{name: "someone/kernel"})
+        assert "asks to run code of its own" in refused(["generate", model, "--prompt", "a"], capsys)
+        (model / "config.json").write_text(original)
+
+
+def test_messages_of_libraries_with_foreign_text_do_not_reach_the_terminal(model, tmp_path) -> None:
+    """Such as the type of a model in its config.json, when its tokenizer is loaded."""
+    (model / "checksums.json").unlink()
+    edit(model / "config.json", model_type="qwen3\x1b[31m")
+    command = ["data", "prepare", FILE, "--out", tmp_path / "out", "--tokenizer", model, "--val-fraction", "0"]
+    done = subprocess.run([sys.executable, "-m", "attractor", *command], capture_output=True, check=False)
+    assert done.returncode in (0, 2)
+    assert b"\x1b" not in done.stderr + done.stdout
 
 
 def test_a_run_is_written_by_one_process(run, capsys) -> None:

@@ -17,12 +17,15 @@ from attractor.progress import TaskProgress
 def main() -> int:
     """Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--num", type=int, default=3600, help="number of cases (default: %(default)s, about ten minutes)")
+    parser.add_argument(
+        "--num", type=int, default=3600, help="number of cases (default: %(default)s, about ten minutes)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all cases; another one gives other cases")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--case", type=int, help="run only the case with this number, and show its command")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    numbers = range(options.num) if options.case is None else [options.case]
+    numbers = range(options.first, options.first + options.num) if options.case is None else [options.case]
     num_bad, console = 0, Console(file=sys.__stderr__)
     with tempfile.TemporaryDirectory() as name, TaskProgress(lines=True, console=console) as bars:
         folder = Path(name, "work")  # in a folder of its own, for cases that write to ".."
@@ -34,10 +37,13 @@ def main() -> int:
             shown = f"case {number}: attractor {' '.join(repr(a[:100]) for a in case.arguments)}"
             if options.case is not None:
                 print(shown)
-            faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # for a hang outside of Python
+            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # for a hang outside of Python
             if (wrong := run(case, folder)) is not None:
                 num_bad += 1
-                print(f"{shown}\n    {wrong}\n    repeat it: python -m tests.fuzz --seed {options.seed} --case {number}", flush=True)
+                print(
+                    f"{shown}\n    {wrong}\n    repeat it: python -m tests.fuzz --seed {options.seed} --case {number}",
+                    flush=True,
+                )
             advance(done, len(numbers))
         faulthandler.cancel_dump_traceback_later()
     print(f"{len(numbers):,} cases of seed {options.seed}, {num_bad} ended badly")

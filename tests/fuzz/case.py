@@ -1,6 +1,6 @@
 """A case of bad input, how to damage a folder for it, and how to run it and find what is wrong with its end.
 
-A case must end within a time limit with exit code 0, or 2 and one sentence; without a traceback, without control
+A case must end within a limit of time with exit code 0, or 2 and one sentence; without a traceback, without control
 characters in its output, without a temporary or half-written file, and without a change of what it only reads.
 """
 
@@ -23,7 +23,7 @@ from attractor.cli import main
 from attractor.errors import printable
 from attractor.files import is_temporary
 
-SECONDS = 30  # the limit of a case
+SECONDS, CPU_SECONDS = 120, 20  # the limits of a case: it may wait for nothing, and compute too long
 TEXTS = [
     "", " ", "-", "--", ".", "..", "/", "//", "~", "[/x]", "[bold]", "\x1b[31m", "a\nb", "\0", "x" * 300, "x/" * 3000,
     "\u202eabc", "\udc80", "é中😀", "%s", "{0}", "$(x)", "*", "?", "null", "true", "nan", "inf", "-inf", "1e999", "-1", "0",
@@ -188,10 +188,12 @@ def _run(arguments: list[str], stdin: bytes, folder: Path) -> tuple[int | BaseEx
     def stop(*_: object) -> None:
         raise TooLong
 
-    previous, here, real = signal.signal(signal.SIGALRM, stop), Path.cwd(), sys.stdin
+    previous = [(each, signal.signal(each, stop)) for each in (signal.SIGALRM, signal.SIGPROF)]
+    here, real = Path.cwd(), sys.stdin
     os.chdir(folder)
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
     signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = main(arguments)
@@ -201,7 +203,9 @@ def _run(arguments: list[str], stdin: bytes, folder: Path) -> tuple[int | BaseEx
         return raised, out.getvalue()
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for each, handler in previous:
+            signal.signal(each, handler)
         sys.stdin = real
         os.chdir(here)
     return code, out.getvalue()

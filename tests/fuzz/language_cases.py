@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attractor.cli import main
 from attractor.data.text import train_tokenizer
-from attractor.experiment.loading import quiet
+from attractor.files import quiet
 from attractor.files.manifest import write_checksums
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
@@ -22,13 +22,26 @@ DOCUMENTS = [" ".join(f"the {i * j % 13} small boats of {j}" for j in range(40))
 READS = {  # commands with the words that make them fast, and their options
     "generate": (
         ["--prompt", "the sea", "--max-new-tokens", "3"],
-        ["--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--num-samples", "--seed", "--depth"]
-        + ["--tolerance", "--max-evaluations", "--num-draft", "--draft-depth"],
+        [
+            *(
+                "--prompt",
+                "--max-new-tokens",
+                "--temperature",
+                "--top-k",
+                "--top-p",
+                "--num-samples",
+                "--seed",
+                "--depth",
+            ),
+            *("--tolerance", "--max-evaluations", "--num-draft", "--draft-depth"),
+        ],
     ),
     "evaluate": (
         ["--data", "text", "--limit", "1"],
-        ["--data", "--tasks", "--field", "--bundle", "--depth", "--tolerance", "--max-evaluations", "--length", "--out"]
-        + ["--stride", "--limit", "--batch-size", "--depths", "--seed"],
+        [
+            *("--data", "--tasks", "--field", "--bundle", "--depth", "--tolerance", "--max-evaluations", "--length"),
+            *("--out", "--stride", "--limit", "--batch-size", "--depths", "--seed"),
+        ],
     ),
     "inspect": (
         ["--data", "text", "--out", "new", "--depths", "1", "--num-documents", "1"],
@@ -43,6 +56,10 @@ READS = {  # commands with the words that make them fast, and their options
     "retrofit": (["new"], ["--num-attractor-layers", "--gate-start", "--gate-limit"]),
     "import-official": (["new"], ["--depth", "--latest"]),
 }
+COMMANDS = [
+    *READS,
+    *[command for command in READS if command != "inspect"] * 4,
+]  # inspect draws pages, which takes long
 PREPARE = ["--out", "new", "--val-fraction", "0.3", "--vocab-size", "258"]
 PREPARE_OPTIONS = ["--out", "--val", "--val-fraction", "--vocab-size", "--tokenizer", "--field", "--tokenizer-bytes"]
 SMALL = ["text.length=16", "text.batch_size=2", "train.accumulate=1", "train.num_steps=2", "train.checkpoint_every=1"]
@@ -97,7 +114,7 @@ def _make_bundle(folder: Path) -> None:
 
 def _copied(rng: random.Random) -> Case:
     """Return a case that reads a whole model, with odd options."""
-    command = rng.choice(list(READS))
+    command = rng.choice(COMMANDS)
     more, options = READS[command]
     model = {"retrofit": "backbone", "import-official": MODELS[-1]}.get(command, rng.choice(["language", "run"]))
     arguments = [command, "copy", *more, *some_options(options, rng)]
@@ -112,7 +129,7 @@ def _models(rng: random.Random) -> Case:
     """Return a case that reads a damaged model."""
     source = rng.choice(MODELS)
     prepare, how = damage(source, rng)
-    command = rng.choice(["retrofit", "generate", "evaluate"] if source == "backbone" else list(READS))
+    command = rng.choice(["retrofit", "generate", "evaluate"] if source == "backbone" else COMMANDS)
     command = "import-official" if source == "official" else command
     arguments = [command, "copy", *READS[command][0]]
     if source != "official" and rng.random() < 0.2:
@@ -120,7 +137,17 @@ def _models(rng: random.Random) -> Case:
     elif source in ("received", "language") and rng.random() < 0.2:
         arguments = ["train", "language/retrofit", "--init", "copy", "--data", "tokens", *TRAIN]
     elif source == "run" and rng.random() < 0.3:
-        arguments = ["train", "language/retrofit", "--init", "received", "--data", "tokens", "--out", "copy", "--resume"]
+        arguments = [
+            "train",
+            "language/retrofit",
+            "--init",
+            "received",
+            "--data",
+            "tokens",
+            "--out",
+            "copy",
+            "--resume",
+        ]
         arguments += ["--logger", "none", "--set", *SMALL]
     is_read_whole = source == "language" and arguments[0] in READS and arguments[0] != "import-official"
     return Case(arguments, prepare, must_fail=is_read_whole and how not in ("foreign", "json"))
@@ -145,7 +172,9 @@ def _data(rng: random.Random) -> Case:
 
 def _documents(rng: random.Random) -> Case:
     """Return a case that reads odd text."""
-    name = rng.choice(["a.txt", "a.jsonl", "A.JSONL", "a.md", "a.jsonl.gz", "a.txt.xz", "a.parquet", "[x].txt", "a\nb.txt"])
+    name = rng.choice(
+        ["a.txt", "a.jsonl", "A.JSONL", "a.md", "a.jsonl.gz", "a.txt.xz", "a.parquet", "[x].txt", "a\nb.txt"]
+    )
     record = rng.choice([{"text": rng.choice(TEXTS)}, {"text": rng.choice([None, 3, [], {}])}, {"other": "x"}, [], 3])
     data = rng.choice(
         [
@@ -158,8 +187,14 @@ def _documents(rng: random.Random) -> Case:
     )
     data = gzip.compress(data)[: rng.choice([5, -1, 10**9])] if rng.random() < 0.2 else data
     arguments = rng.choice(
-        [["data", "prepare", name, *PREPARE], ["data", "prepare", "text", "--val", name, "--out", "new", "--vocab-size", "258"]]
-        + [[command, "copy", *READS[command][0], "--data", name] for command in ("evaluate", "inspect", "calibrate", "export")]
+        [
+            ["data", "prepare", name, *PREPARE],
+            ["data", "prepare", "text", "--val", name, "--out", "new", "--vocab-size", "258"],
+        ]
+        + [
+            [command, "copy", *READS[command][0], "--data", name]
+            for command in ("evaluate", "inspect", "calibrate", "export")
+        ]
     )
 
     def prepare(folder: Path) -> None:
@@ -170,7 +205,7 @@ def _documents(rng: random.Random) -> Case:
 
 
 def _names(rng: random.Random) -> Case:
-    name, command = rng.choice(TEXTS), rng.choice(list(READS))
+    name, command = rng.choice(TEXTS), rng.choice(COMMANDS)
     more = READS[command][0]
     commands = [
         [command, name, *more],

@@ -17,7 +17,17 @@ OPTIONS = {
     "solve": ["--depth", "--tolerance", "--max-evaluations", "--breadth", "--seed", "--gif"],
     "cost": ["--set", "--evaluations", "--world-size", "--strategy", "--json"],
     "train": ["--set", "--data", "--init", "--out", "--pause-after", "--logger"],
-    "evaluate": ["--data", "--depths", "--breadths", "--limit", "--batch-size", "--seed", "--out", "--tasks", "--bundle"],
+    "evaluate": [
+        "--data",
+        "--depths",
+        "--breadths",
+        "--limit",
+        "--batch-size",
+        "--seed",
+        "--out",
+        "--tasks",
+        "--bundle",
+    ],
     "generate": ["--prompt", "--temperature", "--top-k", "--top-p", "--num-samples", "--depth", "--num-draft"],
     "retrofit": ["--num-attractor-layers", "--gate-start", "--gate-limit"],
     "export": ["--depth", "--data"],
@@ -95,7 +105,8 @@ def _names(rng: random.Random) -> Case:
     name, place = rng.choice(TEXTS), rng.randint(0, 5)
     commands = [
         ["solve", name, "1234" * 4], ["solve", "sudoku", name, "--depth", "2"], ["data", "verify", name], ["evaluate", name],
-        ["train", name, "--out", "new", "--pause-after", "0.01"], ["data", "sudoku", "--out", name, "--size", "4", "--num", "2", "--num-test", "none"],
+        ["train", name, "--out", "new", "--pause-after", "0.01"],
+        ["data", "sudoku", "--out", name, "--size", "4", "--num", "2", "--num-test", "2"],
     ]  # fmt: skip
     return Case(commands[place])
 

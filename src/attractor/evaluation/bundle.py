@@ -58,8 +58,8 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
     for file in (listing, table):
         require_regular(file, DataError)
     try:
-        entries = yaml.safe_load(listing.read_text())["icl_tasks"]
-        with table.open(newline="") as file:
+        entries = yaml.safe_load(listing.read_text(encoding="utf-8-sig"))["icl_tasks"]
+        with table.open(newline="", encoding="utf-8-sig") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         tasks = tuple(_parse_task(bundle, entry, baselines) for entry in entries)
     except AttractorError:

@@ -8,8 +8,8 @@ from typing import Any
 from attractor.data.text import load_tokenizer, read_held_out
 from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
-from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
-from attractor.files import new_folder, require_free
+from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder
+from attractor.files import new_folder, quiet, require_free
 from attractor.files.manifest import write_checksums
 from attractor.interop import HeldOut
 from attractor.interop import export as write_stock

@@ -109,9 +109,9 @@ def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
             member(folder, file.name, error_class, folder)
         if not file.is_dir():
             require_regular(file, error_class)
-        if file.name == "custom_generate" or (file.name.endswith("config.json") and _names_code(file)):
+        if code := "auto_map" if file.name == "custom_generate" else _named_code(file):
             raise error_class(
-                f"{file}: asks to run code of its own (auto_map), and such code is never run; use another model."
+                f"{file}: asks to run code of its own ({code}), and such code is never run; use another model."
             )
         if file.name.endswith(".index.json"):
             names = read_json(file, error_class).get("weight_map")
@@ -126,11 +126,30 @@ def load_reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _names_code(file: Path) -> bool:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Turn off the progress bars of ``transformers``, and its messages, which repeat foreign text."""
+    from transformers.utils import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
     try:
-        return "auto_map" in str(json.loads(file.read_text(encoding="utf-8")))
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _named_code(file: Path) -> str:
+    """Return what names code in a configuration: ``auto_map``, or attention kernels ``owner/name`` of the hub."""
+    try:
+        text = json.dumps(json.loads(file.read_bytes())) if file.name.endswith("config.json") else ""
     except (OSError, ValueError, RecursionError):
-        return False  # the library reports it
+        return ""  # the library reports it
+    found = re.search(r'auto_map|\w+_implementation(?=": [^,}]*/)', text)
+    return found[0] if found else ""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
