@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
-from tests.fuzz.case import SECONDS, run
+from tests.fuzz.case import run
 from tests.fuzz.suite import make_case, make_folder
 
 from attractor.progress import TaskProgress
@@ -37,7 +37,7 @@ def main() -> int:
             shown = f"case {number}: attractor {' '.join(repr(a[:100]) for a in case.arguments)}"
             if options.case is not None:
                 print(shown)
-            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # for a hang outside of Python
+            faulthandler.dump_traceback_later(900, exit=True)  # for a hang outside of Python
             if (wrong := run(case, folder)) is not None:
                 num_bad += 1
                 print(

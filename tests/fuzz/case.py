@@ -23,7 +23,8 @@ from attractor.cli import main
 from attractor.errors import printable
 from attractor.files import is_temporary
 
-SECONDS, CPU_SECONDS = 120, 20  # the limits of a case: it may wait for nothing, and compute too long
+CPU_SECONDS = 30  # the limit of a case
+IDLE_SECONDS = 20  # after twice as long without work, a case is waiting for something
 TEXTS = [
     "", " ", "-", "--", ".", "..", "/", "//", "~", "[/x]", "[bold]", "\x1b[31m", "a\nb", "\0", "x" * 300, "x/" * 3000,
     "\u202eabc", "\udc80", "é中😀", "%s", "{0}", "$(x)", "*", "?", "null", "true", "nan", "inf", "-inf", "1e999", "-1", "0",
@@ -185,14 +186,22 @@ def _run(arguments: list[str], stdin: bytes, folder: Path) -> tuple[int | BaseEx
     """Return the exit code, or what was raised, and the output."""
     out, code = io.StringIO(), 0
 
-    def stop(*_: object) -> None:
-        raise TooLong
+    used = [time.process_time()]
 
-    previous = [(each, signal.signal(each, stop)) for each in (signal.SIGALRM, signal.SIGPROF)]
+    def stop(*_: object) -> None:
+        raise TooLong("it computes too long")
+
+    def stop_if_idle(*_: object) -> None:  # a slow machine is no fault, but waiting for nothing is
+        used.append(time.process_time())
+        if used[-1] - used[-3:][0] < 0.02 and len(used) > 2:
+            raise TooLong("it waits for something")
+
+    handlers = {signal.SIGALRM: stop_if_idle, signal.SIGPROF: stop}
+    previous = {each: signal.signal(each, handler) for each, handler in handlers.items()}
     here, real = Path.cwd(), sys.stdin
     os.chdir(folder)
     sys.stdin = io.TextIOWrapper(io.BytesIO(stdin))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, IDLE_SECONDS, IDLE_SECONDS)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -202,9 +211,9 @@ def _run(arguments: list[str], stdin: bytes, folder: Path) -> tuple[int | BaseEx
     except BaseException as raised:
         return raised, out.getvalue()
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        for each, handler in previous:
+        for each, handler in previous.items():
             signal.signal(each, handler)
         sys.stdin = real
         os.chdir(here)
