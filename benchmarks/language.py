@@ -31,7 +31,6 @@ from typing import Any
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +41,11 @@ from attractor.experiment.environment import environment
 from attractor.experiment.language import train_language
 from attractor.experiment.loading import load_language_model
 from attractor.files import write_json
+from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, language
 from attractor.training import find_checkpoint
+from benchmarks import with_spread
 
 OUT = Path("results/language")
 SIDES = ("attractor", "transformer", "deeper", "looped", "deq", "deq-untied")
@@ -194,8 +195,8 @@ def show() -> None:
             _short(row["bits_per_byte"], 4),
             _short(row["lambada_log_likelihood"], 2),
             _short(row["evaluations"], 1),
-            _short({k: v / 1e6 for k, v in row["flops_per_token"].items()}, 1),
-            _short({k: v / 1e6 for k, v in row["training_flops_per_token"].items()}, 1),
+            _short(row["flops_per_token"], 1, 1e6),
+            _short(row["training_flops_per_token"], 1, 1e6),
             f"{row['seconds']['mean']:.0f}",
             f"{memory[side]['peak_mb'] - memory[side]['built_mb']:.0f}" if side in memory else "",
         )
@@ -207,50 +208,55 @@ def show() -> None:
     _draw(internal, OUT / "internalisation.png")
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "half_range": (max(values) - min(values)) / 2}
+def _spread(values: list[float]) -> dict[str, float | None]:
+    half_range = (max(values) - min(values)) / 2 if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "half_range": half_range}
 
 
-def _short(value: dict[str, float], digits: int) -> str:
-    return f"{value['mean']:.{digits}f} ± {value['half_range']:.{digits}f}"
+def _short(value: dict[str, Any], digits: int, unit: float = 1.0) -> str:
+    spread = value["half_range"]
+    return with_spread(value["mean"] / unit, None if spread is None else spread / unit, digits)
 
 
-def _draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
+def _draw(curves: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
     """Loss by depth on the left; on the right, evaluations, residual and distance to the proposal while training."""
-    figure = Figure(figsize=(13, 3.8), dpi=130, layout="tight")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = new_figure(3)
     names = [str(d) for d in DEPTHS]
-    for side, points in curves.items():
+    for number, (side, points) in enumerate(curves.items()):
         here = [name for name in names if name in points]
         label = side
         if side == "looped":  # decodes an untouched zero state there, far above the rest of the picture
             here.remove("0")
-            label = f"looped; at depth 0: {points['0']['mean']:.2f}"
+            label = f"looped (depth 0: {points['0']['mean']:.2f})"
         left.errorbar(
-            [names.index(n) for n in here],
+            [names.index(n) + 0.12 * number for n in here],  # so that the bars do not overlap
             [points[n]["mean"] for n in here],
-            [points[n]["half_range"] for n in here],
-            marker="o",
+            [points[n]["half_range"] or 0 for n in here],
+            marker="os^D"[number],
+            markersize=4,
             capsize=3,
+            color=COLOURS[number],
             label=label,
         )
-        left.set_xticks(range(len(names)), ["equilibrium" if n == "None" else n for n in names])
-        for seed_file in sorted(OUT.glob(f"{side}-[0-9].json")):
+        left.set_xticks(range(len(names)), ["solved" if n == "None" else n for n in names])
+        for seed, seed_file in enumerate(sorted(OUT.glob(f"{side}-[0-9].json"))):
             log = json.loads(seed_file.read_text())["log"]
             steps = [line["step"] for line in log]
-            middle.plot(
-                steps, [line["evaluations"] for line in log], alpha=0.7, color="C0" if side == "attractor" else "C1"
-            )
+            label = side if seed == 0 else None
+            middle.plot(steps, [line["evaluations"] for line in log], color=COLOURS[number], alpha=0.7, label=label)
             if side == "attractor":
-                right.plot(steps, [line["residual"] for line in log], alpha=0.7, color="C0")
-                right.plot(steps, [line["proposal_distance"] for line in log], alpha=0.7, color="C2")
-    left.set(xlabel="depth (evaluations)", title="bits per byte, held out")
-    left.legend()
-    middle.set(xlabel="training step", title="evaluations in training")
-    right.set(xlabel="training step", yscale="log", title="attractor: ‖y*−c‖/‖c‖ (green), residual (blue)")
-    for axis in (left, middle, right):
-        axis.grid(alpha=0.3)
-    figure.savefig(file)
+                for i, (name, text) in enumerate(
+                    (("residual", "residual"), ("proposal_distance", "proposal distance"))
+                ):
+                    values, label = [line[name] for line in log], text if seed == 0 else None
+                    right.plot(steps, values, color=COLOURS[2 + i], linestyle="-:"[i], alpha=0.7, label=label)
+    left.set(xlabel="depth (evaluations)", ylabel="bits per byte of held-out text", title="loss by depth")
+    middle.set(xlabel="training step", ylabel="evaluations", title="evaluations in training")
+    right.set(xlabel="training step", ylabel="relative to the norm", title="attractor in training")
+    use_log_scale(right)
+    for axes in (left, middle, right):
+        axes.legend(fontsize=8)
+    save(figure, file)
 
 
 if __name__ == "__main__":

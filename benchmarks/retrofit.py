@@ -19,10 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 import tyro
 from rich.console import Console
@@ -38,6 +34,7 @@ from attractor.files import quiet, write_json
 from attractor.gradient import spectral_radius
 from attractor.interop import retrofit as retrofit_backbone
 from attractor.models.language import AttractorForCausalLM, LanguageModel
+from attractor.plots.style import COLOURS, GREY, new_figure, save
 from attractor.progress import TrainingProgress
 from attractor.recipes import LanguageRecipe, fit_to_model, language, retrofit
 
@@ -101,7 +98,7 @@ def pretrain(data: Path, folder: Path, num_steps: int, console: Console) -> dict
 def build(backbone: Path, num_attractor_layers: int, branches: float = 1.0) -> AttractorForCausalLM:
     with quiet():
         model = retrofit_backbone(
-            backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2
+            backbone, num_attractor_layers=num_attractor_layers, tolerance=3e-3, min_evaluations=2, budget=None
         )
     with torch.no_grad():
         for layer in model.model.layers[model.model.num_backbone_layers :]:
@@ -215,22 +212,20 @@ def main(data: Path, sides: tuple[str, ...] = tuple(SIDES), pretraining: int = 5
 
 def draw(before: dict[str, Any], after: dict[str, Any], file: Path) -> None:
     """Over steps: left, the spectral radius; right, the training loss above that of the control on the same text."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, (left, right) = new_figure(2)
     control = {line["step"]: line["loss"] for line in after["control"]["log"]}
     for i, (side, result) in enumerate((side, result) for side, result in after.items() if side != "control"):
         steps = [line["step"] for line in result["log"]]
         start = before["3" if result["branches"] == 1 else "3, doubled"]["spectral_radius"]
         radius = [start, *(line["spectral_radius"] for line in result["log"])]
-        left.plot([0, *steps], radius, color=f"C{i}", label=side)
-        right.plot(steps, [line["loss"] - control[line["step"]] for line in result["log"]], color=f"C{i}")
-    for axis, level in ((left, 1), (right, 0)):
-        axis.axhline(level, color="grey", linewidth=0.8)
-    left.set(xlabel="step", ylabel="spectral radius where the solve ends", ylim=(0, None))
-    right.set(xlabel="step", ylabel="loss, penalty included,\nabove the control's, nats/token")
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+        left.plot([0, *steps], radius, color=COLOURS[i], label=side)
+        right.plot(steps, [line["loss"] - control[line["step"]] for line in result["log"]], color=COLOURS[i])
+    for axes, level in ((left, 1), (right, 0)):
+        axes.axhline(level, color=GREY, linewidth=0.8)
+    left.set(xlabel="training step", ylabel="spectral radius where the solve ends", ylim=(0, 1.05))
+    right.set(xlabel="training step", ylabel="loss, penalty included, above the\ncontrol's (nats per token)")
+    left.legend(fontsize=8)
+    save(figure, file)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import torch
 import tyro
 from rich.console import Console
@@ -28,12 +27,15 @@ from attractor.config import override, to_dict
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner
 from attractor.files import json_safe, write_json
+from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku
 
 OUT = Path("results/scaling")
-SIDES = ("attractor", "trm")
-WATCHED = ("step", "seconds", "loss", "exact", "grad_norm", "residual")
+SIDES = {"attractor": "attractor", "trm": "TRM"}  # and their names in the figure
+WATCHED = {"exact": "batch_exact"} | {
+    n: n for n in ("step", "seconds", "loss", "grad_norm", "residual")
+}  # names in the log
 LAST = 5  # the table shows means over so many reports at the end of a run
 
 
@@ -41,7 +43,7 @@ def run(
     width: int = 128,
     num_steps: int = 600,
     batch: int = 16,
-    sides: tuple[Literal["attractor", "trm"], ...] = SIDES,
+    sides: tuple[Literal["attractor", "trm"], ...] = tuple(SIDES),
     seeds: tuple[int, ...] = (0,),
     threads: int = 1,
 ) -> None:
@@ -75,9 +77,9 @@ def run(
                 "seed": seed,
                 "width": width,
                 "steps": num_steps,
-                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "num_parameters": sum(p.numel() for p in model.model.parameters()),
                 "recipe": to_dict(recipe),
-                "curve": [{name: row.get(name) for name in WATCHED} for row in log],
+                "curve": [{name: row.get(logged) for name, logged in WATCHED.items()} for row in log],
             }
             write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", json_safe(result))
 
@@ -92,7 +94,7 @@ def show() -> None:
     for column in ("weights", "side", "seed", "steps", "loss", "exact, %", "gradient norm", "maximum", "residual"):
         view.add_column(column, justify="right")
     widths = sorted({run["width"] for run in runs})
-    figure, axes = plt.subplots(2, len(widths), figsize=(3.2 * len(widths) + 1, 5), squeeze=False, sharex="col")
+    figure, axes = new_figure(2 * len(widths), 5.0, num_rows=2)
     for run in runs:
         curve, column = run["curve"], widths.index(run["width"])
         loss, exact, grad_norm, residual = (_last(curve, name) for name in ("loss", "exact", "grad_norm", "residual"))
@@ -103,16 +105,18 @@ def show() -> None:
         )  # fmt: skip
         for row, name in enumerate(("loss", "grad_norm")):
             points = [(r["step"], r[name]) for r in curve if r[name] is not None]
-            axes[row][column].plot(*zip(*points, strict=True), f"C{SIDES.index(run['side'])}", label=run["side"])
-            axes[row][column].set(yscale="log")
-            axes[row][column].grid(alpha=0.3)
-        axes[0][column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights")
-        axes[1][column].set(xlabel="optimiser steps")
-    axes[0][0].set(ylabel="loss")
-    axes[1][0].set(ylabel="gradient norm")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(OUT / "scaling.png", dpi=130)
+            colour = COLOURS[list(SIDES).index(run["side"])]
+            axes[row * len(widths) + column].plot(
+                *zip(*points, strict=True), color=colour, alpha=0.8, label=SIDES[run["side"]]
+            )
+        axes[column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights")
+        axes[len(widths) + column].set(xlabel="optimiser steps")
+    for each in axes:
+        use_log_scale(each)
+    axes[0].set(ylabel="loss")
+    axes[len(widths)].set(ylabel="gradient norm")
+    axes[0].legend(fontsize=9)
+    save(figure, OUT / "scaling.png")
     Console(width=120).print(view)
 
 

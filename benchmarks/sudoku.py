@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import torch
 import tyro
 from rich.console import Console
@@ -34,21 +33,35 @@ from attractor.experiment.puzzle_evaluation import evaluate_puzzles
 from attractor.experiment.puzzles import train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json
 from attractor.models.reasoning import Reasoner
+from attractor.plots.style import COLOURS, new_figure, save
 from attractor.progress import TrainingProgress
 from attractor.recipes import sudoku as sudoku_recipe
 from attractor.training import find_checkpoint
+from benchmarks import with_spread
 
 OUT = Path("results/sudoku")
-SIDES = ("attractor", "trm", "hrm", "transformer")
+SIDES = {
+    "attractor": "attractor",
+    "trm": "TRM",
+    "hrm": "HRM",
+    "transformer": "Transformer",
+}  # and their names in figures
+TITLES = {
+    "6x6": "6 × 6 Sudoku, ten clues, six minutes",
+    "6x6-steps": "6 × 6 Sudoku, ten clues, 1,200 steps",
+    "6x6-2116": "6 × 6 Sudoku, ten clues, 2,116 steps",
+    "9x9-minimal": "minimal 9 × 9 Sudoku",
+    "extreme": "the hardest 9 × 9 Sudokus",
+}
 DEPTHS = (1, 2, 4, 8, 12, 16, 32)
 NUM_TEST, NUM_WATCHED = 500, 100
-WATCHED = ("step", "seconds", "loss", "exact", "held_out", "grad_norm", "residual")
+WATCHED = ("step", "seconds", "loss", "batch_exact", "held_out", "held_out_ema", "grad_norm", "residual")
 TEST_SEED = 1_000_000
 
 
 def run(
     size: int = 6,
-    sides: tuple[Literal["attractor", "trm", "hrm", "transformer"], ...] = SIDES,
+    sides: tuple[Literal["attractor", "trm", "hrm", "transformer"], ...] = tuple(SIDES),
     seeds: tuple[int, ...] = (0, 1, 2),
     num_steps: int | None = None,
     set: tuple[str, ...] = (),
@@ -148,8 +161,8 @@ def show() -> None:
         view.add_column(column, justify="right", no_wrap=True)
     rows, names = [], sorted({f.name.rsplit("-", 2)[0] for f in OUT.glob("*-*-*.json")})
     for name in names:
-        figure, axis = plt.subplots(figsize=(6, 3.6))
-        for side in SIDES:
+        figure, (axes,) = new_figure()
+        for number, (side, label) in enumerate(SIDES.items()):
             runs = [json.loads(f.read_text()) for f in sorted(OUT.glob(f"{name}-{side}-*.json"))]
             if not runs:
                 continue
@@ -166,31 +179,27 @@ def show() -> None:
                 "residual_auroc": [r["residual_auroc"][DEPTHS.index(16)] for r in runs],
             }
             rows.append(row)
-            shares = [f"{100 * m:.1f} ± {100 * d:.1f}" for m, d in row["exact"].values()]
+            shares = [with_spread(100 * m, None if d is None else 100 * d, 1) for m, d in row["exact"].values()]
             known = [a for a in row["residual_auroc"] if a is not None]
             auroc = f"{statistics.mean(known):.3f}" if known else "–"
             view.add_row(
                 name, side, str(len(runs)), f"{row['num_parameters']:,}", f"{row['steps']:.0f}", *shares, auroc
             )
             for which, r in enumerate(runs):
-                curve = [point for point in r["curve"] if point["held_out"] is not None]
-                colour = f"C{SIDES.index(side)}"
-                label = side if which == 0 else None
-                axis.plot(
-                    [p["step"] for p in curve], [100 * p["held_out"] for p in curve], colour, alpha=0.7, label=label
+                curve = [(p["step"], 100 * p["held_out"]) for p in r["curve"] if p["held_out"] is not None]
+                axes.plot(
+                    *zip(*curve, strict=True), color=COLOURS[number], alpha=0.7, label=label if which == 0 else None
                 )
-        axis.set(xlabel="optimiser steps", ylabel="unseen puzzles exact, %", ylim=(-3, 103), title=name)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-        figure.tight_layout()
-        figure.savefig(OUT / f"{name}.png", dpi=130)
-        plt.close(figure)
+        axes.set(xlabel="optimiser steps", ylabel="unseen puzzles right in every cell (%)", ylim=(-3, 103))
+        axes.set_title(TITLES.get(name, "Sudoku"))
+        axes.legend(title="one line per seed", fontsize=9)
+        save(figure, OUT / f"{name}.png")
     Console(width=200).print(view)
     write_json(OUT / "summary.json", {"command": "python -m benchmarks.sudoku show", "rows": rows})
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Fixtures that tests of several packages share."""
 
+import os
 import random
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests, and those that they start, share two cores
 
 
 @pytest.fixture(scope="module")

@@ -279,6 +279,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         if origin in (int, bool, str) and type(value) is origin:
             return value
+        if origin is dict and isinstance(value, Mapping):
+            return dict(value)
         if isinstance(origin, type) and dataclasses.is_dataclass(origin) and isinstance(value, origin):
             return value
     names = " or ".join("null" if o is NoneType else getattr(o, "__name__", str(o)) for o in options)

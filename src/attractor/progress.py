@@ -74,6 +74,7 @@ class TrainingProgress(_Bars):
     def __init__(self, title: str, console: "Console | None" = None, *, enabled: bool = True) -> None:
         super().__init__(console, enabled=enabled, transient=False)
         self._title, self._tenth = printable(title), 0
+        self._metrics: dict[str, float] = {}
         if self._progress is not None:
             self._task = self._progress.add_task(self._title, total=1.0, note="")
 
@@ -83,8 +84,11 @@ class TrainingProgress(_Bars):
         for event in report.events:
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
-        known = {k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))}
-        note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in known.items())])
+        # Those of held-out examples are measured rarely, so the last ones stay.
+        self._metrics |= {
+            k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))
+        }
+        note = " ".join([f"step {report.step}", *(f"{name} {_short(value)}" for name, value in self._metrics.items())])
         self._progress.update(self._task, completed=report.progress, note=note)
         if self._progress.disable and int(report.progress * 10) > self._tenth:
             self._tenth = int(report.progress * 10)

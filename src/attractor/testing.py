@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Implicit, Unrolled
+from attractor.layer import fixed_point
 from attractor.solve import Solver, Status, Steps, Tolerance, Update
 from attractor.solve.array_ops import row_norm
 
@@ -53,6 +53,10 @@ def zoo(dtype: torch.dtype = torch.float64) -> list[Problem]:
     w = 0.97 * w / torch.linalg.matrix_norm(w, 2)
     stiff = normal(4, 8)
     causal = causal_attention(generator, dtype)
+    expanding = torch.linalg.qr(normal(8, 8))[0]
+    expanding = expanding @ torch.diag(torch.linspace(-3, 0.5, 8, dtype=dtype)) @ expanding.mT
+    shift = normal(4, 8)
+    origin = torch.linalg.solve(torch.eye(8, dtype=dtype) - expanding, shift.mT).mT
     return [
         Problem(name="affine", update=lambda y: y @ a.T + b, y0=torch.zeros(3, 6, dtype=dtype), solution=affine),
         Problem(
@@ -69,6 +73,13 @@ def zoo(dtype: torch.dtype = torch.float64) -> list[Problem]:
             contracts=False,
         ),
         Problem(name="stiff tanh", update=lambda y: torch.tanh(y @ w.T + stiff), y0=torch.zeros(4, 8, dtype=dtype)),
+        Problem(
+            name="expanding",
+            update=lambda y: y @ expanding.T + shift,
+            y0=torch.zeros(4, 8, dtype=dtype),
+            solution=origin,
+            contracts=False,
+        ),
         Problem(name="causal attention", update=causal, y0=normal(2, 12, 8), causal=True),
     ]
 

@@ -43,7 +43,7 @@ def maze_file(tmp_path):
 
 def test_solve_prints_answer_verdict_residual_and_cost(checkpoint, maze_file, capsys) -> None:
     """For every maze in the file."""
-    assert main(["solve", str(checkpoint), str(maze_file), "--depth", "8"]) == 0
+    assert main(["solve", str(checkpoint), str(maze_file), "--depth", "8"]) == 1
     out = capsys.readouterr().out
     assert out.count("residual") == 2
     assert "8 evaluations" in out
@@ -58,7 +58,7 @@ def test_export_inference_keeps_what_inference_needs(more: list[str], checkpoint
     assert sorted(p.name for p in out.iterdir()) == ["checksums.json", "model.safetensors", "run.json"]
     whole, alone = (load_reasoner(path).model.state_dict() for path in (checkpoint, out))
     assert all(torch.equal(whole[name], alone[name]) for name in whole) == (not more)
-    assert main(["solve", str(out), str(maze_file), "--depth", "8"]) == 0
+    assert main(["solve", str(out), str(maze_file), "--depth", "8"]) == 1
     assert main(["export-inference", str(out), str(tmp_path / "again")]) == 0
     capsys.readouterr()
     assert main(["export-inference", str(checkpoint), str(out)]) == 2
@@ -77,7 +77,7 @@ def test_mazes_come_from_a_csv_and_are_evaluated_by_label_and_by_length(checkpoi
         for i in range(3)
     ]
     file.write_text("source,question,answer,rating\n" + "\n".join(lines) + "\n")
-    assert main(["solve", str(checkpoint), str(file), "--depth", "2"]) == 0
+    assert main(["solve", str(checkpoint), str(file), "--depth", "2"]) == 1
     assert capsys.readouterr().out.count("residual") == 3
     figures = tmp_path / "figures.json"
     arguments = ["--data", str(file), "--depths", "1", "2", "4", "--breadths", "1", "2", "--out", str(figures)]
@@ -107,7 +107,7 @@ def test_several_mazes_come_from_standard_input(checkpoint, maze_file, capsys, m
     """And wide ones are not folded."""
     wide = maze.render(maze.generate(1, 91, seed=0).questions[0])
     monkeypatch.setattr("sys.stdin", io.StringIO(maze_file.read_text() + "\n" + wide))
-    assert main(["solve", str(checkpoint), "-", "--depth", "2"]) == 0
+    assert main(["solve", str(checkpoint), "-", "--depth", "2"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert sum("residual" in line for line in lines) == 3
     assert max(map(len, lines)) >= 91

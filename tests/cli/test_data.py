@@ -91,18 +91,46 @@ def test_a_hash_of_the_text_decides_what_is_held_out(source, tmp_path) -> None:
 
 
 def test_at_least_one_document_is_held_out(tmp_path) -> None:
-    """If none is chosen by chance, it is the last. One document alone cannot be held out, and 0 holds out none."""
+    """If none is chosen by chance, it is the last. 0 holds out none."""
     prepare_text((jsonl(tmp_path / "few.jsonl.xz", TEXTS[:9]),), tmp_path / "few", val_fraction=1e-9, vocab_size=270)
     assert documents(tmp_path / "few", "train") == TEXTS[:8]
     assert documents(tmp_path / "few", "val") == TEXTS[8:9]
     one = tmp_path / "one.txt"
     one.write_text("".join(TEXTS))
-    with pytest.raises(DataError, match="one document, so none can be held out"):
-        prepare_text((str(one),), tmp_path / "one", vocab_size=270)
     prepare_text((str(one),), tmp_path / "one", val_fraction=0, vocab_size=270)
     assert documents(tmp_path / "one", "train") == ["".join(TEXTS)]
     with pytest.raises(DataError, match="no split 'val'"):
         Shards(tmp_path / "one", "val")
+
+
+def test_of_a_single_document_the_end_is_held_out(tmp_path, capsys) -> None:
+    """Whole lines, not seen by the tokenizer either, and the command says so; a document of two words is too short."""
+    one = tmp_path / "one.txt"
+    one.write_text("".join(TEXTS) + "Ω\n" * 400)
+    attractor("prepare", str(one), "--out", str(tmp_path / "out"), "--vocab-size", "290")
+    assert "one document; its end is held out" in capsys.readouterr().out
+    [train], [val] = documents(tmp_path / "out", "train"), documents(tmp_path / "out", "val")
+    assert train + val == one.read_text()
+    assert val.startswith("\nChapter")
+    assert 5_000 < len(val) <= 10_000
+    assert len(load_tokenizer(tmp_path / "out").tokenize("Ω")) == 2  # bytes that are no entry together
+    one.write_text("so it")
+    with pytest.raises(DataError, match="val_fraction=0"):
+        attractor("prepare", str(one), "--out", str(tmp_path / "short"), "--tokenizer", str(tmp_path / "out"))
+    assert not (tmp_path / "short").exists()
+
+
+def test_the_next_command_fits_the_tokenizer(source, tmp_path, capsys) -> None:
+    """Text for a retrofitted model, or for one that can be retrofitted, is for training that model."""
+    prepare_text((source,), tmp_path / "own", vocab_size=300)
+    for kind, says in (
+        ("attractor", "train language/retrofit --init {own} --data"),
+        ("qwen3", "retrofit {own} model, and then: attractor train language/retrofit --init model --data"),
+    ):
+        (tmp_path / "own" / "config.json").write_text(json.dumps({"model_type": kind}))
+        attractor("prepare", source, "--tokenizer", str(tmp_path / "own"), "--out", str(tmp_path / kind))
+        printed = capsys.readouterr().out
+        assert f"Next: attractor {says.format(own=tmp_path / 'own')} {tmp_path / kind}" in printed
 
 
 def test_the_tokenizer_is_trained_on_all_sources(source, tmp_path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from attractor.cli import main
 from attractor.evaluation import calibrate
 from attractor.experiment.loading import load_language_model
+from attractor.recipes import fit_to_model, retrofit
 from attractor.training.checkpoint import verify
 
 WORDS = [
@@ -145,17 +146,22 @@ def test_drafting_writes_the_same_text(run, capsys) -> None:
     assert written[0] == written[1] == written[2]
 
 
-def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_generation_keeps_to_it(
+def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_all_commands_keep_to_it(
     run, data, tmp_path, capsys
 ) -> None:
-    """And the checkpoint stays whole."""
+    """The checkpoint stays whole; training from it starts without the budget."""
     copy = tmp_path / "copy"
     shutil.copytree(run / "step-00000006", copy)
     assert main(["calibrate", str(copy), "--data", str(data / "tokens300"), "--max-loss-increase", "0.5"]) == 0
-    assert "generation keeps to depth 0" in capsys.readouterr().out  # half the loss may go
+    assert "stored depth 0" in capsys.readouterr().out  # half the loss may go
+    assert main(["evaluate", str(copy), "--data", str(data / "tokens300")]) == 0
+    assert "budget: depth 0" in capsys.readouterr().out
+    assert main(["generate", str(copy), "--prompt", "a", "--max-new-tokens", "2"]) == 0
+    assert "depth 0, stored in the checkpoint" in capsys.readouterr().err
     loaded = load_language_model(copy)
     model, tokenizer = loaded.model, loaded.tokenizer
-    assert model.generation_config.budget == {"depth": 0}
+    assert model.config.budget == {"depth": 0}
+    assert fit_to_model(retrofit(), model.config).model.budget is None
     found = calibrate(model, tokenizer, ["the sea and the land " * 20], length=32, max_loss_increase=1e-9)
     enough = [t for t in found.budgets if t.score.nats <= found.reference.score.nats]
     assert found.chosen in enough

@@ -72,6 +72,10 @@ def test_a_sample_of_a_csv_depends_on_the_seed(tmp_path: Path) -> None:
         return [int(rating) for rating in ratings]
 
     few, more, other = sample(5, 1), sample(9, 1), sample(5, 2)
+    dev = puzzles.read(tmp_path / "9-1", "dev")
+    assert dev.ratings is not None
+    assert len(dev) == 1
+    assert not set(dev.ratings.tolist()) & set(more)  # training puzzles outside the sample
     assert len(few) == 5
     assert few == sorted(few)
     assert set(few) < set(more)
@@ -86,8 +90,11 @@ def test_sudokus_are_generated(tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "6×6" in printed
     assert "12.0" in printed
-    train, test = (puzzles.read(tmp_path / "one", split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (30, 20)
+    train, test, dev = (puzzles.read(tmp_path / "one", split) for split in ("train", "test", "dev"))
+    assert (len(train), len(test), len(dev)) == (30, 20, 3)
+    assert len(sudoku.equivalent_pairs(dev, train + test)) == 0
+    line = "".join(test.alphabet[value] for value in test.questions[0].flat)
+    assert f"attractor solve runs/sudoku/6x6 {line}\n" in printed
     assert ((train.questions > 0).sum(axis=(1, 2)) == 12).all()
     assert sudoku.solves(test.questions, test.answers).all()
     assert len(sudoku.equivalent_pairs(test, train)) == 0
@@ -102,8 +109,8 @@ def test_sudokus_are_generated(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(("style", "size"), [("perfect", 9), ("walls", 10)])
-def test_mazes_are_generated(style: str, size: int, tmp_path: Path) -> None:
-    """With the given style, size and bounds, and no copies between the splits."""
+def test_mazes_are_generated(style: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the given style, size and bounds, and no copies between the splits. A maze to try is printed."""
     out = tmp_path / "out"
     asked = [
         "--style",
@@ -121,6 +128,8 @@ def test_mazes_are_generated(style: str, size: int, tmp_path: Path) -> None:
     ]
     assert main(["data", "mazes", "--out", str(out), *asked]) == 0
     train, test = (puzzles.read(out, split) for split in ("train", "test"))
+    drawn = capsys.readouterr().out.split("attractor solve runs/maze - <<'END'\n")[1].removesuffix("\nEND\n")
+    np.testing.assert_array_equal(maze.parse(drawn), test.questions[0])
     assert (train.questions.shape, len(test)) == ((30, size, size), 20)
     steps = (train.answers == maze.Cell.PATH).sum(axis=(1, 2)) + 1
     assert steps.min() >= 8

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import attractor
 from attractor.cli import main
 from attractor.data.text import train_tokenizer
 
@@ -125,4 +126,32 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys) -
         str(tmp_path / "b"),
     ]
     assert main([*command, "--logger", "none", "--set", "model.hidden_size=64"]) == 2
-    assert "only how it is solved" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "only how it is solved" in err
+    assert "model.hidden_size=64 (was 32)" in err
+
+
+def test_until_it_is_trained_a_retrofit_is_the_original_by_default(place, tmp_path, capsys) -> None:
+    """The command compares depths and says so; generation, evaluation and the Auto classes follow, training ends it."""
+    command = ["retrofit", str(place / "backbone"), str(tmp_path / "new"), "--num-attractor-layers", "2"]
+    assert main([*command, "--data", str(place / "text")]) == 0
+    printed = capsys.readouterr().out
+    assert all(
+        row in printed for row in ("depth 1", "depth 2", "tolerance 0.0003", "tokens/s", "Depth 1 is the default")
+    )
+    backbone, model = (AutoModelForCausalLM.from_pretrained(place / name).eval() for name in ("backbone", "model"))
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert (model(ids).logits - backbone(ids).logits).abs().max() < 1e-5
+        assert (model(ids, tolerance=3e-4).logits - backbone(ids).logits).abs().max() > 1e-3
+    sampled = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+    assert torch.equal(model.generate(ids, **sampled), backbone.generate(ids, **sampled))
+    assert main(["generate", str(place / "model"), "--prompt", "the", "--max-new-tokens", "2"]) == 0
+    assert "depth 1, stored in the checkpoint" in capsys.readouterr().err
+    figures = attractor.evaluate(place / "model", place / "own")
+    assert figures["budget"] == {"depth": 1}
+    assert figures["results"]["text"]["evaluations"] == 1
+    assert train(place, tmp_path / "run") == 0
+    trained = attractor.load(tmp_path / "run").model
+    assert trained.config.budget is None
+    assert trained.budget() == {"tolerance": 3e-4, "max_evaluations": 6}

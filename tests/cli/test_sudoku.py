@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 
 from attractor.cli import main
+from attractor.cli.solve import draw
 from attractor.data import puzzles, sudoku
 from attractor.experiment.loading import load_reasoner
+from attractor.experiment.solve import solve_puzzles
+from attractor.models.reasoning import AttractorReasoner
 
 FAST = [
     "data.size=4",
@@ -62,16 +65,41 @@ def test_puzzles_come_in_a_line_a_drawing_a_csv_or_a_file(how, run, puzzle, tmp_
         (tmp_path / "puzzle.csv").write_text(f"source,question,answer,rating\nme,{puzzle},{answer},0\n")
     else:
         (tmp_path / "puzzle.txt").write_text(f"{puzzle}\n{puzzle}\n")
-    assert main(["solve", str(run), given, "--depth", "6"]) == 0
+    code = main(["solve", str(run), given, "--depth", "6"])
     out = capsys.readouterr().out
+    assert code == int("wrong:" in out)
     assert out.count("6 evaluations") == (2 if how == "text" else 1)
     assert "residual" in out
     assert "wrong:" in out or "verified: solved" in out
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_wrong_answer_marks_the_clash_and_fails(is_right: bool, run, puzzle, monkeypatch, capsys) -> None:
+    """A sentence names the cells, they are red, and the exit code is 1; a right answer has none of this."""
+    question = sudoku.parse(puzzle)
+    answer = sudoku.solve(question)
+    blanks = np.argwhere(question[0] == 0)[:, 0] if (question[0] == 0).any() else [0]
+    if not is_right:
+        answer[0, blanks[0]] = answer[0, blanks[0] - 1]
+    probabilities = torch.nn.functional.one_hot(torch.from_numpy(answer).long(), 5).float()[None]
+    monkeypatch.setattr(AttractorReasoner, "decode", lambda *_: (9 * probabilities, None))
+    [solution] = solve_puzzles(load_reasoner(run), puzzle, depth=1)
+    red = [span for span in draw(sudoku.SUDOKU, solution).spans if "red" in str(span.style)]
+    assert main(["solve", str(run), puzzle, "--depth", "1"]) == int(not is_right)
+    printed = capsys.readouterr().out
+    assert ("verified" in printed) == is_right
+    if is_right:
+        assert not red
+    else:
+        places = {(0, blanks[0]), (0, (blanks[0] - 1) % 4)}
+        assert places <= set(solution.wrong_cells)
+        assert len(red) == len(solution.wrong_cells)
+        assert "twice in row 1: at row 1, column " in printed or "changes the given" in printed
+
+
 def test_the_trajectory_is_animated(run, puzzle, tmp_path) -> None:
     """With one frame per depth."""
-    assert main(["solve", str(run), puzzle, "--depth", "4", "--gif", str(tmp_path / "board.gif")]) == 0
+    assert main(["solve", str(run), puzzle, "--depth", "4", "--gif", str(tmp_path / "board.gif")]) in (0, 1)
     with Image.open(tmp_path / "board.gif") as image:
         assert image.n_frames > 3
 
@@ -155,7 +183,7 @@ def test_a_grid_of_another_size_is_refused_by_a_mixer(tmp_path, monkeypatch, cap
 def test_many_puzzles_are_summarised(run, tmp_path, capsys) -> None:
     """At most ten wrong answers are printed, each with its line, and one line about all."""
     many = sudoku.generate(14, size=4, clues=6, seed=3)
-    assert main(["solve", str(run), csv(tmp_path / "many.csv", many), "--depth", "2"]) == 0
+    assert main(["solve", str(run), csv(tmp_path / "many.csv", many), "--depth", "2"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 12
     assert "many.csv, line 2: wrong: " in lines[0]
@@ -176,10 +204,7 @@ def test_the_animation_starts_from_the_initial_state_that_was_kept(run, puzzle, 
     question = torch.from_numpy(sudoku.parse(puzzle)).long()[None]
     chosen = []
     for seed in range(4):
-        assert (
-            main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where])
-            == 0
-        )
+        main(["solve", str(run), puzzle, "--max-evaluations", "9", "--breadth", "3", "--seed", str(seed), *where])
         settings = {"max_evaluations": 9, "tolerance": 1e-12, "breadth": 3}
         kept = model.solve(question, generator=torch.Generator().manual_seed(seed), **settings)
         for frame in seen["frames"][-2:]:  # the last but one is what follows from the start in as many steps
@@ -187,7 +212,7 @@ def test_the_animation_starts_from_the_initial_state_that_was_kept(run, puzzle, 
         first = model.init_state(question, torch.Generator().manual_seed(seed))
         chosen.append(not torch.equal(first, kept.init_state))
     assert any(chosen)  # or nothing was tested
-    assert main(["solve", str(run), puzzle, "--max-evaluations", "1100", *where]) == 0
+    main(["solve", str(run), puzzle, "--max-evaluations", "1100", *where])
     assert seen["depths"][-1] == 1100
 
 
@@ -200,6 +225,7 @@ def test_evaluate_prints_accuracy_by_depth_and_breadth(run, data, tmp_path, caps
         assert "…" not in capsys.readouterr().out
     assert main(["evaluate", str(run), *arguments]) == 0
     out = capsys.readouterr().out
+    assert "right in every cell, in % of 5 unseen puzzles" in out
     assert "majority" in out
     assert "AUROC" in out
     figures = json.loads(file.read_text())["results"]

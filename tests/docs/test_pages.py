@@ -32,8 +32,10 @@ def test_every_sentence_of_an_outcome_has_an_entry_in_troubleshooting() -> None:
     headings = [line.removeprefix("### … ") for line in page.splitlines() if line.startswith("### … ")]
     for status in Status:
         if status != Status.CONVERGED:
-            outcome = Outcome(status=torch.tensor([status]), calls=3, limit=3, checked=True)
+            outcome = Outcome(status=torch.tensor([status]), residual=torch.ones(1), calls=3, limit=3, checked=True)
             assert any(heading in str(outcome) for heading in headings), str(outcome)
-    unchecked = str(Outcome(status=torch.tensor([Status.ACTIVE]), calls=3, limit=3, checked=False))
+    unchecked = str(
+        Outcome(status=torch.tensor([Status.ACTIVE]), residual=torch.ones(1), calls=3, limit=3, checked=False)
+    )
     assert any(heading in unchecked for heading in headings), unchecked
     assert "### All equations converged" in page

@@ -8,6 +8,7 @@ import pytest
 from tests.small_models import SIZES
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from attractor.cli import main
 from attractor.errors import ConfigError
 from attractor.evaluation.harness import harness
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
@@ -90,6 +91,22 @@ def test_texts_begin_as_in_training(folder, tokenizer) -> None:
     assert len(texts) >= 9
     assert all(text.lstrip().startswith(tokenizer.eos_token) for text in texts)
     assert not any(text.startswith(tokenizer.eos_token * 2 + "the") for text in texts)
+
+
+def test_own_tasks_run_from_the_command_line(folder, tokenizer, tmp_path, capsys) -> None:
+    """``--include-path`` names their folder; without it, or without such a task, the mistake is one sentence."""
+    AttractorForCausalLM(AttractorConfig(**SIZES)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = ["evaluate", str(tmp_path / "model"), "--depth", "1", "--limit", "2", "--tasks", "harness:tiny_choose"]
+    assert main([*command, "--include-path", str(folder)]) == 0
+    assert "harness:tiny_choose" in capsys.readouterr().out
+    for more, says in (
+        ([], "no task 'tiny_choose'"),
+        (["--include-path", str(tmp_path / "none")], "no such folder"),
+        (["--tasks", "text", "--data", str(folder), "--include-path", str(folder)], "include_path is for"),
+    ):
+        assert main([*command, *more]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(folder, tokenizer) -> None:

@@ -1,6 +1,7 @@
 """Internalisation: the numbers agree with ``score_text``, with the model's own update, and with each other."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,31 @@ def test_numbers_agree_with_score_text(found, attractor, tokenizer) -> None:
     assert found.equilibrium.residual == pytest.approx(score.residual, rel=0.05)
     assert found.converged_fraction == score.converged_fraction == 1
     assert len({round(point.bits_per_byte, 6) for point in found.points[:3]}) == 3
+
+
+def test_the_share_below_the_tolerance_is_not_only_the_verified_part(tokenizer) -> None:
+    """A token below it counts although an earlier one has not stopped; the page and ``score_text`` say the same share."""
+    model = randomised(
+        AttractorForCausalLM(AttractorConfig(**SIZES, gate_start=0.3, tolerance=1e-3, max_evaluations=5))
+    )
+    one = measure_internalisation(model, tokenizer, DOCUMENTS, depths=(1,), length=24)
+    residuals = torch.cat([t.residual for t in one.tokens])
+    assert one.converged_fraction == pytest.approx(float((residuals < 1e-3).float().mean()))
+    assert 0 <= one.verified_fraction < one.converged_fraction < 1
+    score = score_text(model, tokenizer, DOCUMENTS, length=24)
+    assert score.converged_fraction == pytest.approx(one.converged_fraction, abs=0.05)
+
+
+def test_the_summary_names_the_depth_with_the_lowest_loss(found) -> None:
+    """Be it the equilibrium or not."""
+    best = replace(found.points[1], bits_per_byte=found.equilibrium.bits_per_byte / 2)
+    changed = replace(found, points=(found.points[0], best, *found.points[2:]))
+    assert changed.summary().startswith("Depth 1 has the lowest loss")
+    assert "(+100.00%)" in changed.summary()
+    solved = replace(found.equilibrium, bits_per_byte=1.0)
+    assert (
+        "The equilibrium has the lowest loss, 1.0000" in replace(found, points=(*found.points[:-1], solved)).summary()
+    )
 
 
 def test_the_residual_is_that_of_the_decoded_state(found, attractor, tokenizer) -> None:

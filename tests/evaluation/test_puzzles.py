@@ -10,11 +10,13 @@ from torch.utils._pytree import tree_map
 
 from attractor import Anderson, Picard
 from attractor.data import maze
+from attractor.data.puzzles import FIRST_DEV_SEED
 from attractor.evaluation import DepthPoint, evaluate_depths, run_restarts, trajectory
 from attractor.experiment import demo
 from attractor.models.reasoning import AttractorReasonerConfig, Reasoner
 from attractor.nn import ConvolutionUpdateConfig
 from attractor.plots import plot_accuracy, plot_trajectory, render_digits
+from attractor.plots import puzzles as plots
 
 
 class Countdown:
@@ -94,6 +96,21 @@ def test_figures_do_not_depend_on_the_other_depths(reasoner: Reasoner) -> None:
     solved = reasoner.solve(questions[:1], depth=8)
     assert torch.equal(solved.logits[0].softmax(dim=-1), one[0][0])
     assert float(solved.solution.residual[0]) == one[1][0]
+
+
+def test_figures_have_legends_and_plain_numbers(tmp_path, monkeypatch) -> None:
+    """The strip names the cells of a maze and says which frame has converged; depths are whole numbers."""
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, file: figures.append(figure))
+    frames = [torch.rand(5, 5, 5).softmax(-1) for _ in range(3)]
+    plot_trajectory(frames, [1, 2, 3], [0.5, 0.1, 1e-5], strip=tmp_path / "s.png", tolerance=1e-4)
+    points = [DepthPoint(depth=d, exact=0.5, converged=0.1, residual=0.1**d) for d in (1, 2, 4, 8)]
+    plot_accuracy({"5×5": points}, tmp_path / "c.png")
+    strip, accuracy = figures
+    assert [text.get_text() for text in strip.legends[0].get_texts()] == ["wall", "floor", "start", "goal", "path"]
+    assert ["converged" in axes.get_title() for axes in strip.axes] == [False, False, True]
+    labels = [label.get_text() for label in accuracy.axes[0].get_xticklabels()]
+    assert {"1", "2", "4", "8"} <= set(labels)
 
 
 def test_figures_are_written(tmp_path) -> None:
@@ -194,21 +211,34 @@ def test_evaluation_keeps_results_on_the_cpu() -> None:
 
 
 def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    """Questions are moved to the model's device, for numbers and for figures."""
+    """Questions are moved to the model's device. A maze whose solve converges to a right answer is drawn."""
     model, seen = AttractorReasonerConfig().build().to("meta"), []
 
     def spy(model, questions, *args, **settings):
         seen.append(questions.device)
         return ([], []) if questions.ndim == 2 else "figures"
 
-    monkeypatch.setattr(demo, "SIZES", {5: 2})
+    monkeypatch.setattr(demo, "SIZES", {7: 2})
     monkeypatch.setattr(demo, "evaluate_depths", spy)
     monkeypatch.setattr(demo, "trajectory", spy)
     monkeypatch.setattr(demo, "plot_trajectory", lambda *frames, **files: None)
     monkeypatch.setattr(demo, "plot_accuracy", lambda *curves: None)
+
+    def solve(questions, **budget):
+        """Only the fourth maze converges to a right answer; the second converges to a wrong one."""
+        seen.append(questions.device)
+        answers = maze.shortest_paths(maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions)
+        answers[1] = 0
+        logits = torch.nn.functional.one_hot(torch.from_numpy(answers).long(), 5).float()
+        residual = torch.tensor([1, 1e-5, 1, 1e-5, 1, 1, 1e-5, 1])
+        return SimpleNamespace(logits=logits, solution=SimpleNamespace(residual=residual), init_state=torch.zeros(8, 1))
+
+    monkeypatch.setattr(model, "solve", solve)
     demo.evaluate_sizes(model, maze.generate(2, 7, seed=0))
     demo.draw(model, {}, tmp_path)
-    assert [device.type for device in seen] == ["meta", "meta"]
+    assert [device.type for device in seen] == ["meta", "meta", "meta"]
+    drawn = maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions[3]
+    assert (tmp_path / "maze.txt").read_text().rstrip("\n") == maze.render(drawn)
 
 
 def test_a_changed_given_is_drawn_on_red() -> None:

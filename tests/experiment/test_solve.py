@@ -105,7 +105,11 @@ def test_folders_are_prepared_and_verified(tmp_path) -> None:
     """The summary of a verified folder is the one of its preparation."""
     made = prepare_sudoku(tmp_path / "a", size=4, num=5, num_test=3, clues=6)
     assert isinstance(made, PuzzleSummary)
-    assert [(s.name, s.num_puzzles, s.difficulty) for s in made.splits] == [("train", 5, 6.0), ("test", 3, 6.0)]
+    assert [(s.name, s.num_puzzles, s.difficulty) for s in made.splits] == [
+        ("train", 5, 6.0),
+        ("test", 3, 6.0),
+        ("dev", 1, 6.0),
+    ]
     assert verify_data(tmp_path / "a") == made
     walls = prepare_mazes(tmp_path / "b", style="walls", size=8, num=4, num_test=2, min_path=5)
     assert (walls.kind, walls.difficulty_name) == ("maze", "steps")

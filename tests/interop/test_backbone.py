@@ -70,6 +70,23 @@ def test_depth_one_is_the_original_and_depth_zero_its_first_layers(
     assert again.generation_config.eos_token_id == [2, 3]
 
 
+def test_its_default_is_the_original_until_a_training_step(tmp_path) -> None:
+    """In a training loop of one's own, too: the step solves, and so do later evaluations. A setting changes it."""
+    save(tmp_path, "qwen3")
+    model, ids = retrofit(tmp_path), tokens()
+    assert model.budget() == {"depth": 1}
+    assert model.budget(max_evaluations=5) == {"tolerance": model.config.tolerance, "max_evaluations": 5}
+    loss = model.train()(ids, labels=ids, depth=1).loss
+    assert model.config.budget == {"depth": 1}
+    assert model(ids, labels=ids, max_evaluations=4).loss != loss
+    assert model(ids, labels=ids).loss != loss
+    assert model.config.budget is None
+    assert "tolerance" in model.eval().budget()
+    assert retrofit(tmp_path, budget=None).config.budget is None
+    with pytest.raises(ConfigError, match="'steps' is none of depth"):
+        retrofit(tmp_path, budget={"steps": 1})
+
+
 def test_without_attractor_layers_it_is_a_plain_transformer(tmp_path) -> None:
     """It has the original's logits."""
     original = save(tmp_path, "qwen3")

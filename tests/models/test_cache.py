@@ -321,9 +321,9 @@ def test_drafting_ends_at_the_end_of_text_and_refuses_unsupported_arguments() ->
 
 
 def test_a_stored_budget_is_used_if_none_is_given(tmp_path) -> None:
-    """From the generation config, also after saving and loading."""
+    """By every call, also after saving and loading."""
     model = build()
-    model.store_budget(depth=0)
+    model.config.budget = {"depth": 0}
     model.save_pretrained(tmp_path)
     loaded = AttractorForCausalLM.from_pretrained(tmp_path).eval()
     settings = {"max_new_tokens": 20, "do_sample": False}
@@ -331,6 +331,11 @@ def test_a_stored_budget_is_used_if_none_is_given(tmp_path) -> None:
     solved = model.generate(tokens(), tolerance=1e-5, **settings)
     assert torch.equal(loaded.generate(tokens(), tolerance=1e-5, **settings), solved)
     assert not torch.equal(loaded.generate(tokens(), **settings), solved)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens()).logits, model(tokens(), depth=0).logits)
+        assert loaded(tokens(), max_evaluations=3).solution.outcome.checked
+    with pytest.raises(ConfigError, match="fixed depth, given or stored"):
+        loaded.generate(tokens(1), max_new_tokens=4, num_draft=2)
 
 
 def test_padding_inside_a_prompt_is_ignored_with_and_without_a_cache() -> None:

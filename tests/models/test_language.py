@@ -315,3 +315,33 @@ def test_invalid_arguments_are_refused_in_one_sentence() -> None:
             AttractorConfig(**SMALL, **gates)
     with pytest.raises(ConfigError, match="must divide"):
         AttractorConfig(**{**SMALL, "num_key_value_heads": 3})
+
+
+def test_in_bf16_a_solve_converges_to_what_bf16_can_reach() -> None:
+    """Every token, with far fewer evaluations than the limit, and closer to the equilibrium than one evaluation is."""
+    model = build(num_attractor_layers=2, gate_start=0.5, tolerance=1e-5)
+    with torch.no_grad():
+        exact, once = model(tokens()).logits, model(tokens(), depth=1).logits
+        model.bfloat16()
+        output = model(tokens())
+    assert output.solution.outcome.converged
+    assert output.solution.evaluations.float().mean() < 16
+    assert (output.logits - exact).norm() < 0.5 * (once - exact).norm()
+    assert model.budget() == {"tolerance": 2 * torch.finfo(torch.bfloat16).eps, "max_evaluations": 64}
+    with pytest.raises(ConfigError, match="below the precision of bfloat16"):
+        model.generate(tokens(), tolerance=1e-3)
+
+
+def test_autocast_keeps_the_state_and_runs_every_use() -> None:
+    """Forward at every budget, training, and generation with a cache; logits are near those without it."""
+    model = build()
+    for budget in ({}, {"depth": 0}, {"depth": 1}, {"tolerance": 1e-2}):
+        with torch.no_grad():
+            plain = model(tokens(), **budget)
+            with torch.autocast("cpu", torch.bfloat16):
+                cast = model(tokens(), **budget)
+        assert cast.hidden.dtype == torch.float32
+        assert (cast.logits.float() - plain.logits).norm() < 0.05 * plain.logits.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.generate(tokens(), max_new_tokens=4, do_sample=False).shape == (2, 28)
+        model.train()(tokens(), labels=tokens()).loss.backward()

@@ -1,5 +1,6 @@
 """Deep supervision: when puzzles are replaced, and which loss is minimised."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_the_halting_loss_is_added_with_its_weight(right: bool, halt: float) -> 
     with_halting, metrics = objective(halting_weight=0.3).step(Model(right=right, halt=halt))
     expected = nn.functional.binary_cross_entropy_with_logits(torch.tensor(halt), torch.tensor(float(right)))
     assert with_halting - without == pytest.approx(0.3 * float(expected), abs=1e-6)
-    assert metrics["exact"] == float(right)
+    assert metrics["batch_exact"] == float(right)
 
 
 def test_stablemax_equals_its_definition() -> None:
@@ -145,6 +146,34 @@ def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
     with_penalty, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
     assert float(metrics["jacobian"]) == pytest.approx(9, rel=0.5)  # ‖3 I‖² / n, estimated by random probes
     assert float(with_penalty - without) == pytest.approx(0.5 * float(metrics["jacobian"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("right", "residual", "converged", "evaluations"), [(True, 0.0, 1, 3), (False, 1.0, 0, 12), (True, math.nan, 0, 12)]
+)
+def test_held_out_metrics_are_those_of_a_known_model(right, residual, converged, evaluations) -> None:
+    """With 3 evaluations a segment and at most 4 segments. Random numbers and the mode of the model stay."""
+
+    class Known(Model):
+        evaluations_per_segment = 3
+
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            assert not self.training
+            output = super().forward(questions, state)
+            output.solution.residual = torch.full((len(state),), residual)
+            return output
+
+    model, supervision, random = Known(right=right), objective(), torch.get_rng_state()
+    grids = torch.ones(5, 2, 2, dtype=torch.long)
+    supervision._held_out = grids, grids
+    assert supervision.evaluate(model) == {
+        "held_out": float(right),
+        "held_out_converged": converged,
+        "held_out_evaluations": evaluations,
+    }
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert objective().evaluate(model) == {}
 
 
 def test_puzzles_with_nonfinite_states_are_replaced() -> None:

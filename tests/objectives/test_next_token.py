@@ -74,6 +74,9 @@ def test_weight_decay_falls_linearly_to_its_final_value(tmp_path) -> None:
         def diagnostics(self, model):
             return {}
 
+        def evaluate(self, model):
+            return {}
+
         def state_dict(self):
             return {}
 

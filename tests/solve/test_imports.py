@@ -6,7 +6,7 @@ import sys
 CODE = """
 import sys, numpy, torch
 before = {name.split(".")[0] for name in sys.modules}
-import attractor.config, attractor.errors, attractor.fixed_point, attractor.gradient, attractor.solve, attractor.testing
+import attractor.config, attractor.errors, attractor.layer, attractor.gradient, attractor.solve, attractor.testing
 print(*sorted({name.split(".")[0] for name in sys.modules} - before - set(sys.stdlib_module_names)))
 """
 

@@ -421,7 +421,7 @@ def test_throw_raises_an_error_with_the_outcome_and_the_solution() -> None:
     ("call", "says"),
     [
         (lambda: fixed_point(torch.cos, torch.ones(2, 3, dtype=torch.long)), "floating-point"),
-        (lambda: fixed_point(torch.cos, [1.0]), "not list"),
+        (lambda: fixed_point(torch.cos, [1.0]), "is float; the state holds"),
         (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=2), "equation_dims=2"),
         (lambda: fixed_point(torch.cos, torch.ones(3), equation_dims=1, causal=True), "no dimension left for time"),
         (lambda: fixed_point(lambda y: y[:1], torch.ones(2, 3)), r"returned \(1, 3\)"),
@@ -430,7 +430,7 @@ def test_throw_raises_an_error_with_the_outcome_and_the_solution() -> None:
         (lambda: fixed_point(lambda y: y.mul_(0.5), torch.ones(2, 3)), "in place"),
         (lambda: fixed_point(torch.cos, torch.ones(2, 3), solver=Picard), r"solver=\.\.\.\): got the class Picard"),
         (lambda: fixed_point(torch.cos, torch.ones(2, 3), stop=1e-5), "got 1e-05; give a StopRule, such as Tolerance"),
-        (lambda: fixed_point(torch.cos, torch.ones(2, 3), gradient="implicit"), "give a Gradient, such as OneStep"),
+        (lambda: fixed_point(torch.cos, torch.ones(2, 3), gradient="implicit"), "give a Gradient, such as Implicit"),
         (lambda: fixed_point(torch.cos, torch.ones(2, 3), trace=5), "collection of evaluation counts"),
         (lambda: FixedPoint(torch.nn.Tanh(), stop=5), "FixedPoint.* such as Tolerance"),
         (lambda: Tolerance(rtol=0), "positive"),

@@ -181,6 +181,9 @@ class Scripted:
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         return {}
 
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"drawn": torch.tensor(self.drawn)}
 

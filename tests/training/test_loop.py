@@ -12,10 +12,11 @@ from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
-from attractor.objectives import DeepSupervisionConfig
+from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.optim import trapezoid
 from attractor.recipes import MazeDataConfig, PuzzleRecipe
-from attractor.training import TrainConfig, find_checkpoint
+from attractor.training import TrainConfig, find_checkpoint, loop
+from attractor.training.parallel import averaged_model
 
 TINY = PuzzleRecipe(
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
@@ -73,6 +74,43 @@ def test_a_checkpoint_contains_the_averaged_model(tmp_path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000020", "step-00000024"]
+
+
+@pytest.mark.parametrize(("decay", "num_steps", "least", "most"), [(0.995, 60, 0.99, 1.0), (0.5, 60, 1 - 1e-9, 1.0)])
+def test_the_average_of_a_short_run_does_not_keep_the_initial_weights(decay, num_steps, least, most) -> None:
+    """Weights that jump from 0 to 1 after the first step: the average follows within a few steps, at any decay."""
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    average = averaged_model(model, decay)
+    for step in range(num_steps):
+        torch.nn.init.constant_(model.weight, float(step > 0))
+        average.update_parameters(model)
+    assert least < average.module.weight.item() <= most
+
+
+def test_the_decay_of_a_long_run_is_the_setting() -> None:
+    """After thousands of steps, one step moves the average by ``1 - decay`` of the difference."""
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    average = averaged_model(model, 0.99)
+    torch.nn.init.zeros_(model.weight)
+    for _ in range(1000):
+        average.update_parameters(model)
+    torch.nn.init.ones_(model.weight)
+    average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("share", "measured"), [(1e-9, [4, 24]), (1e9, [4, 8, 12, 16, 20, 24])])
+def test_held_out_accuracy_of_last_and_averaged_weights_is_logged(share, measured, tmp_path, monkeypatch) -> None:
+    """At the first and the last report, and in between as often as the share of time allows. Training is the same."""
+    monkeypatch.setattr(loop, "EVALUATION_SHARE", share)
+    trained = train_reasoner(TINY, tmp_path / "with").model.state_dict()
+    lines = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
+    names = ("held_out", "held_out_ema", "held_out_converged_ema", "held_out_evaluations_ema")
+    assert [line["step"] for line in lines if "held_out" in line] == measured
+    assert all(name in lines[-1] for name in names)
+    monkeypatch.setattr(DeepSupervision, "evaluate", lambda *_: {})
+    without = train_reasoner(TINY, tmp_path / "without").model.state_dict()
+    assert all(torch.equal(trained[name], without[name]) for name in trained)
 
 
 def damage(checkpoint, how: str) -> None:

@@ -19,12 +19,12 @@ def calibrate(
     characters: int = 20_000,
     batch_size: int = 8,
 ) -> None:
-    """Find the cheapest budget that loses little, and store it in the checkpoint's generation config.
+    """Find the cheapest budget that loses little, and store it in the checkpoint: all commands then use it.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken.
         data: Files or folders of held-out documents, or folders of prepared text, whose split val is read.
-        max_loss_increase: The largest increase of the loss, as a fraction of the loss at the equilibrium.
+        max_loss_increase: The largest increase of the loss, as a fraction of the lowest loss of all budgets.
         field: The field of a record that holds the text.
         limit: The largest number of documents.
         characters: The largest number of characters of each, from its beginning.
@@ -37,11 +37,11 @@ def calibrate(
     loaded = load_language_model(local_folder(options.pop("checkpoint")))
     found = run(loaded, **options, progress=True)
     show(_table(found))
-    say(f"{loaded.path}: generation keeps to {_name(found.chosen.budget)}")
+    say(f"{loaded.path}: stored {_name(found.chosen.budget)}, which generate and evaluate now use by default.")
 
 
 def _table(found: Any) -> Table:
-    columns = ("budget", "bits/byte", "more", "evaluations", "MFLOP/token", "")
+    columns = ("budget", "bits/byte", "loss increase", "evaluations", "MFLOP/token", "")
     table = make_table(columns, title=f"{found.reference.score.num_bytes:,} bytes of held-out text")
     for trial in found.budgets:
         add_row(
@@ -51,7 +51,7 @@ def _table(found: Any) -> Table:
             f"{trial.score.nats / found.reference.score.nats - 1:+.2%}",
             f"{trial.score.evaluations:.2f}",
             f"{trial.flops_per_token / 1e6:.2f}",
-            "chosen" if trial is found.chosen else "own" if trial is found.reference else "",
+            "chosen" if trial is found.chosen else "lowest loss" if trial is found.reference else "",
         )
     return table
 

@@ -33,8 +33,8 @@ def prepare(
             or OWNER/NAME:CONFIGURATION.
         out: The folder to write; it must not exist.
         val: Sources of held-out text. Without them, a share of the documents is held out.
-        val_fraction: That share. A hash of the text decides, so that equal documents are in the same split; 0 holds
-            nothing out.
+        val_fraction: That share. A hash of the text decides, so that equal documents are in the same split; of a single
+            document the end is held out. 0 holds nothing out.
         vocab_size: Entries of the vocabulary.
         tokenizer: A folder with a tokenizer, or with prepared text, to use instead of training one.
         field: The field of a record that holds the text.
@@ -57,8 +57,22 @@ def prepare(
         f"{summary.num_repaired} documents repaired (bytes that were not UTF-8), {summary.num_empty} empty ones left out; "
         f"{summary.seconds:.0f} s, {summary.tokens_per_second / 1e6:.2f} million tokens/s.",
         f"In {out}/: index.json, tokenizer/, shards.",
-        f"Next: attractor train language/tiny --data {out}",
+        *(["The sources hold one document; its end is held out."] if summary.cut_document else []),
+        f"Next: {_next_command(tokenizer, out)}",
     )
+
+
+def _next_command(tokenizer: Path | None, out: Path) -> str:
+    """Return the command that trains on the text: from the model whose tokenizer was used, or from scratch."""
+    from attractor.errors import DataError
+    from attractor.files import read_json
+
+    file = Path() if tokenizer is None else tokenizer / "config.json"
+    kind = read_json(file, DataError).get("model_type") if file.is_file() else None
+    if kind in ("qwen3", "llama"):
+        retrofit = f"attractor retrofit {tokenizer} model, and then: "
+        return f"{retrofit}attractor train language/retrofit --init model --data {out}"
+    return f"attractor train {f'language/retrofit --init {tokenizer}' if kind else 'language/tiny'} --data {out}"
 
 
 @checked

@@ -19,6 +19,7 @@ def evaluate(
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
     field: str | None = None,
     bundle: Path | None = None,
+    include_path: Path | None = None,
     depth: int | None = None,
     tolerance: float | None = None,
     max_evaluations: int | None = None,
@@ -42,6 +43,7 @@ def evaluate(
             read. For puzzles: a prepared folder, whose split test is read, or a csv.
         field: For the task text: the field of a record that holds the text; by default text.
         bundle: For lambada and CORE tasks: the folder of the evaluation bundle, which holds core.yaml.
+        include_path: For harness:NAME: a folder with YAML files of more tasks.
         depth: For language models: evaluations per token, instead of a tolerance; 0 decodes the proposal.
         tolerance: For language models: the relative residual at which a token has converged, instead of the model's.
         max_evaluations: For language models: the largest number of evaluations, instead of the model's.
@@ -60,6 +62,8 @@ def evaluate(
     figures = run(options.pop("checkpoint"), **options, progress=True)
     results = figures["results"]
     if "exact_by_residual" not in results:
+        if budget := figures["budget"]:
+            say("budget: " + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in budget.items()))
         Console().print(_language_table(results))
         return
     show(_puzzle_table(results))
@@ -70,8 +74,8 @@ def evaluate(
 def _language_table(results: Figures) -> Table:
     """Return a table with one row per task. Counts and flags appear only if they say something."""
     table = Table()
-    for column in ("task", "", "", "more"):
-        table.add_column(column, justify="right" if not column else "left", overflow="fold")
+    for column in ("task", "figure", "value", "other figures"):
+        table.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
     for task, figures in results.items():
         shown = {name: v for name, v in figures.items() if name != "label" and v is not None and v is not False}
         if (num_all := shown.pop("num_all", None)) is not None:
@@ -96,7 +100,7 @@ def _short(value: Any) -> str:
 
 def _puzzle_table(figures: Figures) -> Table:
     """Return a table with a row per depth, a column per breadth, and a section for every way to choose or to check an answer."""
-    title = f"{figures['num_puzzles']:,} puzzles right in every cell, %"
+    title = f"right in every cell, in % of {figures['num_puzzles']:,} unseen puzzles"
     breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
     columns = ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC")
     table = make_table(columns, title=title, simple=True)

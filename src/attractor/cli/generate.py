@@ -1,6 +1,7 @@
 """``attractor generate``: continue a prompt."""
 
 import sys
+from typing import Any
 
 from attractor.cli.output import make_streamer
 
@@ -40,6 +41,7 @@ def generate(
     """
     from attractor.data.text.documents import decode
     from attractor.errors import ConfigError
+    from attractor.experiment.generation import describe_budget
     from attractor.experiment.generation import generate as run
     from attractor.experiment.loading import load_language_model, local_folder
 
@@ -48,6 +50,7 @@ def generate(
     loaded = load_language_model(local_folder(checkpoint))
     text = decode(sys.stdin.buffer.read()) if prompt == "-" else prompt
     streamer = make_streamer(loaded.tokenizer)
+    budget: Any = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     for sample in range(num_samples):
         result = run(
             loaded.model,
@@ -58,12 +61,11 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             seed=seed + sample,
-            depth=depth,
-            tolerance=tolerance,
-            max_evaluations=max_evaluations,
+            **budget,
             num_draft=num_draft,
             draft_depth=draft_depth,
             streamer=streamer,
         )
         full = " (the model's context is full)" if result.is_context_full else ""
-        print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}", file=sys.stderr)
+        used = describe_budget(loaded.model, **budget)
+        print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}; {used}", file=sys.stderr)

@@ -58,4 +58,4 @@ def inspect(
     )
     mean = found.equilibrium
     result = f"{mean.bits_per_byte:.4f} bits per byte with {mean.evaluations:.2f} evaluations per token"
-    say(f"{found.num_tokens:,} tokens: {result}", f"{out / 'index.html'}")
+    say(f"{found.num_tokens:,} tokens: {result}", found.summary(), f"{out / 'index.html'}")

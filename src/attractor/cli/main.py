@@ -61,14 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"attractor {attractor.__version__}")
         return 0
+    code = 0
     try:
         with requires_extra("train"):
             import tyro
 
             from attractor.cli.output import PrintableStream
+        run = tyro.extras.subcommand_cli_from_dict
         is_unsafe = any(printable(argument, keep="\n\t") != argument for argument in arguments)
         with redirect_stderr(PrintableStream(sys.stderr)) if is_unsafe else nullcontext():
-            tyro.extras.subcommand_cli_from_dict(commands(), prog="attractor", description=HELP, args=arguments)
+            code = run(commands(), prog="attractor", description=HELP, args=arguments) or 0
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_debug:
             traceback.print_exc()
         return _report(error)
-    return 0
+    return code
 
 
 def _accept_all_characters() -> None:

@@ -1,5 +1,6 @@
 """``attractor data sudoku`` and ``attractor data mazes``: write a folder of puzzles, generated or from csv files."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -90,6 +91,24 @@ def _print_written(summary: "PuzzleSummary") -> None:
         print(f"{summary.num_copies} test puzzles are symmetric copies of training puzzles, and were left out.")
     print_puzzles(summary)
     say(f"In {summary.folder}/: index.json, and questions and answers of each split as .npy.")
+    _print_next(summary)
+
+
+def _print_next(summary: "PuzzleSummary") -> None:
+    """Print commands that train on the folder, and that solve the first test puzzle then."""
+    from attractor.data import puzzles
+
+    test = puzzles.read(summary.folder, "test")
+    if summary.kind == "sudoku":
+        recipe = "sudoku/6x6" if test.size <= 6 else "sudoku/9x9"
+        given = ["".join(test.alphabet[value] for value in test.questions[0].flat)]
+    else:
+        recipe, given = "maze", ["- <<'END'", *test.puzzle.render(test.questions[0]).split("\n"), "END"]
+    say(
+        f"Next: attractor train {recipe} --data {shlex.quote(str(summary.folder))}",
+        f"Then try a test puzzle: attractor solve runs/{recipe} {given[0]}",
+        *given[1:],
+    )
 
 
 def print_puzzles(summary: "PuzzleSummary") -> None:

@@ -1,5 +1,6 @@
 """``attractor solve``: solve mazes and Sudokus, and check the answers."""
 
+import math
 import os
 import statistics
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from attractor.experiment.solve import PuzzleSolution
 
 STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
+WRONG = "bold white on red"
 MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
@@ -30,8 +32,11 @@ def solve(
     breadth: int = 1,
     seed: int = 0,
     gif: Path | None = None,
-) -> None:
+) -> int:
     """Solve puzzles; print answer, verdict, residual, evaluations and time. For more than ten, print a summary.
+
+    Every answer is checked against the rules, without the model. Cells that break them are red. The exit code is 0 if all
+    answers are right, 1 if one is wrong, and 2 if a puzzle or an option is invalid.
 
     Args:
         checkpoint: A checkpoint's folder, or a run's folder, whose newest checkpoint is used.
@@ -65,6 +70,7 @@ def solve(
         _print_each(loaded.puzzle, solutions)
     if gif is not None:
         animate_solution(loaded, solutions[0], gif, **budget)
+    return int(not all(solution.is_correct for solution in solutions))
 
 
 def _print_each(puzzle: "Puzzle", solutions: Sequence["PuzzleSolution"]) -> None:
@@ -73,10 +79,13 @@ def _print_each(puzzle: "Puzzle", solutions: Sequence["PuzzleSolution"]) -> None
     console = Console()
     for solution in solutions:
         console.print(draw(puzzle, solution), soft_wrap=True)  # so that a wide grid is not folded
-        say(solution.verdict)
+        marked = "; cells that break the rules are red" if solution.wrong_cells and console.color_system else ""
+        say(f"{solution.verdict}{marked}")
         converged = "converged" if solution.converged else "not converged"
         cost = f"{solution.evaluations} evaluations, {solution.seconds:.2f} s"
-        say(f"residual {solution.residual:.1e} ({converged}), {cost}", "")
+        # The first evaluation from a state of zero has no relative residual.
+        residual = f"{solution.residual:.1e}" if math.isfinite(solution.residual) else "unknown"
+        say(f"residual {residual} ({converged}), {cost}", "")
 
 
 def _print_summary(solutions: Sequence["PuzzleSolution"]) -> None:
@@ -95,15 +104,16 @@ def _print_summary(solutions: Sequence["PuzzleSolution"]) -> None:
 
 
 def draw(puzzle: "Puzzle", solution: "PuzzleSolution") -> "Text":
-    """Return the answer in colours: digits that were given are bold, those that were found cyan, changed givens red."""
+    """Return the answer in colours: digits that were given are bold, those that were found cyan, wrong cells red."""
+    import numpy as np
     from rich.text import Text
 
     text = puzzle.render(solution.answer)
     alphabet = puzzle.alphabet(len(solution.question))
     drawing, cells = Text(text), [place for place, character in enumerate(text) if character in alphabet]
-    for place, given, found in zip(cells, solution.question.flat, solution.answer.flat, strict=True):
-        digit_style = "cyan" if not given else "bold" if found == given else "bold red"
-        drawing.stylize(STYLES.get(text[place], digit_style), place, place + 1)
+    for place, given, cell in zip(cells, solution.question.flat, np.ndindex(solution.answer.shape), strict=True):
+        style = STYLES.get(text[place], "bold" if given else "cyan")
+        drawing.stylize(WRONG if cell in solution.wrong_cells else style, place, place + 1)
     return drawing
 
 

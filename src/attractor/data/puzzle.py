@@ -32,10 +32,11 @@ class LocatedGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether an answer is correct, and one sentence that says why: ``str(verdict)``."""
+    """Whether an answer is correct, one sentence that says why, ``str(verdict)``, and the (row, column) of wrong cells."""
 
     is_correct: bool
     message: str
+    cells: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         return self.message

@@ -18,6 +18,15 @@ from attractor.files import checksum, first_line, member, new_folder, read_json,
 from attractor.files.manifest import write_checksums
 
 FORMAT = "attractor-puzzles-1"
+# Training puzzles are generated with seeds below the first number, test puzzles with seeds from there up, and development
+# puzzles, on which settings are chosen, from the second up: no split of one seed is another split of another seed.
+FIRST_TEST_SEED, FIRST_DEV_SEED = 2**32, 2**33
+MAX_DEV = 100
+
+
+def num_dev(num_train: int) -> int:
+    """Return the number of development puzzles for so many training puzzles."""
+    return min(MAX_DEV, max(1, num_train // 10))
 
 
 def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Choose the cheapest evaluation budget whose held-out loss is close to the loss at the equilibrium."""
+"""Choose the cheapest evaluation budget whose held-out loss is close to the lowest."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.text import TextScore, score_text
+from attractor.models.budget import reachable_tolerance
 
 Budget = dict[str, Any]
 CANDIDATES: tuple[Budget, ...] = (
@@ -26,7 +27,7 @@ class BudgetScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """All budgets in order of cost, the model's own tolerance (``reference``), and the ``chosen`` one."""
+    """All budgets in order of cost, the one with the lowest loss (``reference``), and the ``chosen`` one."""
 
     budgets: tuple[BudgetScore, ...]
     reference: BudgetScore
@@ -44,16 +45,17 @@ def calibrate(
     batch_size: int = 8,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Find the cheapest budget whose loss is at most ``1 + max_loss_increase`` times the loss at the model's own tolerance.
+    """Find the cheapest budget whose loss is at most ``1 + max_loss_increase`` times the lowest loss of all budgets.
 
-    Store the result with ``model.store_budget(**calibration.chosen.budget)``; ``generate`` then uses it.
+    ``model.config.budget = calibration.chosen.budget`` makes it the model's default.
 
     Parameters
     ----------
     model, tokenizer, documents, length, batch_size
         See :func:`attractor.evaluation.score_text`. The model must have attractor layers.
     candidates
-        Budgets to try in addition to the model's own: ``{"depth": n}`` or ``{"tolerance": rtol}``.
+        Budgets to try in addition to the model's own tolerance: ``{"depth": n}`` or ``{"tolerance": rtol}``. Tolerances
+        that the model's dtype cannot reach are left out.
     advance
         Called as ``advance(done, total)`` with numbers of budgets.
 
@@ -62,23 +64,25 @@ def calibrate(
     ConfigError
         For a model without attractor layers, or ``max_loss_increase`` that is not positive.
     DataError
-        When there is no text, or the loss at the model's own tolerance is not finite.
+        When there is no text, or no loss is finite.
     """
     if not max_loss_increase > 0:
         raise ConfigError(f"calibrate(max_loss_increase={max_loss_increase!r}): give a relative increase above zero.")
     if not getattr(model.config, "num_attractor_layers", 0):
         raise ConfigError("calibrate: this model has no attractor layers, so there is no budget to choose.")
 
-    own = {"tolerance": model.config.tolerance}
-    budgets, scores = [own, *(budget for budget in candidates if budget != own)], []
+    own, least = {"tolerance": model.model.default_tolerance}, reachable_tolerance(model.dtype)
+    others = (budget for budget in candidates if budget != own and budget.get("tolerance", 1) >= least)
+    budgets, scores = [own, *others], []
     for budget in budgets:
         score = score_text(model, tokenizer, documents, length=length, batch_size=batch_size, **budget)
         flops = model.flops_per_token(length, score.evaluations)
         scores.append(BudgetScore(budget=budget, score=score, flops_per_token=flops))
         advance(len(scores), len(budgets))
-    reference = scores[0]
-    if not math.isfinite(reference.score.nats):
-        raise DataError("calibrate: the loss at the model's own tolerance is not finite; train the model first.")
+    finite = [each for each in scores if math.isfinite(each.score.nats)]
+    if not finite:
+        raise DataError("calibrate: the loss is not finite with any budget; train the model first.")
+    reference = min(finite, key=lambda each: each.score.nats)
     by_cost = sorted(scores, key=lambda each: each.flops_per_token)
     limit = (1 + max_loss_increase) * reference.score.nats
     chosen = next(each for each in by_cost if each.score.nats <= limit)

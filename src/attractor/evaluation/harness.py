@@ -120,6 +120,8 @@ def _adapter_class(budget: dict[str, float]) -> Any:
 def require_tasks(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     """Return the harness's task manager (takes some seconds). Raises ConfigError for a task that it does not have."""
     *_, tasks_module = _import()
+    if include_path is not None and not include_path.is_dir():
+        raise ConfigError(f"{include_path}: no such folder; give one with YAML files of tasks.")
     manager = tasks_module.TaskManager(include_path=None if include_path is None else str(include_path))
     for name in tasks:
         if name not in manager.all_tasks:

@@ -80,8 +80,9 @@ class Internalisation:
         Tokens of the sliding window, which moves by half its length.
     tolerance
         Residual below which a token has converged; None for looped models, which run a fixed number of iterations.
-    converged_fraction
-        Share of tokens that converged; None for looped models.
+    converged_fraction, verified_fraction
+        Share of tokens with a residual below the tolerance, and of those among them for which all earlier tokens had
+        stopped too, so that they cannot change any more; None for looped models.
     points
         One entry per depth; the last is the equilibrium.
     tokens
@@ -97,6 +98,7 @@ class Internalisation:
     length: int
     tolerance: float | None
     converged_fraction: float | None
+    verified_fraction: float | None
     points: tuple[DepthStats, ...]
     tokens: tuple[TokenStats, ...]
     gate: float | None
@@ -106,6 +108,16 @@ class Internalisation:
     def equilibrium(self) -> DepthStats:
         """The model as it is normally used."""
         return self.points[-1]
+
+    def summary(self) -> str:
+        """Return a sentence that says at which depth the loss is lowest."""
+        best, solved = min(self.points, key=lambda point: point.bits_per_byte), self.equilibrium
+        if best is solved:
+            return f"The equilibrium has the lowest loss, {solved.bits_per_byte:.4f} bits per byte."
+        return (
+            f"Depth {best.depth} has the lowest loss, {best.bits_per_byte:.4f} bits per byte; the equilibrium has "
+            f"{solved.bits_per_byte:.4f} ({solved.bits_per_byte / best.bits_per_byte - 1:+.2%})."
+        )
 
     @property
     def proposal_distance(self) -> float | None:
@@ -127,7 +139,7 @@ def default_budget(model: Any, tolerance: float | None) -> dict[str, float]:
         return {"depth": model.config.mean_recurrence}
     if not isinstance(model, AttractorForCausalLM) or not model.config.num_attractor_layers:
         raise ConfigError(f"this {type(model).__name__} has no solve; give an attractor model or a looped model.")
-    return {"tolerance": model.config.tolerance if tolerance is None else tolerance}
+    return {"tolerance": model.model.default_tolerance if tolerance is None else tolerance}
 
 
 @torch.no_grad()
@@ -170,7 +182,7 @@ def measure_internalisation(
     windows = [sliding_windows(encode(tokenizer, text), length, max(length // 2, 1)) for text in texts]
     if not any(windows):
         raise DataError("there is no text to measure; give documents that are not empty.")
-    sums, tokens, num_converged = _measure_documents(model, windows, depths, budget, advance)
+    sums, tokens, num_verified = _measure_documents(model, windows, depths, budget, advance)
     num_tokens, num_bytes = sum(len(t.evaluations) for t in tokens), sum(len(text.encode()) for text in texts)
     points = []
     for depth, row in zip([*depths, None], sums.tolist(), strict=True):
@@ -178,6 +190,7 @@ def measure_internalisation(
         bits_per_byte = means.pop("nats") * num_tokens / math.log(2) / num_bytes
         flops = model.flops_per_token(length, means["evaluations"])
         points.append(DepthStats(depth=depth, bits_per_byte=bits_per_byte, flops_per_token=flops, **means))
+    num_below = sum(int((t.residual < budget.get("tolerance", 0)).sum()) for t in tokens)
     diagnostics = _mean_diagnostics(model, [ids for document in windows for ids, _ in document[:1]][:NUM_DIAGNOSED])
     return Internalisation(
         num_documents=len(texts),
@@ -185,7 +198,8 @@ def measure_internalisation(
         num_bytes=num_bytes,
         length=length,
         tolerance=budget.get("tolerance"),
-        converged_fraction=num_converged / num_tokens if "tolerance" in budget else None,
+        converged_fraction=num_below / num_tokens if "tolerance" in budget else None,
+        verified_fraction=num_verified / num_tokens if "tolerance" in budget else None,
         points=tuple(points),
         tokens=tuple(tokens),
         gate=diagnostics.get("gate"),
@@ -207,23 +221,23 @@ def _measure_documents(
 ) -> tuple[Tensor, list[TokenStats], int]:
     """Add up :func:`_measure_window` over the windows of all documents; the token statistics are per document."""
     sums = torch.zeros(len(depths) + 1, len(SUMS), dtype=torch.float64)
-    tokens, done, total, num_converged = [], 0, sum(map(len, documents)), 0
+    tokens, done, total, num_verified = [], 0, sum(map(len, documents)), 0
     for windows in documents:
         parts = []
         for ids, start in windows:
-            found, stats, converged = _measure_window(model, ids, slice(start - 1, len(ids) - 1), depths, budget)
-            sums, num_converged, done = sums + found, num_converged + converged, done + 1
+            found, stats, verified = _measure_window(model, ids, slice(start - 1, len(ids) - 1), depths, budget)
+            sums, num_verified, done = sums + found, num_verified + verified, done + 1
             parts.append(stats)
             advance(done, total)
         if parts:
             tokens.append(_concatenate(parts))
-    return sums, tokens, num_converged
+    return sums, tokens, num_verified
 
 
 def _measure_window(
     model: Any, ids: Tensor, part: slice, depths: Sequence[int], budget: dict[str, float]
 ) -> tuple[Tensor, TokenStats, int]:
-    """Return the sums named by ``SUMS`` over ``part`` of a window, a row per depth; the solves; and how many converged."""
+    """Return the sums named by ``SUMS`` over ``part`` of a window, a row per depth; the solves; and how many are verified."""
     own = [int(budget["depth"])] if "depth" in budget else []
     # A fixed number of evaluations measures the residual of the state before the last one, so run one more.
     runs = {d: run_window(model, ids, {"depth": d}) for d in sorted({n for d in (*depths, *own) for n in (d, d + 1)})}

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
 from attractor.nn import input_device
-from attractor.solve import Status, require_resolvable
+from attractor.solve import require_resolvable
 
 DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
 
@@ -33,7 +33,8 @@ class TokenScores:
     is_greedy
         Whether the token is the most likely one.
     evaluations, residual, is_converged
-        The solve that predicted the token. None for models without a solve; ``is_converged`` is also None without a tolerance.
+        The solve that predicted the token, and whether its residual is below the tolerance. None for models without a
+        solve; ``is_converged`` is also None without a tolerance.
     """
 
     log_probs: Tensor
@@ -68,7 +69,7 @@ class TextScore:
     evaluations, residual
         Mean per scored token. None for models without a solve. The residual is NaN at depth 0, which measures none.
     converged_fraction
-        Share of scored tokens whose solve converged; None without a tolerance.
+        Share of scored tokens with a residual below the tolerance; None without a tolerance.
     """
 
     num_documents: int
@@ -224,6 +225,12 @@ def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float
     return given
 
 
+def effective_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
+    """Return the budget of the model's calls: what ``budget`` gives, completed by the model's own. Raises as above."""
+    known, own = known_budget(model, budget), getattr(model, "budget", None)  # which stock models do not have
+    return own(**known) if own is not None else known
+
+
 @torch.no_grad()
 def score_tokens(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **budget: float | None
@@ -237,11 +244,11 @@ def score_tokens(
         greedy.append(logits.argmax(dim=1) == tokens)
     solve: dict[str, Any] = {}
     if (solution := getattr(output, "solution", None)) is not None:
-        outcome = solution.outcome
+        residual, tolerance = solution.residual[:, :-1], effective_budget(model, budget).get("tolerance")
         solve = {
             "evaluations": solution.evaluations[:, :-1],
-            "residual": solution.residual[:, :-1],
-            "is_converged": outcome.status[:, :-1] == Status.CONVERGED if outcome.checked else None,
+            "residual": residual,
+            "is_converged": None if tolerance is None else residual < tolerance,
         }
     return TokenScores(log_probs=torch.stack(log_probs), is_greedy=torch.stack(greedy), **solve)
 

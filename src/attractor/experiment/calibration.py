@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from attractor.data.text import read_held_out
-from attractor.errors import ConfigError
+from attractor.errors import CheckpointError, ConfigError
 from attractor.evaluation.calibrate import Calibration
 from attractor.evaluation.calibrate import calibrate as find_budget
 from attractor.evaluation.text import DEFAULT_WINDOW, max_length
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
+from attractor.files import read_json, write_json
 from attractor.files.manifest import amended_file
 from attractor.progress import TaskProgress
 
@@ -27,9 +28,9 @@ def calibrate(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Calibration:
-    """Find the cheapest budget whose held-out loss is close to that of the equilibrium. Generation then keeps to it.
+    """Find the cheapest budget whose held-out loss is close to the lowest. Calls without a budget then use it.
 
-    The budget becomes that of the loaded model, and is stored in the generation config of its checkpoint.
+    The budget becomes that of the loaded model, and is stored in the ``config.json`` of its checkpoint.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def calibrate(
     data
         Files or folders of held-out documents, or folders of prepared text, whose split ``val`` is read.
     max_loss_increase
-        The largest increase of the loss, as a fraction of the loss at the equilibrium.
+        The largest increase of the loss, as a fraction of the lowest loss of all budgets.
     field
         The field of a record that holds the text.
     limit, characters
@@ -65,7 +66,7 @@ def calibrate(
             batch_size=batch_size,
             advance=bars.follow("budgets"),
         )
-    language_model.store_budget(**found.chosen.budget)
-    with amended_file(loaded.path, "generation_config.json") as part:
-        language_model.generation_config.save_pretrained(part.parent)
+    language_model.config.budget = found.chosen.budget
+    with amended_file(loaded.path, "config.json") as part:
+        write_json(part, {**read_json(loaded.path / part.name, CheckpointError), "budget": found.chosen.budget})
     return found

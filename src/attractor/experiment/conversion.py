@@ -1,12 +1,15 @@
 """Write a model in another form: for inference only, as a stock model, or from another format."""
 
 import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from attractor.data.text import load_tokenizer, read_held_out
-from attractor.evaluation.text import DEFAULT_WINDOW, max_length, score_text
+from attractor.evaluation.text import DEFAULT_WINDOW, TextScore, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder
 from attractor.files import new_folder, quiet, require_free
@@ -20,6 +23,20 @@ from attractor.interop.stock_export import require_exportable
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import inference_files, save_weights
 from attractor.training.checkpoint import load as load_state
+
+SAMPLE = """\
+A lighthouse stands on a rock at the entrance of a harbour. Its lamp is lit at dusk and burns until the sun has risen. A
+hundred years ago a keeper lived in it with his family, carried oil up the stairs every evening, and wound the clock that
+turned the lens. Today a computer does this work, and an engineer comes by boat twice a year to clean the glass.
+
+Ships no longer need the light to find their way, because satellites tell them where they are. Most captains still look
+for it. A number on a screen can be wrong, and a light that has been seen from the same place for generations is a good
+way to check it. For the same reason the harbour still publishes the times of high and low water on paper.
+
+In winter the waves reach the gallery, thirty metres above the sea. The tower was built from blocks of granite that were
+cut so that each one locks into its neighbours. The first two towers were made of wood; one burned down, and a storm
+carried the other away.
+"""
 
 
 def export(
@@ -63,15 +80,15 @@ def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: 
     model: Any = loaded.model
     length, has_equilibrium = min(max_length(model), DEFAULT_WINDOW), bool(model.config.num_attractor_layers)
 
-    def score(depth: int | None) -> Any:
-        return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, depth=depth)
+    def score(**budget: Any) -> Any:
+        return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, **budget)
 
-    exported = score(depth if has_equilibrium else None)
+    exported = score(depth=depth) if has_equilibrium else score()
     return HeldOut(
         num_documents=exported.num_documents,
         num_bytes=exported.num_bytes,
         exported=exported.bits_per_byte,
-        equilibrium=score(None).bits_per_byte if has_equilibrium else None,
+        equilibrium=score(tolerance=model.model.default_tolerance).bits_per_byte if has_equilibrium else None,
     )
 
 
@@ -127,17 +144,51 @@ def import_official(folder: str | Path, out: str | Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def retrofit(backbone: str | Path, out: str | Path, **settings: Any) -> Any:
-    """Write the attractor model of a pretrained Qwen3 or Llama with its tokenizer, and return the model.
+@dataclass(frozen=True, kw_only=True)
+class DepthScore:
+    """The loss of a text that is read with ``budget``, and the tokens read per second."""
 
-    ``settings`` are those of :func:`attractor.retrofit`.
+    budget: dict[str, float]
+    score: TextScore
+    tokens_per_second: float
+
+
+def retrofit(
+    backbone: str | Path, out: str | Path, *, data: str | Path | Sequence[str | Path] = (), **settings: Any
+) -> tuple[Any, list[DepthScore]]:
+    """Write the attractor model of a pretrained Qwen3 or Llama with its tokenizer.
+
+    Parameters
+    ----------
+    data
+        Text on which depths are compared, as for :func:`export`; by default a few sentences. The first 2,000 characters
+        of the first four documents are read.
+    settings
+        Those of :func:`attractor.retrofit`.
+
+    Returns
+    -------
+    model, scores
+        The model; and its loss and speed at depth 1, at depth 2 and at the equilibrium, before any training.
     """
     require_free(Path(out))
+    paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
     with quiet():
         tokenizer = load_tokenizer(Path(backbone))
         model = retrofit_backbone(backbone, **settings)
+    texts = [text[:2000] for text in islice(read_held_out(paths), 4)] if paths else [SAMPLE]
     _save(Path(out), model, tokenizer)
-    return model
+    if not model.config.num_attractor_layers:
+        return model, []
+    budgets: list[dict[str, float]] = [{"depth": 1}, {"depth": 2}, {"tolerance": model.model.default_tolerance}]
+    warmed_up = [budgets[0], *budgets]  # the first call is slower
+    return model, [_score_depth(model, tokenizer, texts, budget) for budget in warmed_up][1:]
+
+
+def _score_depth(model: Any, tokenizer: Any, texts: Sequence[str], budget: dict[str, Any]) -> DepthScore:
+    started = time.perf_counter()
+    score = score_text(model, tokenizer, texts, length=min(max_length(model), 512), **budget)
+    return DepthScore(budget=budget, score=score, tokens_per_second=score.num_tokens / (time.perf_counter() - started))
 
 
 def _save(out: Path, model: Any, tokenizer: Any) -> None:

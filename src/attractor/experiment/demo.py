@@ -8,9 +8,11 @@ import torch
 
 from attractor.data import PuzzleSet, maze
 from attractor.data.puzzle import Advance
+from attractor.data.puzzles import FIRST_DEV_SEED
 from attractor.errors import ConfigError
 from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
 from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
+from attractor.experiment.solve import animation_depths
 from attractor.files import check_output_dir, write_json
 from attractor.models.reasoning import Reasoner
 from attractor.plots import plot_accuracy, plot_trajectory
@@ -19,7 +21,7 @@ from attractor.recipes import maze as maze_recipe
 
 SIZES = {11: 200, 15: 200, 21: 200, 31: 100}  # the number of unseen mazes of each size
 DEPTHS = (4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
-DRAWN_DEPTHS = [*range(1, 33), *range(34, 129, 2), *range(132, 257, 4)]
+NUM_CANDIDATES = 8  # development mazes; the first whose solve converges to a right answer is drawn
 TOLERANCE = 1e-4  # the relative residual at which a maze has converged
 TEST_SEED = 1_000_000  # no training seed is near; symmetric copies of training mazes are also excluded
 
@@ -74,11 +76,20 @@ def evaluate_sizes(
 
 
 def draw(model: Reasoner, sizes: dict[str, DepthEvaluation], out: Path) -> None:
-    """Draw the trajectory of one of the largest mazes and the accuracy by depth, and write that maze as text."""
-    largest = maze.generate(1, max(SIZES), seed=TEST_SEED, corners=True)
-    maze.write(out / "maze.txt", list(largest.questions))
-    question = as_tensors(largest)[0][0].to(next(model.parameters()).device)
-    frames, residuals = trajectory(model, question, DRAWN_DEPTHS, tolerance=TOLERANCE)
+    """Draw the trajectory of one of the largest mazes and the accuracy by depth, and write that maze as text.
+
+    The maze is the first of ``NUM_CANDIDATES`` that the model solves to the tolerance, or the first if there is none.
+    """
+    largest = maze.generate(NUM_CANDIDATES, max(SIZES), seed=FIRST_DEV_SEED, corners=True)
+    questions, answers = as_tensors(largest)
+    questions = questions.to(next(model.parameters()).device)
+    output = model.solve(questions, tolerance=TOLERANCE, max_evaluations=DEPTHS[-1])
+    is_right = (output.logits.argmax(dim=-1).cpu() == answers).flatten(1).all(dim=1)
+    index = int((is_right & (output.solution.residual.cpu() < TOLERANCE)).int().argmax())
+    maze.write(out / "maze.txt", [largest.questions[index]])
+    assert output.init_state is not None
+    start, depths = output.init_state[index, None], animation_depths(DEPTHS[-1])
+    frames, residuals = trajectory(model, questions[index], depths, init_state=start, tolerance=TOLERANCE)
     strip, animation = out / "trajectory.png", out / "trajectory.gif"
-    plot_trajectory(frames, DRAWN_DEPTHS[: len(frames)], residuals, strip=strip, animation=animation)
+    plot_trajectory(frames, depths[: len(frames)], residuals, strip=strip, animation=animation, tolerance=TOLERANCE)
     plot_accuracy({name: evaluation.points for name, evaluation in sizes.items()}, out / "accuracy.png")

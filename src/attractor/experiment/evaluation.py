@@ -21,6 +21,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | None = None,
     bundle: str | Path | None = None,
+    include_path: str | Path | None = None,
     field: str | None = None,
     depth: int | None = None,
     tolerance: float | None = None,
@@ -49,6 +50,8 @@ def evaluate(
         ``"harness:NAME"`` for a task of lm-evaluation-harness.
     bundle
         For ``lambada``, ``core`` and CORE tasks: the folder of the evaluation bundle, which holds ``core.yaml``.
+    include_path
+        For ``harness:NAME``: a folder with YAML files of more tasks, as of ``lm-eval --include_path``.
     field
         For ``text``: the field of a record that holds the text; ``"text"`` by default.
     depth, tolerance, max_evaluations
@@ -91,7 +94,7 @@ def evaluate(
     puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
-        language_only = {"tasks": tasks, "bundle": bundle, **budget, **text_only}
+        language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
         return _evaluate_reasoner(model, data, depths, breadths, seed or 0, limit, batch_size, target, progress)
     _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
@@ -103,6 +106,7 @@ def evaluate(
         tasks=tuple(tasks) if tasks is not None else ("text",),
         data=tuple(_as_paths(data)),
         bundle=None if bundle is None else Path(bundle),
+        include_path=None if include_path is None else Path(include_path),
         limit=limit,
         batch_size=batch_size,
         **text_only,

@@ -8,7 +8,7 @@ import torch
 
 from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError
-from attractor.evaluation.text import encode, known_budget, max_length
+from attractor.evaluation.text import effective_budget, encode, known_budget, max_length
 from attractor.nn import input_device
 
 
@@ -44,6 +44,18 @@ class Sampling:
         if self.temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+def describe_budget(model: Any, **given: float | None) -> str:
+    """Return in words how many evaluations a call with the arguments ``given`` makes, and where that is set."""
+    budget = effective_budget(model, given)
+    words = [f"{name.replace('_', ' ')} {value:g}" for name, value in budget.items()] or ["nothing is solved"]
+    is_own = budget and all(value is None for value in given.values())
+    if is_own and model.config.budget:
+        words.append("stored in the checkpoint")
+    elif "tolerance" in budget and given.get("tolerance") is None and budget["tolerance"] > model.config.tolerance:
+        words.append(f"which {str(model.dtype).removeprefix('torch.')} can reach")
+    return ", ".join(words)
 
 
 def generate(

@@ -13,6 +13,7 @@ from attractor.evaluation.internalisation import Internalisation, TokenStats, de
 from attractor.evaluation.text import DEFAULT_WINDOW, encode, max_length, passage, token_texts
 from attractor.evaluation.trajectories import Trajectories, trajectories
 from attractor.experiment.environment import environment
+from attractor.experiment.generation import describe_budget
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model, local_folder
 from attractor.files import output_folder, write_json
@@ -108,6 +109,7 @@ def inspect(
             )
         shown = [_first_tokens(loaded.tokenizer, *pair) for pair in zip(texts[:NUM_SHOWN], found.tokens, strict=False)]
         about = {"command": command, "checkpoint": str(loaded.path)}
+        about["budget by default"] = describe_budget(language_model)
         _write(folder, found, followed, shown, about)
     return found
 

@@ -100,7 +100,11 @@ def _copy_weights(source: Any, model: Any) -> None:
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
+        old, new = to_dict(source.config), to_dict(model.config)
+        changed = ", ".join(
+            f"model.{name}={new[name]!r} (was {old.get(name)!r})" for name in new if new[name] != old.get(name)
+        )
         raise ConfigError(
-            "the settings of the model need other weights than the checkpoint has; with --init, set only how it is solved."
+            f"{changed}: needs other weights than the checkpoint has; with --init, set only how it is solved."
         ) from error
     model.generation_config = source.generation_config

@@ -12,7 +12,7 @@ from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import find_task, read_tasks
 from attractor.evaluation.core import core, evaluate_task, lambada
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.text import DEFAULT_WINDOW, known_budget, max_length, score_text
+from attractor.evaluation.text import DEFAULT_WINDOW, effective_budget, known_budget, max_length, score_text
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
 from attractor.files import json_safe, write_json
 from attractor.progress import Advance, TaskProgress
@@ -41,6 +41,7 @@ class LanguageEvaluation:
     stride: int | None
     limit: int | None
     batch_size: int
+    include_path: Path | None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -54,7 +55,9 @@ class LanguageEvaluation:
                     raise ConfigError(f"{name} is for the task text, not for {', '.join(self.tasks)}.")
         held_out_paths(self.data)
         if foreign := [task.removeprefix(HARNESS) for task in self.tasks if task.startswith(HARNESS)]:
-            require_tasks(foreign)
+            require_tasks(foreign, self.include_path)
+        elif self.include_path is not None:
+            raise ConfigError("include_path is for tasks of lm-evaluation-harness; name one with harness:NAME.")
         self._require_bundle_tasks([task for task in self.tasks if task != "text" and not task.startswith(HARNESS)])
 
     def _require_bundle_tasks(self, tasks: list[str]) -> None:
@@ -83,7 +86,8 @@ class LanguageEvaluation:
         """Run every task and return all figures."""
         loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(model)
         known = known_budget(loaded.model, budget)
-        figures: Figures = {"checkpoint": str(loaded.path), "budget": known, "limit": self.limit, "results": {}}
+        figures: Figures = {"checkpoint": str(loaded.path), "limit": self.limit, "results": {}}
+        figures["budget"] = effective_budget(loaded.model, budget)
         with TaskProgress(enabled=progress) as bars:
             for task in self.tasks:
                 figures["results"] |= json_safe(self._run_task(task, loaded, known, bars.follow))
@@ -100,7 +104,8 @@ class LanguageEvaluation:
             return {task: self._text(loaded, shared, follow(task))}
         shared["limit"] = self.limit
         if task.startswith(HARNESS):
-            found = harness(model, tokenizer, [task.removeprefix(HARNESS)], **shared)
+            names = [task.removeprefix(HARNESS)]
+            found = harness(model, tokenizer, names, include_path=self.include_path, **shared)
             return {HARNESS + name: figures for name, figures in found.items()}
         assert self.bundle is not None
         if task == "lambada":

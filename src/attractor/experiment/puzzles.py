@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attractor.config import to_dict
 from attractor.data import PUZZLES, PuzzleSet, puzzles
+from attractor.data.puzzles import FIRST_DEV_SEED, num_dev
 from attractor.errors import DataError
 from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
@@ -38,6 +39,14 @@ def training_puzzles(recipe: PuzzleRecipe, folder: Path | None = None) -> Puzzle
     return found
 
 
+def development_puzzles(recipe: PuzzleRecipe, folder: Path | None, train: PuzzleSet) -> PuzzleSet | None:
+    """Read the split ``dev`` of a folder, if it has one, or generate puzzles like those of ``train``, and no copies."""
+    if folder is None:
+        settings = to_dict(recipe.data) | {"seed": FIRST_DEV_SEED + recipe.data.seed}
+        return PUZZLES[recipe.kind].generate(num_dev(settings.pop("num_puzzles")), exclude=train, **settings)
+    return puzzles.read(folder, "dev") if "dev" in puzzles.read_index(folder)["splits"] else None
+
+
 def train_reasoner(
     recipe: PuzzleRecipe,
     out: Path,
@@ -56,11 +65,12 @@ def train_reasoner(
     data
         A folder of puzzles, instead of generated ones.
     held_out
-        Puzzles whose accuracy is logged during training.
+        Puzzles whose accuracy is logged during training; by default :func:`development_puzzles`.
     loop
         ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
     examples = training_puzzles(recipe, data)
+    held_out = development_puzzles(recipe, data, examples) if held_out is None else held_out
     height, width = examples.questions.shape[1:]
     recipe = fit_to_puzzles(
         recipe, num_cells=height * width, num_symbols=examples.num_symbols, num_classes=examples.num_classes

@@ -33,6 +33,8 @@ class PuzzleSolution:
         One sentence: whether the answer is correct, and otherwise what is wrong.
     is_correct
         Whether the answer is correct.
+    wrong_cells
+        The (row, column) of cells that break the rules, from 0.
     residual
         The relative residual of the answer.
     converged
@@ -53,6 +55,7 @@ class PuzzleSolution:
     answer: Grid
     verdict: str
     is_correct: bool
+    wrong_cells: tuple[tuple[int, int], ...]
     residual: float
     converged: bool
     evaluations: int
@@ -140,6 +143,7 @@ def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: 
         answer=answer,
         verdict=str(verdict),
         is_correct=verdict.is_correct,
+        wrong_cells=verdict.cells,
         residual=residual,
         converged=residual < (budget["tolerance"] or TOLERANCE),
         evaluations=int(output.solution.evaluations[0]),
@@ -181,7 +185,7 @@ def animate_solution(
     from attractor.plots import plot_trajectory, render_digits, render_grid
 
     question = _as_question(loaded, solution.question)
-    depths = _animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
+    depths = animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
     tolerance = tolerance or (TOLERANCE if depth is None else 0.0)
     frames, residuals = trajectory(loaded.model, question, depths, init_state=solution.init_state, tolerance=tolerance)
     # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is
@@ -189,7 +193,7 @@ def animate_solution(
     frames[-1], residuals[-1] = solution.probabilities, solution.residual
     box = loaded.puzzle.box_shape(len(solution.question))
     render = render_grid if box is None else render_digits(question.cpu(), box)
-    plot_trajectory(frames, depths[: len(frames)], residuals, animation=file, render=render)
+    plot_trajectory(frames, depths[: len(frames)], residuals, animation=file, render=render, tolerance=tolerance)
 
 
 def _check(loaded: LoadedReasoner, located: LocatedGrid, shapes: set[tuple[int, ...]]) -> None:
@@ -219,7 +223,7 @@ def _as_question(loaded: LoadedReasoner, grid: Grid) -> Tensor:
     return torch.from_numpy(np.array(grid)).long().to(next(loaded.model.parameters()).device)
 
 
-def _animation_depths(last: int) -> Sequence[int]:
+def animation_depths(last: int) -> Sequence[int]:
     """Return the depths of the frames: all of the first ones, then fewer and fewer, and the last."""
     depths = [1]
     while depths[-1] < last:

@@ -21,7 +21,7 @@ from torch import Tensor
 from attractor.config import require_type, require_whole
 from attractor.errors import ConfigError
 from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, solve
-from attractor.solve.array_ops import row_scale
+from attractor.solve.array_ops import is_readable, row_scale, transforms
 
 
 class Gradient(ABC):
@@ -41,16 +41,27 @@ class Gradient(ABC):
     def attach(self, update: Update, value: Tensor) -> Tensor:
         """Attach a gradient to ``value`` (B, ...), the solution of ``update``. Returns a tensor of the same shape."""
 
+    def tangent(self, push: Update, zero: Tensor) -> Tensor | None:
+        """Return the tangent of the solution in forward mode, (B, ...).
+
+        ``push(t) = b + J t``, where ``b`` is the tangent of ``update`` at a fixed state; its fixed point is the exact
+        tangent. ``None``: :meth:`attach` also works in forward mode.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class OneStep(Gradient):
-    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call. The default.
+    """``u = v``: Jacobian-free backpropagation (Fung et al. 2022). One tracked call; right only if ``J`` is small.
 
     The authors' code calls ``u = v + Jᵀv`` "onestep"; here that is ``Neumann(1)``.
     """
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
-        return _Attach.apply(value, update(value.detach()), None, bool(_transforms()))
+        return _Attach.apply(value, update(value.detach()), None, bool(transforms()))
+
+    def tangent(self, push: Update, zero: Tensor) -> Tensor:
+        return push(zero)
 
 
 @dataclass(frozen=True)
@@ -70,29 +81,33 @@ class Neumann(Gradient):
                 total = total + term
             return total
 
-        return _attach_transformed(update, value, series)
+        return attach_transformed(update, value, series)
+
+    def tangent(self, push: Update, zero: Tensor) -> Tensor:
+        total = push(zero)
+        for _ in range(self.terms):
+            total = push(total)
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Gradient):
-    """``u = (I − Jᵀ)⁻¹ v``, solved with ``solver``; exact at a fixed point.
+    """``u = (I − Jᵀ)⁻¹ v``, solved with ``solver``; exact at a fixed point. The default of ``fixed_point``.
 
-    Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge.
+    Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge. The default of
+    ``stop`` is a tolerance of 1e-5, or what the dtype of the state can resolve.
     """
 
     solver: Solver = field(default_factory=Anderson)
-    stop: StopRule = field(default_factory=lambda: Tolerance(rtol=1e-5))
+    stop: StopRule | None = None
 
     def __post_init__(self) -> None:
         require_type("Implicit", "solver", self.solver, Solver, "Anderson()")
-        require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
+        if self.stop is not None:
+            require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
-            if "Vmap" in _transforms():
-                raise ConfigError(
-                    "an Implicit gradient cannot be solved inside vmap, as in torch.func.jacrev; take Neumann(k) there."
-                )
             # Rows that are not finite keep their cotangent, so that a loss scaler finds the overflow in the parameters.
             finite = v.isfinite()
             for dim in range(1, v.ndim):
@@ -102,19 +117,31 @@ class Implicit(Gradient):
             scale = row_scale(start.reshape(1, -1))[0, 0] if v.numel() else 1
             start = start / scale
             dims = max(v.ndim - 1, 0)
-            solution = solve(lambda u: start + vjp(u), start, solver=self.solver, stop=self.stop, equation_dims=dims)
-            if not finite.all():
+            stop = self._stop(v)
+            solution = solve(lambda u: start + vjp(u), start, solver=self.solver, stop=stop, equation_dims=dims)
+            if is_readable(v) and not finite.all():
                 warnings.warn(
                     f"Implicit gradient: the cotangent of {int((~finite).sum())} of {finite.numel()} row(s) is not finite; "
                     "they are differentiated as by OneStep().",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            if not self.stop.is_fixed_depth and not solution.outcome.converged:
+            if not stop.is_fixed_depth and is_readable(v) and not solution.outcome.converged:
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return torch.where(finite, solution.value * scale, v)
 
-        return _attach_transformed(update, value, adjoint)
+        return attach_transformed(update, value, adjoint)
+
+    def tangent(self, push: Update, zero: Tensor) -> Tensor:
+        stop, start = self._stop(zero), push(zero)
+        with torch.no_grad():
+            solution = solve(push, start, solver=self.solver, stop=stop, equation_dims=max(zero.ndim - 1, 0))
+        if is_readable(zero) and not stop.is_fixed_depth and not solution.outcome.converged:
+            warnings.warn(f"Implicit tangent: {solution.outcome}", RuntimeWarning, stacklevel=2)
+        return solution.value
+
+    def _stop(self, x: Tensor) -> StopRule:
+        return self.stop or Tolerance(rtol=max(1e-5, 4 * torch.finfo(x.dtype).eps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +182,11 @@ class Unrolled(Gradient):
         return value
 
 
-_SECOND = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
+SECOND_DERIVATIVES = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
 
 
-def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
-    if _transforms():  # requires_grad_ does not exist there
+def attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
+    if transforms():  # requires_grad_ does not exist there
         f, pullback, *_ = torch.func.vjp(update, value.detach())
         return _Attach.apply(value, f, lambda v: transform(lambda u: pullback(u)[0], v), True)
     y = value.detach().requires_grad_()
@@ -178,6 +205,8 @@ def _attach_transformed(update: Update, value: Tensor, transform: Callable[[Upda
 class _Attach(torch.autograd.Function):
     """Return ``value``; in the backward pass, ``f`` receives the transformed cotangent of ``value``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value: Tensor, f: Tensor, transform: Update | None, in_transform: bool) -> Tensor:
         return value.detach().clone()
@@ -192,7 +221,7 @@ class _Attach(torch.autograd.Function):
             # create_graph=True would silently ignore how the cotangent depends on the solution. Function transforms
             # always set it, so that there only a second derivative is refused.
             if not ctx.in_transform:
-                raise ConfigError(_SECOND)
+                raise ConfigError(SECOND_DERIVATIVES)
             v = _RefuseDerivative.apply(v)
         return None, (v if ctx.transform is None else ctx.transform(v)), None, None
 
@@ -210,22 +239,4 @@ class _RefuseDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
-        raise ConfigError(_SECOND)
-
-
-def _transforms() -> list[str]:
-    """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    return [str(interpreter.key()).removeprefix("TransformType.") for interpreter in stack]
-
-
-def refuse_transforms(gradient: Gradient) -> None:
-    """Refuse the function transforms under which a solve cannot be right."""
-    names = _transforms()
-    if set(names) - {"Grad"}:
-        raise ConfigError(
-            f"fixed_point inside torch.func ({', '.join(names)}): only torch.func.grad, vjp and functional_call work. For "
-            "vmap, make the mapped dimension the batch of y0; for jvp and jacfwd, use vjp."
-        )
-    if len(names) > 1 and isinstance(gradient, OneStep | Neumann | Implicit):
-        raise ConfigError(_SECOND)
+        raise ConfigError(SECOND_DERIVATIVES)

@@ -44,7 +44,8 @@ def retrofit(
     """Return the attractor model of a pretrained backbone, in float32 and evaluation mode.
 
     ``model(ids, depth=1)`` is the backbone, ``depth=0`` the backbone without its last layers. Before further training,
-    the update need not contract, and a solve may find a useless fixed point.
+    the update need not contract, and a solve may find a useless fixed point. Depth 1 is therefore the stored budget,
+    ``config.budget``, until the model is trained or calibrated; ``tolerance=`` solves.
 
     The model generates as the backbone does: all end tokens, temperature and the like are kept.
 
@@ -127,6 +128,8 @@ def _attractor_config(found: PreTrainedConfig, where: str, settings: dict[str, A
         ours["eos_token_id"] = ours["eos_token_id"][0]
     ours |= {"qk_norm": QK_NORM[found.model_type], "rope_theta": float(rope["rope_theta"])}
     ours |= {"injection": "mean", "start": "proposal"}  # only then is depth 1 the backbone
+    if settings["num_attractor_layers"]:
+        settings = {"budget": {"depth": 1}, **settings}
     if taken := sorted(ours.keys() & settings.keys()):
         raise ConfigError(
             f"{taken[0]}={settings[taken[0]]!r}: is fixed by the backbone, so that depth=1 equals it; leave it out."

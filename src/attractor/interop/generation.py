@@ -17,8 +17,8 @@ def take_special_tokens(model: Any, tokenizer: Any) -> None:
             setattr(model.config, name, getattr(tokenizer, name))
 
 
-def copy_generation_config(source: Any, target: Any, *drop: str) -> None:
-    """Give ``target`` the generation config of ``source``: all end tokens, sampling, limits; without entries ``drop``.
+def copy_generation_config(source: Any, target: Any) -> None:
+    """Give ``target`` the generation config of ``source``: all end tokens, sampling, limits.
 
     Special tokens that only the configuration of ``source`` names are kept too.
     """
@@ -26,8 +26,5 @@ def copy_generation_config(source: Any, target: Any, *drop: str) -> None:
     for name in SPECIAL:
         if getattr(config, name) is None:
             setattr(config, name, getattr(source.config, name))
-    for name in drop:
-        if hasattr(config, name):
-            delattr(config, name)
     config._from_model_config = False  # otherwise loading would derive it from config.json again
     target.generation_config = config

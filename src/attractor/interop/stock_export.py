@@ -73,7 +73,7 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
     kind = Qwen3Config if config.qk_norm else LlamaConfig
     stock: Any = AutoModelForCausalLM.from_config(kind(**sizes), dtype=model.dtype)  # rotary angles stay in float32
     stock.load_state_dict(fold_gates(model, num_layers))
-    copy_generation_config(model, stock, "budget")
+    copy_generation_config(model, stock)
     stock.config.eos_token_id = stock.generation_config.eos_token_id  # may be several
     return stock.to(model.lm_head.weight.device).eval()
 
@@ -147,8 +147,8 @@ def _card(model: Any, stock: PreTrainedModel, depth: int, name: str, held_out: H
         solves = (
             "\nThe original model refines its output until it converges; that needs the package and its checkpoint.\n"
         )
-        if budget := getattr(model.generation_config, "budget", None):
-            solves += f"Its stored budget {budget} is left out: a stock model solves nothing.\n"
+        if config.budget and config.budget != {"depth": depth}:
+            solves += f"Its stored budget {config.budget} is left out: a stock model solves nothing.\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

@@ -1,5 +1,7 @@
 """The three ways to say how much a solve may cost, shared by language models and reasoners."""
 
+import torch
+
 from attractor.errors import ConfigError
 from attractor.solve import Steps, StopRule, Tolerance
 
@@ -31,3 +33,8 @@ def stop_rule(
         min_evaluations=min(default.min_evaluations, limit),
         patience=default.patience,
     )
+
+
+def reachable_tolerance(dtype: torch.dtype) -> float:
+    """Return the smallest tolerance that a solve in ``dtype`` reaches: rounding keeps residuals from falling below it."""
+    return 2 * torch.finfo(dtype).eps

@@ -22,6 +22,7 @@ from attractor.gradient import jacobian_penalty
 from attractor.nn import unwrap_model
 from attractor.objectives.batch import split_batch
 
+HELD_OUT_TOLERANCE = 1e-4  # the relative residual at which a held-out puzzle has converged
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
 
@@ -103,8 +104,7 @@ class DeepSupervision:
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
     held_out
-        Questions and answers (N, height, W). The log gets the share that the current weights solve in ``max_segments``
-        segments.
+        Questions and answers (N, height, W) for :meth:`evaluate`.
     peak_flops
         Peak of the device in FLOP/s, for model FLOPs utilization (MFU) in the log; ``None`` leaves it out.
     rank, world_size
@@ -153,7 +153,7 @@ class DeepSupervision:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
         loss = LOSSES[config.cross_entropy](output.logits.flatten(0, -2), carry["answers"].flatten())
-        metrics = {"exact": solved.float().mean(), "residual": output.solution.residual.mean()}
+        metrics = {"batch_exact": solved.float().mean(), "residual": output.solution.residual.mean()}
         if output.halt is not None:
             halting = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
             loss = loss + config.halting_weight * halting
@@ -208,27 +208,42 @@ class DeepSupervision:
         return {name: value.index_put((index,), new[name]) for name, value in carry.items()}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return segments per second (of all puzzles) since the last call, MFU, and the held-out accuracy."""
+        """Return segments per second (of all puzzles) since the last call, and MFU."""
         rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
             flops = unwrap_model(model).flops_per_puzzle(self._data[0][0].size, training=True)
             figures["mfu"] = rate * flops / (self._world_size * self._peak_flops)
-        if self._held_out is not None:
-            figures["held_out"] = self._accuracy(model, *self._held_out)
         self._num_segments, self._since = 0, time.perf_counter()
         return figures
 
-    def _accuracy(self, model: nn.Module, questions: Tensor, answers: Tensor) -> float:
-        model = unwrap_model(model).eval()
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Return what ``model`` reaches on held-out puzzles in ``max_segments`` segments; nothing if there are none.
+
+        ``held_out`` is the share that is right in every cell, ``held_out_converged`` the share whose residual falls below
+        1e-4, and ``held_out_evaluations`` the mean number of evaluations until then. Initial states are always the same.
+        """
+        if self._held_out is None:
+            return {}
+        start, (questions, answers), was_training = time.perf_counter(), self._held_out, model.training
+        model.eval()
         devices = [questions.device] if questions.is_cuda else []
         with torch.random.fork_rng(devices), torch.no_grad():  # evaluation does not change the run
-            state = self._init_state(questions)
+            torch.manual_seed(0)
+            state, is_open = self._init_state(questions), torch.ones(len(questions), device=questions.device)
+            num_segments = torch.zeros_like(is_open)
             for _ in range(self._config.max_segments):
                 output: Any = model(questions, state)
                 state = output.solution.value
-        model.train()
-        return float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean())
+                num_segments += is_open
+                is_open *= ~(output.solution.residual < HELD_OUT_TOLERANCE)
+        model.train(was_training)
+        self._since += time.perf_counter() - start  # this is no time of segments
+        return {
+            "held_out": float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean()),
+            "held_out_converged": 1 - float(is_open.mean()),
+            "held_out_evaluations": float(num_segments.mean()) * model.evaluations_per_segment,
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the carried batch of this rank."""

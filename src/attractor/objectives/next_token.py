@@ -134,6 +134,9 @@ class NextToken:
                 metrics["growth"] = factor.detach().mean()
         return loss, metrics
 
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {}  # ``attractor evaluate`` measures held-out text
+
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return the tokens so far, tokens per second since the last call, MFU, and the model's diagnostics."""
         (tokens_before, time_before), now = self._last_report, time.perf_counter()

@@ -11,7 +11,7 @@ from torch import Tensor
 from attractor.errors import requires_extra
 from attractor.evaluation.puzzles import DepthPoint
 from attractor.files import new_file
-from attractor.plots.style import new_figure
+from attractor.plots.style import COLOURS, MARKERS, new_figure, save, use_depth_axis, use_log_scale
 
 Image = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Renderer = Callable[[Tensor, int], Image]  # probabilities (height, width, classes) and pixels per cell
@@ -19,8 +19,8 @@ Renderer = Callable[[Tensor, int], Image]  # probabilities (height, width, class
 MAZE_COLOURS = np.array(
     [[38, 50, 56], [245, 245, 240], [0, 114, 178], [204, 121, 167], [230, 159, 0]], dtype=np.float32
 )
-LINE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-MARKERS = "os^Dv*"
+MAZE_CLASSES = ("wall", "floor", "start", "goal", "path")
+LEGEND_HEIGHT = 26  # of an animation, in pixels
 
 
 def render_grid(probabilities: Tensor, scale: int) -> Image:
@@ -81,35 +81,63 @@ def plot_trajectory(
     strip: Path | None = None,
     animation: Path | None = None,
     render: Renderer = render_grid,
+    tolerance: float = 0.0,
 ) -> None:
-    """Write six frames of a trajectory side by side to ``strip`` (PNG), and all of them to ``animation`` (GIF)."""
+    """Write six frames of a trajectory side by side to ``strip`` (PNG), and all of them to ``animation`` (GIF).
+
+    Each frame is titled with its depth and residual, and says "converged" below ``tolerance``.
+    """
+    titles = [
+        f"depth {depth}\nresidual {residual:.0e}{', converged' if residual < tolerance else ''}"
+        for depth, residual in zip(depths, residuals, strict=True)
+    ]
+    if strip is not None:
+        _plot_strip(frames, titles, strip, render)
+    if animation is not None:
+        _animate(frames, titles, animation, render)
+
+
+def _plot_strip(frames: Sequence[Tensor], titles: Sequence[str], file: Path, render: Renderer) -> None:
     with requires_extra("plots"):
-        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+
+    chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
+    figure, axes = new_figure(len(chosen))
+    figure.set_size_inches(2.2 * len(chosen), 3.1)
+    for axis, index in zip(axes, chosen, strict=True):
+        axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
+        axis.set_title(titles[index], fontsize=9)
+        axis.axis("off")
+    if render is render_grid:
+        colours = zip(MAZE_CLASSES, MAZE_COLOURS / 255, strict=True)
+        patches = [Patch(facecolor=tuple(colour), edgecolor="grey", label=name) for name, colour in colours]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, frameon=False)
+    save(figure, file)
+
+
+def _animate(frames: Sequence[Tensor], titles: Sequence[str], file: Path, render: Renderer) -> None:
+    with requires_extra("plots"):
         from PIL import Image as Pillow
         from PIL import ImageDraw, ImageFont
 
-    if strip is not None:
-        chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
-        figure = Figure(figsize=(2.3 * len(chosen), 2.8), layout="tight")
-        for axis, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-            axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
-            axis.set_title(f"depth {depths[index]}\nresidual {residuals[index]:.0e}", fontsize=9)
-            axis.axis("off")
-        with new_file(strip) as part:
-            figure.savefig(part, dpi=130)
-    if animation is None:
-        return
     scale = max(4, 360 // frames[0].shape[0])
     font = ImageFont.load_default(14)
     images = []
-    for frame, depth, residual in zip(frames, depths, residuals, strict=True):
-        grid = Pillow.fromarray(render(frame, scale))
-        image = Pillow.new("RGB", (grid.width, grid.height + 26), "white")
-        image.paste(grid, (0, 26))
-        ImageDraw.Draw(image).text((6, 5), f"depth {depth:4d}   residual {residual:.1e}", fill="black", font=font)
-        images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE, colors=64))
+    for frame, title in zip(frames, titles, strict=True):
+        grid, has_legend = Pillow.fromarray(render(frame, scale)), render is render_grid
+        image = Pillow.new("RGB", (grid.width, grid.height + LEGEND_HEIGHT * (1 + has_legend)), "white")
+        image.paste(grid, (0, LEGEND_HEIGHT))
+        draw = ImageDraw.Draw(image)
+        draw.text((6, 5), title.replace("\n", "   "), fill="black", font=font)
+        for i, (name, colour) in enumerate(
+            zip(MAZE_CLASSES, MAZE_COLOURS.astype(int), strict=True) if has_legend else ()
+        ):
+            left, top = 6 + i * (grid.width - 6) // len(MAZE_CLASSES), grid.height + LEGEND_HEIGHT + 7
+            draw.rectangle([left, top, left + 12, top + 12], tuple(colour.tolist()), "grey")
+            draw.text((left + 18, top - 2), name, fill="black", font=font)
+        images.append(image.convert("P", palette=Pillow.Palette.ADAPTIVE))
     durations = [90] * (len(images) - 1) + [2500]
-    with new_file(animation) as part:
+    with new_file(file) as part:
         images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
@@ -117,15 +145,14 @@ def plot_accuracy(curves: Mapping[str, Sequence[DepthPoint]], file: Path) -> Non
     """Plot exact accuracy and median residual by depth, one line per name in ``curves``."""
     figure, (left, right) = new_figure(2)
     for number, (name, points) in enumerate(curves.items()):
-        style: Any = {"color": LINE_COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
+        style: Any = {"color": COLOURS[number % 6], "marker": MARKERS[number % 6], "markersize": 4, "label": name}
         depths = [p.depth for p in points]
         left.plot(depths, [100 * p.exact for p in points], **style)
         right.plot(depths, [p.residual for p in points], **style)
-    left.set(title="Accuracy by depth", ylabel="grids right in every cell (%)", ylim=(-3, 103))
-    right.set(title="Convergence by depth", ylabel="median relative residual", yscale="log")
-    left.legend(title="unseen mazes", fontsize=8)
-    for axis in (left, right):
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("depth (evaluations)")
-    with new_file(file) as part:
-        figure.savefig(part)
+    left.set(title="accuracy by depth", ylabel="unseen mazes right in every cell (%)", ylim=(-3, 103))
+    right.set(title="convergence by depth", ylabel="median relative residual")
+    left.legend(fontsize=9)
+    use_log_scale(right)
+    for axes in (left, right):
+        use_depth_axis(axes)
+    save(figure, file)

@@ -1,8 +1,10 @@
 """Shared style of figures: a colour-blind-safe palette, light grids, and logarithmic axes with few ticks."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attractor.errors import requires_extra
+from attractor.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,19 +13,37 @@ if TYPE_CHECKING:
 
 # Okabe and Ito, "Color Universal Design" (2008).
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#777777"
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", VERMILION)
+MARKERS = "os^Dv*"
 
 
-def new_figure(num_axes: int = 1, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
-    """Return a figure with axes in one row. It is not registered with pyplot, and no backend is chosen."""
+def new_figure(num_axes: int = 1, height: float = 3.6, *, num_rows: int = 1) -> tuple["Figure", list["Axes"]]:
+    """Return a figure with ``num_axes`` axes, row by row. It is not registered with pyplot; no backend is chosen."""
     with requires_extra("plots"):
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, height), dpi=130, layout="constrained")
-    axes = list(figure.subplots(1, num_axes, squeeze=False)[0])
+    axes = list(figure.subplots(num_rows, num_axes // num_rows, squeeze=False).flat)
     for each in axes:
         each.grid(alpha=0.3)
         each.set_axisbelow(True)
     return figure, axes
+
+
+def save(figure: "Figure", file: Path) -> None:
+    """Write a figure; the file appears when it is complete."""
+    with new_file(file) as part:
+        figure.savefig(part)
+
+
+def use_depth_axis(axes: "Axes") -> None:
+    """Make the x axis logarithmic, with powers of two written as whole numbers."""
+    from matplotlib.ticker import FormatStrFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("depth (evaluations)")
 
 
 def use_integer_ticks(axis: "Axis") -> None:

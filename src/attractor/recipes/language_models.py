@@ -19,7 +19,7 @@ the optimiser and its settings are this project's, and no run of these sizes has
 from dataclasses import field, replace
 from typing import Any
 
-from attractor.config import config_class, require_positive, suggestion
+from attractor.config import change, config_class, require_positive, suggestion
 from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, LoopedConfig
 from attractor.objectives import NextTokenConfig
@@ -152,6 +152,6 @@ def retrofit() -> LanguageRecipe:
 
 
 def fit_to_model(recipe: LanguageRecipe, model: AttractorConfig | LoopedConfig) -> LanguageRecipe:
-    """Return ``recipe`` for an existing model, with rows no longer than the model's positions."""
+    """Return ``recipe`` for an existing model, without its budget, with rows no longer than the model's positions."""
     length = min(recipe.text.length, model.max_position_embeddings)
-    return replace(recipe, model=model, text=replace(recipe.text, length=length))
+    return replace(recipe, model=change(model, {"budget": None}), text=replace(recipe.text, length=length))

@@ -2,6 +2,7 @@
 
 from attractor.solve.anderson import Anderson
 from attractor.solve.broyden import Broyden
+from attractor.solve.fusion import fused_bookkeeping
 from attractor.solve.loop import solve
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solver import BestSoFar, Picard, Solver
@@ -23,6 +24,7 @@ __all__ = [
     "StopRule",
     "Tolerance",
     "Update",
+    "fused_bookkeeping",
     "is_synchronized",
     "require_resolvable",
     "solve",

@@ -5,19 +5,25 @@ On an accelerator, and where gradients are tracked, tensors do them, and the hos
 both: an *array* here is a NumPy array or a tensor.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 Array = Any  # np.ndarray | Tensor; their operators agree, which no common type expresses
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the floating-point dtype for sums whose condition is a square: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
-    has_memory = x.is_cpu and torch._C._functorch.peek_interpreter_stack() is None  # not inside a function transform
-    return x.detach().numpy() if has_memory and not torch.is_grad_enabled() else x
+    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() and not transforms() else x
 
 
 def to_tensor(x: Array) -> Tensor:
@@ -31,9 +37,6 @@ def row_norm(x: Tensor) -> Tensor:
     A norm is finite where the row is: one above the largest number of the dtype is that number.
     """
     largest = torch.finfo(x.dtype).max
-    if x.is_cuda and x.dtype == torch.float32:
-        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        return torch.where(norm < torch.inf, norm.clamp_max(largest), norm).to(x.dtype)
     scale = row_scale(x)
     peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
     return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
@@ -49,7 +52,32 @@ def row_scale(x: Tensor) -> Tensor:
 
 def known_between(x: Array, low: float, high: float) -> bool:
     """Whether all numbers are known to lie between the two. On an accelerator the answer is False."""
-    return (isinstance(x, np.ndarray) or x.is_cpu) and len(x) > 0 and bool(low < x.min()) and bool(x.max() < high)
+    if isinstance(x, np.ndarray):
+        return x.size > 0 and bool(low < np.minimum.reduce(x)) and bool(np.maximum.reduce(x) < high)
+    return is_readable(x) and len(x) > 0 and bool(low < x.min()) and bool(x.max() < high)
+
+
+def transforms() -> list[str]:
+    """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return []
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return [str(interpreter.key()).removeprefix("TransformType.") for interpreter in stack]
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the host can read ``x`` without waiting for a device: it is on the CPU, and not inside ``vmap``."""
+    return x.is_cpu and "Vmap" not in transforms()
+
+
+def count(mask: Array) -> tuple[float, int]:
+    """Return how many elements are True, and how many there are, over all mapped dimensions. Waits for the device."""
+    if not isinstance(mask, Tensor) or not transforms():
+        return float(mask.sum()), math.prod(mask.shape)
+    with temporarily_clear_interpreter_stack():
+        while torch._C._functorch.is_functorch_wrapped_tensor(mask):
+            mask = torch._C._functorch.get_unwrapped(mask)
+        return float(mask.sum()), mask.numel()
 
 
 def namespace(x: Array) -> Any:
@@ -62,11 +90,28 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
+def as_int8(mask: Array) -> Array:
+    return mask.view(np.int8) if isinstance(mask, np.ndarray) else mask.to(torch.int8)
+
+
 def known_empty(mask: Array) -> bool:
     """Whether ``mask`` is known to be False everywhere. On an accelerator the answer is False: asking would wait."""
-    return (isinstance(mask, np.ndarray) or mask.is_cpu) and not mask.any()
+    return (isinstance(mask, np.ndarray) or is_readable(mask)) and not mask.any()
 
 
-def where_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:
-    """``torch.where`` with a mask (N,) for tensors (N, ...)."""
-    return b if known_empty(mask) else torch.where(to_tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)
+def with_rows(old: Array, rows: Tensor, new: Array) -> Array:
+    """Return ``old`` (N, ...) with ``new`` (M, ...) in the rows (M,)."""
+    if isinstance(old, np.ndarray):
+        old = old.copy()
+        old[rows.numpy()] = new
+        return old
+    return old.index_copy(0, rows, new)
+
+
+def where_rows(mask: Array | None, a: Array, b: Array) -> Array:
+    """``where`` with a mask (N,) for two tensors (N, ...) or arrays (N,). ``None`` is a mask that is False everywhere."""
+    if mask is None:
+        return b
+    if isinstance(b, np.ndarray):
+        return np.where(mask, a, b)
+    return torch.where(to_tensor(mask).view(-1, *[1] * (b.ndim - 1)), a, b)

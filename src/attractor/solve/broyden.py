@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attractor.config import require_positive, require_whole
+from attractor.solve.array_ops import transforms
 from attractor.solve.solver import Solver, row_dot
 
 
@@ -60,6 +61,7 @@ class Broyden(Solver):
 def _low_rank(x: Tensor, us: tuple[Tensor, ...], vs: tuple[Tensor, ...], scratch: Tensor) -> Tensor:
     """Return ``−x + Σ uⱼ (vⱼ·x)``, (N, D)."""
     out = -x
+    add = torch.addcmul if transforms() else Tensor.addcmul_  # vmap has no rule for the one in place
     for u, v in zip(us, vs, strict=True):
-        out.addcmul_(u, row_dot(v, x, scratch)[:, None])
+        out = add(out, u, row_dot(v, x, scratch)[:, None])
     return out

@@ -1,12 +1,15 @@
 """The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, namespace
+from attractor.solve.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +25,10 @@ class Layout:
     num_rows: int
     row_length: int
     causal: bool
+    packing: Packing | None = None
 
     @classmethod
-    def of(cls, y0: Tensor, equation_dims: int | None, causal: bool) -> "Layout":
+    def of(cls, y0: Tensor, equation_dims: int | None, causal: bool, packing: Packing | None = None) -> "Layout":
         """Return the layout of ``y0``.
 
         Raises
@@ -57,9 +61,10 @@ class Layout:
             num_rows=num_rows,
             row_length=row_length,
             causal=causal,
+            packing=packing,
         )
 
-    @property
+    @cached_property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the state, residuals and mixing: float32 or wider."""
         return torch.promote_types(self.dtype, torch.float32)
@@ -74,7 +79,13 @@ class Layout:
 
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
-        return y.to(self.dtype).view(self.shape)
+        return (y if self.dtype == self.compute_dtype else y.to(self.dtype)).view(self.shape)
+
+    def rounded(self, y: Tensor) -> Tensor:
+        """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""
+        if self.packing is not None and self.packing.is_mixed:
+            return self.flatten(self.packing.pack(self.packing.unpack(self.unflatten(y))))
+        return y if self.dtype == self.compute_dtype else y.to(self.dtype).to(self.compute_dtype)
 
     def all_predecessors(self, mask: Array) -> Array:
         """Return where ``mask`` is True for the equation and for all that it may depend on, (N,) bool.
@@ -86,8 +97,8 @@ class Layout:
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
             if isinstance(rows, Tensor):
-                rows = rows.to(torch.uint8)  # no product of booleans on a CPU
-            return namespace(mask).cumprod(rows, 1).reshape(-1) > 0
+                return rows.cumprod(1, dtype=torch.uint8).reshape(-1) > 0
+            return np.logical_and.accumulate(rows, 1).reshape(-1)
         return self._repeat_over_row(rows.all(1))
 
     def any_in_row(self, mask: Array) -> Array:

@@ -26,6 +26,7 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
+    is_readable,
     known_between,
     known_empty,
     namespace,
@@ -33,16 +34,19 @@ from attractor.solve.array_ops import (
     row_scale,
     to_array,
     to_tensor,
+    transforms,
     where_rows,
 )
+from attractor.solve.fusion import fused
 from attractor.solve.layout import Layout
+from attractor.solve.packing import Packing
 from attractor.solve.safeguard import Safeguard
 from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
-from attractor.solve.tracker import CONVERGED, STAGNATED, EquationTracker
-from attractor.solve.update import Point, Repeated, Update, evaluate
+from attractor.solve.tracker import ACTIVE, CONVERGED, STAGNATED, EquationTracker
+from attractor.solve.update import Evaluation, Point, Repeated, Update
 
 
 def solve(
@@ -54,93 +58,122 @@ def solve(
     equation_dims: int | None = None,
     causal: bool = False,
     trace: bool | Collection[int] = False,
+    packing: Packing | None = None,
 ) -> Solution:
     """Iterate ``update`` from ``y0`` to a fixed point. See :func:`attractor.fixed_point` for the arguments.
 
-    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``.
+    Autograd records every step if it is on; callers that do not want that use ``torch.no_grad``. ``packing`` describes
+    a ``y0`` that was packed from several tensors.
     """
-    layout, update = Layout.of(y0, equation_dims, causal), Repeated.of(update)
+    layout, update = Layout.of(y0, equation_dims, causal, packing), Repeated.of(update)
     y = layout.flatten(y0)
     _refuse_nonfinite(y, layout)
-    accepted = Point.initial(y)
-    unknown = to_array(accepted.residual)
-    tracker = EquationTracker(layout, unknown, stop)
-    safeguard = Safeguard(solver.max_growth, unknown, torch.finfo(y.dtype).eps)
+    evaluation, accepted = Evaluation(update, layout, stop.norm), Point.initial(y)
+    tracker = EquationTracker(layout, accepted.residual, stop)
+    safeguard = Safeguard(solver.max_growth, accepted.residual, torch.finfo(y.dtype).eps)
     state: Any = None
     kept_points = _kept_points(trace, stop)
     points: list[tuple[Tensor, Tensor]] = []  # and the last residual before each
     checks = not stop.is_fixed_depth
-    evaluated = tracker.active
-    accelerated = ~evaluated
+    everywhere = tracker.status == ACTIVE
+    all_fresh = to_tensor(everywhere)
+    accelerated, restarted = ~everywhere, everywhere
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
-            points.append((layout.unflatten(y).detach(), accepted.residual.view(layout.leading_shape)))
-        point = evaluate(update, y, layout, evaluated, accepted)
-        residual_norm = to_array(point.residual_norm)
+            points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
+        point = evaluation.at(y, tracker.evaluated, accepted)
         if call == 1:
-            solver, state = _start(solver, y, point, residual_norm)
-        rejected = safeguard.rejected(residual_norm, to_array(accepted.residual_norm), evaluated, accelerated)
-        if checks:
-            rejected = tracker.record(call, to_array(point.residual), residual_norm, evaluated, rejected)
-            evaluated = tracker.needs_evaluation
-        accepted = point.replace_rows(rejected, accepted)
+            solver, state = _start(solver, y, point)
+        decide = fused(_decide, point.residual)
+        accepted, refused, fresh = decide(call, point, accepted, tracker, safeguard, everywhere, accelerated)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
-        accelerated = tracker.active & ~rejected
-        y, state = solver.step(state, accepted.y, accepted.f, accepted.g, accepted.residual, to_tensor(accelerated))
-        y = where_rows(rejected, accepted.f, y)  # the plain step from the last accepted point
-        y = where_rows(~tracker.active, accepted.y, y)
+        is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
+        y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
+        accelerated = _and_not(fresh, restarted) if solver.restarts else fresh
+        restarted = refused
+        y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
+        y = where_rows(tracker.inactive, accepted.y, y)
 
     if checks and call:
         _warn_if_random(update, layout, point, tracker)
-    y, residual = _finalize(solver, state, accepted, tracker) if checks else (y, accepted.residual)
-    value = layout.unflatten(y).clone()  # not the memory of y0, nor of what update returned
+    residual = to_tensor(accepted.residual)
+    if checks:
+        y, residual = _finalize(solver, state, accepted, tracker)
     if stop.is_fixed_depth and stop.max_evaluations in kept_points:
-        points.append((value.detach(), residual.view(layout.leading_shape)))
-    shape = layout.leading_shape
-    status = to_tensor(tracker.status).view(shape)
-    return Solution(
-        value=value,
-        residual=residual.view(shape),
-        evaluations=to_tensor(tracker.evaluations).view(shape),
-        outcome=Outcome(status=status, calls=call, limit=stop.max_evaluations, checked=checks),
-        trace=torch.stack([point for point, _ in points]) if points else None,
-        trace_residual=torch.stack([r for _, r in points]) if points else None,
-    )
+        points.append((layout.unflatten(y).detach(), residual.view(layout.leading_shape)))
+    return _solution(y, residual, tracker, call, points)
 
 
-def _start(solver: Solver, y: Tensor, point: Point, residual_norm: Array) -> tuple[Solver, Any]:
+def _decide(
+    call: int,
+    point: Point,
+    accepted: Point,
+    tracker: EquationTracker,
+    safeguard: Safeguard,
+    everywhere: Array,
+    accelerated: Array,
+) -> tuple[Point, Array | None, Array]:
+    """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
+    refused = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
+    if not tracker.stop.is_fixed_depth:
+        refused = tracker.record(call, point.residual, point.residual_norm, refused)
+    fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
+    return point.replace_rows(refused, accepted), refused, fresh
+
+
+def _and_not(mask: Array, other: Array | None) -> Array:
+    return mask if other is None else mask & ~other
+
+
+def _start(solver: Solver, y: Tensor, point: Point) -> tuple[Solver, Any]:
     """Return the solver, which sees scaled points if its products would over- or underflow, and its first state."""
-    if y.is_cpu and not known_between(residual_norm, 1e-12, 1e12):
+    if is_readable(y) and not known_between(point.residual_norm, 1e-12, 1e12):
         solver = Scaled(solver, row_scale(point.f))
     return solver, solver.init(y)
 
 
 def _finalize(solver: Solver, state: Any, accepted: Point, tracker: EquationTracker) -> tuple[Tensor, Tensor]:
     """Return ``y`` (N, D) and the residuals (N,), where the solver may replace those of equations without a solution."""
-    y, residual = accepted.y, accepted.residual
+    y, residual = accepted.y, to_tensor(accepted.residual)
     if known_empty(tracker.unsolved):
         return y, residual
     # A converged equation would not stay so if its predecessors moved. In a causal solve, none of its predecessors is
     # still active.
     layout = tracker.layout
-    free = tracker.active if layout.causal else ~layout.any_in_row(tracker.status == CONVERGED)
+    free = tracker.status == ACTIVE if layout.causal else ~layout.any_in_row(tracker.status == CONVERGED)
     movable = tracker.unsolved & free
     final_y, final_residual = solver.finalize(state, y, residual)
     return where_rows(movable, final_y, y), where_rows(movable, final_residual, residual)
 
 
+def _solution(
+    y: Tensor, residual: Tensor, tracker: EquationTracker, calls: int, points: list[tuple[Tensor, Tensor]]
+) -> Solution:
+    stop, layout, shape = tracker.stop, tracker.layout, tracker.layout.leading_shape
+    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
+    checked = not stop.is_fixed_depth
+    return Solution(
+        value=layout.unflatten(y).clone(),  # not the memory of y0, nor of what update returned
+        residual=residual,
+        evaluations=to_tensor(tracker.evaluations).view(shape),
+        outcome=Outcome(status=status, residual=residual, calls=calls, limit=stop.max_evaluations, checked=checked),
+        trace=torch.stack([point for point, _ in points]) if points else None,
+        trace_residual=torch.stack([r for _, r in points]) if points else None,
+    )
+
+
 def _warn_if_random(update: Repeated, layout: Layout, point: Point, tracker: EquationTracker) -> None:
     """Where equations stagnate, call ``update`` at the last point again, and warn if the result is another one."""
     stagnated = to_tensor(tracker.status) == STAGNATED
-    if is_synchronized() or update.can_be_partial or not stagnated.any():
+    if is_synchronized() or update.can_be_partial or transforms() or not stagnated.any():
         return
     with torch.no_grad():
         change = row_norm(layout.flatten(update(layout.unflatten(point.y))) - point.f)[stagnated]
         floor = 100 * torch.finfo(layout.dtype).eps * row_norm(point.y)[stagnated]
-        is_random = (change > 0.1 * point.residual_norm[stagnated]) & (change > floor)
+        is_random = (change > 0.1 * to_tensor(point.residual_norm)[stagnated]) & (change > floor)
     if is_random.any():
         warnings.warn(
             "fixed_point: update returns different values at the same point, so the solve cannot converge. It draws random "
@@ -160,7 +193,7 @@ def _kept_points(trace: bool | Collection[int], stop: StopRule) -> Collection[in
 
 
 def _refuse_nonfinite(y: Tensor, layout: Layout) -> None:
-    if y.is_cpu and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
+    if is_readable(y) and not is_synchronized() and not namespace(to_array(y)).isfinite(to_array(y)).all():
         raise DataError(
             f"fixed_point: y0 of shape {tuple(layout.shape)} holds NaN or infinite values; start from finite ones."
         )

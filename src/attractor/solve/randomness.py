@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attractor.solve.array_ops import transforms
+
 States = dict[torch.device, Tensor]
 _active: ContextVar["_Replay | None"] = ContextVar("replay", default=None)
 _swap = threading.Lock()
@@ -132,8 +134,7 @@ def _default_states(device: torch.device) -> States:
 
 def _outside_transforms() -> AbstractContextManager[Any]:
     """Return a context without the function transforms of ``torch.func``, in which tensors have no memory."""
-    in_transform = torch._C._functorch.peek_interpreter_stack() is not None
-    return temporarily_clear_interpreter_stack() if in_transform else nullcontext()
+    return temporarily_clear_interpreter_stack() if transforms() else nullcontext()
 
 
 def _native_dropout(generator: torch.Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:

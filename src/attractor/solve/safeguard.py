@@ -17,19 +17,25 @@ class Safeguard:
         self.max_growth = max_growth
         self.ceiling = unknown
         self._slack = 1 + 64 * eps  # some updates keep the residual norm exactly, apart from rounding
-        self._none = namespace(unknown).isfinite(unknown)
 
-    def rejected(self, residual_norm: Array, accepted_norm: Array, evaluated: Array, accelerated: Array) -> Array:
-        """Return which equations reject their last step. All arrays are (N,).
+    def rejected(
+        self, residual_norm: Array, accepted_norm: Array, evaluated: Array | None, accelerated: Array
+    ) -> Array | None:
+        """Return which equations reject their last step, (N,) bool, or ``None`` if none is known to. All are (N,).
 
         The norms are those after the step and at the last accepted point. ``evaluated`` marks the equations that the
         last evaluation included, ``accelerated`` those whose last step was the solver's and not the plain one.
         """
         if self.max_growth == np.inf:
-            return self._none
+            return None
+        is_numpy = isinstance(residual_norm, np.ndarray)
+        if is_numpy and np.logical_and.reduce(residual_norm <= accepted_norm):
+            return None  # accepted norms are never above the ceiling
         xp = namespace(residual_norm)
         with np.errstate(over="ignore"):
             raised = xp.fmax(self.ceiling, self._slack * residual_norm)
-            self.ceiling = xp.where(accelerated | ~evaluated, self.ceiling, raised)
+            kept = accelerated if evaluated is None else accelerated | ~evaluated
+            self.ceiling = xp.where(kept, self.ceiling, raised)
             limit = xp.minimum(accepted_norm * self.max_growth, self.ceiling)
-        return accelerated & ~(residual_norm <= limit)
+        rejected = accelerated & ~(residual_norm <= limit)
+        return rejected if not is_numpy or rejected.any() else None

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
+import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 
@@ -25,6 +28,8 @@ class Outcome:
     status
         int8, one :class:`Status` per equation, in the leading shape of ``y0``. All ``ACTIVE`` where convergence was not
         checked.
+    residual
+        As in :class:`Solution`.
     calls, limit
         How many times ``update`` was called, and the most calls that were allowed.
     checked
@@ -32,6 +37,7 @@ class Outcome:
     """
 
     status: Tensor
+    residual: Tensor
     calls: int
     limit: int
     checked: bool
@@ -58,12 +64,9 @@ class Outcome:
             return f"All {total} equation(s) converged after {self.calls} evaluation(s)."
         parts = [f"{self.num_open} of {total} equation(s) have not converged after {self.calls} evaluation(s)"]
         if num := self.count(Status.DIVERGED):
-            parts.append(f"{num} diverged to non-finite values (try Picard with damping below 1, or a smaller gate)")
+            parts.append(f"{num} diverged (try Picard(damping=0.5), Broyden(), or an update with a smaller gain)")
         if num := self.count(Status.STAGNATED):
-            parts.append(
-                f"{num} stagnated above the tolerance (the precision of the update? try a larger rtol, "
-                "an update in float32, or more patience)"
-            )
+            parts.append(f"{num} stagnated {self._why_stagnated()}")
         if num := self.count(Status.FROZEN):
             parts.append(f"{num} froze below the tolerance but were not verified")
         if num := self.count(Status.ACTIVE):
@@ -71,6 +74,18 @@ class Outcome:
             advice = "try more evaluations or another solver" if at_limit else "stopped at min_converged_fraction"
             parts.append(f"{num} are still active ({advice})")
         return "; ".join(parts) + "."
+
+    def _why_stagnated(self) -> str:
+        lowest = float(self.residual[self.status == Status.STAGNATED].min())
+        if lowest < 8 * torch.finfo(torch.bfloat16).eps:
+            return (
+                f"at a residual of {lowest:.1e} or more (try more patience; where update computes in bfloat16 or "
+                "float16, that is its precision: raise rtol or compute in float32)"
+            )
+        return (
+            f"at a residual of {lowest:.2g} or more: update does not lead to a fixed point there (it may cycle; try "
+            "Picard(damping=0.5), Broyden(), or an update with a smaller gain)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +95,7 @@ class Solution:
     Attributes
     ----------
     value
-        Shape and dtype of ``y0``.
+        Shape and dtype of ``y0``; for a nested ``y0``, its structure.
     residual
         ``‖update(y) − y‖ / ‖y‖`` per equation, in the leading shape of ``y0``; float32 or wider. The residual of a
         converged equation is the one at ``value``. Under ``Steps`` it belongs to the iterate before the last step.
@@ -91,21 +106,26 @@ class Solution:
     trace
         The points that the caller asked for, in the order of evaluation, (number of points, *y0.shape); ``None`` if
         there are none.
+    aux
+        With ``has_aux=True``, what ``update`` returned beside the state: where gradients are tracked at the solution,
+        otherwise in its last call.
     trace_residual
         For each of these points the residual that the step to it measured, at the point before it; NaN at ``y0``.
     """
 
-    value: Tensor
+    value: Any
     residual: Tensor
     evaluations: Tensor
     outcome: Outcome
-    trace: Tensor | None = None
+    trace: Any = None
     trace_residual: Tensor | None = None
+    aux: Any = None
 
     def __repr__(self) -> str:
         total = self.residual.numel()
         converged = f"{total - self.outcome.num_open}/{total}" if self.outcome.checked else "not checked"
-        parts = [f"shape={tuple(self.value.shape)}", f"converged={converged}"]
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), self.value)
+        parts = [f"shape={shapes}", f"converged={converged}"]
         if total:
             least, most = int(self.evaluations.min()), int(self.evaluations.max())
             parts.append(f"max_residual={float(self.residual.max()):.2g}")

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from attractor.config import require_positive, require_type
+from attractor.solve.array_ops import transforms
 
 
 class Solver(ABC):
     """The contract. Implement it, and test it by subclassing ``attractor.testing.SolverConformance``."""
 
     is_memoryless: ClassVar[bool] = False  # whether a step depends on the last point alone
+    # Whether the first step, and the one after points that were not fresh, is a plain step. These are never rejected.
+    restarts: bool = False
 
     @property
     @abstractmethod
@@ -104,6 +107,10 @@ class BestSoFar(Solver):
     def max_growth(self) -> float:
         return self.solver.max_growth
 
+    @property
+    def restarts(self) -> bool:  # type: ignore[override]
+        return self.solver.restarts
+
     def init(self, y: Tensor) -> tuple[Any, Tensor, Tensor]:
         return self.solver.init(y), y, y.new_full(y.shape[:1], torch.inf)
 
@@ -132,6 +139,10 @@ class Scaled(Solver):
     def max_growth(self) -> float:
         return self.solver.max_growth
 
+    @property
+    def restarts(self) -> bool:  # type: ignore[override]
+        return self.solver.restarts
+
     def init(self, y: Tensor) -> Any:
         return self.solver.init(y / self.scale)
 
@@ -150,7 +161,7 @@ def row_dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
 
     ``scratch`` (N, D) is overwritten where no gradient is tracked: new memory would cost several times the arithmetic.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transforms():
         return (a * b).sum(dim=1)  # not vecdot, which autocast would compute in half precision
     return torch.mul(a, b, out=scratch).sum(dim=1)
 

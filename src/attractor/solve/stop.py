@@ -1,14 +1,19 @@
 """Stop rules: a tolerance that every equation must meet, or a fixed number of evaluations."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array
+
+NORMS = ("l2", "rms", "max")
+Norm = Literal["l2", "rms", "max"] | Callable[[Tensor], Tensor]
 
 
 class StopRule(ABC):
@@ -32,11 +37,12 @@ class StopRule(ABC):
     is_fixed_depth
         If True, every equation makes exactly ``max_evaluations`` steps and convergence is never checked: the host does
         not wait for the device, and the remaining attributes and :meth:`is_below` are not used.
-    min_evaluations, check_every, min_converged_fraction, patience
+    norm, min_evaluations, check_every, min_converged_fraction, patience
         See :class:`Tolerance`.
     """
 
     max_evaluations: int
+    norm: Norm = "l2"
     is_fixed_depth: ClassVar[bool] = False
     min_evaluations: int = 1
     check_every: int = 1
@@ -60,10 +66,18 @@ class StopRule(ABC):
 
 @dataclass(frozen=True)
 class Tolerance(StopRule):
-    """Iterate until the residual ``‖update(y) − y‖ / ‖y‖`` of every equation is below ``rtol``.
+    """Iterate until, for every equation, ``‖update(y) − y‖`` is below ``rtol · ‖y‖`` or below ``atol``.
 
     Parameters
     ----------
+    rtol
+        ``‖y‖`` counts as at least the rounding unit of its dtype times its size at the start, so that an equilibrium of
+        exactly zero converges too.
+    atol
+        In the units of the state. 0 by default, which is right at every magnitude.
+    norm
+        "l2", "rms" (l2 divided by the square root of the number of unknowns), "max", or a function from the states
+        (N, D) of N equations to N numbers. It holds for residuals and for ``atol``.
     max_evaluations
         The most calls of ``update`` for any equation. An equation that has not converged by then keeps its last
         accepted iterate, so that the reported residual belongs to the returned value.
@@ -79,13 +93,15 @@ class Tolerance(StopRule):
         rule that compares equations and rows: with it, a result may depend on the other rows of the batch.
     patience
         An equation stagnates when, in this many calls, neither it nor any equation that it may depend on has lowered
-        its lowest residual by 10 %. It then keeps its value, and the outcome reports it. The usual cause is the
+        its lowest residual norm by 10 %. It then keeps its value, and the outcome reports it. The usual cause is the
         rounding of a bf16 update. ``None`` disables this test, which is right where information travels far before the
         residual can fall, as across a large maze.
     """
 
     rtol: float = 1e-4
     _: KW_ONLY
+    atol: float = 0.0
+    norm: Norm = "l2"
     max_evaluations: int = 64
     min_evaluations: int = 1
     check_every: int = 1
@@ -94,6 +110,10 @@ class Tolerance(StopRule):
 
     def __post_init__(self) -> None:
         require_positive(self, "rtol", "min_converged_fraction")
+        if self.atol:
+            require_positive(self, "atol")
+        if self.norm not in NORMS and not callable(self.norm):
+            raise ConfigError(f"Tolerance(norm={self.norm!r}): give one of {', '.join(NORMS)}, or a function.")
         require_whole(self, 1, "max_evaluations", "min_evaluations", "check_every")
         if self.patience is not None:
             require_whole(self, 1, "patience")
@@ -108,7 +128,8 @@ class Tolerance(StopRule):
             )
 
     def is_below(self, residual: Array, residual_norm: Array, margin: float) -> Array:
-        return residual < margin * self.rtol
+        below = residual < margin * self.rtol
+        return below | (residual_norm < margin * self.atol) if self.atol else below
 
 
 @dataclass(frozen=True)

@@ -1,125 +1,170 @@
 """The status of every equation of a solve, its transitions, and its count of evaluations.
 
-======== ================================== =====================================
-status   moves                              is evaluated
-======== ================================== =====================================
-ACTIVE   yes                                yes
-FROZEN   no                                 once all its predecessors stopped too
-others   no: the equation is closed         no
-======== ================================== =====================================
+An ACTIVE equation moves and is evaluated. A FROZEN one does not move, and is evaluated once all its predecessors stopped
+too. All others are closed. Within one evaluation, these events change the status, in this order:
+
+================================================================== ========== ==========
+event                                                              ACTIVE     FROZEN
+================================================================== ========== ==========
+above tolerance (its predecessors have moved it)                              ACTIVE
+below the margin                                                   FROZEN
+verified: below tolerance, and no predecessor will move            CONVERGED  CONVERGED
+no progress, and its step has grown                                DIVERGED
+no progress                                                        STAGNATED
+not finite, after a step that cannot be rejected                   DIVERGED
+================================================================== ========== ==========
 """
 
+import numpy as np
 import torch
 
-from attractor.solve.array_ops import Array, known_empty, masked_fill, namespace
+from attractor.solve.array_ops import Array, as_int8, count, masked_fill, namespace
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
-from attractor.solve.sync import global_fraction
+from attractor.solve.sync import global_fraction, is_synchronized
 
 # NumPy compares with a plain integer five times as fast as with a member of an enumeration.
 ACTIVE, FROZEN, CONVERGED, STAGNATED, DIVERGED = map(int, Status)
-
-# Every change of status: event → {status before: status after}. Everything else stays as it is. Within one evaluation,
-# the tracker applies the events in this order.
-TRANSITIONS = {
-    "above tolerance": {FROZEN: ACTIVE},  # its predecessors have moved it
-    "below the margin": {ACTIVE: FROZEN},
-    "verified": {ACTIVE: CONVERGED, FROZEN: CONVERGED},  # below tolerance, and no predecessor will move
-    "no progress": {ACTIVE: STAGNATED},
-    "nonfinite": {ACTIVE: DIVERGED},
-}
 
 # An equation freezes at this fraction of the tolerance. One that froze at the tolerance itself would often fail its
 # verification, because its neighbours still move a little. Measured on causal transformer blocks
 # (``benchmarks/margin.py``), the margin saves up to half of all calls, and evaluations per token as well.
 FREEZE_MARGIN = 0.25
-PROGRESS = 0.9  # an equation makes progress when its lowest residual falls below this fraction of the previous one
+PROGRESS = 0.9  # an equation makes progress when its lowest residual norm falls below this fraction of the previous one
+GROWTH = 1e3  # an equation without progress diverges when its residual norm is above this multiple of the first one
 
 
 class EquationTracker:
-    """The status (int8) and the number of used evaluations (int64) of every equation. All arrays are (N,)."""
+    """The status (int8) and the number of used evaluations (int64) of every equation. All arrays are (N,).
+
+    A mask that is ``None`` holds for no equation (``inactive``, ``rejected``) or for all (``evaluated``). On a CPU this is
+    always so where it can be, so that the usual evaluation, in which nothing changes, costs next to nothing.
+    """
 
     def __init__(self, layout: Layout, unknown: Array, stop: StopRule) -> None:
         self.layout, self.stop = layout, stop
         xp = namespace(unknown)
         self.status = xp.zeros_like(unknown, dtype=xp.int8)
-        self.evaluations = xp.full_like(unknown, stop.max_evaluations if stop.is_fixed_depth else 0, dtype=xp.int64)
+        self.inactive: Array | None = None
+        self.evaluated: Array | None = None  # what the next evaluation must include
+        self._evaluations = xp.full_like(unknown, stop.max_evaluations if stop.is_fixed_depth else 0, dtype=xp.int64)
+        self._uniform_evaluations = 0
+        self._below: Array | None = None
         self._best = self._recent_best = xp.full_like(unknown, torch.inf)
-        self._done = self._newly_diverged = self.status != ACTIVE
+        self._first_norm = unknown
 
     @property
-    def active(self) -> Array:
-        return self.status == ACTIVE
+    def evaluations(self) -> Array:
+        return self._evaluations + self._uniform_evaluations
 
     @property
     def unsolved(self) -> Array:
         """The equations that are neither frozen nor converged."""
         return (self.status != CONVERGED) & (self.status != FROZEN)
 
-    @property
-    def needs_evaluation(self) -> Array:
-        """The equations that the next evaluation must include: those that move, and those that it can verify.
-
-        Newly diverged equations, too: they go back to their last finite value, and their neighbours must see it.
-        """
-        stopped = self.status >= FROZEN
-        verifiable = (self.status == FROZEN) & self.layout.all_predecessors(stopped)
-        return ~stopped | verifiable | self._newly_diverged
-
-    def record(self, call: int, residual: Array, residual_norm: Array, evaluated: Array, rejected: Array) -> Array:
+    def record(self, call: int, residual: Array, residual_norm: Array, rejected: Array | None) -> Array | None:
         """Change statuses after one evaluation, and return the equations whose new point is not accepted, (N,) bool.
 
-        ``evaluated`` and ``rejected`` are the equations that the evaluation included, and those whose step the safeguard
-        rejects.
+        ``rejected`` are the equations whose step the safeguard rejects.
         """
-        self._check_residuals(call, residual, residual_norm, evaluated)
-        nonfinite = ~namespace(residual_norm).isfinite(residual_norm)
-        self._newly_diverged = nonfinite
-        if not known_empty(nonfinite):
-            # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
-            self._newly_diverged = nonfinite & self.active & self.layout.all_predecessors(~rejected)
-            self._apply("nonfinite", self._newly_diverged)
-        return (rejected & self.active) | nonfinite | ~evaluated
+        if call == 1:
+            self._first_norm = residual_norm
+        if rejected is None and self._changes_nothing(residual, residual_norm):
+            self._below = None
+            self._uniform_evaluations += 1
+            if self._ends_window(call, residual_norm):
+                self._find_stagnated(residual_norm)
+                self._update_masks()
+            return None
+        self._check_residuals(call, residual, residual_norm)
+        if self._ends_window(call, residual_norm):
+            self._find_stagnated(residual_norm)
+        refused, diverged = self._refuse(residual_norm, rejected)
+        self._update_masks(diverged)
+        return refused
 
     def is_done(self, call: int) -> bool:
         """Whether the solve can end. The host waits for the device here and nowhere else."""
         if call % self.stop.check_every:
             return False
-        done = self._done if self.stop.min_converged_fraction < 1 else self.status >= CONVERGED
-        return global_fraction(float(done.sum()), len(done)) >= self.stop.min_converged_fraction
+        if self.inactive is None and self._below is None and not is_synchronized():
+            return len(self.status) == 0
+        done = self.status >= CONVERGED
+        if self.stop.min_converged_fraction < 1 and self._below is not None:
+            done = self._below | (self.status >= FROZEN)
+        return global_fraction(*count(done)) >= self.stop.min_converged_fraction
 
-    def _check_residuals(self, call: int, residual: Array, residual_norm: Array, evaluated: Array) -> None:
-        closed = self.status >= CONVERGED
-        counted = evaluated & ~closed
-        self.evaluations = self.evaluations + counted
-        below = counted & self.stop.is_below(residual, residual_norm, 1.0) & (call >= self.stop.min_evaluations)
-        reactivated = counted & ~below & (self.status == FROZEN)
-        self._apply("above tolerance", reactivated)
-        if not known_empty(below):
-            self._apply("below the margin", below & self.stop.is_below(residual, residual_norm, FREEZE_MARGIN))
-            # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move
-            # any more: this evaluation has verified them.
-            self._apply("verified", below & self.layout.all_predecessors(closed | below))
-        self._done = below | (self.status >= FROZEN)
-        if self.stop.patience is not None:
-            self._best = masked_fill(self._best, reactivated, torch.inf)
-            self._find_stagnated(call, residual, self.stop.patience)
+    def _changes_nothing(self, residual: Array, residual_norm: Array) -> bool:
+        """Whether all equations are known to be active, above tolerance and finite."""
+        if not isinstance(residual, np.ndarray) or self.inactive is not None or self.evaluated is not None:
+            return False
+        if not residual.size or not np.maximum.reduce(residual_norm) < np.inf:
+            return False
+        return not np.logical_or.reduce(self.stop.is_below(residual, residual_norm, 1.0))
 
-    def _apply(self, event: str, mask: Array) -> None:
-        if known_empty(mask):
-            return
-        status = self.status
-        for before, after in TRANSITIONS[event].items():
-            self.status = masked_fill(self.status, mask & (status == before), after)
+    def _check_residuals(self, call: int, residual: Array, residual_norm: Array) -> None:
+        xp, status = namespace(residual), self.status
+        closed = status >= CONVERGED
+        counted = ~closed if self.evaluated is None else self.evaluated & ~closed
+        self._evaluations = self._evaluations + counted
+        below = counted & self.stop.is_below(residual, residual_norm, 1.0)
+        if call < self.stop.min_evaluations:
+            below = masked_fill(below, counted, False)
+        frozen = below & (self.stop.is_below(residual, residual_norm, FREEZE_MARGIN) | (status == FROZEN))
+        # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
+        # more: this evaluation has verified them.
+        verified = below & self.layout.all_predecessors(closed | below)
+        self.status = xp.where(counted, masked_fill(as_int8(frozen), verified, CONVERGED), status)
+        self._below = below
 
-    def _find_stagnated(self, call: int, residual: Array, patience: int) -> None:
-        """Every ``patience`` calls, close the active equations that wait for no predecessor and made no progress."""
-        xp = namespace(residual)
-        self._recent_best = xp.where(self.active, xp.fmin(self._recent_best, residual), self._recent_best)
-        if call % patience or call < self.stop.min_evaluations:
-            return
+    def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
+        """Close equations that are not finite. Return those whose point is refused, and the newly diverged ones."""
+        finite = residual_norm < np.inf
+        refused = None if self.evaluated is None else ~self.evaluated
+        if rejected is not None:
+            rejected = rejected & (self.status == ACTIVE)
+            refused = rejected if refused is None else refused | rejected
+        if isinstance(finite, np.ndarray) and finite.all():
+            return (refused if refused is not None and refused.any() else None), None
+        # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
+        diverged = ~finite & (self.status == ACTIVE)
+        if rejected is not None:
+            diverged = diverged & self.layout.all_predecessors(~rejected)
+        self.status = masked_fill(self.status, diverged, DIVERGED)
+        return (~finite if refused is None else refused | ~finite), diverged
+
+    def _update_masks(self, diverged: Array | None = None) -> None:
+        """Set ``inactive``, and ``evaluated``: the equations that move, and those that the next evaluation can verify.
+
+        Newly diverged equations, too: they go back to their last finite value, and their neighbours must see it.
+        """
+        self.inactive = self.status >= FROZEN
+        verifiable = (self.status == FROZEN) & self.layout.all_predecessors(self.inactive)
+        self.evaluated = ~self.inactive | verifiable
+        if diverged is not None:
+            self.evaluated = self.evaluated | diverged
+        if isinstance(self.inactive, np.ndarray):
+            self.inactive = self.inactive if self.inactive.any() else None
+            self.evaluated = None if self.evaluated.all() else self.evaluated
+
+    def _ends_window(self, call: int, residual_norm: Array) -> bool:
+        """Note the lowest residual norms. Return whether ``patience`` evaluations have passed since the last time."""
+        if self.stop.patience is None:
+            return False
+        xp = namespace(residual_norm)
+        self._recent_best = xp.fmin(self._recent_best, residual_norm)
+        if self.inactive is not None:  # an equation that was not active all the time is not tested
+            self._recent_best = masked_fill(self._recent_best, self.inactive, -torch.inf)
+        return call % self.stop.patience == 0 and call >= self.stop.min_evaluations
+
+    def _find_stagnated(self, residual_norm: Array) -> None:
+        """Close the active equations that wait for no predecessor and made no progress."""
+        xp = namespace(residual_norm)
         idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)
-        self._apply("no progress", self.layout.all_predecessors(idle))
-        self._best = xp.fmin(self._best, self._recent_best)
+        idle = self.layout.all_predecessors(idle) & (self.status == ACTIVE)
+        has_grown = residual_norm / GROWTH > self._first_norm
+        self.status = masked_fill(masked_fill(self.status, idle, STAGNATED), idle & has_grown, DIVERGED)
+        best = xp.fmin(self._best, self._recent_best)
+        self._best = masked_fill(best, self._recent_best == -torch.inf, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)

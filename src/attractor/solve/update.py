@@ -2,17 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, known_between, known_empty, row_norm, to_array, to_tensor, where_rows
+from attractor.solve.array_ops import (
+    Array,
+    known_between,
+    namespace,
+    row_norm,
+    to_array,
+    to_tensor,
+    transforms,
+    where_rows,
+    with_rows,
+)
 from attractor.solve.layout import Layout
+from attractor.solve.packing import Packing, is_from_autocast
 from attractor.solve.randomness import RepeatedRandomness
+from attractor.solve.stop import Norm
 
-Update = Callable[[Tensor], Tensor]
+Update = Callable[[Any], Any]
 
 
 class PartialUpdate(ABC):
@@ -30,20 +42,62 @@ class PartialUpdate(ABC):
         """
 
 
+class Adapted(PartialUpdate):
+    """The update of a user, as a function of one tensor whose dtype it keeps, also under autocast.
+
+    With ``packing`` the state of ``function`` is nested. With ``has_aux`` the function returns ``(y_next, aux)``, and
+    ``aux`` is what its last call returned.
+    """
+
+    def __init__(self, function: Update, packing: Packing | None = None, has_aux: bool = False) -> None:
+        self.function, self.packing, self.has_aux = function, packing, has_aux
+        self.aux: Any = None
+
+    @property
+    def is_partial(self) -> bool:
+        return isinstance(self.function, PartialUpdate) and self.packing is None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        if self.packing is not None:
+            return self.packing.pack(self._without_aux(self.function(self.packing.unpack(y))))
+        return _in_dtype_of(y, self._without_aux(self.function(y)))
+
+    def at(self, y: Tensor, index: Tensor) -> Tensor:
+        assert isinstance(self.function, PartialUpdate)
+        return _in_dtype_of(y, self._without_aux(self.function.at(y, index)))
+
+    def _without_aux(self, out: Any) -> Any:
+        if not self.has_aux:
+            return out
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise ConfigError(f"fixed_point(has_aux=True): update must return (y_next, aux), not {type(out).__name__}.")
+        out, self.aux = out
+        return out
+
+
+def _in_dtype_of(y: Tensor, out: Tensor) -> Tensor:
+    if isinstance(out, Tensor) and out.dtype != y.dtype and is_from_autocast(out):
+        return out.to(y.dtype)
+    return out
+
+
 class Repeated(RepeatedRandomness, PartialUpdate):
     """An update whose random numbers are the same at every call of one solve."""
 
+    function: Adapted
+
     @classmethod
     def of(cls, update: Update) -> "Repeated":
-        return update if isinstance(update, cls) else cls(update)
+        if isinstance(update, cls):
+            return update
+        return cls(update if isinstance(update, Adapted) else Adapted(update))
 
     @property
     def can_be_partial(self) -> bool:
         """Masks of dropout have the shape of the complete state, so an update that draws is always complete."""
-        return isinstance(self.function, PartialUpdate) and not self.draws
+        return self.function.is_partial and not self.draws and not transforms()
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        assert isinstance(self.function, PartialUpdate)
         return self.function.at(y, index)
 
 
@@ -56,30 +110,59 @@ class Point(NamedTuple):
     y: Tensor
     f: Tensor
     g: Tensor
-    residual_norm: Tensor
-    residual: Tensor
+    residual_norm: Array
+    residual: Array
 
     @classmethod
     def initial(cls, y: Tensor) -> "Point":
         """Return the point before the first evaluation. Its residuals are NaN."""
-        unknown = y.new_full(y.shape[:1], torch.nan)
+        unknown = to_array(y.new_full(y.shape[:1], torch.nan))
         return cls(y, y, torch.zeros_like(y), unknown, unknown)
 
-    def replace_rows(self, mask: Array, other: "Point") -> "Point":
+    def replace_rows(self, mask: Array | None, other: "Point") -> "Point":
         """Return this point with the equations in ``mask`` (N,) from ``other``."""
-        if known_empty(mask):
+        if mask is None:
             return self
         return Point(*(where_rows(mask, new, old) for old, new in zip(self, other, strict=True)))
 
 
-def evaluate(update: Repeated, y: Tensor, layout: Layout, needed: Array, last: Point) -> Point:
-    """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), and with ``last`` elsewhere."""
-    if not update.can_be_partial or bool(needed.all()):
-        return _measure(y, _checked_call(update, layout.unflatten(y)), layout)
-    index = to_tensor(needed).nonzero()[:, 0]
-    argument = y[index].to(layout.dtype).view(-1, *layout.equation_shape)
-    part = _measure(y[index], _checked_call(update, argument, index), layout)
-    return Point(y, *(old.index_copy(0, index, new) for old, new in zip(last[1:], part[1:], strict=True)))
+class Evaluation:
+    """How one solve evaluates ``update`` and measures residuals.
+
+    ``‖y‖`` counts as at least ``smallest`` (N,), the rounding unit times its size at the start, so that an equilibrium
+    of exactly zero has a residual.
+    """
+
+    def __init__(self, update: Repeated, layout: Layout, norm: Norm) -> None:
+        self.update, self.layout = update, layout
+        self._norm = _norm_function(norm)
+        self._smallest: Array | None = None
+
+    def at(self, y: Tensor, needed: Array | None, last: Point) -> Point:
+        """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
+        update, layout = self.update, self.layout
+        if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
+            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape)
+            f = f if f.dtype == y.dtype else f.to(y.dtype)
+            if self._smallest is None:
+                info = torch.finfo(y.dtype)
+                size = torch.maximum(to_tensor(self._size(y)), to_tensor(self._size(f)))
+                self._smallest = to_array((info.eps * size.nan_to_num(0, 0)).clamp_min(info.tiny))
+            return self._measure(y, f, self._smallest)
+        rows = to_tensor(needed).nonzero()[:, 0]
+        argument = y[rows].to(layout.dtype).view(-1, *layout.equation_shape)
+        f = _checked_call(update, argument, rows).reshape(len(rows), -1).to(layout.compute_dtype)
+        part = self._measure(y[rows], f, self._smallest[to_array(rows)])
+        return Point(y, *(with_rows(old, rows, new) for old, new in zip(last[1:], part[1:], strict=True)))
+
+    def _size(self, x: Tensor) -> Array:
+        return self._norm(x.detach() if x.requires_grad else x)
+
+    def _measure(self, y: Tensor, f: Tensor, smallest: Array) -> Point:
+        g = f - y
+        seen = self.layout.rounded(y)
+        residual_norm, size = self._size(g if seen is y else f - seen), self._size(seen)
+        return Point(y, f, g, residual_norm, residual_norm / namespace(size).maximum(size, smallest))
 
 
 def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
@@ -96,19 +179,33 @@ def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
     return out
 
 
-def _measure(y: Tensor, out: Tensor, layout: Layout) -> Point:
-    f = out.reshape(y.shape).to(layout.compute_dtype)
-    g = f - y
-    seen = y if layout.dtype == layout.compute_dtype else y.to(layout.dtype).to(layout.compute_dtype)
-    residual_norm = _norm((g if seen is y else f - seen).detach(), 0.0)
-    norm = _norm(seen.detach(), 1e-8)
-    return Point(y, f, g, residual_norm, residual_norm / norm)
+def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
+    if norm == "l2":
+        return _l2_norm
+    if norm == "rms":
+        return lambda x: _l2_norm(x) / max(x.shape[1], 1) ** 0.5
+    if norm == "max":
+        return lambda x: to_array(torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1))
+
+    def checked(x: Tensor) -> Array:
+        result = norm(x)
+        if not isinstance(result, Tensor) or result.shape != x.shape[:1]:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ConfigError(
+                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one number for "
+                f"each of the {len(x)} equations."
+            )
+        return to_array(result)
+
+    return checked
 
 
-def _norm(x: Tensor, low: float) -> Tensor:
-    """Return the norms of the rows, without scaling them where all are known to lie between ``low`` and 1e18."""
-    norm = torch.linalg.vector_norm(x, dim=1)
-    if known_between(to_array(norm), low, 1e18):
-        return norm
-    norm = row_norm(x)
-    return torch.where(norm > 0, norm, torch.finfo(x.dtype).tiny) if low else norm
+def _l2_norm(x: Tensor) -> Array:
+    """Return the norms of the rows, without scaling them where all are known to be far from over- and underflow.
+
+    On an accelerator they have float64, whose range needs no scaling.
+    """
+    if not x.is_cpu and x.dtype == torch.float32 and x.device.type != "mps":
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    norm = to_array(torch.linalg.vector_norm(x, dim=1))
+    return norm if known_between(norm, 1e-8, 1e18) else to_array(row_norm(x))

@@ -27,7 +27,8 @@ class TrainConfig:
     warmup_fraction, cooldown_fraction
         Fractions of the run in which the learning rate rises and falls, see :func:`attractor.optim.trapezoid`.
     ema_decay
-        Decay of the averaged weights, which evaluation and inference use. 0: no average; the last weights are used.
+        Decay of the averaged weights, which evaluation and inference use; it rises to this value over the first steps,
+        see :func:`attractor.training.parallel.averaged_model`. 0: no average; the last weights are used.
     accumulate
         Batches per optimiser step. Their gradients are averaged.
     precision
@@ -95,6 +96,12 @@ class Objective(Protocol):
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return more metrics for the log. They may take some time: this is called every ``log_every`` steps."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return metrics of ``model``, which is not wrapped, on held-out examples; nothing if there are none.
+
+        The loop limits its share of the time. All ranks call it at the same steps.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return this rank's state."""

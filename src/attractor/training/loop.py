@@ -31,6 +31,8 @@ from attractor.training.log import Callback, Log, NullLog, Report
 from attractor.training.parallel import Unit, clip_gradients, gradient_sync
 from attractor.training.state import TrainingState
 
+EVALUATION_SHARE = 0.05  # of the run's time, for held-out examples; the last report has them in any case
+
 
 def train(
     model: nn.Module,
@@ -109,6 +111,7 @@ class _Run:
     log: Log | NullLog
     checkpoints: Checkpoints
     start_time: float
+    next_evaluation: float = 0.0  # in seconds of training time
 
     def until_end(self, should_pause: Callable[[], bool]) -> None:
         """Train until the end of the run, a pause or divergence."""
@@ -181,11 +184,25 @@ class _Run:
         local = {name: float(value) for name, value in metrics.items()}
         if decision.action is not Action.SKIP:
             local |= self.objective.diagnostics(state.forward)
+        local = {**self._evaluate(), **local}
         means = dict(zip(local, self.distributed.mean([*local.values()]), strict=True))
         extra = {"skipped": float(skipped)} if skipped else {}
         return Report(
             step=state.step, seconds=state.seconds, progress=state.progress, lr=lr, metrics={**basic, **means, **extra}
         )
+
+    def _evaluate(self) -> dict[str, float]:
+        """Return metrics of held-out examples, of the last weights and of their average, if it is time for them."""
+        state = self.state
+        if state.seconds < self.next_evaluation and state.progress < 1:
+            return {}
+        start, metrics = time.perf_counter(), self.objective.evaluate(state.model)
+        if metrics and self.config.ema_decay:
+            averaged = self.objective.evaluate(state.trained_model())
+            metrics = {n: v for name in metrics for n, v in ((name, metrics[name]), (f"{name}_ema", averaged[name]))}
+        [seconds] = self.distributed.mean([time.perf_counter() - start])  # all ranks evaluate again at the same step
+        self.next_evaluation = state.seconds + seconds / EVALUATION_SHARE
+        return metrics
 
     def _checkpoint_is_needed(self) -> bool:
         # Not while in trouble: bad checkpoints would replace the good ones that a rollback needs.

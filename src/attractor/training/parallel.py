@@ -88,5 +88,15 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a model whose weights are the exponential moving average, with this decay, of those of ``model``."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    """Return a model whose weights are the exponential moving average of those of ``model``.
+
+    After ``t`` steps the decay is ``min(decay, (1 + t) / (10 + t))``: in a short run the average is over about the last
+    tenth of the steps, and does not keep the initial weights.
+    """
+
+    def update(average: Any, current: Any, _: Any) -> None:
+        step = int(averaged.n_averaged)  # on the CPU, unlike the argument, which would synchronise the host
+        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(average, current, step)
+
+    averaged = AveragedModel(model, multi_avg_fn=update)
+    return averaged

@@ -1,5 +1,6 @@
 """Shortest paths, and whether an answer is one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,8 +94,9 @@ def verdict(question: Grid, answer: Grid) -> PathVerdict:
     touches itself. Raises DataError for a question without exactly one S and one G.
     """
     length = _walk(question, answer)
-    if isinstance(length, str):
-        return PathVerdict(is_correct=False, message=f"wrong: the answer {length}")
+    if not isinstance(length, int):
+        mistake, cells = length
+        return PathVerdict(is_correct=False, message=f"wrong: the answer {mistake}", cells=cells)
     shortest = int((shortest_paths(question[None]) == Cell.PATH).sum()) + 1
     path = f"a path of {length} step{'' if length == 1 else 's'}"
     correct = length == shortest
@@ -103,34 +105,37 @@ def verdict(question: Grid, answer: Grid) -> PathVerdict:
     return PathVerdict(is_correct=correct, message=message, length=length, shortest=shortest)
 
 
-def _walk(question: Grid, answer: Grid) -> int | str:
-    """Return the number of steps of the marked path, or what is wrong with it."""
+def _walk(question: Grid, answer: Grid) -> int | tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the number of steps of the marked path, or what is wrong with it and the (row, column) of wrong cells."""
     if answer.shape != question.shape:
-        return f"has the shape {answer.shape} and the maze {question.shape}"
+        return f"has the shape {answer.shape} and the maze {question.shape}", ()
     # The border keeps the walk inside, and makes rows and columns count from 1 as in the text.
     asked, given = np.pad(question, 1), np.pad(answer, 1).reshape(-1)
     (here,), (goal,) = (find_cell(asked[None], cell).tolist() for cell in (Cell.START, Cell.GOAL))
     width, asked, marked = asked.shape[1], asked.reshape(-1), given == Cell.PATH
 
-    def mistake(what: str, index: int | np.intp) -> str:
-        return f"{what} at line {index // width}, column {index % width}"
+    def mistake(what: str, cells: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+        places = tuple((cell // width - 1, cell % width - 1) for cell in cells)
+        return f"{what} at line {places[0][0] + 1}, column {places[0][1] + 1}", places
 
-    for index in np.flatnonzero(marked & (asked == Cell.WALL)):
-        return mistake("walks through a wall", index)
-    for index in np.flatnonzero((given != asked) & ~(marked & (asked == Cell.FLOOR))):
-        return mistake("changes the maze", index)
+    for what, wrong in (
+        ("walks through a wall", marked & (asked == Cell.WALL)),
+        ("changes the maze", (given != asked) & ~(marked & (asked == Cell.FLOOR))),
+    ):
+        if wrong.any():
+            return mistake(what, np.flatnonzero(wrong).tolist())
     marked[goal] = True
     length = 0
     while here != goal:
         neighbours = [here + step for step in (-width, -1, 1, width) if marked[here + step]]
         if len(neighbours) != 1:
             what = "branches or touches itself" if neighbours else "does not reach the goal but ends"
-            return mistake(what, here)
+            return mistake(what, [here])
         here = neighbours[0]
         marked[here] = False  # each cell is visited once
         length += 1
-    for index in np.flatnonzero(marked):
-        return mistake("marks a cell off its path", index)
+    if marked.any():
+        return mistake("marks a cell off its path", np.flatnonzero(marked).tolist())
     return length
 
 

@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attractor.data.puzzle import LocatedGrid, Verdict
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solves, unit_name, units
@@ -97,25 +99,35 @@ def tables(source: str | os.PathLike[str], split: str, *, answers: bool = True) 
 
 
 def verdict(question: Grid, answer: Grid) -> Verdict:
-    """Check an ``answer`` (size, size). The message begins with "verified" or "wrong" and names the first mistake."""
-    mistake = _find_mistake(question, answer)
-    message = f"wrong: the answer {mistake}" if mistake else "verified: solved"
-    return Verdict(is_correct=mistake is None, message=message)
+    """Check an ``answer`` (size, size). The message begins with "verified" or "wrong" and names the first mistake.
 
-
-def _find_mistake(question: Grid, answer: Grid) -> str | None:
+    ``cells`` are changed givens, blanks, and digits that occur twice in a unit.
+    """
     size = require_grids(question[None], "a question")
     if answer.shape != question.shape:
-        return f"has the shape {answer.shape} and the puzzle {question.shape}"
-    for row, column in np.argwhere((question > 0) & (answer != question)):
-        return f"changes the given {question[row, column]} at row {row + 1}, column {column + 1}"
-    for row, column in np.argwhere((answer < 1) | (answer > size)):
-        return f"leaves row {row + 1}, column {column + 1} blank"
+        mistakes, wrong = [f"has the shape {answer.shape} and the puzzle {question.shape}"], np.zeros((0, 2))
+    else:
+        mistakes, wrong = _find_mistakes(question, answer, size)
+    message = f"wrong: the answer {mistakes[0]}" if mistakes else "verified: solved"
+    cells = tuple((int(row), int(column)) for row, column in wrong)
+    return Verdict(is_correct=not mistakes, message=message, cells=cells)
+
+
+def _find_mistakes(question: Grid, answer: Grid, size: int) -> tuple[list[str], NDArray[Any]]:
+    """Return a sentence for each mistake, and the (row, column) of all wrong cells, (K, 2)."""
+    changed, blank = (question > 0) & (answer != question), (answer < 1) | (answer > size)
+    mistakes = [f"changes the given {question[r, c]} at row {r + 1}, column {c + 1}" for r, c in np.argwhere(changed)]
+    mistakes += [f"leaves row {r + 1}, column {c + 1} blank" for r, c in np.argwhere(blank)]
+    wrong = changed | blank
     for index, cells in enumerate(units(size)):
         digits, counts = np.unique(answer.reshape(-1)[cells], return_counts=True)
-        for digit in digits[counts > 1]:
-            return f"has the digit {digit} twice in {unit_name(index, size)}"
-    return None
+        for digit in digits[(counts > 1) & (digits > 0) & (digits <= size)]:
+            clash = cells[answer.reshape(-1)[cells] == digit]
+            wrong.reshape(-1)[clash] = True
+            places = " and ".join(f"row {cell // size + 1}, column {cell % size + 1}" for cell in clash)
+            times = "twice" if len(clash) == 2 else f"{len(clash)} times"
+            mistakes.append(f"has the digit {digit} {times} in {unit_name(index, size)}: at {places}")
+    return mistakes, np.argwhere(wrong)
 
 
 def _cells(line: str, width: int) -> str:

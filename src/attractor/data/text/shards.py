@@ -221,7 +221,9 @@ class _ShardWriter:
 
     def finish(self, stats: ReadStats) -> Split:
         if not self._num_documents:
-            raise DataError(f"split {self._split!r} holds no text.")
+            raise DataError(
+                f"split {self._split!r} holds no text; give more text, or for val: val sources, or val_fraction=0."
+            )
         self._end_shard()
         if self._originals:
             (self._folder / ORIGINALS).write_text(json.dumps(self._originals), encoding="utf-8")

@@ -9,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data import MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
+from attractor.data.puzzles import FIRST_DEV_SEED, FIRST_TEST_SEED, MAX_DEV, num_dev
 from attractor.errors import ConfigError, DataError
 from attractor.files import require_free
 from attractor.progress import TaskProgress
-
-# Training puzzles are generated with seeds below this number and test puzzles with seeds from here up, so that the test
-# split of one seed is never the training split of another.
-FIRST_TEST_SEED = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,9 @@ def prepare_sudoku(
 ) -> PuzzleSummary:
     """Write a folder of Sudokus: generated ones with one solution, or csv files in the format of Sudoku-Extreme.
 
-    No test puzzle is a symmetric copy of a training puzzle: copies are not generated, and those in a csv are left out.
+    No test puzzle is a symmetric copy of a training puzzle: copies are not generated, and those in a csv are left out. A
+    third split, ``dev``, for accuracy during training, has a tenth as many puzzles as the training split, at most 100. Of
+    a csv these are training puzzles outside the sample; there are none without ``num_train``.
 
     Parameters
     ----------
@@ -128,42 +127,49 @@ def _prepare_puzzles(
             raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
     if train and test:
         metadata = {"train": train, "test": test, "num_train": num_train, "num_test": num_test, "seed": seed}
-        splits = {
-            "train": _read_sample(puzzle, train, "train", num_train, seed),
-            "test": _read_sample(puzzle, test, "test", num_test, seed),
-        }
+        splits = {}
+        splits["train"], rest = _read_sample(puzzle, train, "train", num_train, seed)
+        splits["test"], _ = _read_sample(puzzle, test, "test", num_test, seed)
         copies = puzzle.find_copies(splits["test"], splits["train"])
         splits["test"] = _remove(splits["test"], copies)
+        if not splits["test"]:
+            num = len(copies)
+            raise DataError(f"all {num} test puzzles are symmetric copies of training puzzles; give other files.")
+        for other in list(splits.values()):
+            rest = _remove(rest, puzzle.find_copies(rest, other)) if rest else rest
+        splits |= {"dev": rest[: num_dev(len(splits["train"]))]} if rest else {}
     else:
         chosen = {name: defaults[name] if value is None else value for name, value in settings.items()}
         num, num_test, copies = num or 1000, num_test or 1000, np.empty(0, np.int64)
         metadata = {**chosen, "num": num, "num_test": num_test, "seed": seed}
         splits = {}
+        starts = (seed, FIRST_TEST_SEED + seed, FIRST_DEV_SEED + seed)
         with TaskProgress(enabled=progress) as bars:
-            for split, n, start in (("train", num, seed), ("test", num_test, FIRST_TEST_SEED + seed)):
-                advance = bars.count(f"{split}{'ing' * (split == 'train')} puzzles", n)
-                splits[split] = puzzle.generate(n, seed=start, exclude=splits.get("train"), advance=advance, **chosen)
+            exclude = None
+            for split, n, start in zip(("train", "test", "dev"), (num, num_test, num_dev(num)), starts, strict=True):
+                advance = bars.count(f"{split} puzzles", n)
+                splits[split] = puzzle.generate(n, seed=start, exclude=exclude, advance=advance, **chosen)
+                exclude = splits[split] if exclude is None else exclude + splits[split]
     puzzles.write(out, splits, metadata=metadata)
     return summarize(out, splits, num_copies=len(copies))
 
 
-def _read_sample(puzzle: Puzzle, source: str, split: str, num: int | None, seed: int) -> PuzzleSet:
-    """Read a csv, and keep ``num`` of its puzzles, in order. A larger sample of a seed contains the smaller ones."""
+def _read_sample(puzzle: Puzzle, source: str, split: str, num: int | None, seed: int) -> tuple[PuzzleSet, PuzzleSet]:
+    """Read a csv. Return ``num`` of its puzzles, in order, and some others. A larger sample contains the smaller ones."""
     found = puzzle.read_table(source, split)
     if num is None:
-        return found
+        return found, found[:0]
     if num > len(found):
         raise DataError(f"{source}: holds {len(found)} puzzles; give at most as many as num_{split}.")
     keys = np.random.PCG64(seed).random_raw(len(found))  # raw bits, because NumPy guarantees that they never change
-    return found[np.sort(np.argsort(keys, kind="stable")[:num])]
+    order = np.argsort(keys, kind="stable")
+    return found[np.sort(order[:num])], found[np.sort(order[num : num + MAX_DEV])]
 
 
-def _remove(test: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
-    kept = np.ones(len(test), np.bool_)
+def _remove(puzzles: PuzzleSet, copies: NDArray[np.integer[Any]]) -> PuzzleSet:
+    kept = np.ones(len(puzzles), np.bool_)
     kept[copies] = False
-    if not kept.any():
-        raise DataError(f"all {len(test)} test puzzles are symmetric copies of training puzzles; give other files.")
-    return test[kept]
+    return puzzles[kept]
 
 
 def summarize(folder: Path, splits: Mapping[str, PuzzleSet], num_copies: int = 0) -> PuzzleSummary:

@@ -17,9 +17,11 @@ from attractor.data.text import (
     total_bytes,
     train_tokenizer,
 )
-from attractor.errors import ConfigError, DataError
+from attractor.errors import ConfigError
 from attractor.files import real_path, require_free
 from attractor.progress import TaskProgress
+
+HELD_OUT_CHARACTERS = 10_000  # at least so many of a single document, or a tenth of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class TextSummary:
     """A folder of prepared text. Only :func:`prepare_text` fills the fields after ``splits``.
 
     Documents were repaired where bytes were not UTF-8. Empty ones, files that are no text, and records without a text were
-    left out; ``left_out`` names the first few. The rate is that of tokenising alone.
+    left out; ``left_out`` names the first few. ``cut_document`` says that there was one document, whose end is held out.
+    The rate is that of tokenising alone.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class TextSummary:
     num_empty: int = 0
     num_left_out: int = 0
     left_out: tuple[str, ...] = ()
+    cut_document: bool = False
     seconds: float = 0.0
     tokens_per_second: float = 0.0
 
@@ -78,7 +82,8 @@ def prepare_text(
     out
         The folder to write. It must not exist.
     val_fraction
-        Without ``val``: the share of documents to hold out, from 0 to 0.5, chosen by a hash of the text.
+        Without ``val``: the share of documents to hold out, from 0 to 0.5, chosen by a hash of the text. Of a single
+        document, the end is held out: this share, but at least 10,000 characters, or a tenth of it if that is less.
     vocab_size, tokenizer_bytes
         Entries of the vocabulary, and the amount of text to train it on, in equal parts from all sources.
     tokenizer
@@ -103,7 +108,7 @@ def prepare_text(
     for source in set(map(real_path, sources)) & set(map(real_path, val)):
         raise ConfigError(f"{source}: is both in the sources and in val; leave it in one of them.")
     fraction, total = 0.0 if val else val_fraction, total_bytes([*sources, *val])
-    stats = {"train": ReadStats()} | ({"val": ReadStats()} if val else {})
+    stats = {"train": ReadStats()} | ({"val": ReadStats()} if val or fraction else {})
     train_pairs = _split_off(read_documents(sources, field=field, stats=stats["train"]), fraction)
     val_pairs = (("val", text) for text in read_documents(val, field=field, stats=stats.get("val")))
     with TaskProgress(enabled=progress, lines=True) as bars:
@@ -123,6 +128,7 @@ def prepare_text(
         num_empty=sum(s.num_empty for s in stats.values()),
         num_left_out=sum(s.num_left_out for s in stats.values()),
         left_out=tuple(each for s in stats.values() for each in s.left_out),
+        cut_document=bool(fraction) and stats["train"].num_documents == 1,
         seconds=time.perf_counter() - start,
         tokens_per_second=tokens_per_second,
     )
@@ -160,8 +166,8 @@ def _sample(sources: Sequence[str | Path], field: str, val_fraction: float, num_
     """Yield training text, the same amount from every source, at most ``num_bytes`` in all."""
     for source in sources:
         left = num_bytes // len(sources)
-        for text in read_documents([source], field=field):
-            if _is_held_out(text, val_fraction):
+        for split, text in _split_off(read_documents([source], field=field), val_fraction):
+            if split == "val":
                 continue
             yield text[:left]
             left -= len(text.encode())
@@ -170,7 +176,7 @@ def _sample(sources: Sequence[str | Path], field: str, val_fraction: float, num_
 
 
 def _split_off(documents: Iterable[str], val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Yield pairs (split, document). If no document would be held out by chance, the last one is."""
+    """Yield pairs (split, document). If no document is held out by chance, the last one is; of a single one, its end."""
     num, last, any_held_out = 0, "", False
     for num, text in enumerate(documents, start=1):
         if num > 1:
@@ -179,9 +185,19 @@ def _split_off(documents: Iterable[str], val_fraction: float) -> Iterator[tuple[
             yield "val" if held_out else "train", last
         last = text
     if val_fraction and num == 1:
-        raise DataError("the sources hold one document, so none can be held out; give val sources, or val_fraction=0.")
-    if num:
+        yield from _hold_out_end(last, val_fraction)
+    elif num:
         yield "val" if val_fraction and (not any_held_out or _is_held_out(last, val_fraction)) else "train", last
+
+
+def _hold_out_end(text: str, val_fraction: float) -> Iterator[tuple[str, str]]:
+    """Yield the training part and the held-out end of a document, or all of a document that is too short for both."""
+    size = max(round(val_fraction * len(text)), min(HELD_OUT_CHARACTERS, len(text) // 10))
+    cut = len(text) - size
+    half = cut + size // 2
+    cut = max(text.find("\n", cut, half), 0) or max(text.find(" ", cut, half), 0) or cut  # keep lines, or words, whole
+    parts = {"train": text[:cut], "val": text[cut:]}
+    yield from parts.items() if all(part.strip() for part in parts.values()) else [("train", text)]
 
 
 def _is_held_out(text: str, val_fraction: float) -> bool:

@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 
 from attractor.config import require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled, spectral_radius
+from attractor.layer import fixed_point
 from attractor.models.language.base import LanguageModel, LanguageModelOutput
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import Decoder
@@ -134,7 +134,8 @@ class AttractorModel(Decoder):
             return proposal, proposal, None
         if self.training and proposal.is_cpu and not is_synchronized() and not proposal.isfinite().all():
             return proposal, proposal, None  # the training loop skips a step whose loss is not finite
-        solution = self.solve(proposal, context, stop or self.default_stop_rule(is_padded=context.is_real is not None))
+        stop = stop or self.default_stop_rule(is_padded=context.is_real is not None)
+        solution = self.solve(proposal, context, stop)
         return proposal, solution.value, solution
 
     def solve(self, proposal: Tensor, context: TokenContext, stop: StopRule) -> Solution:
@@ -166,7 +167,7 @@ class AttractorModel(Decoder):
             value=value,
             residual=residual,
             evaluations=torch.ones_like(status, dtype=torch.int64),
-            outcome=Outcome(status=status, calls=1, limit=1, checked=False),
+            outcome=Outcome(status=status, residual=residual, calls=1, limit=1, checked=False),
         )
 
     def update(self, proposal: Tensor, context: TokenContext) -> Callable[[Tensor], Tensor]:
@@ -190,12 +191,11 @@ class AttractorModel(Decoder):
     def caches_equilibrium(self, stop: StopRule | None) -> bool:
         return self.config.num_attractor_layers > 0 and not (stop and stop.is_fixed_depth)
 
-    def default_stop_rule(self, *, is_padded: bool) -> Tolerance:
-        """Return the stop rule of the configuration, for training or evaluation."""
+    def default_stop_rule(self, *, is_padded: bool = False) -> Tolerance:
         config = self.config
         is_partial = self.training and not is_padded  # padding converges at once, and would count
         return Tolerance(
-            rtol=config.tolerance,
+            rtol=self.default_tolerance,
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
             check_every=config.check_every if self.training else 1,
@@ -256,7 +256,7 @@ class AttractorForCausalLM(LanguageModel):
         if not self.config.num_attractor_layers:
             return {}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # shapes differ from training
-            output = self(input_ids)
+            output = self(input_ids, tolerance=None if self.training else self.model.default_tolerance)
             context = self.model.make_context(output.hidden)
         if output.solution is None:
             return {}

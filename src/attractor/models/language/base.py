@@ -12,11 +12,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from attractor.errors import ConfigError
-from attractor.models.budget import BUDGET
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
 from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
-from attractor.solve import Solution, require_resolvable
+from attractor.solve import Solution, Tolerance, require_resolvable
 
 
 @dataclass
@@ -195,13 +194,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``transformers``, with the budget (``depth``, ``tolerance``, ``max_evaluations``) among the arguments.
-
-        Without any of the three, the budget of the generation config is used, see :meth:`store_budget`.
-        """
-        if all(kwargs.get(name) is None for name in BUDGET):
-            given = getattr(kwargs.get("generation_config"), "budget", None)
-            kwargs |= given or getattr(self.generation_config, "budget", None) or {}
+        """As in ``transformers``, with the budget (``depth``, ``tolerance``, ``max_evaluations``) among the arguments."""
         require_resolvable(kwargs.get("tolerance"), self.dtype)
         in_training = [module for module in self.modules() if module.training]  # as trainers of rewards generate
         self.eval()
@@ -211,20 +204,17 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
             for module in in_training:
                 module.training = True
 
-    def store_budget(
-        self, *, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
-    ) -> None:
-        """Store ``depth``, or ``tolerance`` and ``max_evaluations``, in the generation config, in place of an earlier
-        budget.
+    def budget(self, **given: float | None) -> dict[str, float]:
+        """Return the budget of a call in evaluation mode that gets the arguments ``given``.
 
-        They are one entry, ``budget``: ``generate`` does not pass on arguments that are named like entries of the
-        config.
+        It is ``depth``, or ``tolerance`` and ``max_evaluations``; nothing for a model that solves nothing.
         """
-        self.model.stop_rule(depth, tolerance, max_evaluations)
-        budget = dict(zip(BUDGET, (depth, tolerance, max_evaluations), strict=True))
-        config: Any = self.generation_config
-        config.budget = {name: value for name, value in budget.items() if value is not None}
-        config._from_model_config = False  # otherwise loading would drop a stored budget
+        if not self.recurrent_layers:
+            return {}
+        stop = self.model.stop_rule(**given) or self.model.default_stop_rule()
+        if isinstance(stop, Tolerance):
+            return {"tolerance": stop.rtol, "max_evaluations": stop.max_evaluations}
+        return {"depth": stop.n}
 
     def _extract_generation_mode_kwargs(self, custom_generate: Any, kwargs: dict[str, Any], *others: Any) -> Any:
         """Keep the tokenizer, which ``stop_strings`` needs, also with our own decoding method."""

@@ -6,15 +6,44 @@ from transformers import PreTrainedConfig
 
 from attractor.config import require_finite, require_positive, require_whole
 from attractor.errors import ConfigError
+from attractor.models.budget import BUDGET, stop_rule
 from attractor.nn.transformer import DecoderLayer
+from attractor.solve import Tolerance
 
 
 class LanguageModelConfig(PreTrainedConfig):
     """Sizes and conventions of the decoder; names as in ``Qwen3Config`` where that has them.
 
-    ``num_hidden_layers`` counts every layer that has its own weights. ``hidden_act`` is ``"silu"`` (SwiGLU) or
-    ``"relu2"`` (squared ReLU without a gate). ``tolerance``, ``min_evaluations`` and ``max_evaluations`` are the
-    default budget of a solve.
+    Attributes
+    ----------
+    vocab_size, bos_token_id, eos_token_id, pad_token_id
+        Entries of the vocabulary, and its special tokens. Training takes them from the prepared text.
+    hidden_size, intermediate_size
+        Width of the embedding, and of the MLP.
+    num_hidden_layers
+        Every layer that has its own weights.
+    num_attention_heads, num_key_value_heads, head_dim
+        Heads of queries; of keys and values, by default as many; and their channels, by default ``hidden_size`` divided
+        by the number of heads.
+    hidden_act
+        ``"silu"`` (SwiGLU) or ``"relu2"`` (squared ReLU without a gate).
+    qk_norm
+        Whether queries and keys are normalised.
+    rms_norm_eps, rope_theta, initializer_range
+        The epsilon of RMSNorm, the base of rotary positions, and the standard deviation of initial weights.
+    max_position_embeddings
+        The largest number of tokens in a row.
+    tie_word_embeddings
+        Whether the embedding is also the output layer.
+    tolerance, min_evaluations, max_evaluations
+        The default budget of a solve: the relative residual at which a token has converged, and limits of evaluations.
+        Twice the precision of the dtype is used if that is coarser than the tolerance.
+    budget
+        Used in evaluation mode instead of the tolerance, where a call gives no budget: ``{"depth": 1}``, or
+        ``{"tolerance": 0.03}`` with or without ``"max_evaluations"``. It belongs to the weights that it was chosen for,
+        so training does not use it and removes it.
+    use_cache
+        Whether generation keeps keys and values.
     """
 
     vocab_size: int = 32768
@@ -34,6 +63,7 @@ class LanguageModelConfig(PreTrainedConfig):
     tolerance: float = 3e-4
     min_evaluations: int = 1
     max_evaluations: int = 64
+    budget: dict[str, Any] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -58,6 +88,10 @@ class LanguageModelConfig(PreTrainedConfig):
             )
         if self.head_width % 2:
             raise ConfigError(f"head_dim={self.head_width}: rotary positions need an even number.")
+        if self.budget is not None:
+            if foreign := sorted(self.budget.keys() - set(BUDGET)):
+                raise ConfigError(f"budget={self.budget!r}: {foreign[0]!r} is none of {', '.join(BUDGET)}.")
+            stop_rule(**self.budget, default=Tolerance())
         if self.hidden_act not in ("silu", "relu2"):
             raise ConfigError(f"hidden_act={self.hidden_act!r}: choose 'silu' or 'relu2'.")
         super().__post_init__(**kwargs)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from attractor.errors import ConfigError, DataError
-from attractor.models.budget import stop_rule
+from attractor.models.budget import BUDGET, reachable_tolerance, stop_rule
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.inference.cache import EquilibriumCache
 from attractor.models.language.inference.context import AttentionContext, TokenContext
@@ -109,6 +109,10 @@ class Decoder(LanguageModelBase):
         """Return ``(proposal, hidden, solution)`` for embedded tokens (B, T, D); without ``stop``, as in training."""
 
     @abstractmethod
+    def default_stop_rule(self, *, is_padded: bool = False) -> StopRule:
+        """Return the stop rule of the configuration, for training or evaluation."""
+
+    @abstractmethod
     def num_cache_layers(self, stop: StopRule | None) -> int:
         """Return how many slots of keys and values a cache needs under ``stop``."""
 
@@ -141,6 +145,8 @@ class Decoder(LanguageModelBase):
             cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.embed_tokens(self._checked(input_ids))
         stop = self.stop_rule(depth, tolerance, max_evaluations)
+        if self.config.budget and stop is None and self.training and torch.is_grad_enabled():
+            self.config.budget = None  # it was chosen for the weights before this step
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
         if cache is not None and not slots:
             raise ConfigError("this depth uses no layer, so that a cache would stay empty: give use_cache=False.")
@@ -173,14 +179,25 @@ class Decoder(LanguageModelBase):
     def stop_rule(
         self, depth: int | None = None, tolerance: float | None = None, max_evaluations: int | None = None
     ) -> StopRule | None:
-        """Return the stop rule of a budget, see :func:`attractor.models.budget.stop_rule`."""
+        """Return the stop rule of a budget, see :func:`attractor.models.budget.stop_rule`.
+
+        In evaluation mode, the configuration's ``budget`` is used if none is given.
+        """
         config = self.config
+        if config.budget and not self.training and depth is tolerance is max_evaluations is None:
+            depth, tolerance, max_evaluations = (config.budget.get(name) for name in BUDGET)
+            tolerance = tolerance and max(tolerance, reachable_tolerance(self.dtype))
         default = Tolerance(
-            rtol=config.tolerance,
+            rtol=self.default_tolerance,
             max_evaluations=config.max_evaluations,
             min_evaluations=min(config.min_evaluations, config.max_evaluations),
         )
         return stop_rule(depth, tolerance, max_evaluations, default=default)
+
+    @property
+    def default_tolerance(self) -> float:
+        """The configuration's tolerance, or what the dtype of the states can reach if that is coarser."""
+        return max(self.config.tolerance, reachable_tolerance(self.dtype))
 
     def make_context(
         self,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from attractor.config import require_whole
 from attractor.errors import ConfigError
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Phantom, Unrolled
+from attractor.layer import fixed_point
 from attractor.models.language.base import LanguageModel
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import Decoder
@@ -94,7 +94,7 @@ class LoopedModel(Decoder):
         e = self.run(x, context, 0, core)
         tracked = 0
         if stop is None:
-            num = config.mean_recurrence
+            num = self.default_stop_rule().n
             if self.training:
                 num = 1 + int(torch.poisson(torch.tensor(num - 1.0)))
             tracked = min(config.tracked_recurrence, num) if torch.is_grad_enabled() else 0
@@ -118,6 +118,9 @@ class LoopedModel(Decoder):
             outcome=replace(solution.outcome, calls=solution.outcome.calls + tracked),
         )
         return e, self.run(solution.value, context, coda, config.num_hidden_layers), solution
+
+    def default_stop_rule(self, *, is_padded: bool = False) -> Steps:
+        return Steps(self.config.mean_recurrence)
 
     def num_cache_layers(self, stop: StopRule | None) -> int:
         iterations = stop.max_evaluations if stop and stop.is_fixed_depth else self.config.mean_recurrence

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attractor.config import config_class, require_whole
 from attractor.errors import ConfigError, DataError
-from attractor.fixed_point import fixed_point
 from attractor.gradient import Gradient, OneStep, Phantom
+from attractor.layer import fixed_point
 from attractor.models.budget import stop_rule
 from attractor.solve import PartialUpdate, Picard, Solution, Solver, Steps, StopRule, Tolerance
 

@@ -29,8 +29,8 @@ def generate_with_drafts(
 ) -> Tensor:
     """Continue ``input_ids`` (1, T): a decoding method for ``generate``, see :meth:`AttractorForCausalLM.generate`."""
     budget = {name: inputs.get(name) for name in ("tolerance", "max_evaluations")}
-    _require_draftable(model, input_ids, generation_config, num_draft, draft_depth, inputs)
-    stop = model.model.stop_rule(**budget) or model.model.default_stop_rule(is_padded=False)
+    _require_draftable(model, input_ids, generation_config, num_draft, draft_depth, inputs, budget)
+    stop = model.model.stop_rule(**budget) or model.model.default_stop_rule()
     cache, sampling, ids = DynamicCache(), generation_config.do_sample, input_ids
     first = model(ids, cache=cache, logits_to_keep=1, **budget).logits[:, -1]
     new = torch.multinomial(_distribution(logits_processor, ids, first, sampling), 1)
@@ -107,7 +107,13 @@ def _distribution(processor: Any, ids: Tensor, logits: Tensor, sampling: bool) -
 
 
 def _require_draftable(
-    model: Any, ids: Tensor, config: Any, num_draft: int, draft_depth: int, inputs: dict[str, Any]
+    model: Any,
+    ids: Tensor,
+    config: Any,
+    num_draft: int,
+    draft_depth: int,
+    inputs: dict[str, Any],
+    budget: dict[str, float | None],
 ) -> None:
     """Refuse models and arguments that drafts do not support."""
     if type(num_draft) is not int or num_draft < 1 or draft_depth not in (0, 1):
@@ -116,7 +122,7 @@ def _require_draftable(
         )
     if not model.config.num_attractor_layers or model.config.start != "proposal":
         raise ConfigError("num_draft: only a model that solves from a proposal has drafts; leave out num_draft.")
-    if inputs.get("depth") is not None:
+    if inputs.get("depth") is not None or "depth" in model.budget(**budget):
         raise ConfigError(
             "num_draft: a solve verifies the drafts, and a fixed depth, given or stored, has none; give tolerance, or no "
             "num_draft."

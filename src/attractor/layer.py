@@ -8,29 +8,33 @@ The solver, the stop rule and the gradient are three independent values; any com
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from attractor.config import require_type
 from attractor.errors import NotConvergedError
-from attractor.gradient import Gradient, OneStep, refuse_transforms
+from attractor.gradient import Gradient, Implicit, attach_tangent, in_forward_mode, refuse_transforms, without_tangent
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
-from attractor.solve.update import Repeated
+from attractor.solve.packing import Packing
+from attractor.solve.update import Adapted, Repeated
 
-_ANDERSON, _TOLERANCE, _ONE_STEP = Anderson(), Tolerance(), OneStep()
+_ANDERSON, _TOLERANCE, _IMPLICIT = Anderson(), Tolerance(), Implicit()
 
 
 def fixed_point(
     update: Update,
-    y0: Tensor,
+    y0: Any,
     *,
     solver: Solver = _ANDERSON,
     stop: StopRule = _TOLERANCE,
-    gradient: Gradient = _ONE_STEP,
+    gradient: Gradient = _IMPLICIT,
     equation_dims: int | None = None,
     causal: bool = False,
+    has_aux: bool = False,
     throw: bool = False,
     trace: bool | Collection[int] = False,
 ) -> Solution:
@@ -39,15 +43,19 @@ def fixed_point(
     Parameters
     ----------
     update
-        ``update(y) -> y_next``, of the shape and dtype of ``y``, with everything else closed over. Random numbers that
+        ``update(y) -> y_next``, of the shape and dtype of ``y`` (under autocast it may be of lower precision), with
+        everything else closed over. Random numbers that
         it draws (dropout) are the same at every call of one solve and new for the next, unless they come from a
         :class:`torch.Generator` of its own.
     y0
         The initial point; floating point, finite. The first dimension is the batch, whose rows never influence each
-        other. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
+        other. It may also be complex, or a tuple, list, dictionary or dataclass of tensors with equal leading
+        dimensions, which form one state: each equation has one residual over all of them, and by default each row is
+        one equation. The state and the mixing have float32 or wider; residuals are measured at the values that ``update``
         receives. The solve is not differentiated with respect to ``y0``, except under ``Unrolled``.
     gradient
-        Ignored where autograd is off.
+        Exact to a tolerance by default, at the price of a second solve in the backward pass; :class:`OneStep` is cheaper
+        and is biased by as much as ``update`` fails to contract. Ignored where autograd is off.
     equation_dims
         How many trailing dimensions form one equation, with its own residual, weights and count: 1 for the tokens
         of ``(B, T, D)``, all but the batch for a puzzle. The default is 1, and 0 for a ``y0`` of shape (N,), which is N
@@ -55,6 +63,8 @@ def fixed_point(
     causal
         The equations of a row are ordered along the last leading dimension (time), and ``update`` is causal along it.
         Then a later equation never influences an earlier one. All dimensions before time count as rows.
+    has_aux
+        ``update`` returns ``(y_next, aux)``; see :attr:`Solution.aux`.
     throw
         Raise :class:`NotConvergedError` unless every equation converges.
     trace
@@ -85,30 +95,58 @@ def fixed_point(
             gradient=gradient,
             equation_dims=equation_dims,
             causal=causal,
+            has_aux=has_aux,
             throw=throw,
             trace=trace,
         )
     _require_types("fixed_point", solver, stop, gradient)
     refuse_transforms(gradient)
-    update, tracked = Repeated.of(update), torch.is_grad_enabled()
+    packing = None
+    if not (isinstance(y0, Tensor) and y0.is_floating_point()):
+        packing = Packing.of(y0, equation_dims, causal)
+        y0, equation_dims = packing.pack(y0), 1
+    adapted, tracked = Adapted(update, packing, has_aux), torch.is_grad_enabled()
+    repeated = solved = Repeated(adapted)
+    if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
+        solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
     with torch.set_grad_enabled(tracked and gradient.tracks_solve):
-        solution = solve(update, y0, solver=solver, stop=stop, equation_dims=equation_dims, causal=causal, trace=trace)
+        solution = solve(
+            solved,
+            y0,
+            solver=solver,
+            stop=stop,
+            equation_dims=equation_dims,
+            causal=causal,
+            trace=trace,
+            packing=packing,
+        )
     if throw and not solution.outcome.converged:
-        raise NotConvergedError(f"fixed_point: {solution.outcome}", solution)
-    if not tracked:
-        return solution
-    if y0.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
-        value = gradient.attach(lambda y: update(y[0])[None], solution.value[None])[0]
-    else:
-        value = gradient.attach(update, solution.value)
-    return replace(solution, value=value)
+        raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
+    if tracked or is_forward:
+        solution = replace(solution, value=_attach(gradient, repeated, solution))
+    return restored(solution, packing, adapted.aux)
+
+
+def _attach(gradient: Gradient, update: Update, solution: Solution) -> Tensor:
+    attach = partial(attach_tangent, gradient) if in_forward_mode() else gradient.attach
+    if solution.value.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
+        return attach(lambda y: update(y[0])[None], solution.value[None])[0]
+    return attach(update, solution.value)
+
+
+def restored(solution: Solution, packing: Packing | None, aux: Any = None) -> Solution:
+    """Return the solution with ``aux``, and with value and trace in the structure of ``y0``."""
+    if packing is None:
+        return solution if aux is None else replace(solution, aux=aux)
+    trace = None if solution.trace is None else packing.unpack(solution.trace)
+    return replace(solution, value=packing.unpack(solution.value), trace=trace, aux=aux)
 
 
 class FixedPoint(nn.Module):
     """A fixed-point layer around any module: ``cell(y, *inputs, **keyword_inputs) -> y_next`` of the shape of ``y``.
 
     ``layer(y0, *inputs, **keyword_inputs)`` returns the :class:`Solution`; its ``value`` is the input of the next
-    layer. The options are those of :func:`fixed_point`.
+    layer. The options are those of :func:`fixed_point`; ``eval_stop`` replaces ``stop`` in evaluation mode.
 
     Raises
     ------
@@ -122,27 +160,33 @@ class FixedPoint(nn.Module):
         *,
         solver: Solver = _ANDERSON,
         stop: StopRule = _TOLERANCE,
-        gradient: Gradient = _ONE_STEP,
+        eval_stop: StopRule | None = None,
+        gradient: Gradient = _IMPLICIT,
         equation_dims: int | None = None,
         causal: bool = False,
+        has_aux: bool = False,
         throw: bool = False,
         trace: bool | Collection[int] = False,
     ) -> None:
         super().__init__()
         _require_types("FixedPoint", solver, stop, gradient)
+        if eval_stop is not None:
+            _require_types("FixedPoint", solver, eval_stop, gradient)
         self.cell = cell
-        self.solver, self.stop, self.gradient = solver, stop, gradient
-        self.equation_dims, self.causal, self.throw, self.trace = equation_dims, causal, throw, trace
+        self.solver, self.stop, self.eval_stop, self.gradient = solver, stop, eval_stop or stop, gradient
+        self.equation_dims, self.causal = equation_dims, causal
+        self.has_aux, self.throw, self.trace = has_aux, throw, trace
 
-    def forward(self, y0: Tensor, *inputs: Any, **keyword_inputs: Any) -> Solution:
+    def forward(self, y0: Any, *inputs: Any, **keyword_inputs: Any) -> Solution:
         return fixed_point(
             lambda y: self.cell(y, *inputs, **keyword_inputs),
             y0,
             solver=self.solver,
-            stop=self.stop,
+            stop=self.stop if self.training else self.eval_stop,
             gradient=self.gradient,
             equation_dims=self.equation_dims,
             causal=self.causal,
+            has_aux=self.has_aux,
             throw=self.throw,
             trace=self.trace,
         )
@@ -156,4 +200,4 @@ class FixedPoint(nn.Module):
 def _require_types(where: str, solver: Solver, stop: StopRule, gradient: Gradient) -> None:
     require_type(where, "solver", solver, Solver, "Anderson()")
     require_type(where, "stop", stop, StopRule, "Tolerance(rtol=1e-4) or Steps(8)")
-    require_type(where, "gradient", gradient, Gradient, "OneStep()")
+    require_type(where, "gradient", gradient, Gradient, "Implicit()")
