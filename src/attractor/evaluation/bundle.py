@@ -55,8 +55,8 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
     with requires_extra("eval"):
         import yaml  # type: ignore[import-untyped]
     listing, table = bundle / "core.yaml", bundle / "eval_meta_data.csv"
-    for file in (listing, table):
-        require_regular(file, DataError)
+    for each in (listing, table):
+        require_regular(each, DataError)
     try:
         entries = yaml.safe_load(listing.read_text(encoding="utf-8-sig"))["icl_tasks"]
         with table.open(newline="", encoding="utf-8-sig") as file:

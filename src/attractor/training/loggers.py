@@ -41,9 +41,9 @@ def make_logger(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> 
 
 def _tensorboard(out: Path) -> WriteMetrics:
     """Return a function that appends to an event file. PyTorch's writer does so in a thread, whose errors are printed."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
     file = out / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
 
