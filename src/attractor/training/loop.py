@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attractor.config import to_dict
 from attractor.errors import CheckpointError, ConfigError, DivergedError
-from attractor.files import reported_write_errors
+from attractor.files import made_folder, reported_write_errors
 from attractor.files.lock import LOCK, owner_lock
 from attractor.files.manifest import CHECKSUMS
 from attractor.nn import compile_blocks
@@ -248,7 +248,7 @@ def _owned_folder(out: Path, distributed: DistributedContext) -> Iterator[None]:
 
         def own() -> None:
             with reported_write_errors(out, "choose another folder"):
-                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(made_folder(out))
                 stack.enter_context(owner_lock(out / LOCK))
 
         distributed.on_main_process(own)
