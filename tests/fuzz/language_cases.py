@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attractor.cli import main
 from attractor.data.text import train_tokenizer
-from attractor.files import quiet
 from attractor.files.manifest import write_checksums
+from attractor.files.received import quiet
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"

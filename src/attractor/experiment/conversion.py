@@ -12,8 +12,9 @@ from attractor.data.text import load_tokenizer, read_held_out
 from attractor.evaluation.text import DEFAULT_WINDOW, TextScore, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
 from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder
-from attractor.files import new_folder, quiet, require_free
+from attractor.files import new_folder, require_free
 from attractor.files.manifest import write_checksums
+from attractor.files.received import quiet
 from attractor.interop import HeldOut
 from attractor.interop import export as write_stock
 from attractor.interop import import_official as read_official

@@ -14,7 +14,7 @@ from attractor.errors import ConfigError, DataError
 from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import LoadedLanguageModel
-from attractor.files import quiet
+from attractor.files.received import quiet
 from attractor.models.language import LanguageModel
 from attractor.objectives import NextToken
 from attractor.recipes import LanguageRecipe

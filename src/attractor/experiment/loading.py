@@ -12,7 +12,8 @@ from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import first_line, load_reason, quiet
+from attractor.files import first_line
+from attractor.files.received import load_reason, quiet
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from attractor.errors import AttractorError, ConfigError, DataError
-from attractor.files import check_model_folder, first_line, load_reason, quiet
+from attractor.files import first_line
+from attractor.files.received import check_model_folder, load_reason, quiet
 
 END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows every document but the last
 
