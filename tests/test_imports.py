@@ -146,6 +146,13 @@ assert callable(fixed_point) and attractor.solve.Tolerance is Tolerance
     assert result.returncode == 0, result.stderr
 
 
+def test_the_command_line_lets_waiting_threads_sleep() -> None:
+    """PyTorch reads the policy when it is imported. The user's own setting stays."""
+    code = "import os, sys; from attractor.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(code).stdout.split()[-1] == "PASSIVE"
+    assert run("import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; " + code).stdout.split()[-1] == "ACTIVE"
+
+
 def test_inference_does_not_load_the_tools_of_training() -> None:
     """Neither distributed checkpoints nor figures are imported to load and solve."""
     names = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "matplotlib", "transformers")

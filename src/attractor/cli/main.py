@@ -18,6 +18,8 @@ DESCRIPTION = "Attractor Models: networks that propose an answer and refine it u
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. With ``--debug`` anywhere, errors come with their traceback."""
     _accept_all_characters()
+    if "torch" not in sys.modules:  # threads that wait must not keep the cores from other programs; read at its import
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
