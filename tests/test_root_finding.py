@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attractor import Broyden, ConfigError, Newton, NewtonKrylov, OneStep, Steps, Tolerance, root
+from attractor import Broyden, ConfigError, Newton, NewtonKrylov, NotConvergedError, OneStep, Steps, Tolerance, root
 from attractor.root_finding import gmres
 
 TIGHT = Tolerance(rtol=1e-10, max_evaluations=50)
@@ -124,7 +124,8 @@ def test_gmres_solves_a_dense_system_in_as_many_products_as_unknowns() -> None:
     a = torch.randn(4, 9, 9, generator=generator, dtype=torch.float64)
     b = torch.randn(4, 9, generator=generator, dtype=torch.float64)
     b[2] = 0
-    x = gmres(lambda s: (a @ s[:, :, None])[:, :, 0], b, rtol=1e-12, max_products=9)
+    x, left = gmres(lambda s: (a @ s[:, :, None])[:, :, 0], b, rtol=1e-12, max_products=9)
+    assert left[2] == 0
     assert torch.allclose((a @ x[:, :, None])[:, :, 0], b, atol=1e-9)
 
 
@@ -150,3 +151,35 @@ def test_a_fixed_number_of_steps_and_another_gradient() -> None:
     found = root(lambda y: y * y - x, torch.ones(1, 1), stop=Steps(6), gradient=OneStep())
     assert found.value.item() == pytest.approx(2)
     assert torch.autograd.grad(found.value.sum(), x)[0].item() == pytest.approx(1)  # of the update y − residual(y)
+
+
+def test_a_step_that_gmres_cannot_find_is_not_convergence() -> None:
+    """No root near the start, and too few products: both would give a step of zero."""
+    no_root = root(lambda y: y**2 + 1, torch.zeros(1, 1), solver=NewtonKrylov())
+    shift = torch.zeros(1, 64)
+    shift[0, 0] = 1
+    short = root(lambda y: y.roll(1, 1) - shift, torch.zeros(1, 64), solver=NewtonKrylov(max_products=32))
+    assert not no_root.outcome.converged
+    assert not short.outcome.converged
+
+
+def test_an_inexact_gradient_of_newton_krylov_warns() -> None:
+    scale = torch.logspace(0, 5, 400, dtype=torch.float64)
+    target = torch.ones(1, 400, dtype=torch.float64, requires_grad=True)
+    found = root(lambda y: scale * y - target, (1 / scale)[None] * 1.0, solver=NewtonKrylov(max_products=8))
+    with pytest.warns(RuntimeWarning, match="raise max_products"):
+        found.value.sum().backward()
+
+
+def test_exact_roots_empty_batches_and_half_precision() -> None:
+    """A singular Jacobian does no harm where the residual is zero."""
+    assert root(lambda y: y * y, torch.zeros(2, 1)).outcome.converged
+    assert root(lambda y: y - 1, torch.zeros(0, 3)).value.shape == (0, 3)
+    half = root(lambda y: 2 * y - 3, torch.zeros(2, 3, dtype=torch.bfloat16), stop=Tolerance(rtol=1e-2))
+    assert torch.equal(half.value, torch.full((2, 3), 1.5, dtype=torch.bfloat16))
+
+
+def test_throw_carries_the_nested_root() -> None:
+    with pytest.raises(NotConvergedError, match="root:") as error:
+        root(lambda s: {"a": s["a"] ** 2 + 1}, {"a": torch.zeros(1, 1)}, throw=True)
+    assert error.value.solution.value["a"].shape == (1, 1)

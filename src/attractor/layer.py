@@ -123,13 +123,13 @@ def fixed_point(
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
     if tracked or is_forward:
-        solution = replace(solution, value=_attach(gradient, repeated, solution))
+        solution = replace(solution, value=_attach(gradient, repeated, solution, causal))
     return restored(solution, packing, adapted.aux)
 
 
-def _attach(gradient: Gradient, update: Update, solution: Solution) -> Tensor:
+def _attach(gradient: Gradient, update: Update, solution: Solution, causal: bool) -> Tensor:
     attach = partial(attach_tangent, gradient) if in_forward_mode() else gradient.attach
-    if solution.value.ndim and not solution.residual.ndim:  # one equation without a batch; gradients expect a batch
+    if solution.value.ndim and solution.residual.ndim < 1 + causal:  # one row without a batch; gradients expect a batch
         return attach(lambda y: update(y[0])[None], solution.value[None])[0]
     return attach(update, solution.value)
 

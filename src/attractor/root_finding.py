@@ -4,20 +4,23 @@ Newton's step is an update whose fixed points are the roots and whose Jacobian i
 error, and one tracked step has the exact gradient.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attractor.config import require_positive, require_type, require_whole
-from attractor.errors import ConfigError
+from attractor.errors import ConfigError, NotConvergedError
 from attractor.gradient import Gradient, Implicit, OneStep, in_forward_mode
 from attractor.gradient.gradients import attach_transformed
 from attractor.layer import fixed_point, restored
 from attractor.solve import Picard, Solution, Solver, StopRule, Tolerance, Update
+from attractor.solve.array_ops import count, is_readable
 from attractor.solve.packing import Packing
 from attractor.solve.update import Adapted, Repeated
 
@@ -50,7 +53,12 @@ class Newton(NewtonMethod):
                 jacobian = rows.movedim(0, 1)  # (N, D of the residual, D of y)
         if torch.is_grad_enabled():
             r = residual(y)
-        return r / jacobian[:, :, 0] if num == 1 else torch.linalg.solve_ex(jacobian, r)[0]
+        if num == 1:
+            step = r / jacobian[:, :, 0]
+        else:
+            wide = torch.promote_types(r.dtype, torch.float32)
+            step = torch.linalg.solve_ex(jacobian.to(wide), r.to(wide))[0].to(r.dtype)
+        return torch.where((r != 0).any(1, keepdim=True), step, 0)  # the Jacobian may be singular at a root
 
     def attach(self, residual: Update, value: Tensor) -> Tensor:
         return OneStep().attach(lambda y: y - self.newton_step(residual, y), value)
@@ -76,17 +84,25 @@ class NewtonKrylov(NewtonMethod):
         require_whole(self, 1, "max_products")
 
     def newton_step(self, residual: Update, y: Tensor) -> Tensor:
-        return gmres(
-            lambda s: torch.func.jvp(residual, (y,), (s,))[1],
-            residual(y),
-            rtol=self.rtol,
-            max_products=self.max_products,
-        )
+        def product(s: Tensor) -> Tensor:
+            return torch.func.jvp(residual, (y,), (s,))[1]
+
+        step, left = gmres(product, residual(y), rtol=self.rtol, max_products=self.max_products)
+        # A least-squares step near a point without a root is small, and must not be taken for a small error.
+        return step.where((left < 0.5)[:, None], torch.nan)
 
     def attach(self, residual: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:  # of the update y − residual(y)
-            eps = torch.finfo(v.dtype).eps
-            return gmres(lambda u: u - vjp(u), v, rtol=64 * eps, max_products=4 * self.max_products)
+            rtol = 64 * torch.finfo(v.dtype).eps
+            u, left = gmres(lambda u: u - vjp(u), v, rtol=rtol, max_products=4 * self.max_products)
+            if is_readable(left) and bool((left > max(1e-5, rtol)).any()):
+                warnings.warn(
+                    f"NewtonKrylov gradient: the linear system is solved to {float(left.max()):.1e} only; raise "
+                    "max_products.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return u
 
         return attach_transformed(lambda y: y - residual(y), value, adjoint)
 
@@ -139,7 +155,7 @@ def root(
     shape, repeated = y0.shape, Repeated(Adapted(residual, packing))
 
     def rows(y: Tensor) -> Tensor:
-        return y.reshape(shape[0] if shape else 1, -1)
+        return y.reshape(shape[0] if shape else 1, prod(shape[1:]))
 
     def flat(y: Tensor) -> Tensor:
         out = repeated(y.reshape(shape))
@@ -153,11 +169,11 @@ def root(
     options: dict[str, Any] = {"stop": stop, "equation_dims": None if y0.ndim < 2 else y0.ndim - 1, "trace": trace}
     if isinstance(solver, Solver):
         gradient = gradient or Implicit()
-        solution = fixed_point(lambda y: y - repeated(y), y0, solver=solver, gradient=gradient, throw=throw, **options)
-        return restored(solution, packing)
+        solution = fixed_point(lambda y: y - repeated(y), y0, solver=solver, gradient=gradient, **options)
+        return _checked(restored(solution, packing), throw)
     with torch.no_grad():
         solution = fixed_point(
-            lambda y: y - solver.newton_step(flat, rows(y)).reshape(shape), y0, solver=Picard(), throw=throw, **options
+            lambda y: y - solver.newton_step(flat, rows(y)).reshape(shape), y0, solver=Picard(), **options
         )
     if torch.is_grad_enabled() and not in_forward_mode():  # there the solution has its tangent already
         if gradient is None:
@@ -165,36 +181,47 @@ def root(
         else:
             value = gradient.attach(lambda y: y - flat(y), rows(solution.value))
         solution = replace(solution, value=value.reshape(shape))
-    return restored(solution, packing)
+    return _checked(restored(solution, packing), throw)
 
 
-def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, rtol: float, max_products: int) -> Tensor:
+def _checked(solution: Solution, throw: bool) -> Solution:
+    if throw and not solution.outcome.converged:
+        raise NotConvergedError(f"root: {solution.outcome}", solution)
+    return solution
+
+
+def gmres(product: Callable[[Tensor], Tensor], b: Tensor, *, rtol: float, max_products: int) -> tuple[Tensor, Tensor]:
     """Solve ``product(x) = b`` for every row of ``b`` (N, D) by GMRES (Saad & Schultz 1986), without restarts.
 
-    ``product`` is linear and multiplies every row by its own matrix (D, D). Stops when all residuals are below ``rtol``
-    times ``‖b‖``, or after ``max_products`` products.
+    ``product`` is linear and multiplies every row by its own matrix (D, D). A row keeps its first ``x`` with
+    ``‖product(x) − b‖`` below ``rtol · ‖b‖``. Stops when all have one, or after ``max_products`` products. Returns ``x``
+    and these relative residuals (N,).
     """
     tiny = torch.finfo(b.dtype).tiny
     size = torch.linalg.vector_norm(b, dim=1, keepdim=True)
     basis, columns = [b / size.clamp_min(tiny)], list[Tensor]()
-    weights = b.new_zeros(len(b), 0)
+    weights, left = b.new_zeros(len(b), 0), (size[:, 0] > 0).to(b.dtype)
     for k in range(min(max_products, b.shape[1])):
         w = product(basis[-1])
-        column = b.new_zeros(len(b), max_products + 1)
+        column = [torch.zeros_like(left)] * (max_products + 1)
         for _ in range(2):  # once more against rounding
             for j, q in enumerate(basis):
                 part = (q * w).sum(1, keepdim=True)
                 w = w - part * q
-                column[:, j] += part[:, 0]
+                column[j] = column[j] + part[:, 0]
         length = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        column[:, k + 1] = length[:, 0]
+        column[k + 1] = length[:, 0]
         basis.append(w / length.clamp_min(tiny))
-        columns.append(column)
+        columns.append(torch.stack(column, 1))
         hessenberg = torch.stack(columns, dim=2)[:, : k + 2]  # (N, k + 2, k + 1)
-        target = torch.zeros_like(hessenberg[:, :, 0])
-        target[:, 0] = 1
-        weights = (torch.linalg.pinv(hessenberg) @ target[:, :, None])[:, :, 0]
-        left = torch.linalg.vector_norm((hessenberg @ weights[:, :, None])[:, :, 0] - target, dim=1)
-        if bool((left <= rtol).all()):
+        # Least squares with the first unit vector on the right. No matrix products, which autocast would round.
+        fitted = torch.linalg.pinv(hessenberg)[:, :, 0]
+        misfit = (hessenberg * fitted[:, None]).sum(2) - torch.eye(1, k + 2, dtype=b.dtype, device=b.device)
+        done = (left <= rtol)[:, None]
+        weights = torch.where(done, torch.nn.functional.pad(weights, (0, 1)), fitted)
+        left = torch.where(done[:, 0], left, torch.linalg.vector_norm(misfit, dim=1))
+        num_done, total = count(left <= rtol)
+        if num_done == total:
             break
-    return size * sum((w[:, None] * q for w, q in zip(weights.unbind(1), basis, strict=False)), torch.zeros_like(b))
+    x = sum((w[:, None] * q for w, q in zip(weights.unbind(1), basis, strict=False)), torch.zeros_like(b))
+    return size * x, left

@@ -305,3 +305,28 @@ def test_wrong_settings_raise_a_config_error(make) -> None:
     """Numbers out of range are refused at construction."""
     with pytest.raises(ConfigError):
         make()
+
+
+def test_a_causal_solve_without_a_batch_has_the_exact_gradient() -> None:
+    """Its tokens are one row of the adjoint system, not independent rows."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 4, generator=generator, dtype=torch.float64) / 8
+    x = torch.randn(12, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    first = (torch.arange(12) > 0).double()[:, None]
+    update = lambda y: torch.tanh(0.9 * y.roll(1, -2) * first + y @ w + x)  # noqa: E731
+    stop = Tolerance(rtol=1e-10, patience=None)
+    grads = [
+        torch.autograd.grad(
+            fixed_point(update, y0, causal=True, stop=stop, gradient=Implicit(stop=stop)).value[..., -1, :].sum(), x
+        )[0]
+        for y0 in (torch.zeros(12, 4).double(), torch.zeros(1, 12, 4).double())
+    ]
+    assert torch.allclose(grads[0], grads[1], atol=1e-9)
+    assert grads[0][0].abs().max() > 1e-5
+
+
+def test_a_large_cotangent_of_one_row_does_not_erase_another() -> None:
+    x = torch.zeros(2, 3, dtype=torch.float16, requires_grad=True)
+    value = fixed_point(lambda y: 0.5 * y + x, torch.zeros_like(x), gradient=Implicit()).value
+    (grad,) = torch.autograd.grad(value, x, torch.tensor([[1e-4], [3e4]], dtype=torch.float16).expand(2, 3))
+    assert torch.allclose(grad[0].float(), torch.full((3,), 2e-4), rtol=0.05)

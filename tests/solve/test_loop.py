@@ -17,6 +17,7 @@ from attractor import (
     FixedPoint,
     Implicit,
     NotConvergedError,
+    PartialUpdate,
     Picard,
     Solver,
     Status,
@@ -507,3 +508,72 @@ def test_the_value_is_new_memory(stop) -> None:
             value = fixed_point(lambda y: constant, y0, stop=stop).value
         value.detach().zero_()
         assert (constant == 1).all()
+
+
+class _Partial(PartialUpdate):
+    """y ↦ f(y) for causal pairs (1, 2, 1), computed for some equations only."""
+
+    def __init__(self, function) -> None:
+        self.function, self.last = function, None
+
+    def __call__(self, y):
+        self.last = y.clone()
+        return self.function(y)
+
+    def at(self, y, index):
+        self.last = self.last.clone().view(-1, 1).index_copy(0, index, y).view_as(self.last)
+        return self.function(self.last).view(-1, 1)[index]
+
+
+def test_a_partial_update_waits_when_nothing_needs_evaluation() -> None:
+    """With check_every, evaluations go on after all equations have stopped."""
+    update = _Partial(lambda y: 0 * y + 1)
+    with torch.no_grad():
+        found = fixed_point(update, torch.zeros(1, 2, 1), stop=Tolerance(check_every=5))
+    assert found.outcome.converged
+
+
+def test_a_frozen_neighbour_does_not_keep_a_cycle_going() -> None:
+    """One equation of the row converges, the other has a cycle: it stagnates instead of running to the limit."""
+    update = lambda y: torch.cat([0 * y[:, :1] + 1, 3 - y[:, 1:]], 1)  # noqa: E731
+    found = fixed_point(update, torch.zeros(1, 2, 1), solver=Picard(), stop=Tolerance(max_evaluations=500))
+    assert found.outcome.status[0, 1] == Status.STAGNATED
+    assert found.outcome.calls < 100
+
+
+class _Jump(Picard):
+    """A plain iteration with one accelerated step, before call 32, that is very wrong."""
+
+    max_growth = 4.0
+
+    def init(self, y):
+        return 0
+
+    def step(self, state, y, f, g, residual, fresh):
+        return f + 1e3 * (state == 30), state + 1
+
+
+def test_an_equation_that_stagnates_at_a_rejected_step_keeps_the_accepted_point() -> None:
+    found = fixed_point(lambda y: 3 - y, torch.ones(1, 1), solver=_Jump())
+    assert found.outcome.status.item() == Status.STAGNATED
+    assert 0.9 < found.value.item() < 2.1
+
+
+@pytest.mark.parametrize("max_growth", [0.5, 0.8])
+def test_a_strict_safeguard_keeps_causality(max_growth: float) -> None:
+    """A decision for one token does not depend on whether later residuals grew."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(20):
+        w = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed)) / 3
+        x = torch.randn(1, 2, 6, generator=generator)
+        changed = torch.cat([x[:, :1], 10 * x[:, 1:] + 1], 1)
+        a, b = (
+            fixed_point(
+                lambda y, c=c, w=w: torch.tanh(y @ w) + c,
+                torch.zeros_like(c),
+                solver=Anderson(max_growth=max_growth),
+                causal=True,
+            )
+            for c in (x, changed)
+        )
+        assert torch.equal(a.value[:, 0], b.value[:, 0])

@@ -114,7 +114,10 @@ class Implicit(Gradient):
                 finite = finite.all(dim, keepdim=True)
             start = v.where(finite, 0)
             # The adjoint is linear: the size of the cotangent must not decide whether its squares underflow.
-            scale = row_scale(start.reshape(1, -1))[0, 0] if v.numel() else 1
+            scale: Any = 1
+            if v.numel():
+                scale = row_scale(start.reshape(len(v) if v.ndim else 1, -1)).view(-1, *[1] * (v.ndim - 1))
+                scale = scale if v.ndim else scale[0]
             start = start / scale
             dims = max(v.ndim - 1, 0)
             stop = self._stop(v)

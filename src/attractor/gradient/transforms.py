@@ -1,5 +1,6 @@
 """Fixed points under the transforms of ``torch.func``, and in forward mode."""
 
+import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
@@ -39,4 +40,6 @@ def attach_tangent(gradient: Gradient, update: Update, value: Tensor) -> Tensor:
     tangent = gradient.tangent(push, value.new_zeros(value.shape))
     if tangent is None:
         return gradient.attach(update, value)
+    if torch.is_grad_enabled() and not transforms():  # in reverse mode, too
+        value = gradient.attach(without_tangent(update), value)
     return forward_ad.make_dual(value, tangent)

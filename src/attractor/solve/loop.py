@@ -77,7 +77,7 @@ def solve(
     checks = not stop.is_fixed_depth
     everywhere = tracker.status == ACTIVE
     all_fresh = to_tensor(everywhere)
-    accelerated, restarted = ~everywhere, everywhere
+    accelerated = was_fresh = ~everywhere
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
@@ -92,8 +92,8 @@ def solve(
             break
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
-        accelerated = _and_not(fresh, restarted) if solver.restarts else fresh
-        restarted = refused
+        accelerated = fresh & was_fresh if solver.restarts else fresh
+        was_fresh = fresh
         y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(tracker.inactive, accepted.y, y)
 

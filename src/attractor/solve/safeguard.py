@@ -1,5 +1,7 @@
 """The safeguard: which accelerated steps are rejected, so that a solver cannot make a contraction diverge."""
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from attractor.solve.array_ops import Array, namespace
@@ -28,14 +30,13 @@ class Safeguard:
         """
         if self.max_growth == np.inf:
             return None
-        is_numpy = isinstance(residual_norm, np.ndarray)
-        if is_numpy and np.logical_and.reduce(residual_norm <= accepted_norm):
-            return None  # accepted norms are never above the ceiling
-        xp = namespace(residual_norm)
-        with np.errstate(over="ignore"):
+        xp, is_numpy = namespace(residual_norm), isinstance(residual_norm, np.ndarray)
+        with np.errstate(over="ignore") if is_numpy else nullcontext():
+            limit = xp.minimum(accepted_norm * self.max_growth, self.ceiling)
+            if is_numpy and np.logical_and.reduce(self._slack * residual_norm <= limit):
+                return None  # no ceiling would rise either
             raised = xp.fmax(self.ceiling, self._slack * residual_norm)
             kept = accelerated if evaluated is None else accelerated | ~evaluated
             self.ceiling = xp.where(kept, self.ceiling, raised)
-            limit = xp.minimum(accepted_norm * self.max_growth, self.ceiling)
         rejected = accelerated & ~(residual_norm <= limit)
         return rejected if not is_numpy or rejected.any() else None

@@ -53,6 +53,8 @@ class EquationTracker:
         self._below: Array | None = None
         self._best = self._recent_best = xp.full_like(unknown, torch.inf)
         self._first_norm = unknown
+        self._everywhere = self.status == ACTIVE
+        self._has_moved = ~self._everywhere  # since the last test for stagnation
 
     @property
     def evaluations(self) -> Array:
@@ -74,14 +76,14 @@ class EquationTracker:
             self._below = None
             self._uniform_evaluations += 1
             if self._ends_window(call, residual_norm):
-                self._find_stagnated(residual_norm)
+                self._find_stagnated()
                 self._update_masks()
             return None
         self._check_residuals(call, residual, residual_norm)
+        refused, returned = self._refuse(residual_norm, rejected)
         if self._ends_window(call, residual_norm):
-            self._find_stagnated(residual_norm)
-        refused, diverged = self._refuse(residual_norm, rejected)
-        self._update_masks(diverged)
+            self._find_stagnated()
+        self._update_masks(returned)
         return refused
 
     def is_done(self, call: int) -> bool:
@@ -119,31 +121,32 @@ class EquationTracker:
         self._below = below
 
     def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
-        """Close equations that are not finite. Return those whose point is refused, and the newly diverged ones."""
-        finite = residual_norm < np.inf
-        refused = None if self.evaluated is None else ~self.evaluated
-        if rejected is not None:
-            rejected = rejected & (self.status == ACTIVE)
-            refused = rejected if refused is None else refused | rejected
-        if isinstance(finite, np.ndarray) and finite.all():
-            return (refused if refused is not None and refused.any() else None), None
-        # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
-        diverged = ~finite & (self.status == ACTIVE)
-        if rejected is not None:
-            diverged = diverged & self.layout.all_predecessors(~rejected)
-        self.status = masked_fill(self.status, diverged, DIVERGED)
-        return (~finite if refused is None else refused | ~finite), diverged
+        """Close equations that are not finite. Return those whose point is refused, and those that go back by that."""
+        active = self.status == ACTIVE
+        skipped = None if self.evaluated is None else ~self.evaluated
+        returned = None if rejected is None else rejected & active
+        nonfinite = ~(residual_norm < np.inf)
+        if not (isinstance(nonfinite, np.ndarray) and not nonfinite.any()):
+            # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
+            diverged = nonfinite & active
+            if rejected is not None:
+                diverged = diverged & self.layout.all_predecessors(~rejected)
+            self.status = masked_fill(self.status, diverged, DIVERGED)
+            returned = nonfinite if returned is None else returned | nonfinite
+        refused = returned if skipped is None else (skipped if returned is None else skipped | returned)
+        refused = None if isinstance(refused, np.ndarray) and not refused.any() else refused
+        return refused, None if returned is None else returned & active
 
-    def _update_masks(self, diverged: Array | None = None) -> None:
+    def _update_masks(self, returned: Array | None = None) -> None:
         """Set ``inactive``, and ``evaluated``: the equations that move, and those that the next evaluation can verify.
 
-        Newly diverged equations, too: they go back to their last finite value, and their neighbours must see it.
+        Also those that closed and go back to their last accepted point: their neighbours must see it.
         """
         self.inactive = self.status >= FROZEN
         verifiable = (self.status == FROZEN) & self.layout.all_predecessors(self.inactive)
         self.evaluated = ~self.inactive | verifiable
-        if diverged is not None:
-            self.evaluated = self.evaluated | diverged
+        if returned is not None:
+            self.evaluated = self.evaluated | (returned & (self.status >= STAGNATED))
         if isinstance(self.inactive, np.ndarray):
             self.inactive = self.inactive if self.inactive.any() else None
             self.evaluated = None if self.evaluated.all() else self.evaluated
@@ -154,17 +157,22 @@ class EquationTracker:
             return False
         xp = namespace(residual_norm)
         self._recent_best = xp.fmin(self._recent_best, residual_norm)
-        if self.inactive is not None:  # an equation that was not active all the time is not tested
+        if self.inactive is None:
+            self._has_moved = self._everywhere
+        else:  # an equation that was not active all the time is not tested
             self._recent_best = masked_fill(self._recent_best, self.inactive, -torch.inf)
+            self._has_moved = self._has_moved | ~self.inactive
         return call % self.stop.patience == 0 and call >= self.stop.min_evaluations
 
-    def _find_stagnated(self, residual_norm: Array) -> None:
-        """Close the active equations that wait for no predecessor and made no progress."""
-        xp = namespace(residual_norm)
-        idle = (self.status >= CONVERGED) | ~(self._recent_best < PROGRESS * self._best)
-        idle = self.layout.all_predecessors(idle) & (self.status == ACTIVE)
-        has_grown = residual_norm / GROWTH > self._first_norm
+    def _find_stagnated(self) -> None:
+        """Close the active equations that made no progress, while all their predecessors made none or stood still."""
+        xp, active = namespace(self.status), self.status == ACTIVE
+        has_stopped = (self.status >= CONVERGED) | ~self._has_moved
+        idle = has_stopped | (active & ~(self._recent_best < PROGRESS * self._best))
+        idle = self.layout.all_predecessors(idle) & active
+        has_grown = self._recent_best / GROWTH > self._first_norm
         self.status = masked_fill(masked_fill(self.status, idle, STAGNATED), idle & has_grown, DIVERGED)
         best = xp.fmin(self._best, self._recent_best)
         self._best = masked_fill(best, self._recent_best == -torch.inf, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)
+        self._has_moved = ~self._everywhere

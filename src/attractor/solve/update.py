@@ -151,7 +151,7 @@ class Evaluation:
             return self._measure(y, f, self._smallest)
         rows = to_tensor(needed).nonzero()[:, 0]
         argument = y[rows].to(layout.dtype).view(-1, *layout.equation_shape)
-        f = _checked_call(update, argument, rows).reshape(len(rows), -1).to(layout.compute_dtype)
+        f = _checked_call(update, argument, rows).reshape(len(rows), y.shape[1]).to(layout.compute_dtype)
         part = self._measure(y[rows], f, self._smallest[to_array(rows)])
         return Point(y, *(with_rows(old, rows, new) for old, new in zip(last[1:], part[1:], strict=True)))
 
