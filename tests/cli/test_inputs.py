@@ -134,6 +134,16 @@ def test_an_output_that_is_refused_leaves_no_folders(tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_is_no_utf8_is_one_sentence(tmp_path, monkeypatch, capsys) -> None:
+    """Where a library cannot write to it; nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the sea and the moon " * 50)
+    command = ["data", "prepare", "text.txt", "--out", "\udc80", "--vocab-size", "258", "--val-fraction", "0"]
+    assert main(command) == 2
+    assert "\\udc80: cannot be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 def test_an_environment_needs_no_git(monkeypatch) -> None:
     """Its commit is then unknown."""
     monkeypatch.setenv("PATH", "")

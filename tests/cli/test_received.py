@@ -350,6 +350,19 @@ def test_a_flipped_bit_in_any_json_of_a_model_is_found(run, model, tmp_path, cap
         assert main([str(word) for word in command]) in (0, 1)  # a wrong answer
 
 
+def test_a_log_that_is_no_file_is_refused_before_the_other_changes(run, capsys) -> None:
+    """A pipe, a loop of links or a folder in its place."""
+    lines = [run / "events.jsonl", run / "metrics.jsonl"]
+    before = lines[1].stat().st_mtime_ns
+    for make in (os.mkfifo, lambda path: path.symlink_to(path.name), Path.mkdir):
+        lines[0].unlink()
+        make(lines[0])
+        assert "events.jsonl: is no regular file" in refused([*train_command(run), "--resume"], capsys)
+        assert lines[1].stat().st_mtime_ns == before
+        lines[0].rmdir() if make is Path.mkdir else lines[0].unlink()
+        lines[0].touch()
+
+
 def test_damaged_lines_of_a_log_are_set_aside_and_counted(run, capsys) -> None:
     """They do not prevent resuming."""
     log, damaged = (

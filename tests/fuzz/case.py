@@ -24,7 +24,7 @@ from attractor.errors import printable
 from attractor.files import is_temporary
 
 CPU_SECONDS = 30  # the limit of a case
-IDLE_SECONDS = 20  # after twice as long without work, a case is waiting for something
+IDLE_SECONDS = 60  # after twice as long without work, a case is waiting for something
 TEXTS = [
     "", " ", "-", "--", ".", "..", "/", "//", "~", "[/x]", "[bold]", "\x1b[31m", "a\nb", "\0", "x" * 300, "x/" * 3000,
     "\u202eabc", "\udc80", "é中😀", "%s", "{0}", "$(x)", "*", "?", "null", "true", "nan", "inf", "-inf", "1e999", "-1", "0",
@@ -194,7 +194,7 @@ def _run(arguments: list[str], stdin: bytes, folder: Path) -> tuple[int | BaseEx
 
     def stop_if_idle(*_: object) -> None:  # a slow machine is no fault, but waiting for nothing is
         used.append(time.process_time())
-        if used[-1] - used[-3:][0] < 0.02 and len(used) > 2:
+        if used[-1] - used[-3:][0] < 0.005 and len(used) > 2:
             raise TooLong("it waits for something")
 
     handlers = {signal.SIGALRM: stop_if_idle, signal.SIGPROF: stop}

@@ -134,7 +134,7 @@ def reported_write_errors(path: str | Path, advice: str = "choose another place"
     except Exception as error:
         if is_disk_full(error):
             reason, advice = "No space left on device", "free some disk space and try again"
-        elif isinstance(error, OSError) or _rust_error(error):
+        elif isinstance(error, OSError | UnicodeEncodeError) or _rust_error(error):  # a name may be no UTF-8
             reason = getattr(error, "strerror", None) or first_line(error)
         else:
             raise

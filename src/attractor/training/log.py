@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
-from attractor.files import json_safe, reported_write_errors, write_bytes
+from attractor.errors import ConfigError
+from attractor.files import json_safe, reported_write_errors, require_regular, write_bytes
 
 ADVICE = "check the disk and resume"
 
@@ -48,8 +49,11 @@ class Log:
     def __init__(self, out: Path, step: int, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
         self._new_events: list[str] = []
-        self._metrics, damaged_metrics = _open_log(out / "metrics.jsonl", step)
-        self._events, damaged_events = _open_log(out / "events.jsonl", step)
+        metrics, events = out / "metrics.jsonl", out / "events.jsonl"
+        for file in (metrics, events):  # before the first is changed
+            require_regular(file, ConfigError)
+        self._metrics, damaged_metrics = _open_log(metrics, step)
+        self._events, damaged_events = _open_log(events, step)
         for name, number in (("metrics", damaged_metrics), ("events", damaged_events)):
             if number:
                 self.event(step, f"damaged lines of {name}.jsonl: {number}; they moved to {name}.damaged.jsonl")
