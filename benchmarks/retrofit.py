@@ -28,8 +28,9 @@ from attractor.data.text import PackedRows, Shards, load_tokenizer, read_held_ou
 from attractor.evaluation import score_text
 from attractor.experiment.environment import environment
 from attractor.experiment.language import train_language
-from attractor.experiment.loading import LoadedLanguageModel, quiet
+from attractor.experiment.loading import LoadedLanguageModel
 from attractor.files import write_json
+from attractor.files.received import quiet
 from attractor.gradient import spectral_radius
 from attractor.interop import retrofit as retrofit_backbone
 from attractor.models.language import AttractorForCausalLM, LanguageModel

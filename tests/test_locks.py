@@ -1,8 +1,10 @@
 """Owner locks and names from files: one process writes a folder, and a name of a stranger stays inside its folder."""
 
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -195,30 +198,89 @@ def test_a_checksum_file_of_other_types_is_refused(files: object, tmp_path: Path
         read_checksums(tmp_path)
 
 
-def test_an_amended_file_and_its_checksum_change_together(tmp_path: Path, monkeypatch) -> None:
-    """A failure at any place leaves the folder as it was."""
-    file = tmp_path / "generation_config.json"
-    file.write_text("old")
-    write_checksums(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    replace, full = os.replace, OSError(28, "No space left on device")
-    for failing in (1, 2):
-        calls = iter(range(1, 10))
+@pytest.fixture
+def amendable(tmp_path: Path) -> Path:
+    """A folder with a file of the content "old", another one, and checksums."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("config.json", "other"):
+        (folder / name).write_text("old")
+    write_checksums(folder)
+    return folder
 
-        def fails(source, target, calls=calls, failing=failing):
-            if next(calls) == failing:
-                raise full
-            replace(source, target)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", fails)
-            with pytest.raises(ConfigError, match="free some disk space"), amended_file(tmp_path, file.name) as part:
-                part.write_text("new")
-        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+def amend(folder: Path) -> None:
+    with amended_file(folder, "config.json") as part:
+        part.write_text("the new content")
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_an_amended_file_and_its_checksum_change_together(failing: int, amendable: Path, monkeypatch) -> None:
+    """A replacement that fails leaves the old or the new file, and checksums that fit; an error means the old one."""
+    replace, calls = os.replace, iter(range(1, 10))
+
+    def fails(source, target):
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        if failing < 3:
+            with pytest.raises(ConfigError, match="free some disk space"):
+                amend(amendable)
+        else:
+            amend(amendable)
+    assert (amendable / "config.json").read_text() == ("old" if failing < 3 else "the new content")
+    verify_folder(amendable, CheckpointError)
+    assert {path.name for path in amendable.iterdir()} == {"config.json", "other", "checksums.json"}
+    amend(amendable)
+    assert (amendable / "config.json").read_text() == "the new content"
+    assert '"or"' not in (amendable / "checksums.json").read_text()
+
+
+def test_a_full_disk_leaves_a_file_that_is_amended(amendable: Path) -> None:
+    """The part is removed."""
+    before = {path.name: path.read_bytes() for path in amendable.iterdir()}
     with pytest.raises(ConfigError, match="free some disk space"):
-        fill_disk(amended_file(tmp_path, file.name), full)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    with amended_file(tmp_path, file.name) as part:
-        part.write_text("new")
-    assert file.read_text() == "new"
-    verify_folder(tmp_path, CheckpointError)
+        fill_disk(amended_file(amendable, "config.json"), OSError(28, "No space left on device"))
+    assert {path.name: path.read_bytes() for path in amendable.iterdir()} == before
+
+
+def test_a_kill_at_any_step_leaves_a_folder_that_can_be_read(amendable: Path, tmp_path: Path) -> None:
+    """At every operation on files: the old or the new file, checksums that fit, and the next change works."""
+    seen = set()
+    for step in range(1000):
+        copy = shutil.copytree(amendable, tmp_path / "copy")
+        finished = killed_at_operation(step, lambda copy=copy: amend(copy))
+        verify_folder(copy, CheckpointError)
+        seen.add((copy / "config.json").read_text())
+        amend(copy)
+        verify_folder(copy, CheckpointError)
+        assert {path.name for path in copy.iterdir()} == {"config.json", "other", "checksums.json"}
+        shutil.rmtree(copy)
+        if finished:
+            break
+    assert finished
+    assert step > 10
+    assert seen == {"old", "the new content"}
+
+
+def killed_at_operation(step: int, action: Callable[[], None]) -> bool:
+    """Run ``action`` in a child that ends without clean-up at an operation on files; return whether it came to its end."""
+    if (child := os.fork()) == 0:
+        events = itertools.count()
+
+        def end(event: str, _: object) -> None:
+            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and next(events) == step:
+                os._exit(9)
+
+        sys.addaudithook(end)
+        try:
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 0

@@ -279,7 +279,7 @@ def _member(classes: tuple[type, ...], data: Mapping[str, Any], where: str) -> t
         return classes[0]
     if TYPE not in data:
         raise ConfigError(f"{where} can be of several types; add {TYPE!r}: one of {', '.join(names)}.")
-    if data[TYPE] not in names:
+    if not isinstance(data[TYPE], str) or data[TYPE] not in names:
         raise ConfigError(f"{where}.{TYPE}={data[TYPE]!r} is unknown; {suggestion(str(data[TYPE]), names)}")
     return names[data[TYPE]]
 

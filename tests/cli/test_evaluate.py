@@ -1,6 +1,7 @@
 """``attractor evaluate``: what it prints and writes, which folders it reads, and that mistakes are one sentence."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -83,6 +84,40 @@ def test_text_is_evaluated_and_written(run, data, tmp_path, capsys) -> None:
     few = run_evaluate(tmp_path / "out.json", run, "--data", data, "--limit", "1")["results"]["text"]
     assert few["num_documents"] == 1
     assert few["converged_fraction"] == 1
+
+
+def test_what_an_evaluation_leaves_out_is_counted_and_named(run, tmp_path, capsys) -> None:
+    """Files without text and records without a text; without any, nothing is said."""
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the cat", None, "a dog")))
+    (folder / "b.text").write_text("the hen")
+    figures = run_evaluate(tmp_path / "out.json", run, "--data", folder, "--depth", "1")["results"]["text"]
+    assert (figures["num_documents"], figures["num_left_out"]) == (2, 2)
+    assert any("b.text" in name for name in figures["left_out"])
+    assert "left out 2" in " ".join(capsys.readouterr().out.split())
+    (folder / "b.text").unlink()
+    (folder / "a.jsonl").write_text(json.dumps({"text": "the cat"}))
+    assert "left_out" not in run_evaluate(tmp_path / "out.json", run, "--data", folder)["results"]["text"]
+
+
+def test_a_bundle_may_begin_with_a_byte_order_mark_and_is_no_pipe(run, bundle, tmp_path, monkeypatch) -> None:
+    """Its files are UTF-8 on every system."""
+    for name in ("core.yaml", "eval_meta_data.csv"):
+        (bundle / name).write_bytes(b"\xef\xbb\xbf" + (bundle / name).read_bytes())
+    written = run_evaluate(tmp_path / "out.json", run, "--bundle", bundle, "--tasks", "choose", "--depth", "1")
+    assert "choose" in written["results"]
+    for name in ("core.yaml", "eval_meta_data.csv"):
+        content = (bundle / name).read_bytes()
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+        with pytest.raises(DataError, match="is no regular file"):
+            evaluate(str(run), bundle=bundle, tasks=("choose",))
+        (bundle / name).unlink()
+        (bundle / name).write_bytes(content)
+    (bundle / "core.yaml").write_text("[" * 5000)
+    with pytest.raises(DataError, match="cannot be parsed"):
+        evaluate(str(run), bundle=bundle, tasks=("choose",))
 
 
 def test_a_plain_folder_of_transformers_is_evaluated_alike(stock, data, tmp_path) -> None:

@@ -11,6 +11,7 @@ from attractor.cli import main
 from attractor.cli.output import add_row, make_table, say, show
 from attractor.data import MAZE, SUDOKU, puzzles, sudoku
 from attractor.errors import AttractorError, DataError, printable
+from attractor.experiment.environment import environment
 from attractor.experiment.solve import locate_puzzles
 from attractor.files import checksum, read_json, write_json
 
@@ -47,6 +48,8 @@ def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["solve", "x" * 300, LINE], "xxx"),
         (["solve", "[/x]\x1b[2J", LINE], "[/x]\\x1b[2J"),
         (["data", "verify", "a\nb"], "a\\nb"),
+        (["train", "maze", "--set", "model.type=[1,2]"], "type=[1, 2] is unknown"),
+        (["train", "maze", "--set", 'model.type={"a": 1}'], "type={'a': 1} is unknown"),
         (["data", "sudoku", "--out", "x" * 300 + "/a", "--size", "4", "--num", "1", "--num-test", "1"], "xxx"),
         (["data", "sudoku", "--out", "s", "--num", "1" * 25], "--num is too large"),
     ],
@@ -66,8 +69,14 @@ def test_pipes_and_unreadable_paths_are_refused(tmp_path, monkeypatch, capsys) -
     Path("loop").symlink_to("loop")
     assert main(["solve", "pipe", LINE]) == 2
     assert "named pipe" in one_sentence(capsys)
-    assert main(["solve", "loop", LINE]) == 2
-    assert "loop" in one_sentence(capsys)
+    for command in (
+        ["solve", "loop", LINE],
+        ["data", "prepare", "x.txt", "--val", "loop", "--out", "out"],
+        ["export", "loop", "out", "--depth", "1"],
+        ["cost", "maze", "--no-measure", "--json", "loop"],
+    ):
+        assert main(command) == 2
+        assert "loop" in one_sentence(capsys) or command[0] == "data"
 
 
 def test_unexpected_errors_are_one_sentence(monkeypatch, capsys) -> None:
@@ -106,6 +115,29 @@ def test_foreign_text_is_escaped(capsys) -> None:
     out = capsys.readouterr().out
     assert out.count(shown) == 2
     assert "\x1b" not in out
+
+
+def test_usage_errors_escape_what_they_repeat(capsys) -> None:
+    """Names of files, which a shell puts in place of "*", may hold escape sequences."""
+    with pytest.raises(SystemExit):
+        main(["export", "model", "out", "--depth", "1", "a\x1b[2J.txt", "--x\x9b"])
+    error = capsys.readouterr().err
+    assert "a\\x1b[2J.txt" in error
+    assert printable(error, keep="\n\t") == error
+
+
+def test_an_output_that_is_refused_leaves_no_folders(tmp_path, monkeypatch, capsys) -> None:
+    """Also the parents that were made for it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "sudoku", "--out", "new/..", "--size", "4", "--num", "2", "--num-test", "2"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_environment_needs_no_git(monkeypatch) -> None:
+    """Its commit is then unknown."""
+    monkeypatch.setenv("PATH", "")
+    assert environment()["commit"] is None
 
 
 def test_an_existing_file_is_read_whatever_its_name(tmp_path, monkeypatch) -> None:

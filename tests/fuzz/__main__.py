@@ -1,25 +1,54 @@
-"""``python -m tests.fuzz [NUM] [SEED]``: try generated cases, print each that ends badly, and exit with 1 if any does."""
+"""``python -m tests.fuzz``: run generated cases of bad input, print each that ends badly, and exit with 1 if any does."""
 
+import argparse
+import faulthandler
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.cases import generate, make_folder, run
+from rich.console import Console
+from tests.fuzz.case import run
+from tests.fuzz.suite import make_case, make_folder
+
+from attractor.progress import TaskProgress
 
 
-def fuzz(num: int, seed: int) -> int:
-    """Return the number of cases that ended badly."""
-    num_bad = 0
-    with tempfile.TemporaryDirectory() as name:
-        make_folder(Path(name))
-        for case in generate(num, seed):
-            if (wrong := run(case, Path(name))) is not None:
+def main() -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument(
+        "--num", type=int, default=3600, help="number of cases (default: %(default)s, about ten minutes)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases; another one gives other cases")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--case", type=int, help="run only the case with this number, and show its command")
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    numbers = range(options.first, options.first + options.num) if options.case is None else [options.case]
+    num_bad, console = 0, Console(file=sys.__stderr__)
+    with tempfile.TemporaryDirectory() as name, TaskProgress(lines=True, console=console) as bars:
+        folder = Path(name, "work")  # in a folder of its own, for cases that write to ".."
+        folder.mkdir()
+        make_folder(folder)
+        advance = bars.follow("cases")
+        for done, number in enumerate(numbers, start=1):
+            case = make_case(options.seed, number)
+            shown = f"case {number}: attractor {' '.join(repr(a[:100]) for a in case.arguments)}"
+            if options.case is not None:
+                print(shown)
+            faulthandler.dump_traceback_later(900, exit=True)  # for a hang outside of Python
+            if (wrong := run(case, folder)) is not None:
                 num_bad += 1
-                print(f"{[a[:100] for a in case.arguments]!r}\n    {wrong}", flush=True)
-    print(f"{num:,} cases, {num_bad} ended badly")
-    return num_bad
+                print(
+                    f"{shown}\n    {wrong}\n    repeat it: python -m tests.fuzz --seed {options.seed} --case {number}",
+                    flush=True,
+                )
+            advance(done, len(numbers))
+        faulthandler.cancel_dump_traceback_later()
+    print(f"{len(numbers):,} cases of seed {options.seed}, {num_bad} ended badly")
+    return min(num_bad, 1)
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    sys.exit(min(fuzz(*[*numbers, *[3000, 0][len(numbers) :]]), 1))
+    sys.exit(main())

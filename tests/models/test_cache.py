@@ -239,9 +239,9 @@ def test_caches_that_do_not_fit_are_refused_in_one_sentence() -> None:
             model(ids, cache=cache, depth=2)
         with pytest.raises(ConfigError, match=r"StaticCache of 4 slots cannot hold the 6"):
             model(ids, cache=StaticCache(config=model.config, max_cache_len=40), depth=3)
+        offloaded = DynamicCache(config=model.config)
+        offloaded.offloading = True  # the constructor makes a stream, which a CUDA build without a GPU cannot
         with pytest.raises(ConfigError, match=r"kept in a DynamicCache or StaticCache"):
-            offloaded = DynamicCache(config=model.config)
-            offloaded.offloading = True  # the constructor makes a stream, which a CUDA build without a GPU cannot
             model(ids, cache=offloaded)
         with pytest.raises(DataError, match=r"attention_mask of shape \(2, 24\)"):
             model(ids, cache=cache, attention_mask=torch.ones_like(ids))

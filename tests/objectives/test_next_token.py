@@ -115,7 +115,7 @@ def test_a_contraction_penalty_lowers_growth(tmp_path) -> None:
             if "layers.1" in name and p.ndim == 2:
                 torch.nn.init.normal_(p, std=0.5)
         config = TrainConfig(
-            num_steps=10, optimizer=OptimizerConfig(lr=1e-2), warmup_fraction=0, ema_decay=0, log_every=10
+            num_steps=20, optimizer=OptimizerConfig(lr=1e-2), warmup_fraction=0, ema_decay=0, log_every=10
         )
         objective = NextToken(Drawn(), NextTokenConfig(batch_size=4, length=16, contraction_penalty=weight))
         train(model, objective, config, out=tmp_path / str(weight), metadata={})

@@ -35,6 +35,7 @@ def found() -> Internalisation:
         length=16,
         tolerance=1e-4,
         converged_fraction=1.0,
+        verified_fraction=1.0,
         points=(depth_stats(0, 0.5), depth_stats(1, 1e-3), depth_stats(None, 0.0)),
         tokens=(tokens,),
         gate=0.3,

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stderr
 
 import attractor
 from attractor.config import suggestion
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             import rich  # noqa: F401
             import tyro
         from attractor.cli.commands import STYLE, commands, overview
+        from attractor.cli.output import PrintableStream
 
         if arguments[:1] in ([], ["-h"], ["--help"]):
             print(overview(DESCRIPTION))
@@ -37,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[0] not in known and not arguments[0].startswith("-"):
             raise ConfigError(f"there is no command {arguments[0]!r}; {suggestion(arguments[0], known)}")
         run = tyro.extras.subcommand_cli_from_dict
-        code = run(known, prog="attractor", description=DESCRIPTION, args=arguments, config=STYLE) or 0
+        is_unsafe = any(printable(argument, keep="\n\t") != argument for argument in arguments)
+        with redirect_stderr(PrintableStream(sys.stderr)) if is_unsafe else nullcontext():
+            code = run(known, prog="attractor", description=DESCRIPTION, args=arguments, config=STYLE) or 0
     except KeyboardInterrupt:
         print("attractor: interrupted; every file that was written is complete.", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """What commands print: lines and tables. Foreign text, such as names of files, is escaped and is never markup."""
 
-from typing import Any
+import io
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -36,6 +37,16 @@ def show(table: Table) -> None:
     console = Console()
     width = Measurement.get(console, console.options.update(width=10_000), table).maximum
     Console(width=max(console.width, width)).print(table)
+
+
+class PrintableStream(io.TextIOBase):
+    """Escapes what is written to a stream: usage errors repeat arguments, and names of files, as they are."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, keep="\n\t"))
 
 
 def make_streamer(tokenizer: Any) -> Any:

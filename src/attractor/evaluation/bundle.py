@@ -13,7 +13,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import AttractorError, DataError, requires_extra
-from attractor.files import member
+from attractor.files import member, require_regular
 
 Item = dict[str, Any]
 # Required fields of an item of each kind, and their types.
@@ -54,17 +54,19 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
     """Return the tasks of ``bundle`` in the order of its ``core.yaml``. Raises DataError for an invalid bundle."""
     with requires_extra("eval"):
         import yaml  # type: ignore[import-untyped]
-    listing = bundle / "core.yaml"
+    listing, table = bundle / "core.yaml", bundle / "eval_meta_data.csv"
+    for each in (listing, table):
+        require_regular(each, DataError)
     try:
-        entries = yaml.safe_load(listing.read_text())["icl_tasks"]
-        with (bundle / "eval_meta_data.csv").open(newline="") as file:
+        entries = yaml.safe_load(listing.read_text(encoding="utf-8-sig"))["icl_tasks"]
+        with table.open(newline="", encoding="utf-8-sig") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         tasks = tuple(_parse_task(bundle, entry, baselines) for entry in entries)
     except AttractorError:
         raise
     except OSError as error:
         raise DataError(f"{bundle}: no evaluation bundle ({error}); give a folder with core.yaml in it.") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(f"{bundle}: core.yaml and eval_meta_data.csv cannot be parsed ({error!r}).") from error
     if not tasks:
         raise DataError(f"{listing}: lists no task; give the complete evaluation bundle.")
@@ -93,7 +95,7 @@ def read_items(task: Task) -> list[Item]:
                     items.append(_check_item(json.loads(line), task.kind, f"{file}: line {number}"))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: line {number} is not JSON ({error.msg}).") from error
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, RecursionError, lzma.LZMAError) as error:
         raise DataError(f"{file}: cannot be read ({error}).") from error
     if len(items) <= task.num_fewshot:
         raise DataError(f"{file}: {len(items)} item(s) are too few for {task.num_fewshot} examples before each.")

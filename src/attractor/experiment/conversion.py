@@ -11,9 +11,10 @@ from typing import Any
 from attractor.data.text import load_tokenizer, read_held_out
 from attractor.evaluation.text import DEFAULT_WINDOW, TextScore, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
-from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, quiet
+from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder
 from attractor.files import new_folder, require_free
 from attractor.files.manifest import write_checksums
+from attractor.files.received import quiet
 from attractor.interop import HeldOut
 from attractor.interop import export as write_stock
 from attractor.interop import import_official as read_official
@@ -177,12 +178,13 @@ def retrofit(
         tokenizer = load_tokenizer(Path(backbone))
         model = retrofit_backbone(backbone, **settings)
     texts = [text[:2000] for text in islice(read_held_out(paths), 4)] if paths else [SAMPLE]
-    _save(Path(out), model, tokenizer)
-    if not model.config.num_attractor_layers:
-        return model, []
-    budgets: list[dict[str, float]] = [{"depth": 1}, {"depth": 2}, {"tolerance": model.model.default_tolerance}]
-    warmed_up = [budgets[0], *budgets]  # the first call is slower
-    return model, [_score_depth(model, tokenizer, texts, budget) for budget in warmed_up][1:]
+    budgets: list[dict[str, float]] = []
+    if model.config.num_attractor_layers:
+        budgets = [{"depth": 1}, {"depth": 2}, {"tolerance": model.model.default_tolerance}]
+    warmed_up = [*budgets[:1], *budgets]  # the first call is slower
+    scores = [_score_depth(model, tokenizer, texts, budget) for budget in warmed_up][1:]
+    _save(Path(out), model, tokenizer)  # at last, so that an error leaves nothing
+    return model, scores
 
 
 def _score_depth(model: Any, tokenizer: Any, texts: Sequence[str], budget: dict[str, Any]) -> DepthScore:

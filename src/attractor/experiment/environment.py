@@ -2,21 +2,24 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import attractor
+
 
 def environment() -> dict[str, Any]:
     """Return versions, device and, in a checkout, the commit."""
-    run = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    commit = None
+    with suppress(OSError):  # there may be no git
+        command, here = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+        commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
-        "attractor": version("attractor-models"),
-        "commit": run.stdout.strip() or None,
+        "attractor": attractor.__version__,
+        "commit": commit,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -13,7 +13,8 @@ from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
 from attractor.errors import ConfigError, DataError
 from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
-from attractor.experiment.loading import LoadedLanguageModel, quiet
+from attractor.experiment.loading import LoadedLanguageModel
+from attractor.files.received import quiet
 from attractor.models.language import LanguageModel
 from attractor.objectives import NextToken
 from attractor.recipes import LanguageRecipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attractor.config import suggestion
-from attractor.data.text import read_held_out
+from attractor.data.text import ReadStats, read_held_out
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import find_task, read_tasks
 from attractor.evaluation.core import core, evaluate_task, lambada
@@ -120,7 +120,18 @@ class LanguageEvaluation:
 
     def _text(self, loaded: LoadedLanguageModel, shared: dict[str, Any], advance: Advance) -> Figures:
         window = min(max_length(loaded.model), DEFAULT_WINDOW) if self.length is None else self.length
-        documents = islice(read_held_out(self.data, self.field or "text"), self.limit)
+        stats = ReadStats()
+        documents = islice(read_held_out(self.data, self.field or "text", stats), self.limit)
         shared |= {"length": window, "stride": self.stride, "advance": advance}
         score = score_text(loaded.model, loaded.tokenizer, documents, **shared)
-        return {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity, **asdict(score), "length": window}
+        figures = {
+            "bits_per_byte": score.bits_per_byte,
+            "perplexity": score.perplexity,
+            **asdict(score),
+            "length": window,
+        }
+        left_out = {
+            "num_left_out": stats.num_left_out,
+            "left_out": stats.left_out,
+        }  # the files without text, or records
+        return figures | (left_out if stats.num_left_out else {})

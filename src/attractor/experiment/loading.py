@@ -1,8 +1,6 @@
 """Load a trained model from a checkpoint's folder, a run's folder, or the Hugging Face hub."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,8 @@ from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
 from attractor.experiment.solve import LoadedReasoner
-from attractor.files import first_line, load_reason
+from attractor.files import first_line
+from attractor.files.received import load_reason, quiet
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
@@ -148,19 +147,3 @@ def _tokenizer(checkpoint: Path, num_embeddings: int) -> Any:
 
 def _device(device: str | torch.device | None) -> str | torch.device:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Turn off the messages and the progress bars of ``transformers``."""
-    from transformers.utils import logging
-
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()

@@ -65,15 +65,15 @@ def require_output_file(file: Path, *inputs: Path) -> None:
     """
     if file.is_dir() or not file.parent.is_dir():
         raise ConfigError(f"{file}: cannot be written; give a file in a folder that exists.")
-    target = file.resolve()
+    target = real_path(file)
     is_part = (target.parent / "checksums.json").exists() or (target.is_file() and _MODEL_FILE.fullmatch(target.name))
-    if is_part or any(target == path.resolve() for path in inputs):
+    if is_part or any(target == real_path(path) for path in inputs):
         raise ConfigError(f"{file}: belongs to a model or to data that is read; choose another place for the output.")
 
 
 def require_separate(out: Path, source: Path) -> None:
     """Raise a ConfigError if ``out`` is the input ``source`` or holds it."""
-    if source.resolve().is_relative_to(out.resolve()):
+    if real_path(source).is_relative_to(real_path(out)):
         raise ConfigError(f"{out}: holds {source}, which is read; choose another place for the output.")
 
 
@@ -83,6 +83,11 @@ def _require_outside(out: Path) -> None:
         has_model = (path / "run.json").is_file() or (path / "config.json").is_file()
         if (path / "checksums.json").is_file() and (has_model or path == out):
             raise ConfigError(f"{out}: lies in {path}, which holds a model or data; choose another folder.")
+
+
+def real_path(path: str | Path) -> Path:
+    """Return an absolute path without links. Links that lead to themselves stay, where ``Path.resolve`` may fail."""
+    return Path(os.path.realpath(path))
 
 
 def is_temporary(path: Path) -> bool:
@@ -97,33 +102,10 @@ def remove_leftovers(folder: Path, of: str) -> None:
             shutil.rmtree(path)
 
 
-def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
-    """Raise an error if a model's folder asks ``transformers`` to run code, or names files outside of it."""
-    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.is_symlink():
-            member(folder, file.name, error_class, folder)
-        if file.name == "custom_generate" or (file.name.endswith("config.json") and _names_code(file)):
-            raise error_class(
-                f"{file}: asks to run code of its own (auto_map), and such code is never run; use another model."
-            )
-        if file.name.endswith(".index.json"):
-            names = read_json(file, error_class).get("weight_map")
-            for name in names.values() if isinstance(names, dict) else [names]:
-                member(folder, name, error_class, file)
-
-
-def load_reason(error: BaseException) -> str:
-    """Return in a few words why ``transformers`` could not load something."""
-    if "trust_remote_code" in str(error):
-        return "it asks to run code of its own (auto_map), and such code is never run"
-    return first_line(error)
-
-
-def _names_code(file: Path) -> bool:
-    try:
-        return "auto_map" in str(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return False  # the library reports it
+def require_regular(file: Path, error_class: type[AttractorError]) -> None:
+    """Raise an error for a path that exists and is no regular file, such as a named pipe, which may never end."""
+    if os.path.lexists(file) and not file.is_file():
+        raise error_class(f"{file}: is no regular file; use another copy.")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -169,14 +151,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         If ``out`` exists, cannot be written, or is being written by another process.
     """
     require_free(out)
-    with reported_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with owner_lock(out.with_name(f".{out.name}{LOCK}")):
-            remove_leftovers(out.parent, of=f".{out.stem}")
-            with temporary_folder(out) as part:
-                yield part
-                require_free(out)
-                part.rename(out)
+    with reported_write_errors(out), made_folder(out.parent), owner_lock(out.with_name(f".{out.name}{LOCK}")):
+        remove_leftovers(out.parent, of=f".{out.stem}")
+        with temporary_folder(out) as part:
+            yield part
+            require_free(out)
+            part.rename(out)
 
 
 @contextmanager
@@ -190,24 +170,33 @@ def output_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     ConfigError
         If ``out`` holds files and ``overwrite`` is false, cannot be written, or is being written by another process.
     """
-    created = [path for path in (out, *out.parents) if not path.exists()]
     check_output_dir(out, overwrite=overwrite)
+    with (
+        reported_write_errors(out, "choose another folder with --out"),
+        made_folder(out),
+        owner_lock(out / LOCK),
+    ):
+        remove_leftovers(out, of=".output")
+        with temporary_folder(out / "output") as part:
+            yield part
+            files = sorted(part.iterdir())
+            for file in files:
+                if (target := out / file.name).is_symlink() or target.is_dir():
+                    raise ConfigError(f"{target}: is no regular file; remove it, or choose another folder.")
+            for file in files:
+                file.replace(out / file.name)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents. After an error, those of them that are new and empty are removed."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with reported_write_errors(out, "choose another folder with --out"):
-            out.mkdir(parents=True, exist_ok=True)
-            with owner_lock(out / LOCK):
-                remove_leftovers(out, of=".output")
-                with temporary_folder(out / "output") as part:
-                    yield part
-                    files = sorted(part.iterdir())
-                    for file in files:
-                        if (target := out / file.name).is_symlink() or target.is_dir():
-                            raise ConfigError(f"{target}: is no regular file; remove it, or choose another folder.")
-                    for file in files:
-                        file.replace(out / file.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        with suppress(OSError):  # the folder holds other files by now
-            for path in created:
+        for path in created:
+            with suppress(OSError):  # it holds files by now
                 path.rmdir()
         raise
 
@@ -232,7 +221,7 @@ def new_file(file: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     with reported_write_errors(file):
         is_special = _is_special(file)
-        target = file.resolve() if file.is_symlink() and not is_special else file
+        target = real_path(file) if file.is_symlink() and not is_special else file
         part = Path(tempfile.gettempdir(), _temporary_name(file).name) if is_special else _temporary_name(target)
         try:
             yield part
@@ -283,9 +272,9 @@ def member(folder: Path, name: object, error_class: type[AttractorError], named_
         raise error_class(
             f"{named_in}: names the file {str(name)[:80]!r}, which is no plain name inside its folder; use another copy."
         )
-    file, root = folder.joinpath(*parts), folder.resolve()
+    file, root = folder.joinpath(*parts), real_path(folder)
     allowed = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]  # of the hub's cache
-    if not any(file.resolve().is_relative_to(path) for path in allowed):
+    if not any(real_path(file).is_relative_to(path) for path in allowed):
         raise error_class(f"{file}: is a link that leads out of its folder; use another copy.")
     return file
 

@@ -71,9 +71,13 @@ def _acquire(file: Path) -> int:
             if not _is_current(descriptor, file):  # its owner has just removed it
                 os.close(descriptor)
                 continue
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            try:
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+            except OSError:  # a full disk
+                file.unlink()
+                raise
         except BaseException:
             os.close(descriptor)
             raise

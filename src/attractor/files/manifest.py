@@ -1,15 +1,17 @@
 """``checksums.json``: the size and CRC-32 of every other file of a folder, which makes damage visible.
 
 Checksums protect against accidents and not against attacks: the file of a stranger proves nothing.
+
+While :func:`amended_file` replaces a file, the entry of the file also holds that of its other version, under "or".
 """
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from attractor.errors import AttractorError, CheckpointError, ConfigError
 from attractor.files import (
@@ -27,7 +29,8 @@ from attractor.files import (
 from attractor.files.lock import LOCK, owner_lock
 
 CHECKSUMS = "checksums.json"
-Checksums = dict[str, dict[str, int]]  # by file name, relative to the folder: "size" in bytes and "crc32"
+Entry = dict[str, Any]  # "size" in bytes and "crc32", and perhaps another entry under "or"
+Checksums = dict[str, Entry]  # by file name, relative to the folder
 
 
 def write_checksums(folder: Path) -> None:
@@ -68,7 +71,7 @@ def read_checksums(folder: Path, error_class: type[AttractorError] = CheckpointE
     if data.get("crc32") != _own_checksum(checksums):
         raise error_class(f"{file}: does not match its own checksum{damaged(error_class)}")
     for name, entry in checksums.items() if isinstance(checksums, dict) else [("", None)]:
-        if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in ("size", "crc32")):
+        if not all(map(_is_entry, _versions(entry))):
             raise error_class(f"{file}: has no size and checksum for {name!r}{damaged(error_class)}")
         member(folder, name, error_class, file)
     return checksums
@@ -85,10 +88,11 @@ def verify_files(
             raise error_class(f"{file}: does not belong to this checkpoint{end}")
         if not file.is_file():
             raise error_class(f"{file}: is missing{end}")
-        size, expected_size = file.stat().st_size, expected[name]["size"]
-        if size != expected_size:
-            raise error_class(f"{file}: has {size:,} bytes and not {expected_size:,}{end}")
-        if checksum(file) != expected[name]["crc32"]:
+        size, versions = file.stat().st_size, _versions(expected[name])
+        versions = [entry for entry in versions if entry["size"] == size]
+        if not versions:
+            raise error_class(f"{file}: has {size:,} bytes and not {expected[name]['size']:,}{end}")
+        if checksum(file) not in [entry["crc32"] for entry in versions]:
             raise error_class(f"{file}: does not match its checksum{end}")
 
 
@@ -108,10 +112,14 @@ def damaged(error_class: type[AttractorError]) -> str:
 def amended_file(folder: Path, name: str) -> Iterator[Path]:
     """Yield a temporary path that replaces the file ``name`` of ``folder`` and its checksum: both of them or neither.
 
+    If the process is killed in between, the folder holds the old file or the new one, and the checksums fit to it.
+
     Raises
     ------
     ConfigError
         If the folder cannot be written or another process writes it.
+    CheckpointError
+        If the file is damaged.
     """
     file, sums = folder / name, folder / CHECKSUMS
     if file.is_symlink():
@@ -124,19 +132,30 @@ def amended_file(folder: Path, name: str) -> Iterator[Path]:
             if not sums.is_file():
                 os.replace(part / name, file)
                 return
-            (part / CHECKSUMS).write_text(_format(read_checksums(folder) | compute_checksums(part, [name])))
-            sync_file(part / CHECKSUMS)
-            before = shutil.copy2(file, part / "before") if file.exists() else None
-            os.replace(part / name, file)
-            try:
-                os.replace(part / CHECKSUMS, sums)
-            except OSError:
-                file.unlink() if before is None else os.replace(before, file)
-                raise
+            checksums, new = read_checksums(folder), _entry(part / name)
+            verify_files(folder, checksums, [name])
+            for place, entry in (("both", new | {"or": _entry(file)}), ("new", new)):  # before anything is replaced
+                (part / place).write_text(_format(checksums | {name: entry}))
+                sync_file(part / place)
+            os.replace(part / "both", sums)
             sync_folder(folder)
+            os.replace(part / name, file)
+            sync_folder(folder)
+            with suppress(OSError):  # the change is complete without it
+                os.replace(part / "new", sums)
+                sync_folder(folder)
 
 
-def _entry(file: Path) -> dict[str, int]:
+def _versions(entry: Any) -> list[Any]:
+    """Return the entries of a file: one, or two while the file is replaced."""
+    return [entry, entry["or"]] if isinstance(entry, dict) and "or" in entry else [entry]
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(key)) is int for key in ("size", "crc32"))
+
+
+def _entry(file: Path) -> Entry:
     return {"size": file.stat().st_size, "crc32": checksum(file)}
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from attractor.config import from_dict
 from attractor.errors import CheckpointError, ConfigError
-from attractor.files import check_model_folder, load_reason
+from attractor.files.received import check_model_folder, load_reason
 from attractor.interop.generation import SPECIAL, copy_generation_config
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,25 @@ def make_logger(name: str, out: Path, recipe: str, settings: dict[str, Any]) -> 
 
 
 def _tensorboard(out: Path) -> WriteMetrics:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import
+    """Return a function that appends to an event file. PyTorch's writer does so in a thread, whose errors are printed."""
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-    with reported_write_errors(out / "tensorboard", ADVICE):
-        writer: Any = SummaryWriter(str(out / "tensorboard"))
+    file = out / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+
+    def append(**content: Any) -> None:
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        with reported_write_errors(file.parent, ADVICE), file.open("ab") as stream:
+            RecordWriter(stream).write(event)
+
+    with reported_write_errors(file.parent, ADVICE):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    append(file_version="brain.Event:2")
 
     def write(metrics: dict[str, float], step: int) -> None:
-        with reported_write_errors(out / "tensorboard", ADVICE):
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        append(step=step, summary=Summary(value=values))
 
     return write
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attractor.config import to_dict
 from attractor.errors import CheckpointError, ConfigError, DivergedError
-from attractor.files import reported_write_errors
+from attractor.files import made_folder, reported_write_errors
 from attractor.files.lock import LOCK, owner_lock
 from attractor.files.manifest import CHECKSUMS
 from attractor.nn import compile_blocks
@@ -28,7 +28,7 @@ from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext, report_lost_ranks
 from attractor.training.guard import Action, Decision, Guard
 from attractor.training.log import Callback, Log, NullLog, Report
-from attractor.training.parallel import Unit, clip_gradients, gradient_sync
+from attractor.training.parallel import Unit, clip_gradients, gradient_sync, reshard
 from attractor.training.state import TrainingState
 
 EVALUATION_SHARE = 0.05  # of the run's time, for held-out examples; the last report has them in any case
@@ -197,8 +197,10 @@ class _Run:
         if state.seconds < self.next_evaluation and state.progress < 1:
             return {}
         start, metrics = time.perf_counter(), self.objective.evaluate(state.model)
+        reshard(state.model)
         if metrics and self.config.ema_decay:
             averaged = self.objective.evaluate(state.trained_model())
+            reshard(state.trained_model())
             metrics = {n: v for name in metrics for n, v in ((name, metrics[name]), (f"{name}_ema", averaged[name]))}
         [seconds] = self.distributed.mean([time.perf_counter() - start])  # all ranks evaluate again at the same step
         self.next_evaluation = state.seconds + seconds / EVALUATION_SHARE
@@ -246,7 +248,7 @@ def _owned_folder(out: Path, distributed: DistributedContext) -> Iterator[None]:
 
         def own() -> None:
             with reported_write_errors(out, "choose another folder"):
-                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(made_folder(out))
                 stack.enter_context(owner_lock(out / LOCK))
 
         distributed.on_main_process(own)

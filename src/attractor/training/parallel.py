@@ -86,6 +86,13 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def reshard(model: nn.Module) -> None:
+    """Free the gathered weights that a forward pass without a backward pass leaves behind under FSDP."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """Return a model whose weights are the exponential moving average of those of ``model``.
 

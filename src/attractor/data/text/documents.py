@@ -16,6 +16,7 @@ from typing import Any
 
 from attractor.config import suggestion
 from attractor.errors import DataError
+from attractor.files import real_path
 
 KINDS = (".jsonl", ".txt", ".md", ".parquet")
 HUB = {"fineweb-edu": "HuggingFaceFW/fineweb-edu:sample-10BT", "fineweb": "HuggingFaceFW/fineweb:sample-10BT"}
@@ -142,7 +143,7 @@ def _walk(top: Path, leave_out: Callable[[str], None]) -> list[Path]:
     files, seen = [], set()
     for name, folders, names in os.walk(top, followlinks=True, onerror=lambda error: leave_out(str(error))):
         folder = Path(name)
-        if (place := folder.resolve()) in seen:
+        if (place := real_path(folder)) in seen:
             leave_out(f"{folder}: links to a folder that is read already")
             folders.clear()
             continue

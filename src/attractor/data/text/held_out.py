@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from attractor.data.text.documents import read_documents
+from attractor.data.text.documents import ReadStats, read_documents
 from attractor.data.text.shards import ORIGINALS, Shards
 from attractor.data.text.tokenizer import decode, load_tokenizer
 from attractor.errors import DataError
 from attractor.files import read_json
 
 
-def read_held_out(paths: tuple[Path, ...], field: str = "text") -> Iterator[str]:
-    """Yield all documents of files and folders, and those of the split ``val`` of prepared folders."""
+def read_held_out(paths: tuple[Path, ...], field: str = "text", stats: ReadStats | None = None) -> Iterator[str]:
+    """Yield all documents of files and folders, and those of the split ``val`` of prepared folders. Update ``stats``."""
     for path in paths:
         if (path / "index.json").is_file():
             yield from _prepared(path)
         else:
-            yield from read_documents([path], field=field)
+            yield from read_documents([path], field=field, stats=stats)
 
 
 def _prepared(folder: Path) -> Iterator[str]:

@@ -20,8 +20,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from attractor.errors import ConfigError, DataError
-from attractor.files import check_model_folder, first_line, load_reason
+from attractor.errors import AttractorError, ConfigError, DataError
+from attractor.files import first_line
+from attractor.files.received import check_model_folder, load_reason, quiet
 
 END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows every document but the last
 
@@ -56,7 +57,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
     pieces = (text[i : i + PIECE] for text in documents for i in range(0, len(text), PIECE))
-    with _panic_reported("the tokenizer cannot be trained"):
+    with _reported("the tokenizer cannot be trained"):
         tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     if tokenizer.get_vocab_size() < vocab_size:
@@ -77,7 +78,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     path = inner if inner.is_dir() else folder
     check_model_folder(path, DataError)
     try:
-        with _panic_reported("the file is damaged"):
+        with _reported("the file is damaged"), quiet():
             return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the library raises many classes
         raise DataError(f"{folder}: no tokenizer can be loaded from here ({load_reason(error)}).") from error
@@ -96,7 +97,7 @@ def encode(tokenizer: Any, text: str) -> Tensor:
     if len(text) > PIECE and isinstance(tokenizer, PreTrainedTokenizerFast):
         ids: Any = Encoder(tokenizer)([text])[0]
     else:
-        with _panic_reported("the text cannot be tokenised"):
+        with _reported("the text cannot be tokenised"):
             ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return torch.cat([torch.tensor([begin_token(tokenizer)]), torch.as_tensor(np.asarray(ids, dtype=np.int64))])
 
@@ -195,7 +196,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _ids(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
-    with _panic_reported("the text cannot be tokenised"):
+    with _reported("the text cannot be tokenised"):
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -238,11 +239,13 @@ def _is_lossless(settings: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _panic_reported(what: str) -> Iterator[None]:
-    """Turn a panic of the tokenizers library, which is no Exception, into a DataError."""
+def _reported(what: str) -> Iterator[None]:
+    """Turn every error of the tokenizers library into a DataError: a panic, which is no Exception, and damaged settings."""
     try:
         yield
+    except (AttractorError, OSError, MemoryError):
+        raise
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{what}, because the tokenizers library failed ({first_line(error)}).") from error

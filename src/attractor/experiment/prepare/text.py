@@ -18,8 +18,7 @@ from attractor.data.text import (
     train_tokenizer,
 )
 from attractor.errors import ConfigError
-from attractor.experiment.loading import quiet
-from attractor.files import require_free
+from attractor.files import real_path, require_free
 from attractor.progress import TaskProgress
 
 HELD_OUT_CHARACTERS = 10_000  # at least so many of a single document, or a tenth of it
@@ -106,7 +105,7 @@ def prepare_text(
     for name, value in (("tokenizer_bytes", tokenizer_bytes), ("shard_tokens", shard_tokens)):
         if value < 1:
             raise ConfigError(f"{name}={value}: give a whole number from 1 up.")
-    for source in {Path(s).resolve() for s in sources} & {Path(s).resolve() for s in val}:
+    for source in set(map(real_path, sources)) & set(map(real_path, val)):
         raise ConfigError(f"{source}: is both in the sources and in val; leave it in one of them.")
     fraction, total = 0.0 if val else val_fraction, total_bytes([*sources, *val])
     stats = {"train": ReadStats()} | ({"val": ReadStats()} if val or fraction else {})
@@ -114,8 +113,7 @@ def prepare_text(
     val_pairs = (("val", text) for text in read_documents(val, field=field, stats=stats.get("val")))
     with TaskProgress(enabled=progress, lines=True) as bars:
         if tokenizer:
-            with quiet():  # about a config.json beside it
-                vocabulary = load_tokenizer(Path(tokenizer))
+            vocabulary = load_tokenizer(Path(tokenizer))
         else:
             sample = _sample(sources, field, fraction, tokenizer_bytes)
             follow = bars.follow(f"training a tokenizer of {vocab_size} entries")

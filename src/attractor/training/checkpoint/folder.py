@@ -8,8 +8,9 @@ from typing import Any
 import torch.distributed as dist
 
 from attractor.errors import CheckpointError
-from attractor.files import check_model_folder, read_json
+from attractor.files import read_json
 from attractor.files.manifest import CHECKSUMS, damaged, list_files, read_checksums, verify_files, verify_folder
+from attractor.files.received import check_model_folder
 from attractor.training.checkpoint.ranks import rank_and_size, run_on_all_ranks
 
 FORMAT = "attractor-1"

@@ -1,0 +1,60 @@
+"""Received models and tokenizers: their code never runs, and what loads them is quiet."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attractor.errors import AttractorError
+from attractor.files import first_line, member, read_json, require_regular
+
+
+def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
+    """Raise an error if a model's folder asks ``transformers`` to run code, or names files outside of it."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_symlink():
+            member(folder, file.name, error_class, folder)
+        if not file.is_dir():
+            require_regular(file, error_class)
+        if code := "auto_map" if file.name == "custom_generate" else _named_code(file):
+            raise error_class(
+                f"{file}: asks to run code of its own ({code}), and such code is never run; use another model."
+            )
+        if file.name.endswith(".index.json"):
+            names = read_json(file, error_class).get("weight_map")
+            for name in names.values() if isinstance(names, dict) else [names]:
+                member(folder, name, error_class, file)
+
+
+def load_reason(error: BaseException) -> str:
+    """Return in a few words why ``transformers`` could not load something."""
+    if "trust_remote_code" in str(error):
+        return "it asks to run code of its own (auto_map), and such code is never run"
+    return first_line(error)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Turn off the progress bars of ``transformers``, and its messages, which repeat foreign text."""
+    from transformers.utils import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _named_code(file: Path) -> str:
+    """Return what names code in a configuration: ``auto_map``, or attention kernels ``owner/name`` of the hub."""
+    try:
+        text = json.dumps(json.loads(file.read_bytes())) if file.name.endswith("config.json") else ""
+    except (OSError, ValueError, RecursionError):
+        return ""  # the library reports it
+    found = re.search(r'auto_map|\w+_implementation(?=": [^,}]*/)', text)
+    return found[0] if found else ""
