@@ -19,7 +19,7 @@ def calibrate(
     characters: int = 20_000,
     batch_size: int = 8,
 ) -> None:
-    """Find the cheapest budget that loses little, and store it in the checkpoint: all commands then use it.
+    """Find the cheapest budget with a small loss increase, and store it in the checkpoint. All commands then use it.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken.

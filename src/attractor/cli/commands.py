@@ -59,7 +59,7 @@ def overview(description: str) -> str:
             f"\n{description}\n",
             *lines,
             "\nattractor COMMAND --help: all options of a command. attractor --version: the version.",
-            "With --debug, an error of any command comes with its traceback.",
+            "attractor COMMAND --debug: print the traceback of an error.",
             "Tab completion: attractor --tyro-write-completion bash FILE, then source FILE in your shell's start file.",
         )
     )

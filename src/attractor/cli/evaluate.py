@@ -32,7 +32,7 @@ def evaluate(
     seed: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Evaluate a model on unseen text, tasks or puzzles, and print the figures.
+    """Evaluate a model on unseen text, tasks or puzzles, and print the results.
 
     Args:
         checkpoint: The folder of a checkpoint, of a run, or of any causal language model of transformers; or a name on

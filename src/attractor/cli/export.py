@@ -15,7 +15,7 @@ def export(
     depth: int,
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
 ) -> None:
-    """Write a model at depth 0 or 1 as a stock Qwen3 or Llama, which transformers loads without this package.
+    """Write a model at depth 0 or 1 as a standard Qwen3 or Llama, which transformers loads without this package.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken.

@@ -21,7 +21,7 @@ def inspect(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Compare depths with the equilibrium: one page of HTML, its figures as PNG, and all numbers.
+    """Compare depths with the equilibrium: write an HTML page, its figures as PNG, and all numbers.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; of an attractor or looped

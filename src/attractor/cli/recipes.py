@@ -18,13 +18,13 @@ def recipes() -> None:
     for name, justify in columns.items():
         table.add_column(name, justify=justify, no_wrap=True)
     table.add_column("trains", overflow="fold")
-    table.add_column("also with the ending", overflow="fold")
+    table.add_column("suffixes", overflow="fold")
     for found in summaries():
         num = found.num_weights
         weights = "" if num is None else f"{num:,}" if num < 1e6 else f"{num / 1e6:.3g}M"
         add_row(table, found.name, weights, found.length, found.text, " ".join(found.variants))
     Console().print(table)
-    say("Minutes are those of two CPU cores. An ending makes another recipe, such as sudoku/6x6-trm.")
+    say("Minutes are those of two CPU cores. With a suffix it is another recipe, such as sudoku/6x6-trm.")
     say("attractor show RECIPE: its settings. attractor cost RECIPE: its cost. attractor train RECIPE: train it.")
 
 

@@ -17,7 +17,7 @@ def retrofit(
     gate_limit: float = 1.0,
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
 ) -> None:
-    """Make an attractor model from a pretrained model. At depth 1, its default until it is trained, it is the original.
+    """Make an attractor model from a pretrained Qwen3 or Llama. Until it is trained, it computes the same by default.
 
     Args:
         backbone: The folder or the hub name of a Qwen3 or Llama with its tokenizer.

@@ -43,9 +43,9 @@ def solve(
         puzzle: Sudokus: one in a line, "." for blanks, or a text or csv file of several. Mazes: a text file with "#"
             for walls, spaces, one S and one G, and blank lines between several mazes; or a csv. "-" reads standard
             input.
-        depth: Make exactly so many evaluations, in place of solving to a tolerance.
+        depth: Make exactly this number of evaluations instead of solving to a tolerance.
         tolerance: Solve to this relative residual (default 1e-4).
-        max_evaluations: With at most so many evaluations (default 2048).
+        max_evaluations: The largest number of evaluations if a tolerance is used (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.

@@ -27,16 +27,16 @@ def train(
     Args:
         recipe: The name of a recipe, such as sudoku/6x6 or language/tiny; attractor recipes lists all.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3; attractor show RECIPE lists all.
-        data: The folder that attractor data prepare, sudoku or mazes wrote. Recipes of puzzles generate their own
-            without it.
+        data: The folder that attractor data prepare, sudoku or mazes wrote. Without it, puzzle recipes
+            generate their own puzzles.
         init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
-            makes one.
+            writes such a checkpoint.
         out: The folder to write; by default runs/RECIPE.
         resume: Continue the newest checkpoint in the folder.
-        pause_after: Seconds after which to write a checkpoint and stop. SIGTERM and Ctrl-C do the same. The schedule
-            stays.
+        pause_after: Seconds after which to write a checkpoint and stop. SIGTERM and Ctrl-C do the same. Use --resume
+            to continue; the learning-rate schedule does not change.
         overwrite: Write into a folder that is not empty.
-        logger: Where to draw curves: tensorboard, wandb, trackio or none.
+        logger: Where to log curves: tensorboard, wandb, trackio or none.
     """
     from attractor.experiment.training import train as run
     from attractor.training import Preemption

@@ -40,9 +40,9 @@ class DeepSupervisionConfig:
     replace_solved_prob
         Probability, after each segment, that a solved puzzle is replaced at once.
     replace_halted
-        Whether a puzzle is replaced when the halting head takes it for solved, as in the training of TRM and HRM.
+        Whether a puzzle is replaced when the halting head predicts that it is solved, as in the training of TRM and HRM.
     halt_exploration_prob
-        Probability that such a puzzle must first reach a random number of segments.
+        Probability that a puzzle must reach a random number of segments before the halting head can replace it.
     cross_entropy
         ``"softmax"``, or ``"stablemax"``: see :func:`stablemax_cross_entropy`.
     halting_weight

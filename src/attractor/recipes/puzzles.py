@@ -23,13 +23,15 @@ class MazeDataConfig:
 
     Attributes
     ----------
-    num_puzzles, size
-        The number of mazes, and their height and width in cells.
+    num_puzzles
+        The number of mazes.
+    size
+        Their height and width in cells.
     corner_fraction
-        In this share of them S and G are in opposite corners; long paths teach the answer to spread far.
+        The share of mazes with S and G in opposite corners. Training on long paths helps with larger mazes.
     dfs_fraction
-        This share of these is made by depth-first search, which gives the longest paths; solves then converge sooner
-        and more often, and answers are as exact as before.
+        The share of these corner mazes that depth-first search makes, which gives the longest paths. Solves then
+        converge sooner and more often; as many answers are right.
     seed
         The seed of the mazes.
     """
@@ -55,8 +57,10 @@ class SudokuDataConfig:
 
     Attributes
     ----------
-    num_puzzles, size
-        The number of Sudokus, and of their digits: 4, 6 or 9.
+    num_puzzles
+        The number of Sudokus.
+    size
+        The number of digits: 4, 6 or 9.
     clues
         Given digits of each. None: as few as possible.
     seed

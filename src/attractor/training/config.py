@@ -24,8 +24,10 @@ class TrainConfig:
     ----------
     num_steps, seconds
         The run ends at the limit that it reaches first; give at least one. Evaluation and checkpoints count as time.
-    warmup_fraction, cooldown_fraction
-        Fractions of the run in which the learning rate rises and falls, see :func:`attractor.optim.trapezoid`.
+    warmup_fraction
+        The first part of the run, in which the learning rate rises linearly from 0.
+    cooldown_fraction
+        The last part of the run, in which the learning rate falls linearly to 0.
     ema_decay
         Decay of the averaged weights, which evaluation and inference use; it rises to this value over the first steps,
         see :func:`attractor.training.parallel.averaged_model`. 0: no average; the last weights are used.
@@ -44,8 +46,10 @@ class TrainConfig:
         How long a process waits for another one that no longer answers.
     seed
         The seed of the weights and of everything random in training.
-    log_every, checkpoint_every
-        In steps. ``checkpoint_every=0`` writes a checkpoint only at the end.
+    log_every
+        Steps between two reports.
+    checkpoint_every
+        Steps between two checkpoints. 0: only at the end.
     max_checkpoints
         How many of the newest checkpoints to keep.
     """

@@ -33,14 +33,20 @@ class GuardConfig:
 
     Attributes
     ----------
-    policy, max_skipped, max_rollbacks
+    policy
         ``"skip"`` skips bad steps, logs drifts, and stops after more than ``max_skipped`` bad steps in a row.
         ``"rollback"`` skips bad steps too; after too many of them, or at a drift, it restores the weights of the last
         checkpoint and continues with new data, at most ``max_rollbacks`` times. ``"stop"`` stops at the first bad step
         or drift.
-    loss_spike, window
+    max_skipped
+        See ``policy``.
+    max_rollbacks
+        See ``policy``.
+    loss_spike
         A loss is bad if it exceeds the median of the last ``window`` good losses by this many standard deviations plus
         a tenth of the median. None: only if it is not finite.
+    window
+        How many of the last good losses and gradient norms are compared.
     gradient_spike
         A gradient norm is bad if it exceeds this many times the median norm. None: only if it is not finite.
     patience

@@ -34,10 +34,12 @@ class AttractorReasonerConfig(ReasonerConfig):
         The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``.
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
-    damping, noise
-        The step λ of an evaluation, in (0, 1], and the standard deviation of the noise ε in training.
+    damping
+        The step λ of an evaluation, in (0, 1].
+    noise
+        The standard deviation of the noise ε that training adds at each evaluation.
     solver
-        ``"picard"``, the damped iteration above, or ``"anderson"``, which mixes its last five steps.
+        ``"picard"``, the damped iteration, or ``"anderson"``, which mixes the last five steps.
     gradient, backprop_steps
         ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
         exact at a fixed point.
