@@ -78,3 +78,10 @@ def test_the_default_gradient_of_an_unknown_update_is_exact() -> None:
     exact = gradient(gradient=Implicit(stop=Tolerance(rtol=1e-6, max_evaluations=300, patience=None)))
     assert (gradient() - exact).norm() < 1e-3 * exact.norm()
     assert (gradient(gradient=OneStep()) - exact).norm() > 0.3 * exact.norm()
+
+
+def test_a_nearly_constant_residual_is_extrapolated_exactly() -> None:
+    """1.05 y + 1: the plain steps hardly change the residual, so a large ridge would miss the fixed point of −20."""
+    found = fixed_point(lambda y: 1.05 * y + 1, torch.zeros(1, 1, 16), stop=Tolerance(max_evaluations=50, patience=None))
+    assert found.outcome.converged
+    assert torch.allclose(found.value.detach(), torch.full((1, 1, 16), -20.0), atol=1e-2)

@@ -37,7 +37,7 @@ class Anderson(Solver):
     mixing
         The step length along the mixed residual, in (0, 1].
     ridge
-        Regularisation of the weights, as above. By default 16 times the rounding unit of the state's dtype.
+        Regularisation of the weights, as above. By default twice the rounding unit of the state's dtype.
     max_growth
         See :class:`Solver`.
     """
@@ -68,7 +68,7 @@ class Anderson(Solver):
         row = to_array(torch.stack([row_dot(r, g, state.scratch) for r in residuals], dim=1).to(wide))  # (N, k)
         known, xp = state.known[:, drop:], namespace(row)
         others, square = masked_fill(row[:, :-1], ~known, 0), row[:, -1:]
-        ridge = self.ridge if self.ridge is not None else 16 * torch.finfo(y.dtype).eps
+        ridge = self.ridge if self.ridge is not None else 2 * torch.finfo(y.dtype).eps
         row = xp.concatenate([others, square + (ridge * square + torch.finfo(wide).tiny ** 0.65)], 1)
         system = xp.concatenate([state.system[:, drop:, drop:], others[:, None]], 1)
         system = xp.concatenate([system, row[:, :, None]], 2)
