@@ -82,6 +82,8 @@ def test_the_default_gradient_of_an_unknown_update_is_exact() -> None:
 
 def test_a_nearly_constant_residual_is_extrapolated_exactly() -> None:
     """1.05 y + 1: the plain steps hardly change the residual, so a large ridge would miss the fixed point of −20."""
-    found = fixed_point(lambda y: 1.05 * y + 1, torch.zeros(1, 1, 16), stop=Tolerance(max_evaluations=50, patience=None))
+    found = fixed_point(
+        lambda y: 1.05 * y + 1, torch.zeros(1, 1, 16), stop=Tolerance(max_evaluations=50, patience=None)
+    )
     assert found.outcome.converged
     assert torch.allclose(found.value.detach(), torch.full((1, 1, 16), -20.0), atol=1e-2)

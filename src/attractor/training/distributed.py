@@ -128,7 +128,7 @@ def report_lost_ranks(distributed: DistributedContext, last_checkpoint: Callable
         yield
     except RuntimeError as error:  # gloo and NCCL have no exception class in common
         from_backend = isinstance(error, dist.DistError) or any(
-            word in str(error) for word in ("gloo", "NCCL", "Connection")
+            word in str(error) for word in ("gloo", "NCCL", "Connection", "pair closure")
         )
         if distributed.size == 1 or isinstance(error, AttractorError) or not from_backend:
             raise
