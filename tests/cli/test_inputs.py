@@ -144,6 +144,17 @@ def test_a_name_that_is_no_utf8_is_one_sentence(tmp_path, monkeypatch, capsys) -
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.parametrize("size", ["1234123412341234", "10000001"])
+def test_a_vocabulary_that_no_memory_holds_is_one_sentence(size: str, tmp_path, monkeypatch, capsys) -> None:
+    """The library would end the process."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the sea and the moon " * 50)
+    command = ["data", "prepare", "text.txt", "--out", "out", "--vocab-size", size, "--val-fraction", "0"]
+    assert main(command) == 2
+    assert "give at most 10,000,000" in one_sentence(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 def test_an_environment_needs_no_git(monkeypatch) -> None:
     """Its commit is then unknown."""
     monkeypatch.setenv("PATH", "")

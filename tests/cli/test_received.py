@@ -263,6 +263,27 @@ def test_attention_kernels_of_the_hub_are_refused(model, capsys) -> None:
         (model / "config.json").write_text(original)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"bos_token_id": "x"}, {"eos_token_id": ["x"]}, {"suppress_tokens": "x"}, {"num_beams": "x"}], ids=repr
+)
+def test_a_generation_config_that_makes_no_sense_is_one_sentence(changes, model, capsys) -> None:
+    """Of a received model, without checksums; a setting without effect may be accepted."""
+    (model / "checksums.json").unlink()
+    edit(model / "generation_config.json", **changes)
+    code = main(["generate", str(model), "--prompt", "the", "--max-new-tokens", "2"])
+    assert code == 0 or (code == 2 and capsys.readouterr().err.count("attractor: ") == 1)
+
+
+def test_names_of_settings_with_control_characters_are_refused(model, capsys) -> None:
+    """A library prints those that it does not know; values are not printed."""
+    (model / "checksums.json").unlink()
+    token = {"content": "<x>", "special": True, "a\x1b[31m": 1}
+    edit(model / "tokenizer_config.json", added_tokens_decoder={"3": token})
+    assert "control characters in its name" in refused(["generate", model, "--prompt", "a"], capsys)
+    edit(model / "tokenizer_config.json", added_tokens_decoder={}, chat_template="{{ x }}\n\x1b: ")
+    assert main(["generate", str(model), "--prompt", "a", "--max-new-tokens", "1"]) == 0
+
+
 def test_messages_of_libraries_with_foreign_text_do_not_reach_the_terminal(model, tmp_path) -> None:
     """Such as the type of a model in its config.json, when its tokenizer is loaded."""
     (model / "checksums.json").unlink()

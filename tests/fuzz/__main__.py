@@ -38,13 +38,14 @@ def main() -> int:
             if options.case is not None:
                 print(shown)
             faulthandler.dump_traceback_later(900, exit=True)  # for a hang outside of Python
+            advance(done - 1, len(numbers), f"case {number}")  # which a crash leaves on the screen
             if (wrong := run(case, folder)) is not None:
                 num_bad += 1
                 print(
                     f"{shown}\n    {wrong}\n    repeat it: python -m tests.fuzz --seed {options.seed} --case {number}",
                     flush=True,
                 )
-            advance(done, len(numbers))
+            advance(done, len(numbers), "")
         faulthandler.cancel_dump_traceback_later()
     print(f"{len(numbers):,} cases of seed {options.seed}, {num_bad} ended badly")
     return min(num_bad, 1)

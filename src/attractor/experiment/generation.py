@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from attractor.config import config_class, require_whole
-from attractor.errors import ConfigError
+from attractor.errors import AttractorError, ConfigError
 from attractor.evaluation.text import effective_budget, encode, known_budget, max_length
+from attractor.files import first_line
 from attractor.nn import input_device
 
 
@@ -92,7 +93,8 @@ def generate(
     Raises
     ------
     ConfigError
-        If a setting is invalid, the model does not have it, or the prompt does not fit into the context.
+        If a setting, also of the generation config, is invalid, the model does not have it, or the prompt does not fit
+        into the context.
     """
     from attractor.data.text.documents import repair
     from attractor.models.language import AttractorForCausalLM
@@ -109,16 +111,23 @@ def generate(
             raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
         budget |= {"num_draft": num_draft, "draft_depth": draft_depth}
     begun = time.perf_counter()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        output = model.generate(
-            ids,
-            max_new_tokens=min(chosen.max_new_tokens, available),
-            streamer=streamer,
-            pad_token_id=tokenizer.eos_token_id,
-            **chosen.arguments(),
-            **budget,
-        )
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = model.generate(
+                ids,
+                max_new_tokens=min(chosen.max_new_tokens, available),
+                streamer=streamer,
+                pad_token_id=tokenizer.eos_token_id,
+                **chosen.arguments(),
+                **budget,
+            )
+    except AttractorError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:  # the library checks few of its settings
+        raise ConfigError(
+            f"the model cannot generate ({first_line(error)}); check its generation_config.json."
+        ) from error
     num_tokens = output.shape[1] - ids.shape[1]
     return Generation(
         text=tokenizer.decode(output[0], skip_special_tokens=True, clean_up_tokenization_spaces=False),

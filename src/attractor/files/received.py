@@ -17,10 +17,13 @@ def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
             member(folder, file.name, error_class, folder)
         if not file.is_dir():
             require_regular(file, error_class)
-        if code := "auto_map" if file.name == "custom_generate" else _named_code(file):
+        text = _config_text(file)
+        if code := "auto_map" if file.name == "custom_generate" else _named_code(text):
             raise error_class(
                 f"{file}: asks to run code of its own ({code}), and such code is never run; use another model."
             )
+        if re.search(r'"[^"]*\\u00[0189][^"]*": ', text):  # a library prints names that it does not know
+            raise error_class(f"{file}: has a setting with control characters in its name; use another model.")
         if file.name.endswith(".index.json"):
             names = read_json(file, error_class).get("weight_map")
             for name in names.values() if isinstance(names, dict) else [names]:
@@ -50,11 +53,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _named_code(file: Path) -> str:
-    """Return what names code in a configuration: ``auto_map``, or attention kernels ``owner/name`` of the hub."""
+def _config_text(file: Path) -> str:
+    """Return the content of a configuration as ASCII with escapes, or nothing for other files."""
     try:
-        text = json.dumps(json.loads(file.read_bytes())) if file.name.endswith("config.json") else ""
+        return json.dumps(json.loads(file.read_bytes())) if file.name.endswith("config.json") else ""
     except (OSError, ValueError, RecursionError):
         return ""  # the library reports it
+
+
+def _named_code(text: str) -> str:
+    """Return what names code in a configuration: ``auto_map``, or attention kernels ``owner/name`` of the hub."""
     found = re.search(r'auto_map|\w+_implementation(?=": [^,}]*/)', text)
     return found[0] if found else ""

@@ -28,6 +28,9 @@ END_OF_TEXT = "<|endoftext|>"  # precedes every document, so it also follows eve
 
 # GPT-4's pattern that splits text into words before merging, with at most two digits, for smaller vocabularies.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+MAX_VOCAB = (
+    10_000_000  # memory for all entries is taken at once, and the library ends the process if there is not enough
+)
 LONGEST_WORD = 200  # characters of a word that are merged in training, which takes quadratic time
 
 PIECE = 200_000  # characters after which a long document is split, so that memory is bounded and all cores have work
@@ -43,8 +46,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
     Raises
     ------
     DataError
-        If the vocabulary cannot hold all bytes, or the text is too short to fill it.
+        If the vocabulary cannot hold all bytes or is too large, or the text is too short to fill it.
     """
+    if vocab_size > MAX_VOCAB:
+        raise DataError(f"a vocabulary of {vocab_size} is too large; give at most {MAX_VOCAB:,}.")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
         raise DataError(f"a vocabulary of {vocab_size} cannot hold all bytes; give at least {len(alphabet) + 1}.")
