@@ -155,6 +155,24 @@ def test_a_vocabulary_that_no_memory_holds_is_one_sentence(size: str, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.parametrize("place", ["test-questions.npy", "index.json", "checksums.json"])
+def test_a_pipe_or_a_loop_among_puzzles_is_not_opened(place: str, tmp_path, capsys) -> None:
+    """Reading it would never end."""
+    folder = tmp_path / "puzzles"
+    puzzles.write(folder, {name: sudoku.generate(2, size=4, seed=0) for name in ("train", "test")})
+    (folder / place).unlink()
+    os.mkfifo(folder / place)
+    assert main(["data", "verify", str(folder)]) == 2
+    assert place in one_sentence(capsys)
+    (folder / place).unlink()
+    (folder / place).symlink_to(place)
+    assert main(["data", "verify", str(folder)]) == 2
+    one_sentence(capsys)
+    if place != "checksums.json":  # which is read only to verify
+        with pytest.raises(DataError):
+            puzzles.read(folder, "test")
+
+
 def test_an_environment_needs_no_git(monkeypatch) -> None:
     """Its commit is then unknown."""
     monkeypatch.setenv("PATH", "")

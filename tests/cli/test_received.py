@@ -263,6 +263,13 @@ def test_attention_kernels_of_the_hub_are_refused(model, capsys) -> None:
         (model / "config.json").write_text(original)
 
 
+@pytest.mark.parametrize("option", ["--max-evaluations=-1", "--tolerance=-1", "--depth=-1", "--max-evaluations=0"])
+def test_a_budget_that_makes_no_sense_is_found_before_anything_is_printed(option: str, model, capsys) -> None:
+    assert "give a" in refused(["generate", model, "--prompt", "the sea", option], capsys)
+    main(["generate", str(model), "--prompt", "the sea", option])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "changes", [{"bos_token_id": "x"}, {"eos_token_id": ["x"]}, {"suppress_tokens": "x"}, {"num_beams": "x"}], ids=repr
 )

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attractor.errors import ConfigError, DataError
+from attractor.models.budget import stop_rule
 from attractor.nn import input_device
-from attractor.solve import require_resolvable
+from attractor.solve import Tolerance, require_resolvable
 
 DEFAULT_WINDOW = 2048  # tokens of the sliding window, if the caller gives no length and the model has more positions
 
@@ -207,11 +208,11 @@ def max_length(model: Any) -> int:
     return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
 
 
-def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float]:
+def known_budget(model: Any, budget: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of ``budget`` that are not None.
 
-    Raises ConfigError when ``model.forward`` has no such argument, which stock models would silently ignore, or the
-    model's dtype cannot resolve the tolerance.
+    Raises ConfigError when ``model.forward`` has no such argument, which stock models would silently ignore, a number
+    is invalid, or the model's dtype cannot resolve the tolerance.
     """
     given = {name: value for name, value in budget.items() if value is not None}
     supported = inspect.signature(model.forward).parameters
@@ -220,6 +221,8 @@ def known_budget(model: Any, budget: dict[str, float | None]) -> dict[str, float
             raise ConfigError(
                 f"{type(model).__name__} has no {name} setting; leave it out for a model without a solve."
             )
+    if given and given.get("depth") != 0:
+        stop_rule(**given, default=Tolerance())  # or an invalid number would only be found in the first solve
     if "tolerance" in given:
         require_resolvable(given["tolerance"], next((p.dtype for p in model.parameters()), torch.float32))
     return given

@@ -276,6 +276,8 @@ def member(folder: Path, name: object, error_class: type[AttractorError], named_
     allowed = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]  # of the hub's cache
     if not any(real_path(file).is_relative_to(path) for path in allowed):
         raise error_class(f"{file}: is a link that leads out of its folder; use another copy.")
+    if not file.is_dir():
+        require_regular(file, error_class)
     return file
 
 

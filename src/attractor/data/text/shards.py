@@ -21,7 +21,7 @@ from attractor.config import from_dict, suggestion
 from attractor.data.text.documents import NUM_NAMED, ReadStats
 from attractor.data.text.tokenizer import Encoder, begin_token, fingerprint
 from attractor.errors import AttractorError, ConfigError, DataError
-from attractor.files import checksum, member, new_folder, read_json, require_free, require_regular, write_json
+from attractor.files import checksum, member, new_folder, read_json, require_free, write_json
 from attractor.files.manifest import CHECKSUMS, read_checksums, verify_files, write_checksums
 
 FORMAT = "attractor-tokens-2"
@@ -354,7 +354,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _open(file: Path, shard: Shard, dtype: np.dtype[Any]) -> NDArray[Any]:
     expected = shard.num_tokens * dtype.itemsize
-    require_regular(file, DataError)
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:

@@ -3,6 +3,7 @@
 Functions return summaries and never print. With ``progress=True`` they draw bars on standard error.
 """
 
+import os
 from pathlib import Path
 
 from attractor.data.puzzles import is_puzzle_folder, read, read_index
@@ -33,7 +34,7 @@ def verify_data(folder: Path | str) -> TextSummary | PuzzleSummary:
         If a file is damaged, or the folder holds neither.
     """
     folder = Path(folder)
-    if (folder / CHECKSUMS).exists():
+    if os.path.lexists(folder / CHECKSUMS):  # a broken link is damage
         verify_folder(folder, DataError)
     if is_puzzle_folder(folder):
         return summarize(folder, {split: read(folder, split) for split in read_index(folder)["splits"]})
