@@ -16,7 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from attractor.config import require_type
-from attractor.errors import NotConvergedError
+from attractor.errors import ConfigError, NotConvergedError
 from attractor.gradient import Gradient, Implicit, attach_tangent, in_forward_mode, refuse_transforms, without_tangent
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.packing import Packing
@@ -86,7 +86,16 @@ def fixed_point(
     NotConvergedError
         With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
-    if torch.compiler.is_compiling():  # a solve decides on the host what to do next, so the compiled graph ends here
+    options: dict[str, Any] = {
+        "solver": solver,
+        "stop": stop,
+        "gradient": gradient,
+        "equation_dims": equation_dims,
+        "causal": causal,
+    }
+    is_exported = torch.compiler.is_exporting()  # autograd differentiates an exported solve through its steps
+    has_graph = gradient.is_traceable or is_exported or not torch.is_grad_enabled()
+    if torch.compiler.is_compiling() and not in_one_graph(stop.is_fixed_depth and has_graph):
         return torch.compiler.disable(fixed_point)(
             update,
             y0,
@@ -105,11 +114,12 @@ def fixed_point(
     if not (isinstance(y0, Tensor) and y0.is_floating_point()):
         packing = Packing.of(y0, equation_dims, causal)
         y0, equation_dims = packing.pack(y0), 1
-    adapted, tracked = Adapted(update, packing, has_aux), torch.is_grad_enabled()
+    adapted = Adapted(update, packing, has_aux)
+    tracked = torch.is_grad_enabled() and not is_exported
     repeated = solved = Repeated(adapted)
     if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
         solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
-    with torch.set_grad_enabled(tracked and gradient.tracks_solve):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (is_exported or gradient.tracks_solve)):
         solution = solve(
             solved,
             y0,
@@ -125,6 +135,23 @@ def fixed_point(
     if tracked or is_forward:
         solution = replace(solution, value=_attach(gradient, repeated, solution, causal))
     return restored(solution, packing, adapted.aux)
+
+
+def in_one_graph(is_traceable: bool) -> bool:
+    """Whether the call is traced by ``torch.export`` or ``torch.compile(fullgraph=True)``, which must be possible."""
+    if torch.compiler.is_exporting():
+        if not is_traceable:
+            raise ConfigError(
+                "torch.export needs a solve with a fixed number of evaluations: fixed_point(stop=Steps(n))."
+            )
+        return True
+    from attractor.solve import one_graph  # imports the compiler, which takes seconds
+
+    if not one_graph.is_requested():
+        return False
+    if not is_traceable or one_graph.is_transformed():
+        one_graph.refuse()
+    return True
 
 
 def _attach(gradient: Gradient, update: Update, solution: Solution, causal: bool) -> Tensor:

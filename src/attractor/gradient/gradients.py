@@ -27,10 +27,12 @@ from attractor.solve.array_ops import is_readable, row_scale, transforms
 class Gradient(ABC):
     """The contract: return ``value``, connected by autograd to everything that ``update`` depends on.
 
-    ``tracks_solve`` says whether autograd records the solver's own steps.
+    ``tracks_solve`` says whether autograd records the solver's own steps, and ``is_traceable`` whether ``torch.compile``
+    can compile :meth:`attach`.
     """
 
     tracks_solve: ClassVar[bool] = False
+    is_traceable: ClassVar[bool] = False
 
     @property
     def num_steps(self) -> int:
@@ -56,6 +58,8 @@ class OneStep(Gradient):
 
     The authors' code calls ``u = v + Jᵀv`` "onestep"; here that is ``Neumann(1)``.
     """
+
+    is_traceable: ClassVar[bool] = True
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         return _Attach.apply(value, update(value.detach()), None, bool(transforms()))
@@ -157,6 +161,7 @@ class Phantom(Gradient):
 
     steps: int = 4
     damping: float = 1.0
+    is_traceable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "steps")
@@ -180,6 +185,7 @@ class Unrolled(Gradient):
     """Backpropagate through the complete solve. Memory grows with the evaluations. The reference for all others."""
 
     tracks_solve: ClassVar[bool] = True
+    is_traceable: ClassVar[bool] = True
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         return value

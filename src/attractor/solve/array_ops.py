@@ -58,7 +58,9 @@ def known_between(x: Array, low: float, high: float) -> bool:
 
 
 def transforms() -> list[str]:
-    """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
+    """Return the names of the function transforms (``torch.func``) around this call, outermost first; or "Compile"."""
+    if torch.compiler.is_compiling():
+        return ["Compile"]
     if torch._C._functorch.peek_interpreter_stack() is None:
         return []
     stack = torch._C._functorch.get_interpreter_stack() or []
@@ -67,7 +69,7 @@ def transforms() -> list[str]:
 
 def is_readable(x: Tensor) -> bool:
     """Whether the host can read ``x`` without waiting for a device: it is on the CPU, and not inside ``vmap``."""
-    return x.is_cpu and "Vmap" not in transforms()
+    return x.is_cpu and not {"Vmap", "Compile"}.intersection(transforms())
 
 
 def count(mask: Array) -> tuple[float, int]:

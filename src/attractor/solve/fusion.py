@@ -30,7 +30,9 @@ def fused_bookkeeping() -> Iterator[None]:
 
 def fused(function: Callable[..., Any], like: Array) -> Callable[..., Any]:
     """Return the compiled ``function`` where that is wanted and possible for arrays such as ``like``."""
-    if not _enabled.get() or not isinstance(like, Tensor) or torch.is_grad_enabled() or transforms():
+    if torch.compiler.is_compiling() or not _enabled.get():
+        return function  # dynamo traces no context variable
+    if not isinstance(like, Tensor) or torch.is_grad_enabled() or transforms():
         return function
     return _compiled(function)
 

@@ -1,7 +1,6 @@
 """The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,7 +63,7 @@ class Layout:
             packing=packing,
         )
 
-    @cached_property
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the state, residuals and mixing: float32 or wider."""
         return torch.promote_types(self.dtype, torch.float32)

@@ -47,29 +47,28 @@ class Packing:
                 )
         if not leaves:
             raise ConfigError(f"fixed_point: y0 is {state!r}, which holds no tensor.")
-        largest = max(leaves, key=lambda leaf: leaf.ndim)
-        fewest = min(leaf.ndim for leaf in leaves)
-        num_leading = min(1 + causal, fewest) if equation_dims is None else largest.ndim - equation_dims
+        fewest, most = min(leaf.ndim for leaf in leaves), max(leaf.ndim for leaf in leaves)
+        num_leading = min(1 + causal, fewest) if equation_dims is None else most - equation_dims
         if not 0 <= num_leading <= fewest:
             raise ConfigError(
                 f"fixed_point(equation_dims={equation_dims}): the leaves of y0 have "
                 f"{', '.join(f'{name} {tuple(leaf.shape)}' for name, leaf in zip(names, leaves, strict=True))}; "
                 "they must share the dimensions before one equation."
             )
-        leading = largest.shape[:num_leading]
+        leading = next(leaf for leaf in leaves if leaf.ndim == most).shape[:num_leading]
         for name, leaf in zip(names, leaves, strict=True):
             if leaf.shape[:num_leading] != leading:
                 raise ConfigError(
                     f"fixed_point: {name} of shape {tuple(leaf.shape)} does not begin with {tuple(leading)}, as another "
                     "leaf of y0 does; all leaves have the same leading dimensions."
                 )
-        dtype = reduce(torch.promote_types, (leaf.dtype.to_real() for leaf in leaves), torch.float32)
+        dtype = reduce(torch.promote_types, (leaf.real.dtype for leaf in leaves), torch.float32)
         return cls(structure, names, tuple((leaf.shape[num_leading:], leaf.dtype) for leaf in leaves), leading, dtype)
 
     @property
     def is_mixed(self) -> bool:
         """Whether some leaves have a lower precision than the packed tensor."""
-        return any(dtype.to_real() != self.dtype for _, dtype in self.leaves)
+        return any(torch.finfo(dtype).bits != torch.finfo(self.dtype).bits for _, dtype in self.leaves)
 
     def pack(self, state: Any) -> Tensor:
         """Return ``state`` as (*leading, D).

@@ -37,6 +37,13 @@ class RepeatedRandomness:
         return self._replay is not None
 
     def __call__(self, y: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            if self._called:
+                return self.function(y)
+            from attractor.solve import one_graph  # imports the compiler, which takes seconds
+
+            self._called = True
+            return one_graph.without_random_numbers(self.function, y)
         if self._replay is not None:
             with self._replay:
                 return self.function(y)

@@ -166,7 +166,7 @@ class Evaluation:
 
 
 def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
-    version = None if y.is_inference() else y._version
+    version = None if torch.compiler.is_compiling() or y.is_inference() else y._version
     out = update.at(y, *index) if index else update(y)
     if not isinstance(out, Tensor) or out.shape != y.shape or out.dtype != y.dtype:
         got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
