@@ -37,6 +37,7 @@ def fixed_point(
     has_aux: bool = False,
     throw: bool = False,
     trace: bool | Collection[int] = False,
+    trace_gradient: Gradient | None = None,
 ) -> Solution:
     """Solve ``update(y) = y`` from ``y0``, and make the solution differentiable.
 
@@ -71,6 +72,9 @@ def fixed_point(
         True keeps every point at which ``update`` was called. A collection of evaluation counts keeps only these
         points: point n is the state after n steps, point 0 is ``y0``. With ``Steps(n)``, point n is the returned value
         (before a gradient is attached). Points that the solve does not reach are left out.
+    trace_gradient
+        Attach this gradient to every point of the trace, for losses at several evaluations. ``Phantom(steps=k)`` moves a
+        point by k tracked steps; ``OneStep()`` keeps it. By default the trace has no gradient.
 
     Returns
     -------
@@ -86,15 +90,13 @@ def fixed_point(
     NotConvergedError
         With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
-    options: dict[str, Any] = {
-        "solver": solver,
-        "stop": stop,
-        "gradient": gradient,
-        "equation_dims": equation_dims,
-        "causal": causal,
-    }
+    _require_types("fixed_point", solver, stop, gradient)
     is_exported = torch.compiler.is_exporting()  # autograd differentiates an exported solve through its steps
-    has_graph = gradient.is_traceable or is_exported or not torch.is_grad_enabled()
+    has_graph = (
+        all(g is None or g.is_traceable for g in (gradient, trace_gradient))
+        or is_exported
+        or not torch.is_grad_enabled()
+    )
     if torch.compiler.is_compiling() and not in_one_graph(stop.is_fixed_depth and has_graph):
         return torch.compiler.disable(fixed_point)(
             update,
@@ -107,9 +109,16 @@ def fixed_point(
             has_aux=has_aux,
             throw=throw,
             trace=trace,
+            trace_gradient=trace_gradient,
         )
-    _require_types("fixed_point", solver, stop, gradient)
     refuse_transforms(gradient)
+    if trace_gradient is not None:
+        require_type("fixed_point", "trace_gradient", trace_gradient, Gradient, "Phantom(steps=1)")
+        if trace is False or trace_gradient.tracks_solve:
+            raise ConfigError(
+                f"fixed_point(trace={trace!r}, trace_gradient={trace_gradient!r}): say which points to keep, as trace=[4, 8], "
+                "and give them Phantom(steps=k), OneStep(), Neumann(k) or Implicit()."
+            )
     packing = None
     if not (isinstance(y0, Tensor) and y0.is_floating_point()):
         packing = Packing.of(y0, equation_dims, causal)
@@ -133,6 +142,9 @@ def fixed_point(
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
     if tracked or is_forward:
+        if trace_gradient is not None and solution.trace is not None:
+            points = [_attach(trace_gradient, repeated, replace(solution, value=y), causal) for y in solution.trace]
+            solution = replace(solution, trace=torch.stack(points))
         solution = replace(solution, value=_attach(gradient, repeated, solution, causal))
     return restored(solution, packing, adapted.aux)
 
@@ -194,6 +206,7 @@ class FixedPoint(nn.Module):
         has_aux: bool = False,
         throw: bool = False,
         trace: bool | Collection[int] = False,
+        trace_gradient: Gradient | None = None,
     ) -> None:
         super().__init__()
         _require_types("FixedPoint", solver, stop, gradient)
@@ -202,7 +215,7 @@ class FixedPoint(nn.Module):
         self.cell = cell
         self.solver, self.stop, self.eval_stop, self.gradient = solver, stop, eval_stop or stop, gradient
         self.equation_dims, self.causal = equation_dims, causal
-        self.has_aux, self.throw, self.trace = has_aux, throw, trace
+        self.has_aux, self.throw, self.trace, self.trace_gradient = has_aux, throw, trace, trace_gradient
 
     def forward(self, y0: Any, *inputs: Any, **keyword_inputs: Any) -> Solution:
         return fixed_point(
@@ -216,6 +229,7 @@ class FixedPoint(nn.Module):
             has_aux=self.has_aux,
             throw=self.throw,
             trace=self.trace,
+            trace_gradient=self.trace_gradient,
         )
 
     def extra_repr(self) -> str:

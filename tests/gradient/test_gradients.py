@@ -330,3 +330,69 @@ def test_a_large_cotangent_of_one_row_does_not_erase_another() -> None:
     value = fixed_point(lambda y: 0.5 * y + x, torch.zeros_like(x), gradient=Implicit()).value
     (grad,) = torch.autograd.grad(value, x, torch.tensor([[1e-4], [3e4]], dtype=torch.float16).expand(2, 3))
     assert torch.allclose(grad[0].float(), torch.full((3,), 2e-4), rtol=0.05)
+
+
+def test_second_derivatives_of_implicit_pass_gradgradcheck() -> None:
+    """With order=2; also of one solve inside another, and of a nested state."""
+    second = Implicit(stop=EXACT.stop, order=2)
+    w, x = problem()
+    w, x = w.detach()[:3, :3].clone().requires_grad_(), x.detach()[:2, :3].clone().requires_grad_()
+
+    def inside(w, x):
+        return solved(w, x + solved(w, x, second), second)
+
+    def nested(w, x):
+        zero = torch.zeros_like(x)
+        update = lambda s: (torch.tanh(s[1] @ w.T + x), 0.5 * s[0])  # noqa: E731
+        return torch.mul(*fixed_point(update, (zero, zero), gradient=second, stop=TIGHT).value)
+
+    for function in (lambda w, x: solved(w, x, second), inside, nested):
+        assert torch.autograd.gradcheck(function, (w, x))
+        assert torch.autograd.gradgradcheck(function, (w, x))
+
+
+def test_a_third_derivative_is_refused() -> None:
+    """It would be wrong with order=2."""
+    w, x = problem()
+    (first,) = torch.autograd.grad(solved(w, x, Implicit(stop=EXACT.stop, order=2)).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(ConfigError, match="Unrolled"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(ConfigError, match="order=3"):
+        Implicit(order=3)
+
+
+@pytest.mark.parametrize("trace_gradient", [OneStep(), Neumann(1), Phantom(steps=1), Phantom(steps=2), EXACT], ids=repr)
+@pytest.mark.parametrize("causal", [False, True])
+def test_points_of_the_trace_have_gradients(trace_gradient, causal: bool) -> None:
+    """Each as if the solve had ended there; a FixedPoint passes the option on."""
+    w, x = problem()
+    x = x.detach()[None].requires_grad_()
+    options = {"solver": Picard(), "causal": causal}
+    update = lambda y: torch.tanh(y @ w.T + x)  # noqa: E731
+
+    def loss(points) -> torch.Tensor:
+        return sum((i + 1) * point.pow(3).sum() for i, point in enumerate(points))
+
+    trace = fixed_point(
+        update, torch.zeros_like(x), stop=Steps(9), trace=[2, 4, 9], trace_gradient=trace_gradient, **options
+    ).trace
+    alone = [
+        fixed_point(update, torch.zeros_like(x), stop=Steps(n), gradient=trace_gradient, **options).value
+        for n in (2, 4, 9)
+    ]
+    assert torch.allclose(trace, torch.stack(alone), atol=1e-14)
+    for a, b in zip(torch.autograd.grad(loss(trace), (w, x)), torch.autograd.grad(loss(alone), (w, x)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    layer = FixedPoint(nn.Linear(5, 5).double(), stop=Steps(3), trace=[1, 2], trace_gradient=trace_gradient)
+    assert layer(torch.zeros(3, 5).double()).trace.requires_grad
+    with torch.no_grad():
+        assert not layer(torch.zeros(3, 5).double()).trace.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trace_gradient": OneStep()}, {"trace": [1], "trace_gradient": Unrolled()}, {"trace_gradient": OneStep}],
+)
+def test_a_trace_gradient_that_cannot_work_is_refused(options) -> None:
+    with pytest.raises(ConfigError, match="trace_gradient"):
+        fixed_point(torch.cos, torch.zeros(2, 1), **options)
