@@ -396,3 +396,65 @@ def test_points_of_the_trace_have_gradients(trace_gradient, causal: bool) -> Non
 def test_a_trace_gradient_that_cannot_work_is_refused(options) -> None:
     with pytest.raises(ConfigError, match="trace_gradient"):
         fixed_point(torch.cos, torch.zeros(2, 1), **options)
+
+
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=by_name)
+def test_rejected_steps_outside_the_domain_leave_the_unrolled_gradient_finite(solver) -> None:
+    """y = a √y from a start at which the solver steps below zero: y = a² and dy/da = 2a."""
+    a = torch.full((2, 3), 0.6, dtype=torch.float64, requires_grad=True)
+    left_domain = []
+
+    def update(y):
+        left_domain.append(bool((y < 0).any()))
+        return a * torch.sqrt(y)
+
+    y0 = torch.tensor([[0.05, 0.025, 0.045]] * 2, dtype=torch.float64)
+    value = fixed_point(update, y0, solver=solver, gradient=Unrolled(), stop=Tolerance(rtol=1e-10)).value
+    assert any(left_domain)
+    assert torch.allclose(torch.autograd.grad(value.sum(), a)[0], 2 * a, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden(), BestSoFar(Anderson())], ids=by_name)
+@pytest.mark.parametrize("stop", [Tolerance(), Tolerance(norm="rms"), Tolerance(norm="max"), Steps(3)], ids=repr)
+def test_states_without_unknowns_or_rows_are_solved(solver, stop) -> None:
+    """An empty equation has converged, and its gradient is empty."""
+    for shape in ((3, 0), (0, 3), (0, 0), (2, 0, 3)):
+        for options in ({}, {"equation_dims": len(shape) - 1}, {"causal": True}):
+            shift = torch.ones(shape, requires_grad=True)
+            solution = fixed_point(
+                lambda y, c=shift: 0.5 * y + c, torch.zeros(shape), solver=solver, stop=stop, **options
+            )
+            assert solution.value.shape == shape
+            assert solution.outcome.converged or stop.is_fixed_depth
+            solution.value.sum().backward()
+            assert shift.grad.shape == shape
+
+
+@pytest.mark.parametrize("gradient", ALL, ids=by_name)
+def test_vectorized_jacobians_are_right_or_refused(gradient) -> None:
+    """PyTorch's older vmap cannot map a linear solve."""
+    w, x = problem()
+    f = lambda x: solved(w.detach(), x, gradient)  # noqa: E731
+    expected = torch.autograd.functional.jacobian(f, x)
+    for strategy in ("reverse-mode", "forward-mode"):
+        call = lambda s=strategy: torch.autograd.functional.jacobian(f, x, vectorize=True, strategy=s)  # noqa: E731
+        if isinstance(gradient, Implicit):
+            with pytest.raises(ConfigError, match="jacrev"):
+                call()
+        else:
+            assert torch.allclose(call(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ALL, ids=by_name)
+def test_reverse_mode_through_a_functional_jvp_is_right_or_refused(gradient) -> None:
+    """It must not silently lose the gradient of the weights."""
+    w, x = problem()
+    x = x.detach()
+    value, tangent = torch.func.jvp(lambda x: solved(w, x, gradient), (x,), (torch.ones_like(x),))
+    if gradient.is_traceable and not isinstance(gradient, OneStep):
+        expected = torch.autograd.grad(solved(w, x, gradient).sum(), w)[0]
+        assert torch.allclose(torch.autograd.grad(value.sum(), w)[0], expected)
+        return
+    for output in (value, tangent):
+        with pytest.raises(ConfigError, match="forward_ad"):
+            torch.autograd.grad(output.sum(), w, retain_graph=True)

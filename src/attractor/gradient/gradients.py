@@ -118,6 +118,7 @@ class Implicit(Gradient):
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
+            _refuse_legacy_vmap(v)
             # Rows that are not finite keep their cotangent, so that a loss scaler finds the overflow in the parameters.
             finite = v.isfinite()
             for dim in range(1, v.ndim):
@@ -159,6 +160,7 @@ class Implicit(Gradient):
 
     def tangent(self, push: Update, zero: Tensor) -> Tensor:
         stop, start = self._stop(zero), push(zero)
+        _refuse_legacy_vmap(start)
         with torch.no_grad():
             solution = solve(push, start, solver=self.solver, stop=stop, equation_dims=max(zero.ndim - 1, 0))
         if is_readable(zero) and not stop.is_fixed_depth and not solution.outcome.converged:
@@ -209,7 +211,18 @@ class Unrolled(Gradient):
         return value
 
 
-SECOND_DERIVATIVES = "second derivatives of a fixed point need gradient=Implicit(order=2), Unrolled() or Phantom(...); torch.func, one of the last two."
+def _refuse_legacy_vmap(x: Tensor) -> None:
+    if torch._C._functorch.is_legacy_batchedtensor(x):
+        raise ConfigError(
+            "Implicit(): torch.autograd.functional.jacobian(vectorize=True) and is_grads_batched=True cannot map the linear "
+            "solve; use torch.func.jacrev or jacfwd, or leave them out."
+        )
+
+
+SECOND_DERIVATIVES = (
+    "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...); with torch.autograd, also "
+    "Implicit(order=2)."
+)
 
 
 def attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:

@@ -38,13 +38,18 @@ def row_norm(x: Tensor) -> Tensor:
     """
     largest = torch.finfo(x.dtype).max
     scale = row_scale(x)
-    peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    peak = row_peak(x)
     return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
+
+
+def row_peak(x: Tensor) -> Tensor:
+    """Return the largest magnitudes (N,) in the rows of ``x`` (N, D); 0 where D is 0."""
+    return torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1)
 
 
 def row_scale(x: Tensor) -> Tensor:
     """Return the powers of two (N, 1) that divide the rows of ``x`` (N, D) to about one. This changes no digit."""
-    peak = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
+    peak = row_peak(x.detach())[:, None]
     info = torch.finfo(x.dtype)
     scale = torch.exp2(torch.frexp(peak.clamp(info.tiny, info.max))[1].to(x.dtype) - 1)
     return torch.where(peak > 0, scale, 1)

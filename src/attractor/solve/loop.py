@@ -87,7 +87,12 @@ def solve(
         if call == 1:
             solver, state = _start(solver, y, point)
         decide = fused(_decide, point.residual)
-        accepted, refused, fresh = decide(call, point, accepted, tracker, safeguard, everywhere, accelerated)
+        last = accepted
+        accepted, refused, fresh = decide(call, point, last, tracker, safeguard, everywhere, accelerated)
+        if torch.is_grad_enabled() and is_readable(y) and not point.residual_norm.isfinite().all():
+            # Autograd would multiply the zero cotangents of refused values by infinite derivatives.
+            y = where_rows(refused, last.y, y)
+            accepted = evaluation.at(y, tracker.evaluated, last).replace_rows(refused, last)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)

@@ -13,6 +13,7 @@ from attractor.solve.array_ops import (
     known_between,
     namespace,
     row_norm,
+    row_peak,
     to_array,
     to_tensor,
     transforms,
@@ -185,7 +186,7 @@ def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
     if norm == "rms":
         return lambda x: _l2_norm(x) / max(x.shape[1], 1) ** 0.5
     if norm == "max":
-        return lambda x: to_array(torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1))
+        return lambda x: to_array(row_peak(x))
 
     def checked(x: Tensor) -> Array:
         result = norm(x)
