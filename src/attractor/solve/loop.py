@@ -83,7 +83,9 @@ def solve(
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
-        point = evaluation.at(y, tracker.evaluated, accepted)
+        # How many equations need an evaluation is known to the host after a convergence check only.
+        needed = tracker.evaluated if (call - 1) % stop.check_every == 0 else None
+        point = evaluation.at(y, needed, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
         decide = fused(_decide, point.residual)
@@ -92,7 +94,7 @@ def solve(
         if torch.is_grad_enabled() and is_readable(y) and not point.residual_norm.isfinite().all():
             # Autograd would multiply the zero cotangents of refused values by infinite derivatives.
             y = where_rows(refused, last.y, y)
-            accepted = evaluation.at(y, tracker.evaluated, last).replace_rows(refused, last)
+            accepted = evaluation.at(y, needed, last).replace_rows(refused, last)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
