@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,22 +46,23 @@ def batch() -> torch.Tensor:
 def worker(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
-    found = []
-    for gradient in GRADIENTS:
-        model = DistributedDataParallel(Model(gradient))
-        model(batch()[rank::WORLD_SIZE]).square().mean().backward()
-        found.append([p.grad for p in model.parameters()])
+    found = [gradients(DistributedDataParallel(Model(gradient)), batch()[rank::WORLD_SIZE]) for gradient in GRADIENTS]
     if rank == 0:
         torch.save(found, out)
+    # No model may outlive the group: gloo's destructor can wait forever for the interpreter lock of its last owner.
+    dist.barrier()
     dist.destroy_process_group()
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    model(x).square().mean().backward()
+    return [p.grad for p in model.parameters()]
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path) -> None:
     """Each rank has half the batch; the one process has all of it."""
-    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path / "found.pt")), nprocs=WORLD_SIZE)
+    run_ranks(worker, str(tmp_path / "store"), str(tmp_path / "found.pt"), size=WORLD_SIZE)
     for gradient, found in zip(GRADIENTS, torch.load(tmp_path / "found.pt"), strict=True):
-        model = Model(gradient)
-        model(batch()).square().mean().backward()
-        for p, g in zip(model.parameters(), found, strict=True):
-            assert torch.allclose(p.grad, g, atol=1e-8), gradient
+        for expected, g in zip(gradients(Model(gradient), batch()), found, strict=True):
+            assert torch.allclose(expected, g, atol=1e-8), gradient
