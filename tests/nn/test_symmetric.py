@@ -29,6 +29,12 @@ def lines(size: int, group: int, seed: int) -> Tensor:
     return torch.cat([g * group + torch.randperm(group, generator=generator) for g in groups])
 
 
+def questions(size: int, generator: torch.Generator, num: int = 2) -> Tensor:
+    """Grids with a digit in a fifth of the cells."""
+    grids = torch.randint(1, size + 1, (num, size, size), generator=generator)
+    return grids * (torch.rand(grids.shape, generator=generator) < 0.2)
+
+
 def moved(grid: Tensor, rows: Tensor, columns: Tensor, *, transpose: bool) -> Tensor:
     grid = grid[:, rows][:, :, columns]
     return grid.transpose(1, 2) if transpose else grid
@@ -37,16 +43,16 @@ def moved(grid: Tensor, rows: Tensor, columns: Tensor, *, transpose: bool) -> Te
 def difference(size: int, rows: Tensor, columns: Tensor, *, transpose: bool = False, seed: int = 0) -> float:
     """The largest difference between the logits of a moved puzzle and the moved logits, with digits renamed."""
     model, generator = reasoner(size, halting=True), torch.Generator().manual_seed(seed)
-    questions = torch.randint(0, size + 1, (2, size, size), generator=generator)
+    given = questions(size, generator)
     digits = torch.randperm(size, generator=generator)  # the old digit at each new one
     names = torch.cat([torch.zeros(1, dtype=torch.long), 1 + digits.argsort()])
-    state = model.init_state(questions, generator)
+    state = model.init_state(given, generator)
     torch.nn.init.normal_(model.halt.weight)
     other = moved(state, rows, columns, transpose=transpose)
     other = other.unflatten(-1, (size, -1))[:, :, :, digits].flatten(-2)
     with torch.no_grad():
-        output = model(questions, state, depth=4)
-        changed = model(names[moved(questions, rows, columns, transpose=transpose)], other, depth=4)
+        output = model(given, state, depth=4)
+        changed = model(names[moved(given, rows, columns, transpose=transpose)], other, depth=4)
     expected = moved(output.logits, rows, columns, transpose=transpose)
     halting = (changed.halt - output.halt).abs().max()
     return float(torch.maximum(halting, (changed.logits[..., 1:] - expected[..., 1 + digits]).abs().max()))
@@ -72,7 +78,7 @@ def test_it_commutes_with_nothing_else() -> None:
 class TestSymmetricUpdate(UpdateConformance):
     def make_update(self):
         model = reasoner(4)
-        x = model.embedding(torch.randint(0, 5, (3, 4, 4), generator=torch.Generator().manual_seed(0))).detach()
+        x = model.embedding(questions(4, torch.Generator().manual_seed(0), num=3))
         return lambda y: model.update(y, x)
 
     def make_state(self):
@@ -81,8 +87,7 @@ class TestSymmetricUpdate(UpdateConformance):
 
 def test_a_blank_is_never_an_answer() -> None:
     """Its probability is zero, and the loss of an answer without blanks is finite."""
-    model, questions = reasoner(4), torch.zeros(1, 4, 4, dtype=torch.long)
-    logits = model.solve(questions, depth=2).logits
+    logits = reasoner(4).solve(torch.zeros(1, 4, 4, dtype=torch.long), depth=2).logits
     assert logits.shape == (1, 4, 4, 5)
     assert (logits.softmax(-1)[..., 0] == 0).all()
     assert torch.nn.functional.cross_entropy(logits.flatten(0, 2), torch.ones(16, dtype=torch.long)).isfinite()

@@ -189,7 +189,6 @@ def sudoku_hardest(*, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
         train=TrainConfig(
             seconds=60 * minutes,
             optimizer=OptimizerConfig(lr=3e-3),
-            compile=True,
             log_every=50,
             seed=seed,
         ),

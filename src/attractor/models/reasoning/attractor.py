@@ -109,11 +109,13 @@ class AttractorReasoner(Reasoner):
     def __init__(self, config: AttractorReasonerConfig) -> None:
         super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
         self.random_init = config.random_init
-        width, is_symmetric = config.update.width, isinstance(config.update, SymmetricUpdateConfig)
-        self.answer_width = config.update.state_width if is_symmetric else width
-        self.embedding = CandidateEmbedding(width) if is_symmetric else nn.Embedding(config.num_symbols, width)
+        width = self.answer_width = config.update.width
+        self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()
-        self.head = CandidateHead(width) if is_symmetric else nn.Linear(width, config.num_classes)
+        self.head = nn.Linear(width, config.num_classes)
+        if isinstance(config.update, SymmetricUpdateConfig):
+            self.embedding, self.head = CandidateEmbedding(config.update), CandidateHead(width)
+            self.answer_width = config.update.state_width
         if config.halting:
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
@@ -131,7 +133,7 @@ class AttractorReasoner(Reasoner):
         x, mask = self.embedding(questions), self._mask(questions)
         noise = self.config.noise if self.training else 0.0
         # A generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
-        generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
+        generator = torch.Generator(questions.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
