@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from attractor.config import require_type
 from attractor.errors import ConfigError, NotConvergedError
-from attractor.gradient import Gradient, Implicit, attach_tangent, in_forward_mode, refuse_transforms, without_tangent
+from attractor.gradient import (
+    Gradient,
+    Implicit,
+    attach_tangent,
+    explain_vmap,
+    in_forward_mode,
+    refuse_transforms,
+    without_tangent,
+)
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.packing import Packing
 from attractor.solve.update import Adapted, Repeated
@@ -128,7 +136,8 @@ def fixed_point(
     repeated = solved = Repeated(adapted)
     if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
         solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
-    with torch.set_grad_enabled(torch.is_grad_enabled() and (is_exported or gradient.tracks_solve)):
+    is_tracked = torch.is_grad_enabled() and (is_exported or gradient.tracks_solve)
+    with explain_vmap(solver), torch.set_grad_enabled(is_tracked):
         solution = solve(
             solved,
             y0,

@@ -1,12 +1,15 @@
 """Fixed points under the transforms of ``torch.func``, and in forward mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from attractor.errors import ConfigError
 from attractor.gradient.gradients import SECOND_DERIVATIVES, Gradient
-from attractor.solve import Update
+from attractor.solve import Solver, Update
 from attractor.solve.array_ops import transforms
 
 
@@ -18,6 +21,20 @@ def refuse_transforms(gradient: Gradient) -> None:
     is_transformed = type(gradient).tangent is not Gradient.tangent
     if len([name for name in names if name != "Vmap"]) > 1 and is_transformed:
         raise ConfigError(SECOND_DERIVATIVES)
+
+
+@contextmanager
+def explain_vmap(solver: Solver) -> Iterator[None]:
+    """Say in one sentence what ``vmap`` cannot map."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Vmap" not in transforms():
+            raise
+        raise ConfigError(
+            f"fixed_point inside torch.func.vmap: {type(solver).__name__} or update has an operation that cannot be mapped; "
+            f"give y0 a batch dimension instead ({error})"
+        ) from error
 
 
 def in_forward_mode() -> bool:

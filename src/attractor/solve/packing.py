@@ -45,6 +45,10 @@ class Packing:
                     f"fixed_point: {name} is {what}; the state holds floating-point or complex tensors. Close over "
                     "everything else, or return it with has_aux=True."
                 )
+            if leaf.device != leaves[0].device:
+                raise ConfigError(
+                    f"fixed_point: {name} is on {leaf.device} and {names[0]} on {leaves[0].device}; move one."
+                )
         if not leaves:
             raise ConfigError(f"fixed_point: y0 is {state!r}, which holds no tensor.")
         fewest, most = min(leaf.ndim for leaf in leaves), max(leaf.ndim for leaf in leaves)
@@ -80,9 +84,10 @@ class Packing:
         """
         names, leaves, structure = _flatten(state)
         if structure != self.structure:
-            raise ConfigError(
-                f"fixed_point: update returned the structure {', '.join(names)}; y0 has {', '.join(self.names)}."
-            )
+            missing, new = set(self.names) - set(names), set(names) - set(self.names)
+            parts = [*(f"{name} is missing" for name in sorted(missing)), *(f"{name} is new" for name in sorted(new))]
+            difference = ", ".join(parts) or " ".join(f"{structure}, not {self.structure}".split())
+            raise ConfigError(f"fixed_point: update returned another structure than that of y0: {difference}.")
         parts = []
         for name, leaf, (shape, dtype) in zip(names, leaves, self.leaves, strict=True):
             expected = self.leading + shape

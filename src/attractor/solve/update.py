@@ -190,11 +190,11 @@ def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
 
     def checked(x: Tensor) -> Array:
         result = norm(x)
-        if not isinstance(result, Tensor) or result.shape != x.shape[:1]:
-            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        if not isinstance(result, Tensor) or result.shape != x.shape[:1] or not result.is_floating_point():
+            got = f"{tuple(result.shape)} {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
             raise ConfigError(
-                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one number for "
-                f"each of the {len(x)} equations."
+                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one floating-point "
+                f"number for each of the {len(x)} equations."
             )
         return to_array(result)
 
