@@ -100,11 +100,8 @@ def fixed_point(
     """
     _require_types("fixed_point", solver, stop, gradient)
     is_exported = torch.compiler.is_exporting()  # autograd differentiates an exported solve through its steps
-    has_graph = (
-        all(g is None or g.is_traceable for g in (gradient, trace_gradient))
-        or is_exported
-        or not torch.is_grad_enabled()
-    )
+    tracked = torch.is_grad_enabled() and not is_exported
+    has_graph = not tracked or (gradient.is_traceable and (trace_gradient or gradient).is_traceable)
     if torch.compiler.is_compiling() and not in_one_graph(stop.is_fixed_depth and has_graph):
         return torch.compiler.disable(fixed_point)(
             update,
@@ -120,19 +117,12 @@ def fixed_point(
             trace_gradient=trace_gradient,
         )
     refuse_transforms(gradient)
-    if trace_gradient is not None:
-        require_type("fixed_point", "trace_gradient", trace_gradient, Gradient, "Phantom(steps=1)")
-        if trace is False or trace_gradient.tracks_solve:
-            raise ConfigError(
-                f"fixed_point(trace={trace!r}, trace_gradient={trace_gradient!r}): say which points to keep, as trace=[4, 8], "
-                "and give them Phantom(steps=k), OneStep(), Neumann(k) or Implicit()."
-            )
+    _check_trace(trace, trace_gradient)
     packing = None
     if not (isinstance(y0, Tensor) and y0.is_floating_point()):
         packing = Packing.of(y0, equation_dims, causal)
         y0, equation_dims = packing.pack(y0), 1
     adapted = Adapted(update, packing, has_aux)
-    tracked = torch.is_grad_enabled() and not is_exported
     repeated = solved = Repeated(adapted)
     if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
         solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
@@ -151,11 +141,26 @@ def fixed_point(
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
     if tracked or is_forward:
-        if trace_gradient is not None and solution.trace is not None:
-            points = [_attach(trace_gradient, repeated, replace(solution, value=y), causal) for y in solution.trace]
-            solution = replace(solution, trace=torch.stack(points))
+        solution = _attach_trace(trace_gradient, repeated, solution, causal)
         solution = replace(solution, value=_attach(gradient, repeated, solution, causal))
     return restored(solution, packing, adapted.aux)
+
+
+def _check_trace(trace: bool | Collection[int], trace_gradient: Gradient | None) -> None:
+    if trace_gradient is not None:
+        require_type("fixed_point", "trace_gradient", trace_gradient, Gradient, "Phantom(steps=1)")
+        if trace is False or trace_gradient.tracks_solve:
+            raise ConfigError(
+                f"fixed_point(trace={trace!r}, trace_gradient={trace_gradient!r}): say which points to keep, as trace=[4, 8], "
+                "and give them Phantom(steps=k), OneStep(), Neumann(k) or Implicit()."
+            )
+
+
+def _attach_trace(gradient: Gradient | None, update: Update, solution: Solution, causal: bool) -> Solution:
+    if gradient is None or solution.trace is None:
+        return solution
+    points = [_attach(gradient, update, replace(solution, value=y), causal) for y in solution.trace]
+    return replace(solution, trace=torch.stack(points))
 
 
 def in_one_graph(is_traceable: bool) -> bool:

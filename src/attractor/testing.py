@@ -13,6 +13,7 @@ update.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -142,7 +143,8 @@ class SolverConformance(ABC):
 
     def test_absolute_tolerances_hold_in_every_norm(self) -> None:
         for problem in zoo():
-            for norm, order in (("l2", 2), ("rms", 2), ("max", math.inf)):
+            norms: list[tuple[Literal["l2", "rms", "max"], float]] = [("l2", 2), ("rms", 2), ("max", math.inf)]
+            for norm, order in norms:
                 if not problem.contracts:
                     continue
                 stop = Tolerance(rtol=1e-14, atol=1e-6, norm=norm, max_evaluations=self.max_evaluations)

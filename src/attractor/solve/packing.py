@@ -85,8 +85,8 @@ class Packing:
         names, leaves, structure = _flatten(state)
         if structure != self.structure:
             missing, new = set(self.names) - set(names), set(names) - set(self.names)
-            parts = [*(f"{name} is missing" for name in sorted(missing)), *(f"{name} is new" for name in sorted(new))]
-            difference = ", ".join(parts) or " ".join(f"{structure}, not {self.structure}".split())
+            changes = [*(f"{name} is missing" for name in sorted(missing)), *(f"{name} is new" for name in sorted(new))]
+            difference = ", ".join(changes) or " ".join(f"{structure}, not {self.structure}".split())
             raise ConfigError(f"fixed_point: update returned another structure than that of y0: {difference}.")
         parts = []
         for name, leaf, (shape, dtype) in zip(names, leaves, self.leaves, strict=True):
