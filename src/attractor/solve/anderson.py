@@ -71,20 +71,20 @@ class Anderson(Solver):
         residuals = (*state.residuals[drop:], g)
         xp, wide = namespace(state.ages), state.newest.dtype
         # After a gap, an equation forgets its history: the old points belong to other values of its neighbours.
-        known = state.ages[-len(points) :] <= state.num_known  # (k, N)
+        known = to_tensor(state.ages[-len(points) :] <= state.num_known).to(wide)  # (k, N), 0 or 1
         if xp is np:  # new memory for all products at once would cost a CPU more than the arithmetic
             products = torch.stack([row_dot(r, g, state.scratch) for r in residuals])
         else:
             products = (torch.stack(residuals) * g).sum(dim=2)
-        *others, square = xp.where(known, to_array(products.to(wide)), 0)
+        *others, square = to_array(products.to(wide) * known)
         ridge = self.ridge if self.ridge is not None else 2 * torch.finfo(y.dtype).eps
         # The newest point counts even if its residual is exactly zero; its tiny square then gives it all the weight.
         new_row = (*others, square * (1 + ridge) + torch.finfo(wide).tiny ** 0.65)
         gram = (*(row[drop:] for row in state.gram[drop:]), new_row)
-        num_known = xp.where(to_array(fresh) & (square > 0), state.num_known + 1, 0)
+        num_known = (state.num_known + 1) * (to_array(fresh) & (square > 0))
         y_next = points[0]
         if len(points) > 1:
-            first, *rest = _weights(gram, to_tensor(known), state.newest).to(y.dtype)[:, :, None]  # each (N, 1)
+            first, *rest = _weights(gram, known, state.newest).to(y.dtype)[:, :, None]  # each (N, 1)
             y_next = points[0] * first
             add = torch.addcmul if transforms() else Tensor.addcmul_  # vmap has no rule for the one in place
             for point, weight in zip(points[1:], rest, strict=True):
@@ -97,6 +97,6 @@ def _weights(gram: tuple[tuple[Array, ...], ...], known: Tensor, newest: Tensor)
     k = len(gram)
     entries = [gram[max(i, j)][min(i, j)] for i in range(k) for j in range(k)]
     matrix = to_tensor(namespace(entries[0]).concatenate(entries)).view(k, k, -1)
-    alpha = torch.linalg.solve_ex(matrix.permute(2, 0, 1), known.T.to(matrix.dtype))[0].T
+    alpha = torch.linalg.solve_ex(matrix.permute(2, 0, 1), known.T)[0].T
     total = alpha.sum(dim=0)
     return torch.where(total.abs() < torch.inf, alpha / total, newest[-k:, None])

@@ -90,8 +90,18 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
+def and_not(a: Array, b: Array) -> Array:
+    """Return ``a & ~b`` for masks, in one operator."""
+    return a > b
+
+
+def or_not(a: Array, b: Array) -> Array:
+    """Return ``a | ~b`` for masks, in one operator."""
+    return a >= b
+
+
 def as_int8(mask: Array) -> Array:
-    return mask.view(np.int8) if isinstance(mask, np.ndarray) else mask.to(torch.int8)
+    return mask.view(namespace(mask).int8)
 
 
 def known_empty(mask: Array) -> bool:

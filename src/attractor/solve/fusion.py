@@ -28,9 +28,14 @@ def fused_bookkeeping() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def is_fused() -> bool:
+    """Whether this is inside :func:`fused_bookkeeping`."""
+    return _enabled.get()
+
+
 def fused(function: Callable[..., Any], like: Array) -> Callable[..., Any]:
     """Return the compiled ``function`` where that is wanted and possible for arrays such as ``like``."""
-    if not _enabled.get() or not isinstance(like, Tensor) or torch.is_grad_enabled() or transforms():
+    if not is_fused() or not isinstance(like, Tensor) or torch.is_grad_enabled() or transforms():
         return function
     return _compiled(function)
 

@@ -97,7 +97,7 @@ class Layout:
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
             if isinstance(rows, Tensor):
-                return rows.cumprod(1, dtype=torch.uint8).reshape(-1) > 0
+                return rows.view(torch.uint8).cummin(1).values.view(torch.bool).reshape(-1)
             return np.logical_and.accumulate(rows, 1).reshape(-1)
         return self._repeat_over_row(rows.all(1))
 
