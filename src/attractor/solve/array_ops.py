@@ -59,7 +59,7 @@ def known_between(x: Array, low: float, high: float) -> bool:
 
 def transforms() -> list[str]:
     """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
         return []
     stack = torch._C._functorch.get_interpreter_stack() or []
     return [str(interpreter.key()).removeprefix("TransformType.") for interpreter in stack]
@@ -91,16 +91,18 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
 
 
 def and_not(a: Array, b: Array) -> Array:
-    """Return ``a & ~b`` for masks, in one operator."""
-    return a > b
+    """Return ``a & ~b`` for masks, in one operator (which PyTorch's compiler for CPUs does not have for masks)."""
+    return a & ~b if torch.compiler.is_compiling() else a > b
 
 
 def or_not(a: Array, b: Array) -> Array:
     """Return ``a | ~b`` for masks, in one operator."""
-    return a >= b
+    return a | ~b if torch.compiler.is_compiling() else a >= b
 
 
 def as_int8(mask: Array) -> Array:
+    if torch.compiler.is_compiling():  # the compiler for CPUs cannot view masks as numbers
+        return mask.to(torch.int8)
     return mask.view(namespace(mask).int8)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, namespace
+from attractor.solve.array_ops import Array, as_int8, namespace
 from attractor.solve.packing import Packing
 
 
@@ -97,7 +97,10 @@ class Layout:
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
             if isinstance(rows, Tensor):
-                return rows.view(torch.uint8).cummin(1).values.view(torch.bool).reshape(-1)
+                if torch.compiler.is_compiling():  # the compiler fuses this, and cannot fuse the one operator below
+                    times = torch.arange(self.row_length, device=rows.device)
+                    return (times < torch.where(rows, self.row_length, times).amin(1, keepdim=True)).reshape(-1)
+                return as_int8(rows).cummin(1).values.view(torch.bool).reshape(-1)
             return np.logical_and.accumulate(rows, 1).reshape(-1)
         return self._repeat_over_row(rows.all(1))
 
