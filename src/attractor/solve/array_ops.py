@@ -23,7 +23,9 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
-    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() and not transforms() else x
+    if not x.is_cpu or torch.is_grad_enabled() or transforms():
+        return x
+    return (x.detach() if x.requires_grad else x).numpy()
 
 
 def to_tensor(x: Array) -> Tensor:
