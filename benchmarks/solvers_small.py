@@ -3,7 +3,6 @@
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,8 +71,12 @@ def problems(numbers: dict[str, np.ndarray]) -> dict[str, dict[str, Problem]]:
 
 @torch.no_grad()
 def measure(python: str, threads: int) -> list[dict[str, Any]]:
-    """Return medians in milliseconds and of the ratios. ``python`` is an interpreter that has optimistix."""
+    """Return medians in milliseconds and of the ratios. ``python`` is an interpreter that has optimistix.
+
+    With one thread the processor time is measured, which depends less on other load, otherwise the wall-clock time.
+    """
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     numbers = data()
     sides = problems(numbers)
     exact = {name: next(iter(ways.values()))[1]() for name, ways in sides.items()}
@@ -83,7 +86,7 @@ def measure(python: str, threads: int) -> list[dict[str, Any]]:
         np.savez(path, **numbers, **{f"{name}: exact": value.numpy() for name, value in exact.items()})
         flags = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
         peer = subprocess.Popen(
-            [python, "-c", "from benchmarks.solvers_jax import main; main()", str(path)],
+            [python, "-c", "from benchmarks.solvers_jax import main; main()", str(path), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{flags} intra_op_parallelism_threads={threads}"},
         )  # fmt: skip
@@ -98,10 +101,10 @@ def measure(python: str, threads: int) -> list[dict[str, Any]]:
                     milliseconds, difference = map(float, peer.stdout.readline().split())
                     theirs.append(milliseconds)
                     for way, (num, solve) in ways.items():
-                        started = time.perf_counter()
+                        started = clock()
                         for _ in range(num):
                             solve()
-                        ours[way].append(1e3 * (time.perf_counter() - started) / num)
+                        ours[way].append(1e3 * (clock() - started) / num)
                 for way, values in ours.items():
                     ratios = [a / b for a, b in zip(values[1:], theirs[1:], strict=True)]  # the first is warm-up
                     rows.append(
@@ -120,5 +123,4 @@ def measure(python: str, threads: int) -> list[dict[str, Any]]:
 
 
 def has_optimistix(python: str) -> bool:
-    found = subprocess.run([python or sys.executable, "-c", "import jax, optimistix"], capture_output=True, check=False)
-    return found.returncode == 0
+    return not subprocess.run([python, "-c", "import jax, optimistix"], capture_output=True, check=False).returncode
