@@ -19,12 +19,12 @@ demo: $(VENV)/.ready
 	$(BIN)/attractor demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On Python 3.11: the oldest versions have no wheels for the newest Python.
 test-oldest:
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready-peers .venv-oldest/.ready-docs
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt docs
 
 check: $(VENV)/.ready-test

@@ -1,5 +1,4 @@
-"""What decoding costs: the cache at the equilibrium, converged tokens, budgets and drafts, each against its
-alternative.
+"""What decoding costs: the cache at the equilibrium, converged tokens, and budgets, each against its alternative.
 
     python -m benchmarks.decode CHECKPOINT --data TEXT
 
@@ -9,8 +8,7 @@ in this process on the same work, in turns; figures are medians and ratios of me
 1. one token after 1,024, with the cache, against solving the complete context again;
 2. the 1,000th token against the 50th;
 3. cached decoding at the equilibrium, and at depth 1, against the cached plain Transformer of the same layers;
-4. drafts of a few tokens verified by one solve, against one token at a time;
-5. held-out text solved with work on active tokens only, against the dense solve at the same tolerance.
+4. held-out text solved with work on active tokens only, against the dense solve at the same tolerance.
 
 Contexts may be longer than in training: positions are rotary, and only time is measured.
 Written to ``results/decode``.
@@ -48,11 +46,10 @@ def main(
     checkpoint: Path,
     /,
     data: Path,
-    only: tuple[Literal["again", "late", "plain", "drafts", "sparse"], ...] = (
+    only: tuple[Literal["again", "late", "plain", "sparse"], ...] = (
         "again",
         "late",
         "plain",
-        "drafts",
         "sparse",
     ),
     repeats: int = 15,
@@ -65,7 +62,7 @@ def main(
     Args:
         checkpoint: Of a trained attractor.
         data: Held-out documents.
-        only: Which comparisons, in the order of the five above.
+        only: Which comparisons, in the order of the four above.
         repeats: Of every measurement; the two long ones get a fifth.
         num_rows: Rows of 256 held-out tokens, at most, for the last comparison.
         tolerances: Of the last comparison.
@@ -86,7 +83,6 @@ def main(
         "again": lambda: [recomputed(model, long, repeats)],
         "late": lambda: [by_position(model, long, repeats)],
         "plain": lambda: against_plain(model, plain, long[:, :128], repeats),
-        "drafts": lambda: with_drafts(model, rows[:4, :64], few),
         "sparse": lambda: [sparse_and_dense(model, rows, tolerance, few) for tolerance in tolerances],
     }
     console = Console(width=150)
@@ -150,7 +146,7 @@ def by_position(model: Any, ids: Tensor, repeats: int) -> Timed:
 
 
 def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """``generate`` of 64 tokens: by tolerance, at small depths, with drafts, and by the plain Transformer."""
+    """``generate`` of 64 tokens: by tolerance, at small depths, and by the plain Transformer."""
 
     def write(which: Any, **budget: Any) -> Callable[[], None]:
         settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 64, "do_sample": False, **budget}
@@ -160,7 +156,6 @@ def against_plain(model: Any, plain: Any, ids: Tensor, repeats: int) -> list[dic
     budgets: list[dict[str, Any]] = [
         *({"tolerance": tolerance} for tolerance in (3e-1, 1e-1, *TOLERANCES)),
         *({"depth": n} for n in (2, 1, 0)),
-        {"tolerance": 1e-3, "num_draft": 4},
     ]
     for budget in budgets:
         sides = {"attractor": write(model, **budget), "plain": write(plain)}
@@ -195,28 +190,6 @@ def sparse_and_dense(model: Any, rows: Tensor, tolerance: float, repeats: int) -
         "converged": 1 - last["sparse"].outcome.num_open / rows.numel(),
         "largest difference": difference.max().item(),
     }
-
-
-def with_drafts(model: Any, prompts: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """Greedy text of 64 tokens with drafts of each size, against one token at a time."""
-    found = []
-    for draft_depth in (0, 1):
-        for num_draft in (2, 4, 8):
-            texts: dict[str, list[Tensor]] = {}
-
-            def write(name: str, texts: dict[str, list[Tensor]] = texts, **settings: Any) -> None:
-                settings |= {"max_new_tokens": 64, "do_sample": False, "tolerance": 1e-3}
-                seen = torch.ones_like(prompts[:1])
-                texts[name] = [model.generate(row[None], attention_mask=seen, **settings) for row in prompts]
-
-            sides = {
-                "one by one": lambda write=write: write("one by one"),
-                "drafted": lambda write=write, n=num_draft, d=draft_depth: write("drafted", num_draft=n, draft_depth=d),
-            }
-            times = compare(sides, repeats)
-            same = [torch.equal(a, b) for a, b in zip(*texts.values(), strict=True)]
-            found.append({"draft_depth": draft_depth, "num_draft": num_draft, **times, "equal": sum(same) / len(same)})
-    return found
 
 
 def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> Timed:

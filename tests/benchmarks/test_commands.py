@@ -1,7 +1,6 @@
 """Every benchmark explains itself, and writes into ``results/`` only if it is told to."""
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +16,20 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_describes_the_benchmark_and_does_no_work(name: str, tmp_path) -> None:
-    """In a new process, in an empty folder, which stays empty."""
+def test_help_describes_the_benchmark_and_does_no_work(name: str, tmp_path, monkeypatch, capsys) -> None:
+    """In an empty folder, which stays empty."""
     if name in ("solvers", "margin"):
         pytest.importorskip("torchdeq")
-    result = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--help"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "COLUMNS": "120"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert f"usage: python -m benchmarks.{name}" in result.stdout
-    assert "--out PATH" in result.stdout or name in ("gpu", "language", "memory", "scale", "scaling", "sudoku")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    output = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"usage: python -m benchmarks.{name}" in output
+    assert "--out PATH" in output or name in ("gpu", "language", "memory", "scale", "scaling", "sudoku")
     assert list(tmp_path.iterdir()) == []
 
 

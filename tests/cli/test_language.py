@@ -136,16 +136,6 @@ def test_the_same_seed_writes_the_same_text(run, capsys) -> None:
     assert written[2] == written[3]
 
 
-def test_drafting_writes_the_same_text(run, capsys) -> None:
-    """Greedy, from the command line."""
-    command = ["generate", str(run), "--prompt", "the sea", "--max-new-tokens", "8", "--temperature", "0"]
-    written = []
-    for more in ([], ["--num-draft", "3"], ["--num-draft", "2", "--draft-depth", "0"]):
-        assert main([*command, *more]) == 0
-        written.append(capsys.readouterr().out)
-    assert written[0] == written[1] == written[2]
-
-
 def test_a_calibrated_budget_is_the_cheapest_that_loses_little_and_all_commands_keep_to_it(
     run, data, tmp_path, capsys
 ) -> None:

@@ -1,7 +1,6 @@
 """Processes that train together under torchrun: one is lost, one is asked to leave, all are given something bad."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import forkserver
 
 from attractor import recipes
 from attractor.cli import main
@@ -27,13 +27,6 @@ pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform != "linux", reason="needs torch.distributed and /proc"
 )
 
-# What the commands import when they run; the fork server imports it once for all processes.
-PRELOADED = [
-    "attractor.cli",
-    "attractor.experiment.training",
-    "attractor.experiment.language",
-    "attractor.experiment.puzzles",
-]
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
     "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
@@ -81,8 +74,7 @@ class Ranks:
 
     def __init__(self, folder: Path, act: Callable[..., Any], *arguments: Any) -> None:
         folder.mkdir()
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(PRELOADED)
+        processes = forkserver()
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.outputs = [[folder / f"{name}-{rank}.txt" for rank in (0, 1)] for name in ("out", "err")]
         self.processes = [

@@ -33,7 +33,7 @@ READS = {  # commands with the words that make them fast, and their options
                 "--seed",
                 "--depth",
             ),
-            *("--tolerance", "--max-evaluations", "--num-draft", "--draft-depth"),
+            *("--tolerance", "--max-evaluations"),
         ],
     ),
     "evaluate": (

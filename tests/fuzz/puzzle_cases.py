@@ -28,7 +28,7 @@ OPTIONS = {
         "--tasks",
         "--bundle",
     ],
-    "generate": ["--prompt", "--temperature", "--top-k", "--top-p", "--num-samples", "--depth", "--num-draft"],
+    "generate": ["--prompt", "--temperature", "--top-k", "--top-p", "--num-samples", "--depth"],
     "retrofit": ["--num-attractor-layers", "--gate-start", "--gate-limit"],
     "export": ["--depth", "--data"],
     "data sudoku": ["--size", "--num", "--num-test", "--clues", "--seed", "--train", "--test", "--num-train"],

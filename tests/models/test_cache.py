@@ -14,7 +14,6 @@ from attractor.models.language import (
     LoopedForCausalLM,
 )
 from attractor.models.language.inference.sparse_update import RaggedIndex
-from attractor.models.language.inference.speculative import accept_drafts
 
 SMALL = {
     "vocab_size": 97,
@@ -260,68 +259,6 @@ def test_generation_refuses_to_exceed_the_context() -> None:
         model.generate(tokens(1, 90), max_new_tokens=20, min_new_tokens=20)
 
 
-@pytest.mark.parametrize("draft_depth", [0, 1])
-@pytest.mark.parametrize("num_draft", [1, 4])
-def test_drafted_text_is_the_text_of_the_equilibrium(draft_depth: int, num_draft: int) -> None:
-    """Greedy, token for token, over several prompts, with one and two attractor layers."""
-    for num_layers in (1, 2):
-        model = build(num_attractor_layers=num_layers)
-        for seed in range(2):
-            settings = {"max_new_tokens": 32, "do_sample": False, **SOLVED}
-            plain = model.generate(tokens(1, 8, seed), **settings)
-            drafted = model.generate(tokens(1, 8, seed), num_draft=num_draft, draft_depth=draft_depth, **settings)
-            assert torch.equal(drafted, plain)
-
-
-def test_accepted_drafts_have_the_target_distribution() -> None:
-    """The first token, and the second given the first, also where the drafts have another distribution."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    target, draft = (torch.rand(2, 5, generator=generator).square() for _ in range(2))
-    draft[0, 1] = 0.0
-    target[0, 2] = 0.0
-    target, draft = (p / p.sum(dim=1, keepdim=True) for p in (target, draft))
-    seen = torch.zeros(2, 5)
-    for _ in range(20_000):
-        new = accept_drafts(target, draft, torch.multinomial(draft, 1)[:, 0])
-        seen[0, new[0]] += 1
-        if len(new) == 2:
-            seen[1, new[1]] += 1
-    assert (seen[0] / seen[0].sum() - target[0]).abs().max() < 0.015
-    assert (seen[1] / seen[1].sum() - target[1]).abs().max() < 0.02
-
-
-def test_sampled_drafts_have_the_distribution_of_sampling() -> None:
-    """The second and third tokens after a prompt, over many runs, with temperature and top-k."""
-    model, ids = build(), tokens(1, 6)
-    model.generation_config.eos_token_id = None
-    settings = {"max_new_tokens": 3, "do_sample": True, "top_k": 3, "temperature": 0.7, "tolerance": 1e-4}
-    torch.manual_seed(0)
-    many = model.generate(ids.expand(2000, -1), **settings)[:, -2:]
-    drafted = torch.cat([model.generate(ids, num_draft=2, **settings)[:, -2:] for _ in range(200)])
-    for place in range(2):
-        a, b = (torch.bincount(text[:, place], minlength=97) / len(text) for text in (many, drafted))
-        assert (a - b).abs().sum() / 2 < 0.14  # total variation over three to nine tokens
-
-
-def test_drafting_ends_at_the_end_of_text_and_refuses_unsupported_arguments() -> None:
-    """An end token in the middle of accepted drafts; beams, fixed depths, invalid numbers."""
-    model, ids = build(), tokens(1, 8)
-    free = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None)
-    end = int(free[0, 8 + 5])
-    short = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=end, num_draft=8)
-    first = int((free[0, 8:] == end).nonzero()[0])
-    assert torch.equal(short, free[:, : 8 + first + 1])
-    for settings, message in (
-        ({"num_draft": 0}, "at least one token"),
-        ({"num_draft": 2, "draft_depth": 2}, "depth 0 or 1"),
-        ({"num_draft": 2, "depth": 1}, "fixed depth"),
-        ({"num_draft": 2, "num_beams": 2}, "one text at a time"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            model.generate(ids, max_new_tokens=4, **settings)
-
-
 def test_a_stored_budget_is_used_if_none_is_given(tmp_path) -> None:
     """By every call, also after saving and loading."""
     model = build()
@@ -336,8 +273,6 @@ def test_a_stored_budget_is_used_if_none_is_given(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(tokens()).logits, model(tokens(), depth=0).logits)
         assert loaded(tokens(), max_evaluations=3).solution.outcome.checked
-    with pytest.raises(ConfigError, match="fixed depth, given or stored"):
-        loaded.generate(tokens(1), max_new_tokens=4, num_draft=2)
 
 
 def test_padding_inside_a_prompt_is_ignored_with_and_without_a_cache() -> None:
@@ -355,17 +290,6 @@ def test_inference_mode_solves_and_fills_a_cache() -> None:
         inside = model(ids, use_cache=True).logits
     with torch.no_grad():
         assert torch.equal(model(ids).logits, inside)
-
-
-def test_drafts_work_to_the_last_position_and_without_a_backbone() -> None:
-    """With attractor layers only."""
-    model, ids = build(num_hidden_layers=2, num_attractor_layers=2), tokens(1, 8)
-    settings = {"max_new_tokens": 12, "do_sample": False, **SOLVED}
-    for draft_depth in (0, 1):
-        drafted = model.generate(ids, num_draft=3, draft_depth=draft_depth, **settings)
-        assert torch.equal(drafted, model.generate(ids, **settings))
-    with pytest.raises(DataError, match="more than the 96"):
-        build().generate(tokens(1, 90), max_new_tokens=20, do_sample=False, num_draft=4, eos_token_id=None)
 
 
 def test_what_a_cache_cannot_hold_is_refused_before_it_is_written() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import run_ranks
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -454,7 +455,7 @@ def ranks(tmp_path_factory) -> Path:
     with contextlib.suppress(
         torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException
     ):
-        torch.multiprocessing.spawn(worker, (folder,), nprocs=WORLD)
+        run_ranks(worker, folder, size=WORLD)
     return folder
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from tests.ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -203,7 +204,7 @@ def worker(rank: int, size: int, folder: str) -> None:
 def ranks(request, tmp_path_factory) -> Path:
     """Return the folder with the results of 2 or 4 processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (request.param, str(folder)), nprocs=request.param)
+    run_ranks(worker, request.param, str(folder), size=request.param)
     return folder
 
 

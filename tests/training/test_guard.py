@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from tests.ranks import run_ranks
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -353,6 +354,6 @@ def worker(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_all_ranks_roll_back_if_one_has_a_bad_loss(tmp_path) -> None:
     """With replicated and with sharded weights."""
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    run_ranks(worker, str(tmp_path), size=2)
     for strategy in STRATEGIES:
         check_rollbacks(tmp_path / strategy)

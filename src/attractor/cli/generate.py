@@ -19,8 +19,6 @@ def generate(
     depth: int | None = None,
     tolerance: float | None = None,
     max_evaluations: int | None = None,
-    num_draft: int | None = None,
-    draft_depth: int = 1,
 ) -> None:
     """Continue a prompt and print the tokens one by one.
 
@@ -36,8 +34,6 @@ def generate(
         depth: Evaluations per token, instead of a tolerance.
         tolerance: The relative residual at which a token has converged, instead of the model's.
         max_evaluations: The largest number of evaluations, instead of the model's.
-        num_draft: Draft this number of tokens at a time and verify them in one solve. The text stays the same.
-        draft_depth: Evaluations of a draft, 0 or 1.
     """
     from attractor.data.text.documents import decode
     from attractor.errors import ConfigError
@@ -62,8 +58,6 @@ def generate(
             top_p=top_p,
             seed=seed + sample,
             **budget,
-            num_draft=num_draft,
-            draft_depth=draft_depth,
             streamer=streamer,
         )
         full = " (the model's context is full)" if result.is_context_full else ""

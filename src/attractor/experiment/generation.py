@@ -68,8 +68,6 @@ def generate(
     depth: int | None = None,
     tolerance: float | None = None,
     max_evaluations: int | None = None,
-    num_draft: int | None = None,
-    draft_depth: int = 1,
     streamer: Any = None,
     **sampling: Any,
 ) -> Generation:
@@ -82,8 +80,6 @@ def generate(
     depth, tolerance, max_evaluations
         The budget of each token's solve: exactly ``depth`` evaluations, or until the residual is below ``tolerance``
         with at most ``max_evaluations``. By default the model's own.
-    num_draft, draft_depth
-        Draft this many tokens at a time, at depth 0 or 1, and verify them in one solve. The text stays the same.
     streamer
         A streamer of ``transformers`` that receives the tokens one by one.
     sampling
@@ -97,7 +93,6 @@ def generate(
         into the context.
     """
     from attractor.data.text.documents import repair
-    from attractor.models.language import AttractorForCausalLM
 
     chosen = Sampling(**sampling)
     device = input_device(model)
@@ -106,10 +101,6 @@ def generate(
     if available < 1:
         raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
     budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
-    if num_draft is not None:
-        if not isinstance(model, AttractorForCausalLM):
-            raise ConfigError("num_draft: this model has no proposal to draft from; leave it out.")
-        budget |= {"num_draft": num_draft, "draft_depth": draft_depth}
     begun = time.perf_counter()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -14,7 +14,6 @@ Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import Decoder
 from attractor.models.language.inference.context import AttentionContext, TokenContext
 from attractor.models.language.inference.sparse_update import SparseUpdate
-from attractor.models.language.inference.speculative import generate_with_drafts
 from attractor.nn.transformer import LayerScale
 from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_synchronized
 
@@ -209,22 +207,6 @@ class AttractorForCausalLM(LanguageModel):
     config_class = AttractorConfig
     config: AttractorConfig
     model_class = AttractorModel
-
-    def generate(
-        self, *args: Any, num_draft: int | None = None, draft_depth: int = 1, streamer: Any = None, **kwargs: Any
-    ) -> Any:
-        """See :meth:`LanguageModel.generate`. ``num_draft`` tokens are drafted at ``draft_depth`` 0 or 1.
-
-        One solve verifies the drafts, so the text, or its distribution, stays the same. This is faster where a solve
-        takes many evaluations.
-        """
-        if num_draft is not None:
-            if kwargs.get("custom_generate") is not None:
-                raise ConfigError("num_draft and custom_generate are both ways to generate; give one of them.")
-            kwargs["custom_generate"] = partial(
-                generate_with_drafts, num_draft=num_draft, draft_depth=draft_depth, streamer=streamer
-            )
-        return super().generate(*args, streamer=streamer, **kwargs)
 
     def update_of(self, output: LanguageModelOutput, position_ids: Tensor) -> Update:
         """Return the map that was solved for ``output``, of a batch without padding with ``position_ids`` (B, T)."""

@@ -1,1 +1,1 @@
-"""Decoding: attention contexts, caches, updates of some tokens only, speculative decoding."""
+"""Decoding: attention contexts, caches, updates of some tokens only."""
