@@ -23,7 +23,9 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
-    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() and not transforms() else x
+    if not x.is_cpu or torch.is_grad_enabled() or transforms():
+        return x
+    return (x.detach() if x.requires_grad else x).numpy()
 
 
 def to_tensor(x: Array) -> Tensor:
@@ -97,8 +99,20 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
+def and_not(a: Array, b: Array) -> Array:
+    """Return ``a & ~b`` for masks, in one operator (which PyTorch's compiler for CPUs does not have for masks)."""
+    return a & ~b if torch.compiler.is_compiling() else a > b
+
+
+def or_not(a: Array, b: Array) -> Array:
+    """Return ``a | ~b`` for masks, in one operator."""
+    return a | ~b if torch.compiler.is_compiling() else a >= b
+
+
 def as_int8(mask: Array) -> Array:
-    return mask.view(np.int8) if isinstance(mask, np.ndarray) else mask.to(torch.int8)
+    if torch.compiler.is_compiling():  # the compiler for CPUs cannot view masks as numbers
+        return mask.to(torch.int8)
+    return mask.view(namespace(mask).int8)
 
 
 def known_empty(mask: Array) -> bool:

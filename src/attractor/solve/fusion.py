@@ -28,9 +28,14 @@ def fused_bookkeeping() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def is_fused() -> bool:
+    """Whether this is inside :func:`fused_bookkeeping`."""
+    return _enabled.get()
+
+
 def fused(function: Callable[..., Any], like: Array) -> Callable[..., Any]:
     """Return the compiled ``function`` where that is wanted and possible for arrays such as ``like``."""
-    if torch.compiler.is_compiling() or not _enabled.get():
+    if torch.compiler.is_compiling() or not is_fused():
         return function  # dynamo traces no context variable
     if not isinstance(like, Tensor) or torch.is_grad_enabled() or transforms():
         return function

@@ -26,6 +26,7 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
+    and_not,
     is_readable,
     known_between,
     known_empty,
@@ -77,7 +78,8 @@ def solve(
     checks = not stop.is_fixed_depth
     everywhere = tracker.status == ACTIVE
     all_fresh = to_tensor(everywhere)
-    accelerated = was_fresh = ~everywhere
+    accelerated: Array | None = None
+    was_fresh: Array | None = None
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
@@ -99,9 +101,9 @@ def solve(
             break
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
-        accelerated = fresh & was_fresh if solver.restarts else fresh
-        was_fresh = fresh
-        y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
+        accelerated, was_fresh = (_both(fresh, was_fresh) if solver.restarts else fresh), fresh
+        if safeguard.is_active:  # otherwise a refused equation has diverged
+            y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(tracker.inactive, accepted.y, y)
 
     if checks and call:
@@ -121,18 +123,26 @@ def _decide(
     tracker: EquationTracker,
     safeguard: Safeguard,
     everywhere: Array,
-    accelerated: Array,
+    accelerated: Array | None,
 ) -> tuple[Point, Array | None, Array]:
     """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
-    refused = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
+    residual, norm = point.residual, point.residual_norm
+    limit = safeguard.limit(accepted.residual_norm, accelerated)
+    if tracker.is_unchanged(call, residual, norm, safeguard.is_within(norm, limit)):
+        if limit is None:
+            safeguard.raise_ceiling(norm)
+        tracker.record_unchanged(call, norm)
+        return point, None, everywhere
+    refused = safeguard.rejected(norm, limit, tracker.evaluated, accelerated)
     if not tracker.stop.is_fixed_depth:
-        refused = tracker.record(call, point.residual, point.residual_norm, refused)
-    fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
+        refused = tracker.record(call, residual, norm, refused)
+    fresh = everywhere if tracker.inactive is None else ~tracker.inactive
+    fresh = fresh if refused is None else and_not(fresh, refused)
     return point.replace_rows(refused, accepted), refused, fresh
 
 
-def _and_not(mask: Array, other: Array | None) -> Array:
-    return mask if other is None else mask & ~other
+def _both(mask: Array, other: Array | None) -> Array | None:
+    return mask if other is mask else None if other is None else mask & other
 
 
 def _start(solver: Solver, y: Tensor, point: Point) -> tuple[Solver, Any]:

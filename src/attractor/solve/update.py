@@ -26,6 +26,8 @@ from attractor.solve.randomness import RepeatedRandomness
 from attractor.solve.stop import Norm
 
 Update = Callable[[Any], Any]
+# Norms between these are exact although their squares are summed: no square that matters under- or overflows.
+_UNSCALED = {torch.float32: (1e-12, 1e18), torch.float64: (1e-137, 1e153)}
 
 
 class PartialUpdate(ABC):
@@ -143,7 +145,7 @@ class Evaluation:
         """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
         update, layout = self.update, self.layout
         if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
-            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape)
+            f = layout.reshaped(_checked_call(update, layout.unflatten(y)), y.shape)
             f = f if f.dtype == y.dtype else f.to(y.dtype)
             if self._smallest is None:
                 info = torch.finfo(y.dtype)
@@ -208,5 +210,7 @@ def _l2_norm(x: Tensor) -> Array:
     """
     if not x.is_cpu and x.dtype == torch.float32 and x.device.type != "mps":
         return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    if x.shape[1] == 1:
+        return abs(to_array(x)[:, 0])
     norm = to_array(torch.linalg.vector_norm(x, dim=1))
-    return norm if known_between(norm, 1e-8, 1e18) else to_array(row_norm(x))
+    return norm if known_between(norm, *_UNSCALED[x.dtype]) else to_array(row_norm(x))
