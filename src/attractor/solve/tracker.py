@@ -72,7 +72,9 @@ class EquationTracker:
 
         Then no mask is needed. An accelerator is asked only where a convergence check would wait for it anyway.
         """
-        if self.inactive is not None or self.evaluated is not None or not len(residual):
+        if (
+            self.inactive is not None or self.evaluated is not None or residual.shape[0] == 0
+        ):  # len() would fix it in torch.export
             return False
         if not self.stop.is_fixed_depth:
             is_within = and_not(is_within, self.stop.is_below(residual, residual_norm, 1.0))
