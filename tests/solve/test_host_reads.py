@@ -110,8 +110,9 @@ def test_solves_and_gradients_read_nothing_between_checks(solver, causal: bool) 
             assert set(reads.functions) <= allowed, (stop, gradient)
     with HostReads() as reads:
         solve_and_differentiate("cpu", solver, Tolerance(rtol=1e-30, max_evaluations=8), OneStep(), causal)
-    assert len(reads.functions) <= 8  # one for each evaluation
-    assert set(reads.functions) <= CHECKS
+    checks = [name for name in reads.functions if name not in AT_THE_END]
+    assert set(checks) <= CHECKS
+    assert len(checks) <= 8  # one for each evaluation
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
