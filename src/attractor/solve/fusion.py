@@ -18,8 +18,9 @@ _enabled: ContextVar[bool] = ContextVar("fused", default=False)
 def fused_bookkeeping() -> Iterator[None]:
     """Within this context, solves on an accelerator without gradients compile their bookkeeping.
 
-    One evaluation then launches about a third of the kernels, with the same decisions bit for bit. The first solve of a
-    kind takes a minute to compile. On a CPU, where bookkeeping uses NumPy, it changes nothing.
+    An evaluation after some equations have converged then launches about a third of the kernels, with the same decisions
+    bit for bit. The first solve of a kind takes a minute to compile. On a CPU, where bookkeeping uses NumPy, it changes
+    nothing.
     """
     token = _enabled.set(True)
     try:
