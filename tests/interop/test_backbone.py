@@ -1,4 +1,4 @@
-"""A pretrained Qwen3 or Llama as an attractor: at depth 1 it is the original; unsupported backbones are refused."""
+"""A pretrained backbone as an attractor: at depth 1 it is the original; unsupported backbones are refused."""
 
 import json
 import shutil
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from attractor.errors import CheckpointError, ConfigError
-from attractor.interop import retrofit
+from attractor.interop import retrofit, to_stock
 
 SIZES = {
     "vocab_size": 97,
@@ -25,16 +25,35 @@ SIZES = {
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
 }
-FAMILIES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ORIGINAL = {"original_max_position_embeddings": 16}
+PARTS = {  # of tiny models: the family, and settings of its configuration
+    "llama 3.1": ("llama", {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        **ORIGINAL}}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+                          "max_position_embeddings": 16}),
+    "yarn": ("qwen3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, **ORIGINAL}}),
+    "longrope": ("llama", {"rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 6, "long_factor": [4.0] * 6,
+        **ORIGINAL}}),
+    "all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 with biases": ("qwen3", {"attention_bias": True}),
+    "mistral with windows": ("mistral", {"sliding_window": 6}),
+    "mistral without windows": ("mistral", {"sliding_window": None}),
+    "qwen2 with some windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}),
+    "qwen3 with windows in the attractor": (
+        "qwen3", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 3}),
+}  # fmt: skip
 
 
 def save(folder: Path, family: str, shard_size: str = "1GB", **changes) -> torch.nn.Module:
     """Write a backbone whose every weight changes the output, and return it."""
     torch.manual_seed(0)
-    config_class, model_class = FAMILIES[family]
-    backbone = model_class(config_class(**{**SIZES, **changes})).eval()
+    backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **changes})).eval()
     for name, p in backbone.named_parameters():
-        if p.ndim == 2:
+        if p.ndim == 2 or "bias" in name:
             torch.nn.init.normal_(p, std=0.15)
         elif "norm" in name:
             torch.nn.init.uniform_(p, 0.5, 1.5)
@@ -48,7 +67,7 @@ def tokens() -> torch.Tensor:
 
 @pytest.mark.parametrize("head_dim", [12, 20])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_depth_one_is_the_original_and_depth_zero_its_first_layers(
     family: str, tied: bool, head_dim: int, tmp_path
 ) -> None:
@@ -96,15 +115,64 @@ def test_without_attractor_layers_it_is_a_plain_transformer(tmp_path) -> None:
     assert plain.solution is None
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_positions_biases_and_windows_are_those_of_the_family(part: str, tmp_path) -> None:
+    """Depth 1 is the original, beyond the original length too; export gives the original back; a solve keeps to windows."""
+    family, changes = PARTS[part]
+    original = save(tmp_path, family, **{"head_dim": 12, **changes})
+    model, ids = retrofit(tmp_path, num_attractor_layers=2), tokens()
+    with torch.no_grad():
+        for length in (8, 24):
+            expected = original(ids[:, :length]).logits
+            assert (model(ids[:, :length], depth=1).logits - expected).abs().max() < 1e-5
+        stock = to_stock(model, 1)
+        assert stock.config.model_type == ("llama" if part == "mistral without windows" else family)
+        assert (stock(ids).logits - original(ids).logits).abs().max() < 1e-5
+        if "windows" in part:
+            whole = retrofit(tmp_path, num_attractor_layers=2)
+            whole.config.attention_window = None
+            assert ((whole(ids, depth=1).logits - expected).abs().max() > 0.01) == ("without" not in part)
+        settings = {"max_new_tokens": 6, "do_sample": False}
+        mask = torch.ones_like(ids[:, :12])
+        ours, theirs = (m.generate(ids[:, :12], attention_mask=mask, **settings) for m in (model, original))
+        assert torch.equal(ours, theirs)
+        if part not in ("dynamic", "longrope"):  # positions change with the length of the text
+            for layer in model.model.layers[2:]:  # random layers do not contract
+                layer.self_attn_gate.raw.fill_(-3)
+                layer.mlp_gate.raw.fill_(-3)
+            solved = model(ids, tolerance=1e-6)
+            assert solved.solution.outcome.converged
+            start = model(ids[:, :10], tolerance=1e-6)
+            rest = model(ids[:, 10:], tolerance=1e-6, cache=start.cache).logits
+            assert (rest - solved.logits[:, 10:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_and_kept(dtype: torch.dtype, tmp_path) -> None:
+    """A backbone stored so is computed in float32 by default, and in its own dtype on request."""
+    save(tmp_path / "full", "qwen2")
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=dtype)
+    original.save_pretrained(tmp_path / "half")
+    ids = tokens()
+    with torch.no_grad():
+        expected = original(ids).logits.float()
+        for asked in (torch.float32, dtype):
+            model = retrofit(tmp_path / "half", dtype=asked)
+            assert {p.dtype for p in model.parameters()} == {asked}
+            assert (model(ids, depth=1).logits - expected).norm() < 0.05 * expected.norm()
+            model.save_pretrained(tmp_path / str(asked))
+            again = AutoModelForCausalLM.from_pretrained(tmp_path / str(asked))
+            assert again.dtype == asked
+            assert torch.equal(again(ids, depth=1).logits, model(ids, depth=1).logits)
+
+
 REFUSED = {
-    "rope_type='llama3'": ("llama", {"rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32}}),
-    "rope_type='linear'": ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}),
-    "attention_bias=True": ("qwen3", {"attention_bias": True}),
-    "mlp_bias=True": ("llama", {"mlp_bias": True}),
     "hidden_act='gelu'": ("llama", {"hidden_act": "gelu"}),
-    "sliding_attention=True": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    "rope_type='axial'.*'default' or 'linear'": (
+        "llama", {"rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}),
+    "full_attention after sliding_attention": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 4,
+                  "layer_types": ["sliding_attention", "full_attention"] * 2}),
 }  # fmt: skip
 
 
@@ -112,7 +180,7 @@ REFUSED = {
 def test_a_backbone_with_an_unsupported_part_is_refused(says: str, tmp_path) -> None:
     """In one sentence that names the part."""
     family, changes = REFUSED[says]
-    save(tmp_path, family, **changes)
+    AutoConfig.for_model(family, **{**SIZES, **changes}).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=says) as caught:
         retrofit(tmp_path)
     assert "\n" not in str(caught.value)
@@ -131,7 +199,7 @@ def test_other_families_and_settings_are_refused(tmp_path) -> None:
             retrofit(tmp_path / "good", **settings)
     config = json.loads((tmp_path / "good" / "config.json").read_text())
     (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="give one of llama or qwen3"):
+    with pytest.raises(ConfigError, match="give one of llama, mistral, qwen2, qwen3"):
         retrofit(tmp_path / "good")
 
 

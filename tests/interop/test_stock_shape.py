@@ -109,7 +109,7 @@ def test_outputs_have_the_entries_of_stock_outputs(kind: str) -> None:
     with torch.no_grad():
         for settings in ({}, {"labels": ids}, {"use_cache": True}, {"output_hidden_states": True}):
             ours = model(ids, return_dict=False, **settings)
-            theirs = qwen(ids, return_dict=False, **{"use_cache": False, **settings})
+            theirs = qwen(ids, return_dict=False, **settings)
             assert [type(x) for x in ours] == [type(x) for x in theirs]
         output = model(ids, labels=ids, output_hidden_states=True)
         assert output.logits.shape == (2, 12, 97)

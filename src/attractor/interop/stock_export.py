@@ -1,4 +1,4 @@
-"""Export to Qwen3 or Llama: a language model at a fixed depth as a folder that any inference engine reads.
+"""Export to a stock family such as Qwen3 or Llama: a language model at a fixed depth as a folder that engines read.
 
 At depth 1, an attractor with the mean injection is the plain Transformer with all layers; at depth 0, with the
 backbone's layers. Gates are folded into the projections before them, because a stock decoder has none.
@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 import attractor
 from attractor.errors import ConfigError
@@ -50,7 +58,7 @@ def export(
 
 
 def to_stock(model: Any, depth: int) -> PreTrainedModel:
-    """Return a ``Qwen3ForCausalLM`` (without QK-norm: ``LlamaForCausalLM``) with the logits of ``model`` at ``depth``.
+    """Return a stock model with the logits of ``model`` at ``depth``: a Qwen3, or without QK-norm a Llama, Qwen2 or Mistral.
 
     ``model`` is an attractor with gated MLPs, or a plain Transformer (``num_attractor_layers=0``). ``depth`` is 0 for
     the proposal, or 1 for one evaluation. Raises ConfigError if no stock model computes the same.
@@ -58,11 +66,13 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
     require_exportable(model, depth)
     config = model.config
     num_layers = config.num_hidden_layers if depth == 1 else model.model.num_backbone_layers
+    kind, parts = _family(config, num_layers)
     sizes: dict[str, Any] = {
+        **parts,
         "num_hidden_layers": num_layers,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_width,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_type": "default", **(config.position_scaling or {}), "rope_theta": config.rope_theta},
         "use_cache": True,
     }
     for name in (
@@ -70,12 +80,35 @@ def to_stock(model: Any, depth: int) -> PreTrainedModel:
         *("max_position_embeddings", "initializer_range", "tie_word_embeddings", *SPECIAL),
     ):
         sizes[name] = getattr(config, name)
-    kind = Qwen3Config if config.qk_norm else LlamaConfig
     stock: Any = AutoModelForCausalLM.from_config(kind(**sizes), dtype=model.dtype)  # rotary angles stay in float32
     stock.load_state_dict(fold_gates(model, num_layers))
     copy_generation_config(model, stock)
     stock.config.eos_token_id = stock.generation_config.eos_token_id  # may be several
     return stock.to(model.lm_head.weight.device).eval()
+
+
+def _family(config: Any, num_layers: int) -> tuple[type[PreTrainedConfig], dict[str, Any]]:
+    """Return the stock family that has the same parts, and its settings for them. Raises ConfigError if none has."""
+    bias, out_bias, first = config.attention_bias, config.attention_out_bias, config.first_window_layer
+    window = config.attention_window if first < num_layers else None
+    windows: dict[str, Any] = {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": [
+            "full_attention" if window is None or i < first else "sliding_attention" for i in range(num_layers)
+        ],
+    }
+    if config.qk_norm and bias == out_bias and not config.mlp_bias:
+        return Qwen3Config, {"attention_bias": bias, **windows}
+    if not config.qk_norm and bias and not out_bias and not config.mlp_bias:
+        return Qwen2Config, windows
+    if not config.qk_norm and not bias and not out_bias and not config.mlp_bias and window and not first:
+        return MistralConfig, {"sliding_window": window}
+    if not config.qk_norm and bias == out_bias and not window:
+        return LlamaConfig, {"attention_bias": bias, "mlp_bias": config.mlp_bias}
+    raise ConfigError(
+        "no stock family has this combination of qk_norm, attention_bias, attention_out_bias, mlp_bias and attention_window."
+    )
 
 
 def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
@@ -88,9 +121,11 @@ def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor
     for i, layer in enumerate(model.model.layers[:num_layers]):
         for gate, projection in GATED.items():
             if state.pop(f"model.layers.{i}.{gate}.raw", None) is not None:
-                name = f"model.layers.{i}.{projection}.weight"
-                factor = getattr(layer, gate)(torch.ones_like(state[name][:, 0])).detach()[:, None]
-                state[name] = (state[name].float() * factor.float()).to(state[name].dtype)
+                name = f"model.layers.{i}.{projection}"
+                factor = getattr(layer, gate)(torch.ones_like(state[f"{name}.weight"][:, 0])).detach().float()
+                for part, by in ((f"{name}.weight", factor[:, None]), (f"{name}.bias", factor)):
+                    if part in state:
+                        state[part] = (state[part].float() * by).to(state[part].dtype)
     return state
 
 
@@ -105,6 +140,7 @@ def require_exportable(model: Any, depth: int) -> None:
             f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package."
         )
     config = model.config
+    _family(config, config.num_hidden_layers if depth == 1 else model.model.num_backbone_layers)
     with torch.device("meta"):
         changed = AttractorForCausalLM(config).state_dict().keys() ^ model.state_dict().keys()
     changed |= {name for name, value in model.state_dict().items() if value.is_meta}

@@ -15,9 +15,14 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> Rotary:
     """
     pairs = head_dim // 2 // positions.shape[-1]
     frequency = theta ** -(torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs)
+    return rotary_of(positions, frequency)
+
+
+def rotary_of(positions: Tensor, frequency: Tensor, scale: float = 1.0) -> Rotary:
+    """Return cosine and sine (..., head_dim), times ``scale``, for the frequencies of the channel pairs of an axis."""
     angle = (positions[..., None].float() * frequency).flatten(-2)
     angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
+    return angle.cos() * scale, angle.sin() * scale
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:

@@ -16,16 +16,22 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_attention_mask(
-    length: int, size: int, past: int | Tensor, padding: Tensor | None = None, documents: Tensor | None = None
+    length: int,
+    size: int,
+    past: int | Tensor,
+    padding: Tensor | None = None,
+    documents: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor | None:
     """Return which keys each query may attend to, (B or 1, 1, T, S) bool; None for causal attention without exceptions.
 
     ``length`` = T new tokens attend to ``size`` = S places, of which ``past`` come before the first new token. Places
     after the last new token are hidden. ``padding`` (B, past + T) is zero at padding, which is hidden. ``documents``
     (B, T) are positions, without a past: a new document starts wherever they do not increase by one, and documents do
-    not see each other.
+    not see each other. With ``window``, a query attends to the last ``window`` places up to its own.
     """
     is_causal = padding is None and documents is None and isinstance(past, int) and size == past + length
+    is_causal = is_causal and (window is None or size <= window)
     if is_causal and (past == 0 or length == 1):
         return None
     like = padding if padding is not None else documents if documents is not None else past
@@ -33,6 +39,8 @@ def make_attention_mask(
     place = torch.arange(size, device=device)
     own = (torch.arange(length, device=device) + past)[:, None]  # (T, 1)
     mask = (place <= own)[None]
+    if window is not None:
+        mask = mask & (place > own - window)
     if documents is not None:
         document = F.pad(documents.diff(dim=1) != 1, (1, 0)).cumsum(dim=1)
         mask = mask & (document[:, :, None] == document[:, None, :])
@@ -74,16 +82,26 @@ class ZeroInitLinear(nn.Linear):
 class Attention(nn.Module):
     """Self-attention with grouped queries, rotary positions and optional QK-norm.
 
-    ``attend`` computes the attention itself: it knows the mask and where keys and values are kept.
+    ``attend`` computes the attention itself: it knows the mask and where keys and values are kept. ``bias`` says
+    whether queries, keys and values have one, and whether the output has.
     """
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, qk_norm: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        qk_norm: bool,
+        bias: tuple[bool, bool],
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.o_proj = ZeroInitLinear(num_heads * head_dim, width, bias=False)
+        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=bias[0])
+        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=bias[0])
+        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=bias[0])
+        self.o_proj = ZeroInitLinear(num_heads * head_dim, width, bias=bias[1])
         if qk_norm:
             self.q_norm = RMSNorm(head_dim, eps)
             self.k_norm = RMSNorm(head_dim, eps)
@@ -101,13 +119,13 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (``activation="silu"``), or squared ReLU without a gate (``"relu2"``)."""
 
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
+    def __init__(self, width: int, hidden: int, activation: str, bias: bool) -> None:
         super().__init__()
         self.gated = activation == "silu"
         if self.gated:
-            self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = ZeroInitLinear(hidden, width, bias=False)
+            self.gate_proj = nn.Linear(width, hidden, bias=bias)
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = ZeroInitLinear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
@@ -139,7 +157,8 @@ class LayerScale(nn.Module):
 class DecoderLayer(CompiledBlock):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
 
-    ``gate`` is ``(start, limit)`` of a :class:`LayerScale` on each branch; None for no LayerScale.
+    ``gate`` is ``(start, limit)`` of a :class:`LayerScale` on each branch; None for no LayerScale. ``bias`` says whether
+    there are biases in the projections of queries, keys and values, of attention's output, and of the MLP.
     """
 
     def __init__(
@@ -153,13 +172,14 @@ class DecoderLayer(CompiledBlock):
         eps: float,
         qk_norm: bool,
         activation: str,
+        bias: tuple[bool, bool, bool] = (False, False, False),
         gate: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(width, eps)
-        self.self_attn = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm)
+        self.self_attn = Attention(width, num_heads, num_kv_heads, head_dim, eps, qk_norm, bias[:2])
         self.post_attention_layernorm = RMSNorm(width, eps)
-        self.mlp = MLP(width, hidden, activation)
+        self.mlp = MLP(width, hidden, activation, bias[2])
         self.self_attn_gate = LayerScale(width, *gate) if gate else nn.Identity()
         self.mlp_gate = LayerScale(width, *gate) if gate else nn.Identity()
 

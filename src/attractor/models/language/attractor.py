@@ -125,7 +125,7 @@ class AttractorModel(Decoder):
                 "an equilibrium is kept in a cache only in evaluation mode and without gradients: use eval() and "
                 "torch.no_grad(), or no cache."
             )
-        proposal = self.run(x, context, 0, self.num_backbone_layers)
+        proposal = self.run(x, context, 0, self.num_backbone_layers, context.states)
         if config.num_attractor_layers == 0:
             if stop not in (None, Steps(1)):
                 raise ConfigError("a plain Transformer solves nothing; leave out depth, tolerance and max_evaluations.")

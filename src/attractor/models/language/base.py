@@ -3,6 +3,7 @@
 import sys
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from attractor.errors import ConfigError
+from attractor.files import write_text
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
 from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
@@ -47,12 +49,29 @@ def register_with_peft(model_type: str) -> None:
             table.setdefault(model_type, table["llama"])
 
 
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [attractor-models]
+---
+An `{kind}`. It loads with `transformers` once the package `attractor-models` is imported:
+
+```python
+import attractor.models.language
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER OR NAME")
+```
+"""
+
+
 class LanguageModel(LanguageModelBase, GenerationMixin):
     """A causal language model: a decoder and an output head."""
 
     model_class: ClassVar[type[Any]]
     model: Any
     accepts_loss_kwargs = True
+    model_tags = ["attractor-models"]  # noqa: RUF012, as transformers declares it
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LanguageModelConfig) -> None:
@@ -140,7 +159,8 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         labels
             (B, T), as ``input_ids``; each token is predicted from the tokens before it, −100 is ignored.
         use_cache
-            Start a cache if none is given, and return it.
+            Start a cache if none is given, and return it. By default in evaluation mode without gradients, unless
+            ``position_ids`` are given or the budget allows no cache.
         logits_to_keep
             How many of the last positions get logits, 0 for all; or a tensor of positions. The loss reads all.
         depth
@@ -204,6 +224,13 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
             for module in in_training:
                 module.training = True
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in ``transformers``, with a model card where the folder has none."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if kwargs.get("is_main_process", True) and not card.exists():
+            write_text(card, CARD.format(kind=type(self).__name__))
+
     def budget(self, **given: float | None) -> dict[str, float]:
         """Return the budget of a call in evaluation mode that gets the arguments ``given``.
 
@@ -215,12 +242,6 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         if isinstance(stop, Tolerance):
             return {"tolerance": stop.rtol, "max_evaluations": stop.max_evaluations}
         return {"depth": stop.n}
-
-    def _extract_generation_mode_kwargs(self, custom_generate: Any, kwargs: dict[str, Any], *others: Any) -> Any:
-        """Keep the tokenizer, which ``stop_strings`` needs, also with our own decoding method."""
-        tokenizer = kwargs.get("tokenizer")
-        found = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *others)
-        return found if tokenizer is None else {**found, "tokenizer": tokenizer}
 
     @staticmethod
     def create_masks_for_generate(*, attention_mask: Tensor | None, **others: Any) -> Tensor | None:

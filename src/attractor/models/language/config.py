@@ -1,12 +1,16 @@
 """Sizes of a language model's decoder, under the names of ``Qwen3Config``."""
 
+from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from attractor.config import require_finite, require_positive, require_whole
+from attractor.config import require_finite, require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.models.budget import BUDGET, stop_rule
+from attractor.nn.rotary import Rotary, rotary_angles, rotary_of
 from attractor.nn.transformer import DecoderLayer
 from attractor.solve import Tolerance
 
@@ -31,8 +35,16 @@ class LanguageModelConfig(PreTrainedConfig):
         Whether queries and keys are normalised.
     rms_norm_eps, rope_theta, initializer_range
         The epsilon of RMSNorm, the base of rotary positions, and the standard deviation of initial weights.
+    position_scaling
+        How rotary positions are scaled, as ``rope_parameters`` of ``transformers`` without ``rope_theta``, such as
+        ``{"rope_type": "linear", "factor": 2.0}``; None for no scaling.
     max_position_embeddings
-        The largest number of tokens in a row.
+        The largest number of tokens in a row; with the scaling ``dynamic``, its ``factor`` times as many.
+    attention_bias, attention_out_bias, mlp_bias
+        Whether the projections to queries, keys and values have biases, that of attention's output, and those of MLPs.
+    attention_window, first_window_layer
+        The number of places, up to its own, to which a token attends in the layers from ``first_window_layer`` on; None
+        for all places. A cache keeps all keys and values nevertheless.
     tie_word_embeddings
         Whether the embedding is also the output layer.
     tolerance, min_evaluations, max_evaluations
@@ -57,7 +69,13 @@ class LanguageModelConfig(PreTrainedConfig):
     qk_norm: bool = True
     rms_norm_eps: float = 1e-6
     rope_theta: float = 50_000.0
+    position_scaling: dict[str, Any] | None = None
     max_position_embeddings: int = 2048
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    attention_window: int | None = None
+    first_window_layer: int = 0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     tolerance: float = 3e-4
@@ -73,9 +91,11 @@ class LanguageModelConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         require_finite(self)
-        given = [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
+        optional = ("num_key_value_heads", "head_dim", "attention_window")
+        given = [name for name in optional if getattr(self, name) is not None]
         require_whole(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", *given)
         require_whole(self, 1, "num_attention_heads", "min_evaluations", "max_evaluations", "max_position_embeddings")
+        require_whole(self, 0, "first_window_layer")
         require_positive(self, "tolerance", "rope_theta", "rms_norm_eps", "initializer_range")
         if self.num_attention_heads % self.num_kv_heads:
             raise ConfigError(
@@ -88,6 +108,7 @@ class LanguageModelConfig(PreTrainedConfig):
             )
         if self.head_width % 2:
             raise ConfigError(f"head_dim={self.head_width}: rotary positions need an even number.")
+        self._check_position_scaling()
         if self.budget is not None:
             if foreign := sorted(self.budget.keys() - set(BUDGET)):
                 raise ConfigError(f"budget={self.budget!r}: {foreign[0]!r} is none of {', '.join(BUDGET)}.")
@@ -117,5 +138,54 @@ class LanguageModelConfig(PreTrainedConfig):
             eps=self.rms_norm_eps,
             qk_norm=self.qk_norm,
             activation=self.hidden_act,
+            bias=(self.attention_bias, self.attention_out_bias, self.mlp_bias),
             gate=gate,
         )
+
+    @property
+    def num_positions(self) -> int:
+        """The largest number of tokens in a row: ``max_position_embeddings``, or more if positions scale with the text."""
+        scaling = self.position_scaling or {}
+        return int(self.max_position_embeddings * (scaling["factor"] if scaling.get("rope_type") == "dynamic" else 1))
+
+    def window_of(self, layer: int) -> int | None:
+        """Return the attention window of a layer; None where it attends to all places."""
+        return self.attention_window if layer >= self.first_window_layer else None
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """Return the rotary angles of ``positions`` (B, T), each (B, 1, T, head_dim) in float32."""
+        positions = positions[:, None, :, None]
+        if self.position_scaling is None:
+            return rotary_angles(positions, self.head_width, self.rope_theta)
+        # Two kinds of scaling depend on the length of the text.
+        varies = self.position_scaling["rope_type"] in ("dynamic", "longrope")
+        return rotary_of(positions, *self._frequencies(positions.device, int(positions.max()) + 1 if varies else None))
+
+    def _frequencies(self, device: Any = None, length: int | None = None) -> tuple[Tensor, float]:
+        """Return the frequencies (head_dim / 2,) and the factor of cosine and sine that ``transformers`` computes."""
+        scaling = dict(self.position_scaling or {})
+        read = SimpleNamespace(
+            rope_parameters={**scaling, "rope_theta": self.rope_theta},
+            standardize_rope_params=lambda: None,
+            head_dim=self.head_width,
+            max_position_embeddings=self.max_position_embeddings,
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+        )
+        return ROPE_INIT_FUNCTIONS[scaling["rope_type"]](read, device, length)
+
+    def _check_position_scaling(self) -> None:
+        if self.position_scaling is None:
+            return
+        kind = str(self.position_scaling.get("rope_type"))
+        if kind not in ROPE_INIT_FUNCTIONS:
+            raise ConfigError(f"position_scaling: rope_type={kind!r}; {suggestion(kind, ROPE_INIT_FUNCTIONS)}")
+        try:
+            frequency, _ = self._frequencies()
+        except KeyError as error:
+            raise ConfigError(f"position_scaling: {kind!r} needs {error}; give it too.") from error
+        if len(frequency) != self.head_width // 2:
+            raise ConfigError(
+                f"position_scaling: turns {2 * len(frequency)} of the {self.head_width} channels of a head; only scalings of "
+                "all channels are implemented."
+            )

@@ -21,7 +21,6 @@ from attractor.models.budget import BUDGET, reachable_tolerance, stop_rule
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.inference.cache import EquilibriumCache
 from attractor.models.language.inference.context import AttentionContext, TokenContext
-from attractor.nn.rotary import rotary_angles
 from attractor.nn.transformer import DecoderLayer, LayerScale, RMSNorm, ZeroInitLinear, make_attention_mask
 from attractor.solve import Solution, StopRule, Tolerance
 from attractor.solve.randomness import checkpoint_contexts
@@ -141,39 +140,51 @@ class Decoder(LanguageModelBase):
         _require_supported(others)
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give either input_ids or inputs_embeds.")
-        if cache is None and use_cache:
-            cache = DynamicCache()
         x: Any = inputs_embeds if input_ids is None else self.embed_tokens(self._checked(input_ids))
         stop = self.stop_rule(depth, tolerance, max_evaluations)
         if self.config.budget and stop is None and self.training and torch.is_grad_enabled():
             self.config.budget = None  # it was chosen for the weights before this step
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
+        if use_cache is None:  # as in stock models, wherever a cache can be kept and is not in the way of training
+            can_keep = slots and (equilibrium or stop is None or stop.is_fixed_depth) and position_ids is None
+            use_cache = self.config.use_cache and can_keep and not (self.training or torch.is_grad_enabled())
+        if cache is None and use_cache:
+            cache = DynamicCache()
         if cache is not None and not slots:
             raise ConfigError("this depth uses no layer, so that a cache would stay empty: give use_cache=False.")
         if position_ids is None and others.get("cu_seq_lens_q") is not None:
             raise ConfigError("packed documents are told apart by position_ids that start again at 0; give them too.")
         context = self.make_context(x, attention_mask, position_ids, cache, slots=slots, equilibrium=equilibrium)
-        proposal, hidden, solution = self.refine(x, context, stop)
-        normed = self.norm(hidden)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        context.states = [x] if output_hidden_states else None
+        proposal, hidden, solution = self.refine(x, context, stop)
+        normed = self.norm(hidden)
+        if context.states is not None:
+            context.states[len(context.states) - (solution is None) :] = [
+                normed
+            ]  # as in stock models, the last is normed
         return DecoderOutput(
             last_hidden_state=normed,
             cache=cache,
-            hidden_states=(x, proposal, normed) if output_hidden_states else None,
+            hidden_states=None if context.states is None else tuple(context.states),
             proposal=proposal,
             hidden=hidden,
             solution=solution,
         )
 
-    def run(self, x: Tensor, context: AttentionContext, first: int, last: int) -> Tensor:
-        """Return ``x`` (B, T, D) after layers ``first`` to ``last − 1``."""
+    def run(
+        self, x: Tensor, context: AttentionContext, first: int, last: int, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """Return ``x`` (B, T, D) after layers ``first`` to ``last − 1``; each layer's output is appended to ``states``."""
         for index in range(first, last):
             layer, attend = self.layers[index], context.attend(index)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, context.rotary, attend, use_reentrant=False, context_fn=checkpoint_contexts)
             else:
                 x = layer(x, context.rotary, attend)
+            if states is not None:
+                states.append(x)
         return x
 
     def stop_rule(
@@ -226,15 +237,19 @@ class Decoder(LanguageModelBase):
         padding = self._padding(attention_mask, batch, past, length)
         positions, documents = self._positions(position_ids, padding, past, x, has_cache=cache is not None)
         return TokenContext(
-            rotary=rotary_angles(positions[:, None, :, None], config.head_width, config.rope_theta),
-            mask=make_attention_mask(length, size, past, padding, documents),
+            rotary=config.rotary(positions),
+            masks={
+                window: make_attention_mask(length, size, past, padding, documents, window)
+                for window in {config.window_of(i) for i in range(config.num_hidden_layers)}
+            },
+            window_of=config.window_of,
             is_real=None if padding is None else (padding[:, -length:] != 0)[..., None],
             cache=kept,
         )
 
     def require_positions(self, past: int | Tensor, length: int) -> None:
         """Refuse tokens beyond the last position of the model. Raises DataError."""
-        most = self.config.max_position_embeddings
+        most = self.config.num_positions
         if past + length > most:
             raise DataError(
                 f"{int(past) + length} tokens are more than the {most} that the model has positions for; "

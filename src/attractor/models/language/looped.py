@@ -91,7 +91,7 @@ class LoopedModel(Decoder):
             )
         coda = config.num_hidden_layers - config.num_coda_layers
         core = coda - config.num_core_layers
-        e = self.run(x, context, 0, core)
+        e = self.run(x, context, 0, core, context.states)
         tracked = 0
         if stop is None:
             num = self.default_stop_rule().n

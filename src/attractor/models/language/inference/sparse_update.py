@@ -62,10 +62,10 @@ class _AllTokens:
 
     def __init__(self, update: SparseUpdate) -> None:
         self.rotary, self.is_real = update.context.rotary, update.context.is_real
-        self._cache, self._mask = update.cache, update.context.mask
+        self._cache, self._context = update.cache, update.context
 
     def attend(self, layer: int) -> Attend:
-        return lambda q, k, v: attention(q, *self._cache.write(layer, k, v), self._mask)
+        return lambda q, k, v: attention(q, *self._cache.write(layer, k, v), self._context.mask(layer))
 
 
 class _SomeTokens:
@@ -80,8 +80,8 @@ class _SomeTokens:
         is_real = update.context.is_real
         self.is_real = None if is_real is None else is_real.reshape(1, -1, 1)[:, self.index]
         self._ragged = RaggedIndex(index, length, TILE)
-        self._cache, self._full_mask, self._batch = update.cache, update.context.mask, batch
-        self._mask: Tensor | None = None
+        self._cache, self._context, self._batch = update.cache, update.context, batch
+        self._masks: dict[int | None, Tensor] = {}  # for each attention window
 
     def pad(self, x: Tensor) -> Tensor:
         """Pad (..., M, D) to a multiple of ``TILE``."""
@@ -95,23 +95,24 @@ class _SomeTokens:
             if len(ragged.used_rows) < len(keys):
                 keys, values = keys[ragged.used_rows], values[ragged.used_rows]
             queries = ragged.pack(q).transpose(1, 2)  # (R, heads, N, head_dim)
-            out = attention(queries, keys, values, self._packed_mask(keys.shape[2])).transpose(1, 2)
+            out = attention(queries, keys, values, self._packed_mask(layer, keys.shape[2])).transpose(1, 2)
             return self.pad(ragged.unpack(out).transpose(0, 1)[None])
 
         return attend
 
-    def _packed_mask(self, size: int) -> Tensor:
+    def _packed_mask(self, layer: int, size: int) -> Tensor:
         """Which of the S keys each packed query may attend to, (R, 1, N, S) bool."""
-        if self._mask is None:
-            ragged = self._ragged
+        window = self._context.window_of(layer)
+        if window not in self._masks:
+            ragged, mask = self._ragged, self._context.mask(layer)
             columns = ragged.pack(ragged.columns)
-            if self._full_mask is None:
+            if mask is None:
                 places = torch.arange(size, device=columns.device)
-                self._mask = (places <= (columns + self._cache.past)[..., None])[:, None]
+                self._masks[window] = (places <= (columns + self._cache.past)[..., None])[:, None]
             else:
-                mask = self._full_mask.expand(self._batch, -1, -1, -1)
-                self._mask = mask[ragged.used_rows[:, None], 0, columns][:, None]
-        return self._mask
+                mask = mask.expand(self._batch, -1, -1, -1)
+                self._masks[window] = mask[ragged.used_rows[:, None], 0, columns][:, None]
+        return self._masks[window]
 
 
 class RaggedIndex:
