@@ -70,7 +70,8 @@ def retrofit(
     CheckpointError
         For a backbone that is missing, incomplete or damaged.
     """
-    place, source = Path(path_or_id), {"trust_remote_code": False}
+    place = Path(path_or_id)
+    source: dict[str, Any] = {"trust_remote_code": False}
     if place.suffix == ".gguf":
         place, source = place.parent, {**source, "gguf_file": place.name}
     check_model_folder(place, CheckpointError)
