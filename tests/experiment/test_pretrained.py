@@ -37,8 +37,10 @@ def test_the_kind_and_size_of_a_puzzle_choose_the_model(tmp_path) -> None:
     assert pretrained_for(PUZZLE) == pretrained_for(drawing) == "sudoku-6x6"
     assert pretrained_for(str(file)) == pretrained_for(file) == pretrained_for(file.read_text()) == "maze"
     with pytest.raises(ConfigError, match="sudoku-4x4; give a checkpoint, or one of maze"):
-        pretrained_for(np.zeros((4, 4), np.uint8))
-    with pytest.raises(DataError, match="line 1"):
+        pretrained_for(sudoku.generate(1, size=4, clues=6, seed=0).questions)
+    with pytest.raises(DataError, match="solution"):
+        pretrained_for(np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match="line 2, column 2"):
         pretrained_for("###\n#x#\n###")
     with pytest.raises(DataError, match=r"none\.txt"):
         pretrained_for("none.txt")

@@ -28,7 +28,7 @@ def pretrained_for(puzzles: Puzzles) -> str:
     Raises
     ------
     DataError
-        If they are no puzzles of any kind.
+        If they are no puzzles of any kind, or have no unique answer.
     ConfigError
         If no model is for them.
     """
@@ -36,6 +36,7 @@ def pretrained_for(puzzles: Puzzles) -> str:
     for kind, puzzle in PUZZLES.items():
         try:
             grid = locate_puzzles(puzzle, puzzles)[0].grid
+            puzzle.check(grid)
         except DataError as error:
             reasons[kind] = error
             continue
