@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from attractor.errors import ConfigError
+from attractor.experiment.prepare import prepare_sudoku
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.language import (
     AttractorConfig,
@@ -133,7 +134,7 @@ def run(
 ) -> nn.Module:
     """Train with four rows per step."""
     config = TrainConfig(
-        num_steps=num_steps, optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"_proj\.weight$"), warmup_fraction=0, ema_decay=0.9,
+        num_steps=num_steps, optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"down_proj\.weight$"), warmup_fraction=0, ema_decay=0.9,
         parallel=strategy, log_every=1, checkpoint_every=3, cooldown_fraction=0,
     )  # fmt: skip
     rows = objective(
@@ -144,17 +145,18 @@ def run(
     return train(model, rows, config, out=out, metadata={}, units=model.fsdp_units(), distributed=distributed, **more)
 
 
-def train_puzzles(out: Path, distributed: DistributedContext, strategy: str, model: ReasonerModelConfig) -> None:
+def train_puzzles(
+    out: Path, distributed: DistributedContext, strategy: str, model: ReasonerModelConfig, data: Path
+) -> None:
     """Train a reasoner for three steps."""
     recipe = sudoku(6)
     recipe = replace(
         recipe,
         model=model,
-        data=replace(recipe.data, num_puzzles=8),
         supervision=DeepSupervisionConfig(batch_size=8, max_segments=2),
         train=TrainConfig(num_steps=3, log_every=1, parallel=strategy, grad_reduce_dtype="bf16"),
     )
-    train_reasoner(recipe, out, distributed=distributed)
+    train_reasoner(recipe, out, data=data, distributed=distributed)
 
 
 def unequal_evaluations(distributed: DistributedContext) -> None:
@@ -189,7 +191,7 @@ def worker(rank: int, size: int, folder: str) -> None:
         run(out / "resumed", distributed, strategy, resume=True)
         run(out / "bad-step", distributed, strategy, objective=BadSecondStep, gradient="implicit")
         for name, model in REASONERS.items():
-            train_puzzles(out / name, distributed, strategy, model)
+            train_puzzles(out / name, distributed, strategy, model, Path(folder) / "puzzles")
     if size == 2:
         with pytest.raises(ConfigError, match="cannot be divided"):
             NextToken(
@@ -204,6 +206,7 @@ def worker(rank: int, size: int, folder: str) -> None:
 def ranks(request, tmp_path_factory) -> Path:
     """Return the folder with the results of 2 or 4 processes."""
     folder = tmp_path_factory.mktemp("ranks")
+    prepare_sudoku(folder / "puzzles", size=6, clues=10, num=8, num_test=1)
     run_ranks(worker, request.param, str(folder), size=request.param)
     return folder
 
