@@ -134,9 +134,15 @@ def run(
 ) -> nn.Module:
     """Train with four rows per step."""
     config = TrainConfig(
-        num_steps=num_steps, optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"down_proj\.weight$"), warmup_fraction=0, ema_decay=0.9,
-        parallel=strategy, log_every=1, checkpoint_every=3, cooldown_fraction=0,
-    )  # fmt: skip
+        num_steps=num_steps,
+        optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"down_proj\.weight$"),
+        warmup_fraction=0,
+        cooldown_fraction=0,
+        ema_decay=0.9,
+        parallel=strategy,
+        log_every=1,
+        checkpoint_every=3,
+    )
     rows = objective(
         Drawn(), NextTokenConfig(batch_size=4, length=12), rank=distributed.rank, world_size=distributed.size
     )
