@@ -1,4 +1,4 @@
-"""``attractor retrofit``: turn a pretrained Qwen3 or Llama into an attractor model."""
+"""``attractor retrofit``: turn a pretrained language model into an attractor model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,10 @@ def retrofit(
     gate_limit: float = 1.0,
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
 ) -> None:
-    """Make an attractor model from a pretrained Qwen3 or Llama. Until it is trained, it computes the same by default.
+    """Make an attractor model from a pretrained Llama, Mistral, Qwen2 or Qwen3. Until it is trained, it computes the same by default.
 
     Args:
-        backbone: The folder or the hub name of a Qwen3 or Llama with its tokenizer.
+        backbone: The folder or the hub name of a pretrained model with its tokenizer, or a file .gguf.
         out: The folder to write; it must not exist.
         num_attractor_layers: How many of its last layers become the attractor.
         gate_start: The initial value of the factors on the attractor's branches.

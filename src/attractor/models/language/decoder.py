@@ -146,7 +146,7 @@ class Decoder(LanguageModelBase):
             self.config.budget = None  # it was chosen for the weights before this step
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
         if use_cache is None:  # as in stock models, wherever a cache can be kept and is not in the way of training
-            can_keep = slots and (equilibrium or stop is None or stop.is_fixed_depth) and position_ids is None
+            can_keep = bool(slots) and (equilibrium or stop is None or stop.is_fixed_depth) and position_ids is None
             use_cache = self.config.use_cache and can_keep and not (self.training or torch.is_grad_enabled())
         if cache is None and use_cache:
             cache = DynamicCache()
