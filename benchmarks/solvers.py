@@ -1,8 +1,9 @@
 """Anderson acceleration here and in TorchDEQ 0.1.0, on the same causal transformer blocks, in one run.
 
-    python -m benchmarks.solvers
+    python -m benchmarks.solvers [--optimistix-python PYTHON]
 
-Two questions, for B 8, T 256, D 256 in float32:
+It also counts the operators of one evaluation on an accelerator, and compares small problems with optimistix, if an
+environment with it is given. Two questions, for B 8, T 256, D 256 in float32:
 
 * How many evaluations until *every token* is below the same relative residual? TorchDEQ solves either each row as one
   vector ("flat", how it is used) or each token separately ("token"). Its count favours it: the first evaluation at
@@ -15,9 +16,11 @@ Times are medians over interleaved repetitions. On a shared machine only ratios 
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +29,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchdeq.solver.anderson import anderson_solver
 
-from attractor import Anderson, Tolerance, fixed_point
+from attractor import Anderson, Picard, Tolerance, fixed_point
 from benchmarks.command import run_command
+from benchmarks.solvers_operators import operators
+from benchmarks.solvers_small import has_optimistix, measure
 
 BATCH, TIME, WIDTH, HEADS, WINDOW = 8, 256, 256, 4, 5
 GATES = (0.3, 0.5, 0.75)  # the scale of the block's branches: larger needs more evaluations
@@ -133,8 +138,34 @@ def overhead() -> dict[str, list[float]]:
     return figures
 
 
-def main() -> None:
+def main(optimistix_python: str = sys.executable) -> None:
+    """Measure, print and write.
+
+    Args:
+        optimistix_python: A Python interpreter that has optimistix and JAX. Without one, small problems are left out.
+    """
     console = Console()
+    counted = {
+        f"{type(solver).__name__}, {'some' if any_frozen else 'none'} converged": len(
+            operators(solver, any_frozen=any_frozen)
+        )
+        / 4
+        for solver in (Picard(), Anderson())
+        for any_frozen in (False, True)
+    }
+    console.print("operators of one evaluation on an accelerator, without the update's own:")
+    for what, num in counted.items():
+        console.print(f"  {what:30} {num:.0f}")
+    small: list[dict[str, Any]] = []
+    if has_optimistix(optimistix_python):
+        for threads in (1, 2):
+            small += measure(optimistix_python, threads)
+        console.print("small problems, ms (median), and the median of the ratios to optimistix:")
+        for row in small:
+            figures = f"{row['attractor_ms']:9.3f} {row['optimistix_ms']:9.3f} {row['ratio']:7.2f}"
+            console.print(f"  {row['problem']:15} {row['solver']:9} {row['threads']} thread(s) {figures}")
+    else:
+        console.print(f"{optimistix_python} has no optimistix, so small problems are not measured.")
     counts = [
         {"gate": gate, "tolerance": tolerance, "seed": seed, **count(gate, tolerance, seed)}
         for gate in GATES
@@ -168,6 +199,8 @@ def main() -> None:
         "evaluations": counts,
         "overhead_ms_per_evaluation": medians,
         "overhead_ratio_attractor_to": ratios,
+        "operators_per_evaluation": counted,
+        "small_problems": small,
     }
     OUT.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -12,6 +12,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
+from attractor.experiment.play import play_page
+
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)]*)?\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -41,7 +43,8 @@ PUBLIC = [
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page for every notebook, with its stored outputs."""
+    """Add the page on which puzzle models run, and a page for every notebook, with its stored outputs."""
+    files.append(File.generated(config, "play.html", content=play_page()))
     for notebook in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
         name = notebook.stem
         text, resources = MarkdownExporter().from_filename(str(notebook), {"unique_key": name})

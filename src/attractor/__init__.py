@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attractor.experiment.evaluation import evaluate
     from attractor.experiment.loading import load
     from attractor.experiment.prepare import prepare_mazes, prepare_sudoku, prepare_text
+    from attractor.experiment.pretrained import pretrained
     from attractor.experiment.training import train
     from attractor.gradient import (
         Gradient,
@@ -65,6 +66,7 @@ _MODULES = {  # where the names of __all__ are; all others are in ``solve``
     "experiment.evaluation": "evaluate",
     "experiment.loading": "load",
     "experiment.prepare": "prepare_mazes prepare_sudoku prepare_text",
+    "experiment.pretrained": "pretrained",
     "experiment.training": "train",
     "gradient": "Gradient Implicit Neumann OneStep Phantom Unrolled jacobian_penalty lipschitz_estimate spectral_radius",
     "interop": "retrofit",
@@ -128,6 +130,7 @@ __all__ = [
     "prepare_mazes",
     "prepare_sudoku",
     "prepare_text",
+    "pretrained",
     "recipes",
     "retrofit",
     "root",

@@ -16,8 +16,16 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from attractor.config import require_type
-from attractor.errors import NotConvergedError
-from attractor.gradient import Gradient, Implicit, attach_tangent, in_forward_mode, refuse_transforms, without_tangent
+from attractor.errors import ConfigError, NotConvergedError
+from attractor.gradient import (
+    Gradient,
+    Implicit,
+    attach_tangent,
+    explain_vmap,
+    in_forward_mode,
+    refuse_transforms,
+    without_tangent,
+)
 from attractor.solve import Anderson, Solution, Solver, StopRule, Tolerance, Update, solve
 from attractor.solve.packing import Packing
 from attractor.solve.update import Adapted, Repeated
@@ -37,6 +45,7 @@ def fixed_point(
     has_aux: bool = False,
     throw: bool = False,
     trace: bool | Collection[int] = False,
+    trace_gradient: Gradient | None = None,
 ) -> Solution:
     """Solve ``update(y) = y`` from ``y0``, and make the solution differentiable.
 
@@ -71,6 +80,9 @@ def fixed_point(
         True keeps every point at which ``update`` was called. A collection of evaluation counts keeps only these
         points: point n is the state after n steps, point 0 is ``y0``. With ``Steps(n)``, point n is the returned value
         (before a gradient is attached). Points that the solve does not reach are left out.
+    trace_gradient
+        Attach this gradient to every point of the trace, for losses at several evaluations. ``Phantom(steps=k)`` moves a
+        point by k tracked steps; ``OneStep()`` keeps it. By default the trace has no gradient.
 
     Returns
     -------
@@ -86,7 +98,11 @@ def fixed_point(
     NotConvergedError
         With ``throw=True``; its ``solution`` is the point at which the solve ended, without a gradient.
     """
-    if torch.compiler.is_compiling():  # a solve decides on the host what to do next, so the compiled graph ends here
+    _require_types("fixed_point", solver, stop, gradient)
+    is_exported = torch.compiler.is_exporting()  # autograd differentiates an exported solve through its steps
+    tracked = torch.is_grad_enabled() and not is_exported
+    has_graph = not tracked or (gradient.is_traceable and (trace_gradient or gradient).is_traceable)
+    if torch.compiler.is_compiling() and not in_one_graph(stop.is_fixed_depth and has_graph):
         return torch.compiler.disable(fixed_point)(
             update,
             y0,
@@ -98,18 +114,20 @@ def fixed_point(
             has_aux=has_aux,
             throw=throw,
             trace=trace,
+            trace_gradient=trace_gradient,
         )
-    _require_types("fixed_point", solver, stop, gradient)
     refuse_transforms(gradient)
+    _check_trace(trace, trace_gradient)
     packing = None
     if not (isinstance(y0, Tensor) and y0.is_floating_point()):
         packing = Packing.of(y0, equation_dims, causal)
         y0, equation_dims = packing.pack(y0), 1
-    adapted, tracked = Adapted(update, packing, has_aux), torch.is_grad_enabled()
+    adapted = Adapted(update, packing, has_aux)
     repeated = solved = Repeated(adapted)
     if (is_forward := in_forward_mode()) and not gradient.tracks_solve:
         solved, y0 = Repeated.of(without_tangent(repeated)), forward_ad.unpack_dual(y0).primal
-    with torch.set_grad_enabled(tracked and gradient.tracks_solve):
+    is_tracked = torch.is_grad_enabled() and (is_exported or gradient.tracks_solve)
+    with explain_vmap(solver), torch.set_grad_enabled(is_tracked):
         solution = solve(
             solved,
             y0,
@@ -123,8 +141,43 @@ def fixed_point(
     if throw and not solution.outcome.converged:
         raise NotConvergedError(f"fixed_point: {solution.outcome}", restored(solution, packing, adapted.aux))
     if tracked or is_forward:
+        solution = _attach_trace(trace_gradient, repeated, solution, causal)
         solution = replace(solution, value=_attach(gradient, repeated, solution, causal))
     return restored(solution, packing, adapted.aux)
+
+
+def _check_trace(trace: bool | Collection[int], trace_gradient: Gradient | None) -> None:
+    if trace_gradient is not None:
+        require_type("fixed_point", "trace_gradient", trace_gradient, Gradient, "Phantom(steps=1)")
+        if trace is False or trace_gradient.tracks_solve:
+            raise ConfigError(
+                f"fixed_point(trace={trace!r}, trace_gradient={trace_gradient!r}): say which points to keep, as trace=[4, 8], "
+                "and give them Phantom(steps=k), OneStep(), Neumann(k) or Implicit()."
+            )
+
+
+def _attach_trace(gradient: Gradient | None, update: Update, solution: Solution, causal: bool) -> Solution:
+    if gradient is None or solution.trace is None:
+        return solution
+    points = [_attach(gradient, update, replace(solution, value=y), causal) for y in solution.trace]
+    return replace(solution, trace=torch.stack(points))
+
+
+def in_one_graph(is_traceable: bool) -> bool:
+    """Whether the call is traced by ``torch.export`` or ``torch.compile(fullgraph=True)``, which must be possible."""
+    if torch.compiler.is_exporting():
+        if not is_traceable:
+            raise ConfigError(
+                "torch.export needs a solve with a fixed number of evaluations: fixed_point(stop=Steps(n))."
+            )
+        return True
+    from attractor.solve import one_graph  # imports the compiler, which takes seconds
+
+    if not one_graph.is_requested():
+        return False
+    if not is_traceable or one_graph.is_transformed():
+        one_graph.refuse()
+    return True
 
 
 def _attach(gradient: Gradient, update: Update, solution: Solution, causal: bool) -> Tensor:
@@ -167,6 +220,7 @@ class FixedPoint(nn.Module):
         has_aux: bool = False,
         throw: bool = False,
         trace: bool | Collection[int] = False,
+        trace_gradient: Gradient | None = None,
     ) -> None:
         super().__init__()
         _require_types("FixedPoint", solver, stop, gradient)
@@ -175,7 +229,7 @@ class FixedPoint(nn.Module):
         self.cell = cell
         self.solver, self.stop, self.eval_stop, self.gradient = solver, stop, eval_stop or stop, gradient
         self.equation_dims, self.causal = equation_dims, causal
-        self.has_aux, self.throw, self.trace = has_aux, throw, trace
+        self.has_aux, self.throw, self.trace, self.trace_gradient = has_aux, throw, trace, trace_gradient
 
     def forward(self, y0: Any, *inputs: Any, **keyword_inputs: Any) -> Solution:
         return fixed_point(
@@ -189,6 +243,7 @@ class FixedPoint(nn.Module):
             has_aux=self.has_aux,
             throw=self.throw,
             trace=self.trace,
+            trace_gradient=self.trace_gradient,
         )
 
     def extra_repr(self) -> str:

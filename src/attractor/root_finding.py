@@ -18,7 +18,7 @@ from attractor.config import require_positive, require_type, require_whole
 from attractor.errors import ConfigError, NotConvergedError
 from attractor.gradient import Gradient, Implicit, OneStep, in_forward_mode
 from attractor.gradient.gradients import attach_transformed
-from attractor.layer import fixed_point, restored
+from attractor.layer import fixed_point, in_one_graph, restored
 from attractor.solve import Picard, Solution, Solver, StopRule, Tolerance, Update
 from attractor.solve.array_ops import count, is_readable
 from attractor.solve.packing import Packing
@@ -146,6 +146,11 @@ def root(
     ConfigError, DataError, NotConvergedError
         As :func:`attractor.fixed_point`.
     """
+    if torch.compiler.is_compiling():
+        in_one_graph(False)
+        return torch.compiler.disable(root)(
+            residual, y0, solver=solver, stop=stop, gradient=gradient, throw=throw, trace=trace
+        )
     if not isinstance(solver, Solver):
         require_type("root", "solver", solver, NewtonMethod, "Newton(), NewtonKrylov() or Broyden()")
     packing = None

@@ -13,6 +13,7 @@ update.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -139,6 +140,39 @@ class SolverConformance(ABC):
             converged = found.outcome.status == Status.CONVERGED
             assert (again[converged] < 1e-6).all(), problem.name
             assert torch.allclose(again, found.residual, rtol=1e-4, atol=1e-12), problem.name
+
+    def test_absolute_tolerances_hold_in_every_norm(self) -> None:
+        for problem in zoo():
+            norms: list[tuple[Literal["l2", "rms", "max"], float]] = [("l2", 2), ("rms", 2), ("max", math.inf)]
+            for norm, order in norms:
+                if not problem.contracts:
+                    continue
+                stop = Tolerance(rtol=1e-14, atol=1e-6, norm=norm, max_evaluations=self.max_evaluations)
+                found = fixed_point(
+                    problem.update, problem.y0, solver=self.make_solver(), stop=stop, causal=problem.causal
+                )
+                assert found.outcome.converged, f"{problem.name} {norm}: {found.outcome}"
+                change = torch.linalg.vector_norm(problem.update(found.value) - found.value, order, dim=-1)
+                limit = 1e-6 * (problem.y0.shape[-1] ** 0.5 if norm == "rms" else 1)
+                assert (change < limit).all(), f"{problem.name} {norm}"
+
+    def test_nested_states_are_solved_as_one_tensor(self) -> None:
+        for problem in zoo():
+            half = problem.y0.shape[-1] // 2
+
+            def split(y: Tensor, half: int = half) -> dict[str, Tensor]:
+                return {"first": y[..., :half], "second": y[..., half:]}
+
+            def nested(state: dict[str, Tensor], update: Update = problem.update) -> dict[str, Tensor]:
+                return split(update(torch.cat([state["first"], state["second"]], dim=-1)))
+
+            stop = Tolerance(rtol=1e-6, max_evaluations=self.max_evaluations)
+            one, many = (
+                fixed_point(update, y0, solver=self.make_solver(), stop=stop, causal=problem.causal, equation_dims=1)
+                for update, y0 in ((problem.update, problem.y0), (nested, split(problem.y0)))
+            )
+            assert torch.equal(torch.cat([many.value["first"], many.value["second"]], -1), one.value), problem.name
+            assert torch.equal(many.evaluations, one.evaluations), problem.name
 
     def test_rows_do_not_influence_each_other(self) -> None:
         for problem in zoo():

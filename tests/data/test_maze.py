@@ -359,6 +359,12 @@ def test_malformed_text_is_reported_with_line_and_column(name: str) -> None:
     assert "\n" not in message
 
 
+def test_another_wall_is_named() -> None:
+    """The character that the border is drawn with."""
+    with pytest.raises(DataError, match="if '█' is a wall, replace it by '#'"):
+        maze.parse("█████\n█S G█\n█████")
+
+
 @pytest.mark.parametrize("name", [name for name in MALFORMED if name not in ("empty", "blank", "two mazes")])
 def test_lines_are_counted_from_the_start_of_the_file(tmp_path: Path, name: str) -> None:
     """Also after another maze and two blank lines."""

@@ -214,7 +214,7 @@ def test_a_malformed_csv_is_reported_with_file_and_line(tmp_path: Path) -> None:
 
     wrong_answer = swapped(answer, 35, "1" if answer[35] != "1" else "2")
     bad: list[tuple[int, str, str]] = [
-        (0, "source,question,answer", "line 1: has no column 'rating' but source,question,answer"),
+        (0, "source,question,rating", "line 1: has no column 'answer' but source,question,rating"),
         (2, f"me,{question[:-1]},{answer},1", "line 3: the question has 35 characters; give 36"),
         (2, f"me,{question},{answer}.,1", "line 3: the answer has 37 characters; give 36"),
         (2, f"me,{question},{answer}", "line 3: has 3 fields"),

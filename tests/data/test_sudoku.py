@@ -424,6 +424,35 @@ def test_malformed_text_is_reported_with_its_line(text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
+PASTED = {
+    "zeros": "0 1 0 0\n0 0 3 0\n0 2 0 0\n0 0 0 4",
+    "underscores": "_1__\n__3_\n_2__\n___4",
+    "stars": "*1**\n**3*\n*2**\n***4",
+    "sdm": ".1....3..2.....4\r\n",
+    "ss": "*-----*\n|.1|..|\n|..|3.|\n|-----|\n|.2|..|\n|..|.4|\n*-----*",
+    "sdk": "#A An author\n#D A description\n[Puzzle]\n.1..\n..3.\n.2..\n...4\n",
+    "Unicode": "┌──┬──┐\n│.1│..│\n│..│3.│\n├──┼──┤\n│.2│..│\n│..│.4│\n└──┴──┘",
+    "Markdown": "| . | 1 | . | . |\n| . | . | 3 | . |\n| . | 2 | . | . |\n| . | . | . | 4 |",
+}
+
+
+@pytest.mark.parametrize("name", PASTED)
+def test_what_people_paste_is_read(name: str) -> None:
+    """Blanks and boxes as on web pages and in the files of Sudoku programs."""
+    expected = [[0, 1, 0, 0], [0, 0, 3, 0], [0, 2, 0, 0], [0, 0, 0, 4]]
+    assert sudoku.parse(PASTED[name]).tolist() == expected
+
+
+def test_a_csv_of_a_known_collection_is_read(tmp_path: Path) -> None:
+    """With its own names for the columns, and without ratings."""
+    (drawn,) = (sudoku.generate(1, size=4, clues=6, seed=0),)
+    question, answer = ("".join(map(str, grids[0].flat)) for grids in (drawn.questions, drawn.answers))
+    for header in ("quizzes,solutions", "Puzzle,Solution"):
+        file = tmp_path / "other.csv"
+        file.write_text(f"{header}\n{question},{answer}\n")
+        np.testing.assert_array_equal(sudoku.SUDOKU.read_table(file).answers, drawn.answers)
+
+
 def test_files_are_read_as_text_or_csv(tmp_path: Path, drawn: dict[int, PuzzleSet]) -> None:
     """The suffix decides. Unreadable files raise a DataError with the path."""
     text, table = tmp_path / "a.txt", tmp_path / "a.csv"

@@ -11,7 +11,7 @@ import torch
 from tests.docs.pages import PAGES, blocks, name
 
 # Assignments at the start of a line that a test makes smaller.
-SMALL = {"num_steps": "2", "num_puzzles": "16", "vocab_size": "300"}
+SMALL = {"num_steps": "2", "num_puzzles": "16", "num_test": "8", "vocab_size": "300"}
 OTHER_LIBRARIES = "{.python .notest}"  # allowed on one page, for code of other libraries: compiled, not run
 
 

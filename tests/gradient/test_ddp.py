@@ -1,16 +1,26 @@
-"""DistributedDataParallel averages every gradient over the ranks, as for any module."""
+"""Parallel wrappers of PyTorch average every gradient over the ranks, as for any module."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.ranks import run_ranks
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from attractor import FixedPoint, Implicit, Neumann, OneStep, Phantom, Tolerance, Unrolled
 
 GRADIENTS = [OneStep(), Neumann(2), Phantom(steps=2), Implicit(stop=Tolerance(rtol=1e-10)), Unrolled()]
 WORLD_SIZE = 2
+
+
+def shard(model: nn.Module) -> FullyShardedDataParallel:
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+WRAPPERS = [DistributedDataParallel, shard]
 
 
 class Cell(nn.Module):
@@ -46,7 +56,8 @@ def batch() -> torch.Tensor:
 def worker(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE)
-    found = [gradients(DistributedDataParallel(Model(gradient)), batch()[rank::WORLD_SIZE]) for gradient in GRADIENTS]
+    x = batch()[rank::WORLD_SIZE]
+    found = [[gradients(wrap(Model(gradient)), x) for gradient in GRADIENTS] for wrap in WRAPPERS]
     if rank == 0:
         torch.save(found, out)
     # No model may outlive the group: gloo's destructor can wait forever for the interpreter lock of its last owner.
@@ -56,13 +67,16 @@ def worker(rank: int, store: str, out: str) -> None:
 
 def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     model(x).square().mean().backward()
-    return [p.grad for p in model.parameters()]
+    is_sharded = isinstance(model, FullyShardedDataParallel)
+    with FullyShardedDataParallel.summon_full_params(model, with_grads=True) if is_sharded else nullcontext():
+        return [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this build of PyTorch has no torch.distributed")
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path) -> None:
-    """Each rank has half the batch; the one process has all of it."""
+    """Each rank has half the batch; the one process has all of it. With replicated and with sharded weights (FSDP1)."""
     run_ranks(worker, str(tmp_path / "store"), str(tmp_path / "found.pt"), size=WORLD_SIZE)
-    for gradient, found in zip(GRADIENTS, torch.load(tmp_path / "found.pt"), strict=True):
-        for expected, g in zip(gradients(Model(gradient), batch()), found, strict=True):
-            assert torch.allclose(expected, g, atol=1e-8), gradient
+    for found in torch.load(tmp_path / "found.pt"):
+        for gradient, ours in zip(GRADIENTS, found, strict=True):
+            for expected, g in zip(gradients(Model(gradient), batch()), ours, strict=True):
+                assert torch.allclose(expected, g, atol=1e-8), gradient

@@ -330,3 +330,131 @@ def test_a_large_cotangent_of_one_row_does_not_erase_another() -> None:
     value = fixed_point(lambda y: 0.5 * y + x, torch.zeros_like(x), gradient=Implicit()).value
     (grad,) = torch.autograd.grad(value, x, torch.tensor([[1e-4], [3e4]], dtype=torch.float16).expand(2, 3))
     assert torch.allclose(grad[0].float(), torch.full((3,), 2e-4), rtol=0.05)
+
+
+def test_second_derivatives_of_implicit_pass_gradgradcheck() -> None:
+    """With order=2; also of one solve inside another, and of a nested state."""
+    second = Implicit(stop=EXACT.stop, order=2)
+    w, x = problem()
+    w, x = w.detach()[:3, :3].clone().requires_grad_(), x.detach()[:2, :3].clone().requires_grad_()
+
+    def inside(w, x):
+        return solved(w, x + solved(w, x, second), second)
+
+    def nested(w, x):
+        zero = torch.zeros_like(x)
+        update = lambda s: (torch.tanh(s[1] @ w.T + x), 0.5 * s[0])  # noqa: E731
+        return torch.mul(*fixed_point(update, (zero, zero), gradient=second, stop=TIGHT).value)
+
+    for function in (lambda w, x: solved(w, x, second), inside, nested):
+        assert torch.autograd.gradcheck(function, (w, x))
+        assert torch.autograd.gradgradcheck(function, (w, x))
+
+
+def test_a_third_derivative_is_refused() -> None:
+    """It would be wrong with order=2."""
+    w, x = problem()
+    (first,) = torch.autograd.grad(solved(w, x, Implicit(stop=EXACT.stop, order=2)).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(ConfigError, match="Unrolled"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(ConfigError, match="order=3"):
+        Implicit(order=3)
+
+
+@pytest.mark.parametrize("trace_gradient", [OneStep(), Neumann(1), Phantom(steps=1), Phantom(steps=2), EXACT], ids=repr)
+@pytest.mark.parametrize("causal", [False, True])
+def test_points_of_the_trace_have_gradients(trace_gradient, causal: bool) -> None:
+    """Each as if the solve had ended there; a FixedPoint passes the option on."""
+    w, x = problem()
+    x = x.detach()[None].requires_grad_()
+    options = {"solver": Picard(), "causal": causal}
+    update = lambda y: torch.tanh(y @ w.T + x)  # noqa: E731
+
+    def loss(points) -> torch.Tensor:
+        return sum((i + 1) * point.pow(3).sum() for i, point in enumerate(points))
+
+    trace = fixed_point(
+        update, torch.zeros_like(x), stop=Steps(9), trace=[2, 4, 9], trace_gradient=trace_gradient, **options
+    ).trace
+    alone = [
+        fixed_point(update, torch.zeros_like(x), stop=Steps(n), gradient=trace_gradient, **options).value
+        for n in (2, 4, 9)
+    ]
+    assert torch.allclose(trace, torch.stack(alone), atol=1e-14)
+    for a, b in zip(torch.autograd.grad(loss(trace), (w, x)), torch.autograd.grad(loss(alone), (w, x)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    layer = FixedPoint(nn.Linear(5, 5).double(), stop=Steps(3), trace=[1, 2], trace_gradient=trace_gradient)
+    assert layer(torch.zeros(3, 5).double()).trace.requires_grad
+    with torch.no_grad():
+        assert not layer(torch.zeros(3, 5).double()).trace.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trace_gradient": OneStep()}, {"trace": [1], "trace_gradient": Unrolled()}, {"trace_gradient": OneStep}],
+)
+def test_a_trace_gradient_that_cannot_work_is_refused(options) -> None:
+    with pytest.raises(ConfigError, match="trace_gradient"):
+        fixed_point(torch.cos, torch.zeros(2, 1), **options)
+
+
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=by_name)
+def test_rejected_steps_outside_the_domain_leave_the_unrolled_gradient_finite(solver) -> None:
+    """y = a √y from a start at which the solver steps below zero: y = a² and dy/da = 2a."""
+    a = torch.full((2, 3), 0.6, dtype=torch.float64, requires_grad=True)
+    left_domain = []
+
+    def update(y):
+        left_domain.append(bool((y < 0).any()))
+        return a * torch.sqrt(y)
+
+    y0 = torch.tensor([[0.05, 0.025, 0.045]] * 2, dtype=torch.float64)
+    value = fixed_point(update, y0, solver=solver, gradient=Unrolled(), stop=Tolerance(rtol=1e-10)).value
+    assert any(left_domain)
+    assert torch.allclose(torch.autograd.grad(value.sum(), a)[0], 2 * a, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden(), BestSoFar(Anderson())], ids=by_name)
+@pytest.mark.parametrize("stop", [Tolerance(), Tolerance(norm="rms"), Tolerance(norm="max"), Steps(3)], ids=repr)
+def test_states_without_unknowns_or_rows_are_solved(solver, stop) -> None:
+    """An empty equation has converged, and its gradient is empty."""
+    for shape in ((3, 0), (0, 3), (0, 0), (2, 0, 3)):
+        for options in ({}, {"equation_dims": len(shape) - 1}, {"causal": True}):
+            shift = torch.ones(shape, requires_grad=True)
+            solution = fixed_point(
+                lambda y, c=shift: 0.5 * y + c, torch.zeros(shape), solver=solver, stop=stop, **options
+            )
+            assert solution.value.shape == shape
+            assert solution.outcome.converged or stop.is_fixed_depth
+            solution.value.sum().backward()
+            assert shift.grad.shape == shape
+
+
+@pytest.mark.parametrize("gradient", ALL, ids=by_name)
+def test_vectorized_jacobians_are_right_or_refused(gradient) -> None:
+    """PyTorch's older vmap cannot map a linear solve."""
+    w, x = problem()
+    f = lambda x: solved(w.detach(), x, gradient)  # noqa: E731
+    expected = torch.autograd.functional.jacobian(f, x)
+    for strategy in ("reverse-mode", "forward-mode"):
+        call = lambda s=strategy: torch.autograd.functional.jacobian(f, x, vectorize=True, strategy=s)  # noqa: E731
+        if isinstance(gradient, Implicit):
+            with pytest.raises(ConfigError, match="jacrev"):
+                call()
+        else:
+            assert torch.allclose(call(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ALL, ids=by_name)
+def test_reverse_mode_through_a_functional_jvp_is_right_or_refused(gradient) -> None:
+    """It must not silently lose the gradient of the weights."""
+    w, x = problem()
+    x = x.detach()
+    value, tangent = torch.func.jvp(lambda x: solved(w, x, gradient), (x,), (torch.ones_like(x),))
+    if gradient.is_traceable and not isinstance(gradient, OneStep):
+        expected = torch.autograd.grad(solved(w, x, gradient).sum(), w)[0]
+        assert torch.allclose(torch.autograd.grad(value.sum(), w)[0], expected)
+        return
+    for output in (value, tangent):
+        with pytest.raises(ConfigError, match="forward_ad"):
+            torch.autograd.grad(output.sum(), w, retain_graph=True)

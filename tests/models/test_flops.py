@@ -16,7 +16,7 @@ from attractor.models.language import (
     LoopedForCausalLM,
 )
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
-from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, TRMUpdateConfig
+from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 
 LENGTH = 24
 SIZES = {
@@ -104,6 +104,12 @@ UPDATES = {
 }
 REASONERS: dict[str, ReasonerConfig] = {
     **{name: AttractorReasonerConfig(update=update, halting=True) for name, update in UPDATES.items()},
+    "symmetric": AttractorReasonerConfig(
+        update=SymmetricUpdateConfig(width=8, hidden=12, box_height=2, box_width=2),
+        num_symbols=5,
+        num_classes=5,
+        halting=True,
+    ),
     "no-head": AttractorReasonerConfig(update=UPDATES["mixer"], solver="anderson"),
     "one-step": AttractorReasonerConfig(update=UPDATES["mixer"], gradient="one-step"),
     "trm": TRMConfig(update=UPDATES["attention"]),
@@ -125,7 +131,7 @@ def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int,
         .build()
         .train(training)
     )
-    questions = torch.zeros(3, 4, 5, dtype=torch.long)
+    questions = torch.zeros(3, 4, 4 if name == "symmetric" else 5, dtype=torch.long)
 
     def run() -> None:
         with torch.set_grad_enabled(training):
@@ -135,7 +141,7 @@ def test_reasoners(name: str, evaluations_per_segment: int, backprop_steps: int,
             loss.backward()
 
     assert counted(run) == pytest.approx(
-        3 * model.flops_per_puzzle(20, evaluations_per_segment, training=training), rel=1e-9
+        3 * model.flops_per_puzzle(questions[0].numel(), evaluations_per_segment, training=training), rel=1e-9
     )
 
 

@@ -124,12 +124,14 @@ def test_hidden_states_keep_gradients(kind: str) -> None:
 
 @kinds
 def test_attentions_are_refused_in_one_sentence(kind: str) -> None:
-    """By argument and in generation."""
+    """By argument, by configuration, and in generation."""
     model = build(kind)
     with pytest.raises(ConfigError, match="attentions are not returned"):
         model(tokens(), output_attentions=True)
     with pytest.raises(ConfigError, match="attentions are not returned"):
         model.generate(tokens(), output_attentions=True, return_dict_in_generate=True, **GREEDY)
+    with pytest.raises(ValueError, match="attention"):
+        model.config.output_attentions = True
 
 
 @kinds

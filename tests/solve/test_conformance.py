@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from benchmarks.solvers_operators import READS, operators
 from torch._dynamo.utils import counters
 from torch._inductor import metrics
 
@@ -94,6 +95,19 @@ def test_anderson_needs_no_float64(monkeypatch) -> None:
     monkeypatch.setattr(array_ops, "widest_dtype", lambda device: torch.float32)
     narrow = evaluations()
     assert all(narrow[name] <= 1.5 * wide[name] + 2 for name in wide), (wide, narrow)
+
+
+@pytest.mark.parametrize(
+    ("solver", "all_active", "some_converged"), [(Picard(), 12, 50), (Anderson(), 40, 90)], ids=["Picard", "Anderson"]
+)
+def test_an_evaluation_on_an_accelerator_takes_few_operators(solver, all_active, some_converged) -> None:
+    """Without the update's own; the host reads at convergence checks only."""
+    quiet = operators(solver, any_frozen=False)
+    assert len(quiet) / 4 <= all_active, quiet
+    assert sum(name in READS for name in quiet) == 4  # one for each evaluation
+    assert len(operators(solver, any_frozen=True)) / 4 <= some_converged
+    unchecked = operators(solver, any_frozen=False, check_every=100)
+    assert not [name for name in unchecked if name in READS]
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)

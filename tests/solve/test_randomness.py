@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attractor import FixedPoint, Neumann, Phantom, Picard, Steps, Tolerance, Unrolled, fixed_point
+from attractor.errors import ConfigError
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import CompiledBlock, compile_blocks
@@ -150,6 +151,20 @@ def test_recomputed_layers_have_the_gradients_of_stored_ones(gradient) -> None:
         return weight.grad
 
     assert torch.equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_that_would_draw_other_numbers_is_refused(reentrant: bool) -> None:
+    """It restores generators that a solve does not use. Around the complete solve it is right."""
+    y0 = X.clone().requires_grad_()
+
+    def layer(y: Tensor) -> Tensor:
+        return 0.3 * F.dropout(y, 0.2) + 1
+
+    with pytest.raises(ConfigError, match="checkpoint_contexts"):
+        fixed_point(lambda y: checkpoint(layer, y, use_reentrant=reentrant), y0, gradient=Phantom())
+    torch.manual_seed(0)
+    checkpoint(lambda x: fixed_point(layer, x).value, y0, use_reentrant=reentrant).sum().backward()
 
 
 SIZES = {

@@ -1,5 +1,7 @@
 """torch.compile and torch.func around a solve: right values, or one sentence that says what to do."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from attractor import (
     OneStep,
     Phantom,
     Picard,
+    Solver,
     Tolerance,
     Unrolled,
     fixed_point,
@@ -205,3 +208,21 @@ def test_second_derivatives_through_transforms_are_refused(gradient) -> None:
     x = X.clone().requires_grad_()
     with pytest.raises(ConfigError, match="second derivatives"):
         inner(x).backward()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPlace(Solver):
+    """A solver that writes into its state, which ``vmap`` cannot map."""
+
+    max_growth: float = 4.0
+
+    def init(self, y):
+        return torch.zeros_like(y)
+
+    def step(self, state, y, f, g, residual, fresh):
+        return torch.add(y, g, out=state), state
+
+
+def test_vmap_over_a_solver_that_cannot_be_mapped_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="InPlace or update has an operation that cannot be mapped"):
+        vmap(lambda x: fixed_point(lambda y: 0.5 * y + x, torch.zeros_like(x), solver=InPlace()).value)(X)

@@ -18,6 +18,7 @@ from attractor.cli.generate import generate
 from attractor.cli.import_official import import_official
 from attractor.cli.inspect import inspect as inspect_model
 from attractor.cli.options import checked
+from attractor.cli.play import play
 from attractor.cli.recipes import recipes, show
 from attractor.cli.retrofit import retrofit
 from attractor.cli.solve import solve
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "evaluate": evaluate,
     "solve": solve,
+    "play": play,
     "generate": generate,
     "inspect": inspect_model,
     "calibrate": calibrate,

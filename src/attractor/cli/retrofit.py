@@ -17,10 +17,10 @@ def retrofit(
     gate_limit: float = 1.0,
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
 ) -> None:
-    """Make an attractor model from a pretrained Llama, Mistral, Qwen2 or Qwen3. Until it is trained, it computes the same by default.
+    """Make an attractor model from a pretrained Llama, Mistral, Qwen2 or Qwen3, which computes the same until trained.
 
     Args:
-        backbone: The folder or the hub name of a pretrained model with its tokenizer, or a file .gguf.
+        backbone: The folder or the hub name of such a model with its tokenizer, or a file .gguf.
         out: The folder to write; it must not exist.
         num_attractor_layers: How many of its last layers become the attractor.
         gate_start: The initial value of the factors on the attractor's branches.

@@ -23,8 +23,8 @@ MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so man
 
 
 def solve(
-    checkpoint: Path,
-    puzzle: str,
+    checkpoint: str,
+    puzzle: str | None = None,
     /,
     depth: int | None = None,
     tolerance: float | None = None,
@@ -39,7 +39,8 @@ def solve(
     answers are right, 1 if one is wrong, and 2 if a puzzle or an option is invalid.
 
     Args:
-        checkpoint: A checkpoint's folder, or a run's folder, whose newest checkpoint is used.
+        checkpoint: A checkpoint's folder, or a run's folder, whose newest checkpoint is used. If it is left out, a
+            model that comes with the package solves the puzzle.
         puzzle: Sudokus: one in a line, "." for blanks, or a text or csv file of several. Mazes: a text file with "#"
             for walls, spaces, one S and one G, and blank lines between several mazes; or a csv. "-" reads standard
             input.
@@ -51,6 +52,7 @@ def solve(
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
     from attractor.experiment.loading import load_reasoner
+    from attractor.experiment.pretrained import pretrained_for
     from attractor.experiment.solve import animate_solution, solve_puzzles
     from attractor.files import require_output_file
 
@@ -60,8 +62,10 @@ def solve(
         )
     if gif is not None:
         require_output_file(gif)
-    loaded = load_reasoner(checkpoint)
-    puzzles = loaded.puzzle.parse(_standard_input(), source="standard input") if puzzle == "-" else puzzle
+    given = checkpoint if puzzle is None else puzzle
+    text = _standard_input() if given == "-" else given
+    loaded = load_reasoner(pretrained_for(text) if puzzle is None else checkpoint)
+    puzzles = loaded.puzzle.parse(text, source="standard input") if given == "-" else given
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, seed=seed, progress=True)
     if len(solutions) > MAX_SHOWN:

@@ -15,6 +15,8 @@ from attractor.errors import DataError
 from attractor.files import first_line
 
 _COLUMNS = ("question", "answer", "rating")
+_OTHER_NAMES = {"puzzle": "question", "puzzles": "question", "quizzes": "question", "solution": "answer"}
+_OTHER_NAMES |= {"solutions": "answer"}  # of well-known collections
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _BATCH = 1 << 15  # rows that are read at a time
 _UNKNOWN = 255  # the value of characters that are not allowed
@@ -24,7 +26,7 @@ _UNKNOWN = 255  # the value of characters that are not allowed
 class Rows:
     """Some rows of a csv: ``questions`` and ``answers`` (N, cells), ``ratings`` (N,), and the line of each row.
 
-    Without answers, ``answers`` are zeros and ``ratings`` too.
+    Without answers, ``answers`` are zeros and ``ratings`` too. A csv may have no ratings.
     """
 
     file: Path
@@ -61,7 +63,7 @@ def read_rows(
     values
         The value of every allowed character.
     answers
-        Whether to read the columns answer and rating; otherwise only question is needed.
+        Whether to read the columns answer and, if there is one, rating; otherwise only question is needed.
 
     Raises
     ------
@@ -75,13 +77,14 @@ def read_rows(
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle)
-            header = next(reader, [])
-            columns = _COLUMNS if answers else _COLUMNS[:1]
+            names = [name.strip().lower() for name in next(reader, [])]
+            header = [_OTHER_NAMES.get(name, name) for name in names]
+            columns = _COLUMNS[: (3 if "rating" in header else 2) if answers else 1]
             for column in columns:
                 if column not in header:
-                    names = ",".join(header)[:200] or "nothing"
+                    found = ",".join(names)[:200] or "nothing"
                     raise DataError(
-                        f"{file}, line 1: has no column {column!r} but {names}; give source,question,answer,rating."
+                        f"{file}, line 1: has no column {column!r} but {found}; give source,question,answer,rating."
                     )
             places = [header.index(column) for column in columns]
             allowed: tuple[int, ...] = tuple(num_cells)

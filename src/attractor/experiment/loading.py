@@ -11,6 +11,7 @@ from attractor.config import from_dict
 from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
 from attractor.experiment.generation import generate
+from attractor.experiment.pretrained import FOLDER, pretrained
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import first_line
 from attractor.files.received import load_reason, quiet
@@ -45,7 +46,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Loade
     ----------
     path
         The folder of a checkpoint, the folder of a run (its newest checkpoint is loaded), the folder of any causal
-        language model of ``transformers``, or the name ``owner/name`` of a model on the Hugging Face hub.
+        language model of ``transformers``, the name of a model that comes with the package (``attractor.pretrained()``),
+        or the name ``owner/name`` of a model on the Hugging Face hub.
     device
         The device for the model. By default the GPU if there is one, otherwise the CPU.
 
@@ -61,6 +63,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None) -> Loade
 def local_folder(path: str | Path) -> Path:
     """Return ``path`` as a folder. The files of a model on the hub are downloaded first, except code and pickles."""
     folder, name = Path(path), str(path)
+    if not folder.exists() and name in pretrained():
+        return FOLDER / name
     if folder.exists() or not isinstance(path, str) or not HUB_NAME.fullmatch(name) or folder.parent.exists():
         return folder
     with requires_extra("language"):
@@ -81,9 +85,11 @@ def is_reasoner(path: Path) -> bool:
         return False
 
 
-def load_reasoner(path: Path, *, kind: str | None = None, device: str | torch.device | None = None) -> LoadedReasoner:
+def load_reasoner(
+    path: str | Path, *, kind: str | None = None, device: str | torch.device | None = None
+) -> LoadedReasoner:
     """Load a reasoner, see :func:`load`. Raises CheckpointError if it was not trained on puzzles of ``kind``."""
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(local_folder(path))
     run = read_run(checkpoint, REASONER)
     try:
         recipe = from_dict(PuzzleRecipe, run["recipe"])

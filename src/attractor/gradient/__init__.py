@@ -2,7 +2,13 @@
 
 from attractor.gradient.gradients import Gradient, Implicit, Neumann, OneStep, Phantom, Unrolled
 from attractor.gradient.jacobian import jacobian_penalty, lipschitz_estimate, spectral_radius
-from attractor.gradient.transforms import attach_tangent, in_forward_mode, refuse_transforms, without_tangent
+from attractor.gradient.transforms import (
+    attach_tangent,
+    explain_vmap,
+    in_forward_mode,
+    refuse_transforms,
+    without_tangent,
+)
 
 __all__ = [
     "Gradient",
@@ -12,6 +18,7 @@ __all__ = [
     "Phantom",
     "Unrolled",
     "attach_tangent",
+    "explain_vmap",
     "in_forward_mode",
     "jacobian_penalty",
     "lipschitz_estimate",

@@ -11,7 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,10 +27,12 @@ from attractor.solve.array_ops import is_readable, row_scale, transforms
 class Gradient(ABC):
     """The contract: return ``value``, connected by autograd to everything that ``update`` depends on.
 
-    ``tracks_solve`` says whether autograd records the solver's own steps.
+    ``tracks_solve`` says whether autograd records the solver's own steps, and ``is_traceable`` whether ``torch.compile``
+    can compile :meth:`attach`.
     """
 
     tracks_solve: ClassVar[bool] = False
+    is_traceable: ClassVar[bool] = False
 
     @property
     def num_steps(self) -> int:
@@ -56,6 +58,8 @@ class OneStep(Gradient):
 
     The authors' code calls ``u = v + Jᵀv`` "onestep"; here that is ``Neumann(1)``.
     """
+
+    is_traceable: ClassVar[bool] = True
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         return _Attach.apply(value, update(value.detach()), None, bool(transforms()))
@@ -96,18 +100,25 @@ class Implicit(Gradient):
 
     Every row of the batch is one equation of the adjoint system. Warns if some of them do not converge. The default of
     ``stop`` is a tolerance of 1e-5, or what the dtype of the state can resolve.
+
+    With ``order=2``, ``torch.autograd`` can differentiate the gradient once more (``create_graph=True``), for one more
+    tracked call of ``update``.
     """
 
     solver: Solver = field(default_factory=Anderson)
     stop: StopRule | None = None
+    order: int = 1
 
     def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ConfigError(f"Implicit(order={self.order!r}): 1 for gradients, or 2 for second derivatives, too.")
         require_type("Implicit", "solver", self.solver, Solver, "Anderson()")
         if self.stop is not None:
             require_type("Implicit", "stop", self.stop, StopRule, "Tolerance(rtol=1e-5)")
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def adjoint(vjp: Update, v: Tensor) -> Tensor:
+            _refuse_legacy_vmap(v)
             # Rows that are not finite keep their cotangent, so that a loss scaler finds the overflow in the parameters.
             finite = v.isfinite()
             for dim in range(1, v.ndim):
@@ -133,10 +144,23 @@ class Implicit(Gradient):
                 warnings.warn(f"Implicit gradient: {solution.outcome}", RuntimeWarning, stacklevel=2)
             return torch.where(finite, solution.value * scale, v)
 
-        return attach_transformed(update, value, adjoint)
+        attached = attach_transformed(update, value, adjoint)
+        if self.order == 1 or transforms():
+            return attached
+        point = _Link.apply(attached)
+        f = update(point)
+
+        def differentiable(v: Tensor) -> Tensor:
+            """Solve for ``u``, and attach how it depends on ``v`` and, through ``J``, on the solution."""
+            with torch.no_grad():
+                u = adjoint(lambda u: _vjp(f, point, u), v)
+            return replace(self, order=1).attach(lambda u: v + _vjp(f, point, u, create_graph=True), u)
+
+        return _AttachTwice.apply(attached, f, differentiable)
 
     def tangent(self, push: Update, zero: Tensor) -> Tensor:
         stop, start = self._stop(zero), push(zero)
+        _refuse_legacy_vmap(start)
         with torch.no_grad():
             solution = solve(push, start, solver=self.solver, stop=stop, equation_dims=max(zero.ndim - 1, 0))
         if is_readable(zero) and not stop.is_fixed_depth and not solution.outcome.converged:
@@ -157,6 +181,7 @@ class Phantom(Gradient):
 
     steps: int = 4
     damping: float = 1.0
+    is_traceable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "steps")
@@ -180,12 +205,24 @@ class Unrolled(Gradient):
     """Backpropagate through the complete solve. Memory grows with the evaluations. The reference for all others."""
 
     tracks_solve: ClassVar[bool] = True
+    is_traceable: ClassVar[bool] = True
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         return value
 
 
-SECOND_DERIVATIVES = "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...)."
+def _refuse_legacy_vmap(x: Tensor) -> None:
+    if torch._C._functorch.is_legacy_batchedtensor(x):
+        raise ConfigError(
+            "Implicit(): torch.autograd.functional.jacobian(vectorize=True) and is_grads_batched=True cannot map the linear "
+            "solve; use torch.func.jacrev or jacfwd, or leave them out."
+        )
+
+
+SECOND_DERIVATIVES = (
+    "second derivatives of a fixed point need gradient=Unrolled() or Phantom(...); with torch.autograd, also "
+    "Implicit(order=2)."
+)
 
 
 def attach_transformed(update: Update, value: Tensor, transform: Callable[[Update, Tensor], Tensor]) -> Tensor:
@@ -198,11 +235,15 @@ def attach_transformed(update: Update, value: Tensor, transform: Callable[[Updat
     def vjp(u: Tensor) -> Tensor:
         # Compiled code refuses to keep its graph while this setting is on, even if it has no donated buffers.
         with torch._functorch.config.patch(donated_buffer=False):
-            (out,) = torch.autograd.grad(f, y, u, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return out
+            return _vjp(f, y, u)
 
     context = copy_context()  # the backward pass may run in another thread, and is synchronized like the forward pass
     return _Attach.apply(value, f, lambda v: context.run(transform, vjp, v), False)
+
+
+def _vjp(f: Tensor, y: Tensor, u: Tensor, create_graph: bool = False) -> Tensor:
+    options: dict[str, bool] = {"allow_unused": True, "materialize_grads": True, "create_graph": create_graph}
+    return torch.autograd.grad(f, y, u, retain_graph=True, **options)[0]
 
 
 class _Attach(torch.autograd.Function):
@@ -217,9 +258,12 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Update | None, bool], output: Tensor) -> None:
         ctx.transform, ctx.in_transform = inputs[2:]
+        ctx.set_materialize_grads(False)  # a link passes nothing on
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, v: Tensor | None) -> tuple[None, Tensor | None, None, None]:
+        if v is None:
+            return None, None, None, None
         if torch.is_grad_enabled():
             # create_graph=True would silently ignore how the cotangent depends on the solution. Function transforms
             # always set it, so that there only a second derivative is refused.
@@ -243,3 +287,35 @@ class _RefuseDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
         raise ConfigError(SECOND_DERIVATIVES)
+
+
+class _AttachTwice(torch.autograd.Function):
+    """Return ``value``; with ``create_graph=True``, ``f`` receives a cotangent that can be differentiated.
+
+    ``f`` is ``update`` at a :class:`_Link` to ``value``. Otherwise the gradient of ``value`` is enough.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, f: Tensor, transform: Update) -> Tensor:
+        ctx.transform = transform
+        ctx.set_materialize_grads(False)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
+        if v is None:
+            return None, None, None
+        return (None, ctx.transform(v), None) if torch.is_grad_enabled() else (v, None, None)
+
+
+class _Link(torch.autograd.Function):
+    """Pass on the cotangents of the second derivative only: those of the first are in the solution of the adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor | None) -> Tensor | None:
+        return None if torch.is_grad_enabled() else v

@@ -3,13 +3,18 @@
 from attractor.nn.compiled import CompiledBlock, compile_blocks, input_device, unwrap_model
 from attractor.nn.convolution import ConvolutionUpdate, ConvolutionUpdateConfig
 from attractor.nn.grid import GridNetwork, GridNetworkConfig, TRMUpdate, TRMUpdateConfig
+from attractor.nn.symmetric import CandidateEmbedding, CandidateHead, SymmetricUpdate, SymmetricUpdateConfig
 
 __all__ = [
+    "CandidateEmbedding",
+    "CandidateHead",
     "CompiledBlock",
     "ConvolutionUpdate",
     "ConvolutionUpdateConfig",
     "GridNetwork",
     "GridNetworkConfig",
+    "SymmetricUpdate",
+    "SymmetricUpdateConfig",
     "TRMUpdate",
     "TRMUpdateConfig",
     "compile_blocks",

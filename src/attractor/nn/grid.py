@@ -59,12 +59,14 @@ class GridNetworkConfig:
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate) * up)``; one matrix product computes gate and up."""
+    """``down(silu(gate) * up)``; one matrix product computes gate and up. The result has the width of the input, or
+    ``out``.
+    """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, out: int | None = None) -> None:
         super().__init__()
         self.gate_up_proj = lecun_linear(width, 2 * hidden)
-        self.down_proj = lecun_linear(hidden, width)
+        self.down_proj = lecun_linear(hidden, out or width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)

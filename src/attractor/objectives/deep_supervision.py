@@ -50,6 +50,8 @@ class DeepSupervisionConfig:
     jacobian_weight
         Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends. The penalty makes the update
         contract. It needs second derivatives, which some attention kernels do not have.
+    max_revealed
+        Each question gets the answers of a random number of its blank cells (0), at most so many, for Sudokus.
     """
 
     batch_size: int = 64
@@ -60,9 +62,11 @@ class DeepSupervisionConfig:
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
     jacobian_weight: float = 0.0
+    max_revealed: int = 0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
+        require_whole(self, 0, "max_revealed")
         for name in ("replace_solved_prob", "halt_exploration_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
@@ -183,6 +187,8 @@ class DeepSupervision:
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         pair = self._augment(self._data[0][index], self._data[1][index], rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
+        if self._config.max_revealed:
+            questions = _reveal(questions, answers, self._config.max_revealed)
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
         finished = torch.zeros(num, dtype=torch.bool, device=self._device)
         state = self._init_state(questions)
@@ -258,6 +264,14 @@ class DeepSupervision:
             state = {name: torch.cat([rank[name] for rank in states])[mine] for name in states[0]}
             self._seed_rank()
         self._carry = {name: value.to(self._device) for name, value in state.items()} or None
+
+
+def _reveal(questions: Tensor, answers: Tensor, most: int) -> Tensor:
+    """Fill 0 to ``most`` random blank cells (0) of each question (B, height, W) with the answer."""
+    key = torch.rand(questions.flatten(1).shape).to(questions.device) + (questions.flatten(1) > 0)
+    rank = key.argsort(dim=1).argsort(dim=1)  # blank cells first
+    num = torch.randint(most + 1, (len(questions), 1)).to(questions.device)
+    return torch.where((rank < num).view(questions.shape), answers, questions)
 
 
 def _uniform(like: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from attractor.recipes.puzzles import (
     maze_control,
     published,
     sudoku,
+    sudoku_hardest,
 )
 from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES
 
@@ -95,6 +96,7 @@ _TEXTS = {
     "maze": "mazes of 11×11 cells, on a CPU; attractor demo trains it",
     "sudoku/6x6": "Sudokus of 6 digits, on a CPU",
     "sudoku/9x9": "Sudokus of 9 digits, on a CPU",
+    "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
@@ -105,6 +107,7 @@ _TEXTS = {
 
 def _builders() -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
+    named["sudoku/hardest"] = sudoku_hardest
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
@@ -150,5 +153,6 @@ __all__ = [
     "published",
     "retrofit",
     "sudoku",
+    "sudoku_hardest",
     "summaries",
 ]

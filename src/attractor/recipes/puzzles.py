@@ -5,13 +5,15 @@
 """
 
 from dataclasses import field, replace
+from math import isqrt
 from typing import Any
 
 from attractor.config import config_class, require_whole, suggestion
 from attractor.data.maze import Cell
+from attractor.data.sudoku.rules import BOXES
 from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, TransformerConfig, TRMConfig
-from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
 from attractor.training import TrainConfig
@@ -96,6 +98,8 @@ class PuzzleRecipe:
                 "train.accumulate: puzzles stay from batch to batch, so accumulated batches are not one larger batch; "
                 "raise supervision.batch_size instead, or use more devices."
             )
+        if isinstance(getattr(self.model, "update", None), SymmetricUpdateConfig) and self.data.kind != "sudoku":
+            raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -114,6 +118,9 @@ def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, nu
         changes["network"] = replace(model.network, num_cells=num_cells)
     elif isinstance(model.update, TRMUpdateConfig):
         changes["update"] = replace(model.update, network=replace(model.update.network, num_cells=num_cells))
+    elif isinstance(model.update, SymmetricUpdateConfig):
+        height, width = BOXES[isqrt(num_cells)]
+        changes["update"] = replace(model.update, box_height=height, box_width=width)
     return replace(recipe, model=replace(model, **changes))
 
 
@@ -160,6 +167,28 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
             seconds=60.0 * MINUTES[size],
             optimizer=OptimizerConfig(lr=2e-3),
             precision="bf16",
+            log_every=50,
+            seed=seed,
+        ),
+    )
+
+
+def sudoku_hardest(*, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
+    """Return the recipe for Sudokus that need guesses, with the symmetric update; give puzzles as ``data``."""
+    return PuzzleRecipe(
+        model=AttractorReasonerConfig(
+            num_symbols=10,
+            num_classes=10,
+            update=SymmetricUpdateConfig(),
+            noise=0.0,
+            evaluations_per_segment=16,
+            backprop_steps=8,
+        ),
+        data=SudokuDataConfig(seed=seed),
+        supervision=DeepSupervisionConfig(batch_size=24, max_segments=8),
+        train=TrainConfig(
+            seconds=60 * minutes,
+            optimizer=OptimizerConfig(lr=3e-3),
             log_every=50,
             seed=seed,
         ),

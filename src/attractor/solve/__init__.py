@@ -4,6 +4,7 @@ from attractor.solve.anderson import Anderson
 from attractor.solve.broyden import Broyden
 from attractor.solve.fusion import fused_bookkeeping
 from attractor.solve.loop import solve
+from attractor.solve.randomness import checkpoint_contexts
 from attractor.solve.solution import Outcome, Solution, Status
 from attractor.solve.solver import BestSoFar, Picard, Solver
 from attractor.solve.stop import Steps, StopRule, Tolerance, require_resolvable
@@ -24,6 +25,7 @@ __all__ = [
     "StopRule",
     "Tolerance",
     "Update",
+    "checkpoint_contexts",
     "fused_bookkeeping",
     "is_synchronized",
     "require_resolvable",

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attractor.config import require_positive, require_whole
 from attractor.errors import ConfigError
 from attractor.solve import array_ops
-from attractor.solve.array_ops import Array, masked_fill, namespace, to_array, to_tensor, transforms, where_rows
+from attractor.solve.array_ops import Array, namespace, to_array, to_tensor, transforms
 from attractor.solve.solver import Solver, damped_step, row_dot
 
 
@@ -16,8 +17,10 @@ from attractor.solve.solver import Solver, damped_step, row_dot
 class _AndersonState:
     points: tuple[Tensor, ...]  # each (N, D): y + mixing·g, newest last
     residuals: tuple[Tensor, ...]  # each (N, D): g
-    system: Array  # (N, k, k), the normal equations: inner products of the residuals, plus the ridge
-    known: Array  # (N, k) bool, the points that may be mixed again
+    gram: tuple[tuple[Array, ...], ...]  # lower triangle of (N,): inner products of the residuals, plus the ridge
+    num_known: Array  # (N,), how many of the newest points may be mixed
+    ages: Array  # (window, 1): window − 1, ..., 1, 0
+    newest: Tensor  # (window,): 0, ..., 0, 1
     scratch: Tensor  # (N, D)
 
 
@@ -55,8 +58,10 @@ class Anderson(Solver):
             raise ConfigError(f"Anderson(mixing={self.mixing!r}): the mixing must lie in (0, 1].")
 
     def init(self, y: Tensor) -> _AndersonState:
-        empty = to_array(y.new_empty(y.shape[0], 0, dtype=array_ops.widest_dtype(y.device)))
-        return _AndersonState((), (), empty[:, :, None][:, :, :0], empty > 0, torch.empty_like(y))
+        num_known = to_array(y.new_zeros(y.shape[0], dtype=torch.int64))
+        newest = torch.eye(self.window, dtype=array_ops.widest_dtype(y.device), device=y.device)[-1]
+        ages = to_array(torch.arange(self.window - 1, -1, -1, device=y.device)[:, None])
+        return _AndersonState((), (), (), num_known, ages, newest, torch.empty_like(y))
 
     def step(
         self, state: _AndersonState, y: Tensor, f: Tensor, g: Tensor, residual: Tensor, fresh: Tensor
@@ -64,32 +69,34 @@ class Anderson(Solver):
         drop = len(state.points) == self.window
         points = (*state.points[drop:], damped_step(y, f, g, self.mixing))
         residuals = (*state.residuals[drop:], g)
-        wide = array_ops.widest_dtype(y.device)
-        row = to_array(torch.stack([row_dot(r, g, state.scratch) for r in residuals], dim=1).to(wide))  # (N, k)
-        known, xp = state.known[:, drop:], namespace(row)
-        others, square = masked_fill(row[:, :-1], ~known, 0), row[:, -1:]
-        ridge = self.ridge if self.ridge is not None else 2 * torch.finfo(y.dtype).eps
-        row = xp.concatenate([others, square + (ridge * square + torch.finfo(wide).tiny ** 0.65)], 1)
-        system = xp.concatenate([state.system[:, drop:, drop:], others[:, None]], 1)
-        system = xp.concatenate([system, row[:, :, None]], 2)
+        xp, wide = namespace(state.ages), state.newest.dtype
         # After a gap, an equation forgets its history: the old points belong to other values of its neighbours.
-        known = xp.concatenate([known, square > 0], 1) & to_array(fresh)[:, None]
+        known = to_tensor(state.ages[-len(points) :] <= state.num_known).to(wide)  # (k, N), 0 or 1
+        if xp is np:  # new memory for all products at once would cost a CPU more than the arithmetic
+            products = torch.stack([row_dot(r, g, state.scratch) for r in residuals])
+        else:
+            products = (torch.stack(residuals) * g).sum(dim=2)
+        *others, square = to_array(products.to(wide) * known)
+        ridge = self.ridge if self.ridge is not None else 2 * torch.finfo(y.dtype).eps
+        # The newest point counts even if its residual is exactly zero; its tiny square then gives it all the weight.
+        new_row = (*others, square * (1 + ridge) + torch.finfo(wide).tiny ** 0.65)
+        gram = (*(row[drop:] for row in state.gram[drop:]), new_row)
+        num_known = (state.num_known + 1) * (to_array(fresh) & (square > 0))
         y_next = points[0]
         if len(points) > 1:
-            first, *rest = self._weights(system, known).to(y.dtype).T[:, :, None]  # each (N, 1)
+            first, *rest = _weights(gram, known, state.newest).to(y.dtype)[:, :, None]  # each (N, 1)
             y_next = points[0] * first
             add = torch.addcmul if transforms() else Tensor.addcmul_  # vmap has no rule for the one in place
             for point, weight in zip(points[1:], rest, strict=True):
                 y_next = add(y_next, point, weight)
-        return y_next, _AndersonState(points, residuals, system, known, state.scratch)
+        return y_next, _AndersonState(points, residuals, gram, num_known, state.ages, state.newest, state.scratch)
 
-    def _weights(self, system: Array, known: Array) -> Tensor:
-        """Solve the normal equations in a wide dtype: they are small, and their condition number is a square."""
-        xp = namespace(known)
-        # The newest point counts even if its residual is exactly zero; its tiny square then gives it all the weight.
-        newest = xp.zeros_like(known)
-        newest[:, -1] = True
-        matrix = to_tensor(system)
-        alpha = torch.linalg.solve_ex(matrix, to_tensor(known | newest).to(matrix.dtype))[0]
-        total = alpha.sum(dim=1, keepdim=True)
-        return where_rows(~xp.isfinite(to_array(total))[:, 0], to_tensor(newest).to(matrix.dtype), alpha / total)
+
+def _weights(gram: tuple[tuple[Array, ...], ...], known: Tensor, newest: Tensor) -> Tensor:
+    """Solve the normal equations (k, N) in a wide dtype: they are small, and their condition number is a square."""
+    k = len(gram)
+    entries = [gram[max(i, j)][min(i, j)] for i in range(k) for j in range(k)]
+    matrix = to_tensor(namespace(entries[0]).concatenate(entries)).view(k, k, -1)
+    alpha = torch.linalg.solve_ex(matrix.permute(2, 0, 1), known.T)[0].T
+    total = alpha.sum(dim=0)
+    return torch.where(total.abs() < torch.inf, alpha / total, newest[-k:, None])

@@ -23,7 +23,9 @@ def widest_dtype(device: torch.device) -> torch.dtype:
 
 def to_array(x: Tensor) -> Array:
     """Return ``x`` for bookkeeping. A NumPy array shares the memory of ``x``: do not write into it."""
-    return x.detach().numpy() if x.is_cpu and not torch.is_grad_enabled() and not transforms() else x
+    if not x.is_cpu or torch.is_grad_enabled() or transforms():
+        return x
+    return (x.detach() if x.requires_grad else x).numpy()
 
 
 def to_tensor(x: Array) -> Tensor:
@@ -38,13 +40,18 @@ def row_norm(x: Tensor) -> Tensor:
     """
     largest = torch.finfo(x.dtype).max
     scale = row_scale(x)
-    peak = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    peak = row_peak(x)
     return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
+
+
+def row_peak(x: Tensor) -> Tensor:
+    """Return the largest magnitudes (N,) in the rows of ``x`` (N, D); 0 where D is 0."""
+    return torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1)
 
 
 def row_scale(x: Tensor) -> Tensor:
     """Return the powers of two (N, 1) that divide the rows of ``x`` (N, D) to about one. This changes no digit."""
-    peak = torch.linalg.vector_norm(x.detach(), torch.inf, dim=1, keepdim=True)
+    peak = row_peak(x.detach())[:, None]
     info = torch.finfo(x.dtype)
     scale = torch.exp2(torch.frexp(peak.clamp(info.tiny, info.max))[1].to(x.dtype) - 1)
     return torch.where(peak > 0, scale, 1)
@@ -58,7 +65,9 @@ def known_between(x: Array, low: float, high: float) -> bool:
 
 
 def transforms() -> list[str]:
-    """Return the names of the function transforms (``torch.func``) around this call, outermost first."""
+    """Return the names of the function transforms (``torch.func``) around this call, outermost first; or "Compile"."""
+    if torch.compiler.is_compiling():
+        return ["Compile"]
     if torch._C._functorch.peek_interpreter_stack() is None:
         return []
     stack = torch._C._functorch.get_interpreter_stack() or []
@@ -67,7 +76,7 @@ def transforms() -> list[str]:
 
 def is_readable(x: Tensor) -> bool:
     """Whether the host can read ``x`` without waiting for a device: it is on the CPU, and not inside ``vmap``."""
-    return x.is_cpu and "Vmap" not in transforms()
+    return x.is_cpu and not {"Vmap", "Compile"}.intersection(transforms())
 
 
 def count(mask: Array) -> tuple[float, int]:
@@ -90,8 +99,20 @@ def masked_fill(x: Array, mask: Array, value: float) -> Array:
     return np.where(mask, value, x) if isinstance(x, np.ndarray) else x.masked_fill(mask, value)
 
 
+def and_not(a: Array, b: Array) -> Array:
+    """Return ``a & ~b`` for masks, in one operator (which PyTorch's compiler for CPUs does not have for masks)."""
+    return a & ~b if torch.compiler.is_compiling() else a > b
+
+
+def or_not(a: Array, b: Array) -> Array:
+    """Return ``a | ~b`` for masks, in one operator."""
+    return a | ~b if torch.compiler.is_compiling() else a >= b
+
+
 def as_int8(mask: Array) -> Array:
-    return mask.view(np.int8) if isinstance(mask, np.ndarray) else mask.to(torch.int8)
+    if torch.compiler.is_compiling():  # the compiler for CPUs cannot view masks as numbers
+        return mask.to(torch.int8)
+    return mask.view(namespace(mask).int8)
 
 
 def known_empty(mask: Array) -> bool:

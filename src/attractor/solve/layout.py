@@ -1,15 +1,16 @@
 """The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, namespace
+from attractor.solve.array_ops import Array, as_int8, namespace
 from attractor.solve.packing import Packing
+
+_WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,10 @@ class Layout:
             packing=packing,
         )
 
-    @cached_property
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the state, residuals and mixing: float32 or wider."""
-        return torch.promote_types(self.dtype, torch.float32)
+        return _WIDER.get(self.dtype, self.dtype)
 
     @property
     def equation_shape(self) -> torch.Size:
@@ -79,7 +80,12 @@ class Layout:
 
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
-        return (y if self.dtype == self.compute_dtype else y.to(self.dtype)).view(self.shape)
+        return self.reshaped(y if self.dtype == self.compute_dtype else y.to(self.dtype), self.shape)
+
+    @staticmethod
+    def reshaped(y: Tensor, shape: torch.Size) -> Tensor:
+        """Return ``y.reshape(shape)``. Comparing the shapes first takes a tenth of the time of an operator."""
+        return y if y.shape == shape else y.reshape(shape)
 
     def rounded(self, y: Tensor) -> Tensor:
         """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""
@@ -97,7 +103,10 @@ class Layout:
         rows = mask.reshape(self.num_rows, self.row_length)
         if self.causal:
             if isinstance(rows, Tensor):
-                return rows.cumprod(1, dtype=torch.uint8).reshape(-1) > 0
+                if torch.compiler.is_compiling():  # the compiler fuses this, and cannot fuse the one operator below
+                    times = torch.arange(self.row_length, device=rows.device)
+                    return (times < torch.where(rows, self.row_length, times).amin(1, keepdim=True)).reshape(-1)
+                return as_int8(rows).cummin(1).values.view(torch.bool).reshape(-1)
             return np.logical_and.accumulate(rows, 1).reshape(-1)
         return self._repeat_over_row(rows.all(1))
 

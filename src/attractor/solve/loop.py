@@ -26,6 +26,7 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
+    and_not,
     is_readable,
     known_between,
     known_empty,
@@ -77,24 +78,32 @@ def solve(
     checks = not stop.is_fixed_depth
     everywhere = tracker.status == ACTIVE
     all_fresh = to_tensor(everywhere)
-    accelerated = was_fresh = ~everywhere
+    accelerated: Array | None = None
+    was_fresh: Array | None = None
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
-        point = evaluation.at(y, tracker.evaluated, accepted)
+        # How many equations need an evaluation is known to the host after a convergence check only.
+        needed = tracker.evaluated if (call - 1) % stop.check_every == 0 else None
+        point = evaluation.at(y, needed, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
         decide = fused(_decide, point.residual)
-        accepted, refused, fresh = decide(call, point, accepted, tracker, safeguard, everywhere, accelerated)
+        last = accepted
+        accepted, refused, fresh = decide(call, point, last, tracker, safeguard, everywhere, accelerated)
+        if torch.is_grad_enabled() and is_readable(y) and not point.residual_norm.isfinite().all():
+            # Autograd would multiply the zero cotangents of refused values by infinite derivatives.
+            y = where_rows(refused, last.y, y)
+            accepted = evaluation.at(y, needed, last).replace_rows(refused, last)
         if checks and (call == stop.max_evaluations or tracker.is_done(call)):
             break
         is_fresh = all_fresh if fresh is everywhere else to_tensor(fresh)
         y, state = solver.step(state, accepted.y, accepted.f, accepted.g, to_tensor(accepted.residual), is_fresh)
-        accelerated = fresh & was_fresh if solver.restarts else fresh
-        was_fresh = fresh
-        y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
+        accelerated, was_fresh = (_both(fresh, was_fresh) if solver.restarts else fresh), fresh
+        if safeguard.is_active:  # otherwise a refused equation has diverged
+            y = where_rows(refused, accepted.f, y)  # the plain step from the last accepted point
         y = where_rows(tracker.inactive, accepted.y, y)
 
     if checks and call:
@@ -114,18 +123,26 @@ def _decide(
     tracker: EquationTracker,
     safeguard: Safeguard,
     everywhere: Array,
-    accelerated: Array,
+    accelerated: Array | None,
 ) -> tuple[Point, Array | None, Array]:
     """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
-    refused = safeguard.rejected(point.residual_norm, accepted.residual_norm, tracker.evaluated, accelerated)
+    residual, norm = point.residual, point.residual_norm
+    limit = safeguard.limit(accepted.residual_norm, accelerated)
+    if tracker.is_unchanged(call, residual, norm, safeguard.is_within(norm, limit)):
+        if limit is None:
+            safeguard.raise_ceiling(norm)
+        tracker.record_unchanged(call, norm)
+        return point, None, everywhere
+    refused = safeguard.rejected(norm, limit, tracker.evaluated, accelerated)
     if not tracker.stop.is_fixed_depth:
-        refused = tracker.record(call, point.residual, point.residual_norm, refused)
-    fresh = _and_not(_and_not(everywhere, tracker.inactive), refused)
+        refused = tracker.record(call, residual, norm, refused)
+    fresh = everywhere if tracker.inactive is None else ~tracker.inactive
+    fresh = fresh if refused is None else and_not(fresh, refused)
     return point.replace_rows(refused, accepted), refused, fresh
 
 
-def _and_not(mask: Array, other: Array | None) -> Array:
-    return mask if other is None else mask & ~other
+def _both(mask: Array, other: Array | None) -> Array | None:
+    return mask if other is mask else None if other is None else mask & other
 
 
 def _start(solver: Solver, y: Tensor, point: Point) -> tuple[Solver, Any]:

@@ -45,31 +45,34 @@ class Packing:
                     f"fixed_point: {name} is {what}; the state holds floating-point or complex tensors. Close over "
                     "everything else, or return it with has_aux=True."
                 )
+            if leaf.device != leaves[0].device:
+                raise ConfigError(
+                    f"fixed_point: {name} is on {leaf.device} and {names[0]} on {leaves[0].device}; move one."
+                )
         if not leaves:
             raise ConfigError(f"fixed_point: y0 is {state!r}, which holds no tensor.")
-        largest = max(leaves, key=lambda leaf: leaf.ndim)
-        fewest = min(leaf.ndim for leaf in leaves)
-        num_leading = min(1 + causal, fewest) if equation_dims is None else largest.ndim - equation_dims
+        fewest, most = min(leaf.ndim for leaf in leaves), max(leaf.ndim for leaf in leaves)
+        num_leading = min(1 + causal, fewest) if equation_dims is None else most - equation_dims
         if not 0 <= num_leading <= fewest:
             raise ConfigError(
                 f"fixed_point(equation_dims={equation_dims}): the leaves of y0 have "
                 f"{', '.join(f'{name} {tuple(leaf.shape)}' for name, leaf in zip(names, leaves, strict=True))}; "
                 "they must share the dimensions before one equation."
             )
-        leading = largest.shape[:num_leading]
+        leading = next(leaf for leaf in leaves if leaf.ndim == most).shape[:num_leading]
         for name, leaf in zip(names, leaves, strict=True):
             if leaf.shape[:num_leading] != leading:
                 raise ConfigError(
                     f"fixed_point: {name} of shape {tuple(leaf.shape)} does not begin with {tuple(leading)}, as another "
                     "leaf of y0 does; all leaves have the same leading dimensions."
                 )
-        dtype = reduce(torch.promote_types, (leaf.dtype.to_real() for leaf in leaves), torch.float32)
+        dtype = reduce(torch.promote_types, (leaf.real.dtype for leaf in leaves), torch.float32)
         return cls(structure, names, tuple((leaf.shape[num_leading:], leaf.dtype) for leaf in leaves), leading, dtype)
 
     @property
     def is_mixed(self) -> bool:
         """Whether some leaves have a lower precision than the packed tensor."""
-        return any(dtype.to_real() != self.dtype for _, dtype in self.leaves)
+        return any(torch.finfo(dtype).bits != torch.finfo(self.dtype).bits for _, dtype in self.leaves)
 
     def pack(self, state: Any) -> Tensor:
         """Return ``state`` as (*leading, D).
@@ -81,9 +84,10 @@ class Packing:
         """
         names, leaves, structure = _flatten(state)
         if structure != self.structure:
-            raise ConfigError(
-                f"fixed_point: update returned the structure {', '.join(names)}; y0 has {', '.join(self.names)}."
-            )
+            missing, new = set(self.names) - set(names), set(names) - set(self.names)
+            changes = [*(f"{name} is missing" for name in sorted(missing)), *(f"{name} is new" for name in sorted(new))]
+            difference = ", ".join(changes) or " ".join(f"{structure}, not {self.structure}".split())
+            raise ConfigError(f"fixed_point: update returned another structure than that of y0: {difference}.")
         parts = []
         for name, leaf, (shape, dtype) in zip(names, leaves, self.leaves, strict=True):
             expected = self.leading + shape

@@ -6,21 +6,26 @@ these generators as they were before the first call. The default generators are 
 draw from them too. Numbers from a generator that ``update`` passes explicitly are not repeated.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
 
+from attractor.errors import ConfigError
 from attractor.solve.array_ops import transforms
 
 States = dict[torch.device, Tensor]
 _active: ContextVar["_Replay | None"] = ContextVar("replay", default=None)
+_is_recomputed_alike: ContextVar[bool] = ContextVar("is_recomputed_alike", default=False)
 _swap = threading.Lock()
 
 
@@ -37,6 +42,13 @@ class RepeatedRandomness:
         return self._replay is not None
 
     def __call__(self, y: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            if self._called:
+                return self.function(y)
+            from attractor.solve import one_graph  # imports the compiler, which takes seconds
+
+            self._called = True
+            return one_graph.without_random_numbers(self.function, y)
         if self._replay is not None:
             with self._replay:
                 return self.function(y)
@@ -87,6 +99,7 @@ class _Replay(TorchDispatchMode):
         generator = next((g for d, g in self.generators.items() if _is_same(device, d)), None)
         if generator is None or given.get("generator") is not None:
             return func(*args, **kwargs)
+        _refuse_other_checkpoints()
         if func is torch.ops.aten.native_dropout.default:
             return _native_dropout(generator, *args, **kwargs)
         kwargs = {**kwargs, "generator": generator}
@@ -108,7 +121,40 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
     replay = _active.get()
     if replay is None:
         return nullcontext(), nullcontext()
-    return nullcontext(), _Replay({device: g.get_state() for device, g in replay.generators.items()})
+    again = _Replay({device: g.get_state() for device, g in replay.generators.items()})
+    return _RecomputedAlike(nullcontext()), _RecomputedAlike(again)
+
+
+class _RecomputedAlike:
+    """``context`` for a call whose recomputation draws the same numbers. It can be entered again."""
+
+    def __init__(self, context: AbstractContextManager[Any]) -> None:
+        self._context, self._tokens = context, list[Token[bool]]()
+
+    def __enter__(self) -> None:
+        self._tokens.append(_is_recomputed_alike.set(True))
+        self._context.__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        self._context.__exit__(*args)
+        _is_recomputed_alike.reset(self._tokens.pop())
+
+
+def _refuse_other_checkpoints() -> None:
+    """Refuse random numbers in a checkpoint inside the update that has not :func:`checkpoint_contexts`.
+
+    It restores the state of the default generators, so that its recomputation would draw other numbers in silence.
+    """
+    frame: FrameType | None = None if _is_recomputed_alike.get() else sys._getframe(1)
+    while frame is not None and frame.f_code is not RepeatedRandomness.__call__.__code__:
+        # Without gradients nothing is recomputed; a reentrant checkpoint turns them off itself.
+        is_recorded = torch.is_grad_enabled() or frame.f_code is CheckpointFunction.forward.__code__
+        if is_recorded and frame.f_globals.get("__name__") == CheckpointFunction.__module__:
+            raise ConfigError(
+                "fixed_point: update draws random numbers (dropout) inside torch.utils.checkpoint, whose recomputation "
+                "would draw others; give checkpoint(..., context_fn=attractor.solve.checkpoint_contexts)."
+            )
+        frame = frame.f_back
 
 
 def _is_same(device: torch.device, other: torch.device) -> bool:

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from attractor.solve.array_ops import Array, namespace
+from attractor.solve.array_ops import Array, and_not, namespace, or_not, where_rows
 
 
 class Safeguard:
@@ -16,27 +16,46 @@ class Safeguard:
 
     def __init__(self, max_growth: float, unknown: Array, eps: float) -> None:
         """``unknown`` (N,) is NaN everywhere; ``eps`` is the rounding unit of the state."""
-        self.max_growth = max_growth
+        self.max_growth, self.is_active = max_growth, max_growth < np.inf
         self.ceiling = unknown
         self._slack = 1 + 64 * eps  # some updates keep the residual norm exactly, apart from rounding
 
+    def limit(self, accepted_norm: Array, accelerated: Array | None) -> Array | None:
+        """Return the largest residual norms (N,) that an accelerated step may lead to, ``None`` without such steps.
+
+        ``accepted_norm`` (N,) are the norms at the last accepted points.
+        """
+        if accelerated is None or not self.is_active:
+            return None
+        xp = namespace(accepted_norm)
+        with np.errstate(over="ignore") if xp is np else nullcontext():
+            return xp.minimum(accepted_norm * self.max_growth, self.ceiling)
+
+    def is_within(self, residual_norm: Array, limit: Array | None) -> Array:
+        """Return where the norm is finite, no step is rejected and, with a limit, no ceiling rises; (N,) bool."""
+        return residual_norm < np.inf if limit is None else self._slack * residual_norm < limit
+
+    def raise_ceiling(self, residual_norm: Array, unless: Array | None = None) -> None:
+        """Note the norms of equations after a plain step: all but those in ``unless`` (N,)."""
+        if self.is_active:
+            xp = namespace(residual_norm)
+            with np.errstate(over="ignore") if xp is np else nullcontext():
+                raised = xp.fmax(self.ceiling, self._slack * residual_norm)
+            self.ceiling = where_rows(unless, self.ceiling, raised)
+
     def rejected(
-        self, residual_norm: Array, accepted_norm: Array, evaluated: Array | None, accelerated: Array
+        self, residual_norm: Array, limit: Array | None, evaluated: Array | None, accelerated: Array | None
     ) -> Array | None:
         """Return which equations reject their last step, (N,) bool, or ``None`` if none is known to. All are (N,).
 
-        The norms are those after the step and at the last accepted point. ``evaluated`` marks the equations that the
-        last evaluation included, ``accelerated`` those whose last step was the solver's and not the plain one.
+        ``evaluated`` marks the equations that the last evaluation included, ``accelerated`` those whose last step was the
+        solver's and not the plain one.
         """
-        if self.max_growth == np.inf:
+        if accelerated is None or evaluated is None:
+            self.raise_ceiling(residual_norm, accelerated if evaluated is None else ~evaluated)
+        else:
+            self.raise_ceiling(residual_norm, or_not(accelerated, evaluated))
+        if limit is None:
             return None
-        xp, is_numpy = namespace(residual_norm), isinstance(residual_norm, np.ndarray)
-        with np.errstate(over="ignore") if is_numpy else nullcontext():
-            limit = xp.minimum(accepted_norm * self.max_growth, self.ceiling)
-            if is_numpy and np.logical_and.reduce(self._slack * residual_norm <= limit):
-                return None  # no ceiling would rise either
-            raised = xp.fmax(self.ceiling, self._slack * residual_norm)
-            kept = accelerated if evaluated is None else accelerated | ~evaluated
-            self.ceiling = xp.where(kept, self.ceiling, raised)
-        rejected = accelerated & ~(residual_norm <= limit)
-        return rejected if not is_numpy or rejected.any() else None
+        rejected = and_not(accelerated, residual_norm <= limit)
+        return rejected if not isinstance(rejected, np.ndarray) or rejected.any() else None

@@ -131,3 +131,7 @@ class Solution:
             parts.append(f"max_residual={float(self.residual.max()):.2g}")
             parts.append(f"evaluations={least if least == most else f'{least}–{most}'}")
         return f"Solution({', '.join(parts)})"
+
+
+for _type in (Outcome, Solution):  # for torch.export, and for functions that return them to torch.func
+    pytree.register_dataclass(_type, serialized_type_name=f"attractor.{_type.__name__}")

@@ -17,8 +17,10 @@ not finite, after a step that cannot be rejected                   DIVERGED
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from attractor.solve.array_ops import Array, as_int8, count, masked_fill, namespace
+from attractor.solve.array_ops import Array, and_not, as_int8, count, masked_fill, namespace, or_not, transforms
+from attractor.solve.fusion import is_fused
 from attractor.solve.layout import Layout
 from attractor.solve.solution import Status
 from attractor.solve.stop import StopRule
@@ -65,6 +67,36 @@ class EquationTracker:
         """The equations that are neither frozen nor converged."""
         return (self.status != CONVERGED) & (self.status != FROZEN)
 
+    def is_unchanged(self, call: int, residual: Array, residual_norm: Array, is_within: Array) -> bool:
+        """Whether the host can know that all equations are active, above tolerance and ``is_within`` (N,) everywhere.
+
+        Then no mask is needed. An accelerator is asked only where a convergence check would wait for it anyway.
+        """
+        if (
+            self.inactive is not None or self.evaluated is not None or residual.shape[0] == 0
+        ):  # len() would fix it in torch.export
+            return False
+        if not self.stop.is_fixed_depth:
+            is_within = and_not(is_within, self.stop.is_below(residual, residual_norm, 1.0))
+        if isinstance(residual, np.ndarray):
+            return bool(np.logical_and.reduce(is_within))
+        if self.stop.is_fixed_depth or call % self.stop.check_every or transforms() or torch.compiler.is_compiling():
+            return False
+        return bool(is_within.all())
+
+    def record_unchanged(self, call: int, residual_norm: Array) -> None:
+        """Count one evaluation after which all equations are active and have a new point."""
+        if self.stop.is_fixed_depth:
+            return
+        if call == 1:
+            self._first_norm = residual_norm
+        self._below = None
+        self._uniform_evaluations += 1
+        if self._ends_window(call, residual_norm):
+            self._find_stagnated()
+            if self.status.any():
+                self._update_masks()
+
     def record(self, call: int, residual: Array, residual_norm: Array, rejected: Array | None) -> Array | None:
         """Change statuses after one evaluation, and return the equations whose new point is not accepted, (N,) bool.
 
@@ -72,13 +104,6 @@ class EquationTracker:
         """
         if call == 1:
             self._first_norm = residual_norm
-        if rejected is None and self._changes_nothing(residual, residual_norm):
-            self._below = None
-            self._uniform_evaluations += 1
-            if self._ends_window(call, residual_norm):
-                self._find_stagnated()
-                self._update_masks()
-            return None
         self._check_residuals(call, residual, residual_norm)
         refused, returned = self._refuse(residual_norm, rejected)
         if self._ends_window(call, residual_norm):
@@ -92,23 +117,24 @@ class EquationTracker:
             return False
         if self.inactive is None and self._below is None and not is_synchronized():
             return len(self.status) == 0
+        if isinstance(self.status, Tensor) and len(self.status) and self._waits_for_all:
+            lowest, highest = torch.stack(self.status.aminmax()).tolist()
+            if highest == ACTIVE and not is_fused():  # no mask is needed any more
+                self.inactive = self.evaluated = None
+            return bool(lowest >= CONVERGED)
         done = self.status >= CONVERGED
         if self.stop.min_converged_fraction < 1 and self._below is not None:
             done = self._below | (self.status >= FROZEN)
         return global_fraction(*count(done)) >= self.stop.min_converged_fraction
 
-    def _changes_nothing(self, residual: Array, residual_norm: Array) -> bool:
-        """Whether all equations are known to be active, above tolerance and finite."""
-        if not isinstance(residual, np.ndarray) or self.inactive is not None or self.evaluated is not None:
-            return False
-        if not residual.size or not np.maximum.reduce(residual_norm) < np.inf:
-            return False
-        return not np.logical_or.reduce(self.stop.is_below(residual, residual_norm, 1.0))
+    @property
+    def _waits_for_all(self) -> bool:
+        return self.stop.min_converged_fraction == 1 and not is_synchronized() and not transforms()
 
     def _check_residuals(self, call: int, residual: Array, residual_norm: Array) -> None:
         xp, status = namespace(residual), self.status
         closed = status >= CONVERGED
-        counted = ~closed if self.evaluated is None else self.evaluated & ~closed
+        counted = ~closed if self.evaluated is None else and_not(self.evaluated, closed)
         self._evaluations = self._evaluations + counted
         below = counted & self.stop.is_below(residual, residual_norm, 1.0)
         if call < self.stop.min_evaluations:
@@ -123,7 +149,6 @@ class EquationTracker:
     def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
         """Close equations that are not finite. Return those whose point is refused, and those that go back by that."""
         active = self.status == ACTIVE
-        skipped = None if self.evaluated is None else ~self.evaluated
         returned = None if rejected is None else rejected & active
         nonfinite = ~(residual_norm < np.inf)
         if not (isinstance(nonfinite, np.ndarray) and not nonfinite.any()):
@@ -133,7 +158,9 @@ class EquationTracker:
                 diverged = diverged & self.layout.all_predecessors(~rejected)
             self.status = masked_fill(self.status, diverged, DIVERGED)
             returned = nonfinite if returned is None else returned | nonfinite
-        refused = returned if skipped is None else (skipped if returned is None else skipped | returned)
+        refused = returned
+        if self.evaluated is not None:
+            refused = ~self.evaluated if returned is None else or_not(returned, self.evaluated)
         refused = None if isinstance(refused, np.ndarray) and not refused.any() else refused
         return refused, None if returned is None else returned & active
 
@@ -144,7 +171,7 @@ class EquationTracker:
         """
         self.inactive = self.status >= FROZEN
         verifiable = (self.status == FROZEN) & self.layout.all_predecessors(self.inactive)
-        self.evaluated = ~self.inactive | verifiable
+        self.evaluated = or_not(verifiable, self.inactive)
         if returned is not None:
             self.evaluated = self.evaluated | (returned & (self.status >= STAGNATED))
         if isinstance(self.inactive, np.ndarray):
@@ -161,7 +188,7 @@ class EquationTracker:
             self._has_moved = self._everywhere
         else:  # an equation that was not active all the time is not tested
             self._recent_best = masked_fill(self._recent_best, self.inactive, -torch.inf)
-            self._has_moved = self._has_moved | ~self.inactive
+            self._has_moved = or_not(self._has_moved, self.inactive)
         return call % self.stop.patience == 0 and call >= self.stop.min_evaluations
 
     def _find_stagnated(self) -> None:

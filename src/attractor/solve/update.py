@@ -13,6 +13,7 @@ from attractor.solve.array_ops import (
     known_between,
     namespace,
     row_norm,
+    row_peak,
     to_array,
     to_tensor,
     transforms,
@@ -25,6 +26,8 @@ from attractor.solve.randomness import RepeatedRandomness
 from attractor.solve.stop import Norm
 
 Update = Callable[[Any], Any]
+# Norms between these are exact although their squares are summed: no square that matters under- or overflows.
+_UNSCALED = {torch.float32: (1e-12, 1e18), torch.float64: (1e-137, 1e153)}
 
 
 class PartialUpdate(ABC):
@@ -142,7 +145,7 @@ class Evaluation:
         """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
         update, layout = self.update, self.layout
         if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
-            f = _checked_call(update, layout.unflatten(y)).reshape(y.shape)
+            f = layout.reshaped(_checked_call(update, layout.unflatten(y)), y.shape)
             f = f if f.dtype == y.dtype else f.to(y.dtype)
             if self._smallest is None:
                 info = torch.finfo(y.dtype)
@@ -166,7 +169,7 @@ class Evaluation:
 
 
 def _checked_call(update: Repeated, y: Tensor, *index: Tensor) -> Tensor:
-    version = None if y.is_inference() else y._version
+    version = None if torch.compiler.is_compiling() or y.is_inference() else y._version
     out = update.at(y, *index) if index else update(y)
     if not isinstance(out, Tensor) or out.shape != y.shape or out.dtype != y.dtype:
         got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
@@ -185,15 +188,15 @@ def _norm_function(norm: Norm) -> Callable[[Tensor], Array]:
     if norm == "rms":
         return lambda x: _l2_norm(x) / max(x.shape[1], 1) ** 0.5
     if norm == "max":
-        return lambda x: to_array(torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1))
+        return lambda x: to_array(row_peak(x))
 
     def checked(x: Tensor) -> Array:
         result = norm(x)
-        if not isinstance(result, Tensor) or result.shape != x.shape[:1]:
-            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        if not isinstance(result, Tensor) or result.shape != x.shape[:1] or not result.is_floating_point():
+            got = f"{tuple(result.shape)} {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
             raise ConfigError(
-                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one number for "
-                f"each of the {len(x)} equations."
+                f"fixed_point: the norm returned {got} for states of {tuple(x.shape)}; it must return one floating-point "
+                f"number for each of the {len(x)} equations."
             )
         return to_array(result)
 
@@ -207,5 +210,7 @@ def _l2_norm(x: Tensor) -> Array:
     """
     if not x.is_cpu and x.dtype == torch.float32 and x.device.type != "mps":
         return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    if x.shape[1] == 1:
+        return abs(to_array(x)[:, 0])
     norm = to_array(torch.linalg.vector_norm(x, dim=1))
-    return norm if known_between(norm, 1e-8, 1e18) else to_array(row_norm(x))
+    return norm if known_between(norm, *_UNSCALED[x.dtype]) else to_array(row_norm(x))

@@ -77,7 +77,9 @@ def _parse(lines: list[tuple[int, str]], source: str, answers: bool) -> Grid:
         for column, character in enumerate(line):
             if character not in ALPHABET[: None if answers else Cell.PATH]:
                 known = "'#' for wall, a space for floor, 'S', 'G' and, only in an answer, 'o' for the path"
-                raise error(row, column, f"unexpected character {character!r}; write {known}")
+                is_wall = "".join(text for _, text in (lines[0], lines[-1])).count(character) > width
+                hint = f"if {character!r} is a wall, replace it by '#'; write" if is_wall else "write"
+                raise error(row, column, f"unexpected character {character!r}; {hint} {known}")
         if len(line) != width:
             what = f"this line has {len(line)} characters and the first {width}; make all lines equally long"
             raise error(row, min(len(line), width), what)

@@ -13,9 +13,10 @@ from attractor.data.sudoku.rules import BOXES, Grid, Grids, require_grids, solve
 from attractor.data.table import Rows, read_rows
 from attractor.errors import DataError
 
-_BOX_LINES = str.maketrans("", "", "|+ \t\r")  # characters that draw boxes and mean nothing
+# Characters that draw boxes and mean nothing, those of Unicode too.
+_BOX_LINES = str.maketrans("", "", "|+:! \t\r" + "".join(map(chr, range(0x2500, 0x2580))))
 _SIZES = [*BOXES, *(size**2 for size in BOXES)]  # the cells of a row and of a grid
-_VALUES = {".": 0, "-": 0} | {str(digit): digit for digit in range(10)}
+_VALUES = dict.fromkeys(".-_*", 0) | {str(digit): digit for digit in range(10)}
 
 
 def render(grid: Grid) -> str:
@@ -43,9 +44,10 @@ def parse(text: str, *, source: str = "<text>") -> Grid:
 def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     """Return all grids of a text, of any sizes, each with the line where it begins.
 
-    A grid is one line of 16, 36 or 81 characters, or a drawing. Digits are clues; '.' and '0' are blanks, and '-' where
-    a line has the right number of cells with it; '|', '+', spaces and other '-' mean nothing. :func:`check` says
-    whether a grid can be solved.
+    A grid is one line of 16, 36 or 81 characters, or a drawing. Digits are clues; '.', '0', '_' and '*' are blanks, and
+    '-' where a line has the right number of cells with it; '|', '+', spaces and other '-' mean nothing. Lines that begin
+    with '#' or '[' are comments and headings (files of the formats sdk, sdm and ss). :func:`check` says whether a grid
+    can be solved.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def parse_all(text: str, *, source: str = "<text>") -> list[LocatedGrid]:
     rows: list[str] = []  # of a drawing that is not complete yet
     first = number = 0
     for number, line in enumerate(text.splitlines(), start=1):
-        cells = _cells(line, len(rows[0]) if rows else 0)
+        cells = "" if line.startswith(("#", "[")) else _cells(line, len(rows[0]) if rows else 0)
         if not cells:
             if rows and not line.strip():
                 break_at = f"{source}, line {number}: a blank line after {len(rows)} rows of {len(rows[0])}"
@@ -133,10 +135,12 @@ def _find_mistakes(question: Grid, answer: Grid, size: int) -> tuple[list[str], 
 def _cells(line: str, width: int) -> str:
     """Return the cells of a line. A '-' is a blank where this gives a row of ``width``, or of any size if it is 0.
 
-    A line between boxes has no digits, and no spaces between its dashes.
+    A line between boxes has no digits, and no spaces between its dashes; some begin and end with a '*'.
     """
     with_dashes = line.translate(_BOX_LINES)
     without = with_dashes.replace("-", "")
+    if "-" in with_dashes and not without.strip("*"):
+        without = ""
     is_rule = not without and not re.fullmatch(r"[|\s]*-([|\s]+-)*[|\s]*", line)
     fits = len(with_dashes) == width if width else len(with_dashes) in _SIZES
     return with_dashes if fits and not is_rule else without

@@ -259,7 +259,7 @@ class Decoder(LanguageModelBase):
     def _checked(self, input_ids: Tensor) -> Tensor:
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise DataError(f"input_ids of shape {tuple(input_ids.shape)}: give (B, T), at least one token a row.")
-        if input_ids.device.type == "cpu" and input_ids.numel():
+        if input_ids.is_cpu and input_ids.numel():
             low, high = int(input_ids.min()), int(input_ids.max())
             if low < 0 or high >= self.config.vocab_size:
                 raise DataError(

@@ -17,7 +17,13 @@ from attractor.config import config_class, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig, TRMUpdateConfig
+from attractor.nn import (
+    CandidateEmbedding,
+    CandidateHead,
+    ConvolutionUpdateConfig,
+    SymmetricUpdateConfig,
+    TRMUpdateConfig,
+)
 from attractor.solve import Anderson, Picard, Solver, Tolerance
 
 
@@ -31,7 +37,8 @@ class AttractorReasonerConfig(ReasonerConfig):
         Symbols whose cells keep a state of zero, such as the walls of a maze. Information passes them only within
         the receptive field of one evaluation.
     update
-        The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``.
+        The update network. The state of a TRM update is ``[y, z]``; the answer is decoded from ``y``. A symmetric update,
+        for Sudokus, has a vector for each digit of a cell.
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
     damping
@@ -50,7 +57,9 @@ class AttractorReasonerConfig(ReasonerConfig):
     num_symbols: int = 4
     num_classes: int = 5
     obstacles: tuple[int, ...] = ()
-    update: ConvolutionUpdateConfig | TRMUpdateConfig = field(default_factory=ConvolutionUpdateConfig)
+    update: ConvolutionUpdateConfig | TRMUpdateConfig | SymmetricUpdateConfig = field(
+        default_factory=ConvolutionUpdateConfig
+    )
     halting: bool = False
     damping: float = 0.95
     solver: str = "picard"
@@ -69,6 +78,13 @@ class AttractorReasonerConfig(ReasonerConfig):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(getattr(self, name), known)}")
         if self.noise < 0:
             raise ConfigError(f"noise={self.noise}: cannot be negative.")
+        if isinstance(self.update, SymmetricUpdateConfig):
+            num = self.update.num_digits + 1
+            if (self.num_symbols, self.num_classes) != (num, num):
+                raise ConfigError(
+                    f"num_symbols={self.num_symbols}, num_classes={self.num_classes}: a symmetric update with boxes of "
+                    f"{self.update.box_height} × {self.update.box_width} cells needs {num}, a blank and the digits."
+                )
 
     def build(self) -> "AttractorReasoner":
         return AttractorReasoner(self)
@@ -93,10 +109,13 @@ class AttractorReasoner(Reasoner):
     def __init__(self, config: AttractorReasonerConfig) -> None:
         super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
         self.random_init = config.random_init
-        width = config.update.width
+        width = self.answer_width = config.update.width
         self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()
         self.head = nn.Linear(width, config.num_classes)
+        if isinstance(config.update, SymmetricUpdateConfig):
+            self.embedding, self.head = CandidateEmbedding(config.update), CandidateHead(width)
+            self.answer_width = config.update.state_width
         if config.halting:
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
@@ -114,7 +133,7 @@ class AttractorReasoner(Reasoner):
         x, mask = self.embedding(questions), self._mask(questions)
         noise = self.config.noise if self.training else 0.0
         # A generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
-        generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
+        generator = torch.Generator(questions.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
@@ -125,8 +144,10 @@ class AttractorReasoner(Reasoner):
         return update
 
     def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
-        answer = state[..., : self.config.update.width]
-        halt = self.halt(answer.flatten(1, -2).mean(dim=1))[:, 0] if self.config.halting else None
+        answer = state[..., : self.answer_width]
+        halt = None
+        if self.config.halting:
+            halt = self.halt(answer.reshape(len(answer), -1, self.halt.in_features).mean(dim=1))[:, 0]
         return self.head(answer), halt
 
     def _mask(self, questions: Tensor) -> Tensor | float:

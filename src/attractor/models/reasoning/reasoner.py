@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
+from math import isqrt
 from typing import Any
 
 import torch
@@ -244,7 +245,8 @@ def _count_flops(config: ReasonerConfig, num_cells: int) -> tuple[float, float, 
     """Return the operations of one evaluation, of its backward pass and of decoding, for one puzzle."""
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         model = config.build().eval()
-        questions = torch.zeros(1, 1, num_cells, dtype=torch.long)
+        side = isqrt(num_cells)
+        questions = torch.zeros(1, *((side, side) if side**2 == num_cells else (1, num_cells)), dtype=torch.long)
         update, state = model.make_update(questions), model.init_state(questions)
         evaluation, next_state = _count(lambda: update(state))
         backward, _ = _count(lambda: next_state.sum().backward())

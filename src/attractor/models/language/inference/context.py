@@ -36,7 +36,7 @@ class TokenContext:
     cache
         Where keys and values are kept; None keeps nothing.
     states
-        Where the backbone's layers append their outputs; None if nobody reads them.
+        Where the backbone's layers append their outputs; None where they are not wanted.
     """
 
     rotary: Rotary

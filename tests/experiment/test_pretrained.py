@@ -1,0 +1,63 @@
+"""The models that come with the package solve puzzles at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import attractor
+from attractor.cli import main
+from attractor.data import maze, sudoku
+from attractor.errors import ConfigError, DataError
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.pretrained import FOLDER, pretrained, pretrained_for
+
+PUZZLE = "21.....5.6..6.......32......42....5."
+
+
+@pytest.mark.parametrize("name", pretrained())
+def test_each_is_small_has_a_card_and_solves_new_puzzles(name: str) -> None:
+    """Of its own size, at least nine of ten."""
+    files = list((FOLDER / name).iterdir())
+    assert sum(file.stat().st_size for file in files) < 1_000_000
+    card = (FOLDER / name / "README.md").read_text()
+    assert "attractor train" in card
+    loaded = load_reasoner(name)
+    settings = {"clues": 10} if name == "sudoku-6x6" else {}
+    puzzles = loaded.puzzle.generate(10, size=loaded.size, seed=987_654, **settings)
+    assert pretrained_for(puzzles) == name
+    assert sum(solution.is_correct for solution in loaded.solve(puzzles)) >= 9
+
+
+def test_the_kind_and_size_of_a_puzzle_choose_the_model(tmp_path) -> None:
+    """Of a line, a drawing, a file, or a grid."""
+    drawing = sudoku.SUDOKU.render(sudoku.SUDOKU.parse(PUZZLE)[0].grid)
+    file = tmp_path / "maze.txt"
+    maze.write(file, [maze.generate(1, 11, seed=0).questions[0]])
+    assert pretrained_for(PUZZLE) == pretrained_for(drawing) == "sudoku-6x6"
+    assert pretrained_for(str(file)) == pretrained_for(file) == pretrained_for(file.read_text()) == "maze"
+    with pytest.raises(ConfigError, match="sudoku-4x4; give a checkpoint, or one of maze"):
+        pretrained_for(sudoku.generate(1, size=4, clues=6, seed=0).questions)
+    with pytest.raises(DataError, match="solution"):
+        pretrained_for(np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match="line 2, column 2"):
+        pretrained_for("###\n#x#\n###")
+    with pytest.raises(DataError, match=r"none\.txt"):
+        pretrained_for("none.txt")
+
+
+def test_a_folder_of_the_same_name_comes_first(tmp_path, monkeypatch) -> None:
+    """A run's folder named as a model of the package is that run."""
+    monkeypatch.chdir(tmp_path)
+    assert attractor.load("maze").path == FOLDER / "maze"
+    Path("maze").mkdir()
+    with pytest.raises(attractor.CheckpointError, match="no checkpoint here"):
+        attractor.load("maze")
+
+
+def test_the_command_solves_without_a_checkpoint(capsys) -> None:
+    """One argument is the puzzle; a wrong one ends with one sentence."""
+    assert main(["solve", PUZZLE]) == 0
+    assert "verified: solved" in capsys.readouterr().out
+    assert main(["solve", "none.txt"]) == 2
+    assert "none.txt cannot be read" in capsys.readouterr().err
