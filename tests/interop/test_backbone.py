@@ -257,3 +257,44 @@ def test_low_rank_adapters_train_on_the_result(tmp_path) -> None:
         merged = adapted.merge_and_unload()
         assert (merged(ids, depth=1).logits - changed).abs().max() < 1e-4
         assert (changed - before).abs().max() > 1e-4
+
+
+def write_gguf(file: Path, backbone: torch.nn.Module, architecture: str = "llama") -> None:
+    """Write a Llama as llama.cpp does: queries and keys turn neighbouring channels."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    config, writer = backbone.config, gguf.GGUFWriter(file, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in backbone.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:
+            pairs = value.view(-1, 2, config.head_dim // 2, config.hidden_size)
+            value = pairs.transpose(1, 2).reshape(value.shape).contiguous()
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_read_and_one_of_another_architecture_refused(tmp_path) -> None:
+    """Depth 1 is the model that it holds."""
+    original = save(tmp_path / "a", "llama", head_dim=12, tie_word_embeddings=False)
+    write_gguf(tmp_path / "tiny.gguf", original)
+    write_gguf(tmp_path / "other.gguf", original, "rwkv6")
+    model = retrofit(tmp_path / "tiny.gguf")
+    with torch.no_grad():
+        assert (model(tokens(), depth=1).logits - original(tokens()).logits).abs().max() < 1e-5
+    model.save_pretrained(tmp_path / "b")
+    assert "quantization" not in (tmp_path / "b" / "config.json").read_text()
+    with pytest.raises(CheckpointError, match="rwkv6") as caught:
+        retrofit(tmp_path / "other.gguf")
+    assert "\n" not in str(caught.value)

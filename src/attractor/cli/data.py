@@ -69,7 +69,7 @@ def _next_command(tokenizer: Path | None, out: Path) -> str:
 
     file = Path() if tokenizer is None else tokenizer / "config.json"
     kind = read_json(file, DataError).get("model_type") if file.is_file() else None
-    if kind in ("qwen3", "llama"):
+    if kind in ("llama", "mistral", "qwen2", "qwen3"):
         retrofit = f"attractor retrofit {tokenizer} model, and then: "
         return f"{retrofit}attractor train language/retrofit --init model --data {out}"
     return f"attractor train {f'language/retrofit --init {tokenizer}' if kind else 'language/tiny'} --data {out}"

@@ -20,7 +20,7 @@ def retrofit(
     """Make an attractor model from a pretrained Llama, Mistral, Qwen2 or Qwen3, which computes the same until trained.
 
     Args:
-        backbone: The folder or the hub name of such a model with its tokenizer.
+        backbone: The folder or the hub name of such a model with its tokenizer, or a file .gguf.
         out: The folder to write; it must not exist.
         num_attractor_layers: How many of its last layers become the attractor.
         gate_start: The initial value of the factors on the attractor's branches.

@@ -47,7 +47,7 @@ def export(
     depth: int,
     data: str | Path | Sequence[str | Path] = (),
 ) -> tuple[Any, HeldOut | None]:
-    """Write an attractor model at depth 0 or 1 as a stock Qwen3 or Llama, which needs only ``transformers``.
+    """Write an attractor model at depth 0 or 1 as a stock model such as Qwen3, which needs only ``transformers``.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class DepthScore:
 def retrofit(
     backbone: str | Path, out: str | Path, *, data: str | Path | Sequence[str | Path] = (), **settings: Any
 ) -> tuple[Any, list[DepthScore]]:
-    """Write the attractor model of a pretrained Qwen3 or Llama with its tokenizer.
+    """Write the attractor model of a pretrained backbone with its tokenizer.
 
     Parameters
     ----------

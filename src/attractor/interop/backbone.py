@@ -70,12 +70,11 @@ def retrofit(
     CheckpointError
         For a backbone that is missing, incomplete or damaged.
     """
-    place = Path(path_or_id)
+    folder: str | Path = path_or_id
     source: dict[str, Any] = {"trust_remote_code": False}
-    if place.suffix == ".gguf":
-        place, source = place.parent, {**source, "gguf_file": place.name}
-    check_model_folder(place, CheckpointError)
-    folder = path_or_id if "gguf_file" not in source else place
+    if Path(path_or_id).suffix == ".gguf":
+        folder, source["gguf_file"] = Path(path_or_id).parent, Path(path_or_id).name
+    check_model_folder(Path(folder), CheckpointError)
     try:
         found = AutoConfig.from_pretrained(folder, **source)
     except Exception as error:  # the library raises many kinds

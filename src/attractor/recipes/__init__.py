@@ -101,7 +101,7 @@ _TEXTS = {
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
-    RETROFIT: "text, from a Qwen3 or Llama that attractor retrofit converted",
+    RETROFIT: "text, from a pretrained model that attractor retrofit converted",
 }
 
 

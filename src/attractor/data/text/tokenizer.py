@@ -76,7 +76,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 32768) -> PreTra
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from its folder, from a folder of prepared text, or by its name on the hub."""
+    """Load a tokenizer from its folder, from a folder of prepared text, from a GGUF file, or by its name on the hub."""
+    source: dict[str, Any] = {"trust_remote_code": False}
+    if folder.suffix == ".gguf":
+        folder, source["gguf_file"] = folder.parent, folder.name
     inner = folder / "tokenizer"
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) != 2):  # not owner/name
         raise DataError(f"{folder}: no such folder; give one with a tokenizer or with prepared text.")
@@ -84,7 +87,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     check_model_folder(path, DataError)
     try:
         with _reported("the file is damaged"), quiet():
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(path, **source)
     except Exception as error:  # the library raises many classes
         raise DataError(f"{folder}: no tokenizer can be loaded from here ({load_reason(error)}).") from error
 
