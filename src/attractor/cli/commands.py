@@ -21,6 +21,7 @@ from attractor.cli.options import checked
 from attractor.cli.play import play
 from attractor.cli.recipes import recipes, show
 from attractor.cli.retrofit import retrofit
+from attractor.cli.serve import serve
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "solve": solve,
     "play": play,
     "generate": generate,
+    "serve": serve,
     "inspect": inspect_model,
     "calibrate": calibrate,
     "retrofit": retrofit,
