@@ -44,8 +44,7 @@ def server(loaded):
 
 def continuation(loaded, prompt: str, **budget) -> str:
     """What the model itself writes after ``prompt``."""
-    text = loaded.generate(prompt, temperature=0, max_new_tokens=12, **budget)
-    return text[len(loaded.generate(prompt, temperature=0, max_new_tokens=1)[:0]) + len(prompt) :]
+    return loaded.generate(prompt, temperature=0, max_new_tokens=12, **budget)[len(prompt) :]
 
 
 def test_models_are_listed(server) -> None:
@@ -74,10 +73,10 @@ def test_requests_that_wait_become_a_batch_with_the_same_answers(server, loaded)
         return client.completions.create(prompt=prompt, **GREEDY).choices[0].text
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, PROMPTS * 4))
-    assert answers == [continuation(loaded, prompt) for prompt in PROMPTS * 4]
+        answers = list(pool.map(ask, PROMPTS * 2))
+    assert answers == [continuation(loaded, prompt) for prompt in PROMPTS] * 2
     assert max(engine.batches[num_before:]) > 1
-    assert sum(engine.batches[num_before:]) == 16
+    assert sum(engine.batches[num_before:]) == 8
 
 
 def test_a_stream_has_the_same_text(server) -> None:

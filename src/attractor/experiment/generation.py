@@ -107,6 +107,7 @@ def generate(
             torch.manual_seed(seed)
             output = model.generate(
                 ids,
+                attention_mask=torch.ones_like(ids),  # or the end-of-text token before the prompt may count as padding
                 max_new_tokens=min(chosen.max_new_tokens, available),
                 streamer=streamer,
                 pad_token_id=tokenizer.eos_token_id,

@@ -13,6 +13,7 @@ from attractor.errors import ConfigError, requires_extra
 from attractor.files import new_folder
 from attractor.files.received import quiet
 from attractor.interop.stock_export import HeldOut, describe_loss
+from attractor.models.language import LanguageModel
 
 CARD = """---
 library_name: onnx
@@ -41,6 +42,19 @@ ids = np.ones((1, 8), np.int64)
 """
 
 
+def require_onnx(model: Any, depth: int) -> None:
+    """Raise a ConfigError with the reason if ``model`` at ``depth`` cannot be exported."""
+    with requires_extra("onnx"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"{type(model).__name__} is not of this package; export it with optimum-onnx.")
+    if not model.recurrent_layers and depth != 1:
+        raise ConfigError(f"depth={depth}: a plain Transformer is exported with all layers; give depth=1.")
+    if depth < 0:
+        raise ConfigError(f"depth={depth}: give a number of evaluations from 0 up.")
+
+
 class _Logits(nn.Module):
     """The model as a function of two tensors, with one output."""
 
@@ -60,11 +74,7 @@ def export_onnx(
     Arguments are those of :func:`export`; ``depth`` is any number of evaluations, and batch and length may vary.
     Raises ConfigError if the model cannot be exported, and if ``out`` exists or cannot be written.
     """
-    with requires_extra("onnx"):
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    if not model.recurrent_layers and depth != 1:
-        raise ConfigError(f"depth={depth}: a plain Transformer is exported with all layers; give depth=1.")
+    require_onnx(model, depth)
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         model = copy.deepcopy(model).eval().to("cpu", torch.float32)
     graph = _Logits(model, model.budget(depth=depth)).eval()
