@@ -21,8 +21,8 @@ def build(**changes) -> AttractorForCausalLM:
 def exported(model, depth: int, **inputs) -> torch.nn.Module:
     """The graph of ``torch.export``, made from other batches and lengths."""
     batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", min=2, max=128)
-    varies = {"input_ids": {0: batch, 1: length}, "depth": None} | dict.fromkeys(inputs, {0: batch, 1: length})
-    example = {name: value[:2, :16] for name, value in inputs.items()}
+    varies = {"input_ids": {0: batch, 1: length}, "depth": None} | {name: {0: batch, 1: length} for name in inputs}
+    example = {name: value[:2, :16].contiguous() for name, value in inputs.items()}
     kwargs = {"input_ids": torch.zeros(2, 16, dtype=torch.long), "depth": depth, **example}
     with torch.no_grad():
         return torch.export.export(model, (), kwargs, dynamic_shapes=varies).module()

@@ -4,8 +4,8 @@ from attractor.errors import requires_extra
 
 with requires_extra("language"):
     from attractor.interop.backbone import retrofit
-    from attractor.interop.onnx_export import export_onnx
     from attractor.interop.official_checkpoint import import_official
+    from attractor.interop.onnx_export import export_onnx
     from attractor.interop.stock_export import HeldOut, export, to_stock
     from attractor.interop.trm_checkpoint import import_trm
 
