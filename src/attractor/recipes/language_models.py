@@ -28,6 +28,7 @@ from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES, VOCAB_SIZE
 from attractor.training import GuardConfig, TrainConfig
 
 BATCH_TOKENS = 524_288
+BACKBONE = "backbone"  # in train.freeze: all parameters outside the attractor's layers
 IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 
 
@@ -51,11 +52,28 @@ class LanguageRecipe:
     @property
     def optimizer(self) -> OptimizerConfig:
         """The optimiser's settings, with the learning rate of the attractor's layers."""
-        first, last = getattr(self.model, "num_attractor_layers", 0), self.model.num_hidden_layers
-        if first in (0, last):  # no attractor layers, or nothing else
+        if self._num_attractor_layers in (0, self.model.num_hidden_layers):  # no attractor layers, or nothing else
             return self.train.optimizer
-        layers = "|".join(str(i) for i in range(last - first, last))
-        return replace(self.train.optimizer, slow_pattern=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
+        return replace(self.train.optimizer, slow_pattern=self._attractor_pattern, slow_factor=self.attractor_rate)
+
+    @property
+    def freeze(self) -> str:
+        """The regular expression of ``train.freeze``."""
+        if self.train.freeze != BACKBONE:
+            return self.train.freeze
+        if not self._num_attractor_layers:
+            raise ConfigError("train.freeze='backbone': this model has no attractor layers, which would be trained.")
+        return f"^(?!.*{self._attractor_pattern})"
+
+    @property
+    def _num_attractor_layers(self) -> int:
+        return getattr(self.model, "num_attractor_layers", 0)
+
+    @property
+    def _attractor_pattern(self) -> str:
+        last = self.model.num_hidden_layers
+        layers = "|".join(str(i) for i in range(last - self._num_attractor_layers, last))
+        return rf"\.layers\.({layers})\."
 
     def __post_init__(self) -> None:
         require_positive(self, "attractor_rate")

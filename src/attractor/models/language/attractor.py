@@ -219,7 +219,8 @@ class AttractorForCausalLM(LanguageModel):
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config
-        backbone = (self.model.num_backbone_layers, 3.0 if training else 1.0)
+        num = self.model.num_backbone_layers
+        backbone = (1, self.single_passes(num) if training else num)
         gradient = GRADIENTS[config.gradient]
         if not training or not config.num_attractor_layers:
             uses = evaluations
