@@ -40,7 +40,8 @@ def train_language(
     data
         A folder of prepared text.
     start
-        The model to start from; ``recipe.model`` may differ from its configuration only in how it is solved.
+        The model to start from, and the teacher of ``text.distillation``. ``recipe.model`` may differ from its
+        configuration only in how it is solved.
     loop
         ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
@@ -65,10 +66,12 @@ def train_language(
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(distributed.device)
     if start is not None:
         _copy_weights(start.model, model)
+    teacher = start.model.to(distributed.device).eval() if start and recipe.text.distillation else None
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
     config = replace(recipe.train, optimizer=recipe.optimizer, freeze=recipe.freeze)
     peak = peak_flops(distributed.device, PRECISIONS[recipe.train.precision])
-    objective = NextToken(rows, recipe.text, peak_flops=peak, rank=distributed.rank, world_size=distributed.size)
+    ranks = {"rank": distributed.rank, "world_size": distributed.size}
+    objective = NextToken(rows, recipe.text, teacher=teacher, peak_flops=peak, **ranks)
     metadata = {
         "kind": "language",
         "recipe": to_dict(recipe),

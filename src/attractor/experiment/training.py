@@ -14,7 +14,7 @@ from attractor.experiment.puzzles import train_reasoner
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import check_output_dir, require_separate
 from attractor.progress import TrainingProgress
-from attractor.recipes import RETROFIT, PuzzleRecipe
+from attractor.recipes import FROM_CHECKPOINT, PuzzleRecipe
 from attractor.training import Callback, Preemption, find_checkpoint, init_distributed, make_logger
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train(
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     start = None if init is None else _load_start(init, config, name)
-    if name == RETROFIT and start is None:
+    if name in FROM_CHECKPOINT and start is None:
         raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
     if start is not None:
         assert not isinstance(config, PuzzleRecipe)  # or init was refused

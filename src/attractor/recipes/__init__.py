@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
     Recipe = PuzzleRecipe | LanguageRecipe
 
-RETROFIT = "language/retrofit"  # the recipe that needs a checkpoint to start from
+# The recipes that start from a checkpoint and take the sizes of its model: the function that builds each, its settings.
+FROM_CHECKPOINT: dict[str, tuple[str, dict[str, Any]]] = {
+    "language/retrofit": ("retrofit", {}),
+    "language/retrofit-frozen": ("retrofit", {"freeze": "backbone"}),
+    "language/retrofit-distilled": ("retrofit", {"freeze": "backbone", "distillation": 0.5}),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -80,7 +85,7 @@ def summaries() -> list[RecipeSummary]:
             tokens = size.tokens_per_weight * size.num_weights / 1e9
             length = "15 min" if name == "language/tiny" else f"{tokens:.3g}B tokens"
             found.append(RecipeSummary(name, text, size.num_weights, length, variants))
-        elif name == RETROFIT:
+        elif name in FROM_CHECKPOINT:
             found.append(RecipeSummary(name, text, None, "1,000 steps", variants))
         else:
             recipe = get(name)
@@ -101,7 +106,7 @@ _TEXTS = {
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
-    RETROFIT: "text, from a pretrained model that attractor retrofit converted",
+    "language/retrofit": "text, from a pretrained model that attractor retrofit converted",
 }
 
 
@@ -117,8 +122,9 @@ def _builders() -> dict[str, Callable[[], Any]]:
                 named[_name(f"{task}-27m", family)] = partial(published, kind, family, width=WIDTHS_27M[kind])
     for size_name in SIZES:
         for family in LANGUAGE_FAMILIES:
-            named[_name(f"language/{size_name}", family)] = partial(_language, size_name, family)
-    named[RETROFIT] = lambda: __getattr__("retrofit")()
+            named[_name(f"language/{size_name}", family)] = partial(_build, "language", size_name, family)
+    for name, (builder, settings) in FROM_CHECKPOINT.items():
+        named[name] = partial(_build, builder, **settings)
     return named
 
 
@@ -126,15 +132,15 @@ def _name(task: str, family: str) -> str:
     return task if family == "attractor" else f"{task}-{family}"
 
 
-def _language(size: str, family: str) -> "LanguageRecipe":
-    recipe: LanguageRecipe = __getattr__("language")(size, family)
+def _build(builder: str, *args: Any, **settings: Any) -> "LanguageRecipe":
+    recipe: LanguageRecipe = __getattr__(builder)(*args, **settings)
     return recipe
 
 
 __all__ = [
+    "FROM_CHECKPOINT",
     "LANGUAGE_FAMILIES",
     "REASONER_FAMILIES",
-    "RETROFIT",
     "SIZES",
     "LanguageRecipe",
     "MazeDataConfig",

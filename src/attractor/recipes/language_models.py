@@ -150,8 +150,10 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
 
 
-def retrofit() -> LanguageRecipe:
+def retrofit(*, freeze: str = "", distillation: float = 0.0) -> LanguageRecipe:
     """Return the recipe that trains a retrofitted checkpoint; :func:`fit_to_model` sets its model.
+
+    ``freeze`` and ``distillation`` are its ``train.freeze`` and ``text.distillation``.
 
     AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for
     all layers. The contraction penalty costs six more evaluations a step, two of them with gradients; the update then
@@ -160,9 +162,10 @@ def retrofit() -> LanguageRecipe:
     return LanguageRecipe(
         model=AttractorConfig(),
         attractor_rate=1.0,
-        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3),
+        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3, distillation=distillation),
         train=TrainConfig(
             num_steps=1000,
+            freeze=freeze,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0),
             warmup_fraction=0.05,
             ema_decay=0.0,
