@@ -46,6 +46,7 @@ def build(model_class: type = AttractorForCausalLM, config_class: type = Attract
 VARIANTS = {
     "mean": lambda: build(),
     "sum": lambda: build(injection="sum"),
+    "concat": lambda: build(injection="concat"),
     "deq": lambda: build(num_attractor_layers=4, start="zero", gate_limit=0.4, gate_start=0.3),
     "plain": lambda: build(num_attractor_layers=0),
     "relu2": lambda: build(hidden_act="relu2", qk_norm=False),
@@ -236,6 +237,16 @@ def test_the_solution_is_a_fixed_point_of_the_update(injection: str) -> None:
             model.model.update(output.proposal, model.model.make_context(output.hidden))(output.hidden) - output.hidden
         )
         assert (change.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
+
+
+@pytest.mark.parametrize("injection", ["concat", "none"])
+def test_ablations_of_the_injection_start_where_they_converge_at_once(injection: str) -> None:
+    """A new model keeps its proposal, because every branch starts at zero."""
+    model = AttractorForCausalLM(AttractorConfig(**SMALL, injection=injection)).eval()
+    with torch.no_grad():
+        output = model(tokens())
+    assert torch.allclose(output.hidden, output.proposal, atol=1e-6)
+    assert output.solution.evaluations.max() <= model.config.min_evaluations + 1
 
 
 def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:
