@@ -32,6 +32,7 @@ SIZES = {
 LANGUAGE = {
     "plain": {"num_attractor_layers": 0},
     "deq": {"num_attractor_layers": 4, "start": "zero"},
+    "concat": {"num_attractor_layers": 2, "injection": "concat"},
     "relu2": {"num_attractor_layers": 2, "hidden_act": "relu2", "qk_norm": False},
     **{name: {"num_attractor_layers": 2, "gradient": name} for name in ("one-step", "neumann", "phantom", "unrolled")},
 }
