@@ -10,7 +10,7 @@ import torch
 from attractor.config import from_dict
 from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
-from attractor.experiment.generation import generate
+from attractor.experiment.generation import answer, generate
 from attractor.experiment.pretrained import FOLDER, pretrained
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import first_line
@@ -37,6 +37,10 @@ class LoadedLanguageModel:
     def generate(self, prompt: str, **settings: Any) -> str:
         """Return ``prompt`` with its continuation. Settings are those of :func:`attractor.experiment.generation.generate`."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
+
+    def chat(self, messages: list[dict[str, str]], **settings: Any) -> str:
+        """Return the answer to messages ``{"role": "user", "content": ...}``. Settings are those of :meth:`generate`."""
+        return answer(self.model, self.tokenizer, messages, **settings).text
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None) -> LoadedReasoner | LoadedLanguageModel:

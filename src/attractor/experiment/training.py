@@ -42,7 +42,8 @@ def train(
     Parameters
     ----------
     data
-        The folder of prepared text or puzzles. Recipes of puzzles generate their own puzzles without it.
+        The folder of prepared text or puzzles, or a file of conversations for a model with a chat template (``init``).
+        Recipes of puzzles generate their own puzzles without it.
     out
         The folder to write, by default ``runs/NAME``. It must be empty unless ``resume`` or ``overwrite``.
     overrides
@@ -67,18 +68,17 @@ def train(
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     start = None if init is None else _load_start(init, config, name)
     if name in FROM_CHECKPOINT and start is None:
-        raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
+        raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, such as attractor retrofit writes.")
     if start is not None:
-        assert not isinstance(config, PuzzleRecipe)  # or init was refused
-        model_config: Any = start.model.config
-        config = recipes.fit_to_model(config, model_config)
+        config = _fit(config, start)
     config = override(config, overrides)
     folder = None if data is None else Path(data)
     if isinstance(config, PuzzleRecipe):
         if folder is not None and any(str(setting).startswith("data.") for setting in overrides):
             raise ConfigError("settings data.* describe puzzles to generate; with --data FOLDER leave them out.")
     elif folder is None:
-        raise ConfigError(f"{name or 'this recipe'} needs text: give --data FOLDER, made with attractor data prepare.")
+        kind = "a file of conversations" if name == "language/chat" else "a folder made with attractor data prepare"
+        raise ConfigError(f"{name or 'this recipe'} needs text: give --data, {kind}.")
     if name is None and out is None:
         raise ConfigError("give the folder to write as out.")
     target = Path("runs") / str(name) if out is None else Path(out)
@@ -108,6 +108,12 @@ def train(
             [asked] = distributed.total([float(pause.requested)])  # any rank may have been asked
             pause.requested = bool(asked)
         return replace(trained, path=find_checkpoint(target)) if distributed.is_main else trained
+
+
+def _fit(config: "Recipe", start: LoadedLanguageModel) -> "Recipe":
+    assert not isinstance(config, PuzzleRecipe)  # or init was refused
+    model_config: Any = start.model.config
+    return recipes.fit_to_model(config, model_config)
 
 
 def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedLanguageModel:

@@ -18,8 +18,11 @@ from attractor.solve.randomness import RepeatedRandomness
 class Rows(Protocol):
     """A source of tokens, in rows of equal length. Row ``n`` is always the same."""
 
-    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        """Return the tokens and positions of ``num`` rows, both (num, length) int64."""
+    def batch(self, first: int, num: int) -> tuple[Tensor, ...]:
+        """Return the tokens and positions of ``num`` rows, (num, length) int64 each.
+
+        A third tensor of labels is −100 at tokens that are not learnt, and else the token; without it, all are learnt.
+        """
         ...
 
 
@@ -124,14 +127,15 @@ class NextToken:
         """Return the loss of the next batch, and metrics of its solve."""
         device = input_device(model)
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)
-        tokens, positions = (t.to(device, non_blocking=True) for t in batch)
+        tokens, positions, *given = (t.to(device, non_blocking=True) for t in batch)
+        labels = given[0] if given else tokens
         self._row += self._config.batch_size
         self._example = tokens[:1]
-        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens, return_logits=False)
+        output: Any = model(input_ids=tokens, position_ids=positions, labels=labels, return_logits=False)
         loss, metrics = output.loss, dict[str, Tensor]()
         if share := self._config.distillation:
             inputs = {"input_ids": tokens, "position_ids": positions}
-            divergence = unwrap_model(model).divergence(output, self._teacher, tokens, **inputs)
+            divergence = unwrap_model(model).divergence(output, self._teacher, labels, **inputs)
             loss, metrics = (1 - share) * loss + share * divergence, {"divergence": divergence.detach()}
         if (solution := output.solution) is not None:
             self._calls.append(solution.outcome.calls)

@@ -30,7 +30,7 @@ from attractor.recipes.puzzles import (
 from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES
 
 if TYPE_CHECKING:
-    from attractor.recipes.language_models import LanguageRecipe, fit_to_model, language, retrofit
+    from attractor.recipes.language_models import LanguageRecipe, chat, fit_to_model, language, retrofit
 
     Recipe = PuzzleRecipe | LanguageRecipe
 
@@ -39,12 +39,13 @@ FROM_CHECKPOINT: dict[str, tuple[str, dict[str, Any]]] = {
     "language/retrofit": ("retrofit", {}),
     "language/retrofit-frozen": ("retrofit", {"freeze": "backbone"}),
     "language/retrofit-distilled": ("retrofit", {"freeze": "backbone", "distillation": 0.5}),
+    "language/chat": ("chat", {}),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import the recipes of language models when they are used, because they need ``transformers``."""
-    if name in ("LanguageRecipe", "fit_to_model", "language", "retrofit"):
+    if name in ("LanguageRecipe", "chat", "fit_to_model", "language", "retrofit"):
         return getattr(importlib.import_module("attractor.recipes.language_models"), name)
     if name == "Recipe":
         return PuzzleRecipe | __getattr__("LanguageRecipe")
@@ -86,7 +87,8 @@ def summaries() -> list[RecipeSummary]:
             length = "15 min" if name == "language/tiny" else f"{tokens:.3g}B tokens"
             found.append(RecipeSummary(name, text, size.num_weights, length, variants))
         elif name in FROM_CHECKPOINT:
-            found.append(RecipeSummary(name, text, None, "1,000 steps", variants))
+            length = "2 epochs" if name == "language/chat" else "1,000 steps"
+            found.append(RecipeSummary(name, text, None, length, variants))
         else:
             recipe = get(name)
             with torch.device("meta"):
@@ -106,6 +108,7 @@ _TEXTS = {
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
+    "language/chat": "conversations, from a checkpoint whose tokenizer has a chat template",
     "language/retrofit": "text, from a pretrained model that attractor retrofit converted",
 }
 
@@ -148,6 +151,7 @@ __all__ = [
     "Recipe",
     "RecipeSummary",
     "SudokuDataConfig",
+    "chat",
     "fit_to_model",
     "fit_to_puzzles",
     "get",

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -62,6 +61,8 @@ def check_messages(messages: Any, where: str) -> list[Message]:
 
 def render(tokenizer: Any, messages: list[Message], where: str, *, answer_follows: bool = False) -> str:
     """Return the text of a conversation under the tokenizer's chat template. Raises DataError if there is none."""
+    from jinja2.exceptions import TemplateError  # it comes with PyTorch, and templates need it
+
     if not tokenizer.chat_template:
         raise DataError(
             f"{where}: the model's tokenizer has no chat template; add the file chat_template.jinja to the model's folder."
@@ -83,7 +84,9 @@ def encode_conversation(tokenizer: Any, messages: list[Message], where: str = "c
         before = render(tokenizer, messages[:number], where, answer_follows=True)
         shown = render(tokenizer, messages[: number + 1], where)
         if not shown.startswith(before):
-            raise DataError(f"{where}: the chat template does not begin an answer as it asks for one; correct the template.")
+            raise DataError(
+                f"{where}: the chat template does not begin an answer as it asks for one; correct the template."
+            )
         starts.append(shown)
         spans.append((len(before), len(shown.rstrip())))
     if all(text.startswith(shown) for shown in starts):
@@ -150,7 +153,7 @@ class ConversationRows:
         if not self._examples:
             raise DataError(f"{file}: holds no conversation with an answer in its first {length} tokens.")
         self._rows = _pack([len(ids) for ids, _ in self._examples], length)
-        self.num_rows = len(self._rows)
+        self.num_rows, self._order = len(self._rows), (-1, np.zeros(0, dtype=np.int64))
 
     def _add(self, ids: NDArray[Any], labels: NDArray[Any], is_cut: bool) -> None:
         num_learnt = int((labels[1:] != IGNORED).sum())
@@ -167,15 +170,17 @@ class ConversationRows:
         Positions restart from 0 at every conversation and at the padding. Labels are −100 outside of answers.
         """
         rows = np.stack([self._row(row) for row in range(first, first + num)])
-        return tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in rows.transpose(1, 0, 2))  # type: ignore[return-value]
+        tokens, positions, labels = torch.from_numpy(rows).unbind(dim=1)
+        return tokens, positions, labels
 
     def _row(self, row: int) -> NDArray[np.int64]:
         epoch, index = divmod(row, self.num_rows)
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        if epoch != self._order[0]:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         filled = np.zeros((3, self.length), dtype=np.int64)
         filled[2] = IGNORED
         at = 0
-        for number in self._rows[order[index]]:
+        for number in self._rows[self._order[1][index]]:
             ids, labels = self._examples[number]
             end = at + len(ids)
             filled[0, at:end], filled[1, at:end], filled[2, at + 1 : end] = ids, np.arange(len(ids)), labels[1:]
