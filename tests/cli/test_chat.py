@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests.chat import chat_checkpoint, conversations, write_conversations
 from tests.small_models import SIZES
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import attractor
 from attractor.cli import main
@@ -135,3 +136,40 @@ def test_a_coarser_tolerance_takes_fewer_evaluations_per_token(place) -> None:
     plain = AttractorForCausalLM(AttractorConfig(**SIZES, num_attractor_layers=0)).eval()
     loaded = replace(loaded, model=plain)
     assert evaluations() is None
+
+
+def test_adapters_and_unfitting_tokenizers_are_named(place, tmp_path, capsys) -> None:
+    """An adapter alone or beside a model, for every command; a tokenizer with more entries than the embedding."""
+    peft = pytest.importorskip("peft")
+    adapter, mixed, larger = (tmp_path / name for name in ("adapter", "mixed", "larger"))
+    loaded = attractor.load(place / "model")
+    shutil.copytree(place / "model", mixed)
+    for folder in (adapter, mixed):
+        peft.get_peft_model(loaded.model, peft.LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 279})).save_pretrained(larger)
+    loaded.tokenizer.save_pretrained(larger)
+    out = str(tmp_path / "out")
+    mistakes = [
+        *(("holds an adapter of PEFT", command) for folder in (adapter, mixed) for command in (
+            ["generate", str(folder), "--prompt", "a"],
+            ["retrofit", str(folder), out],
+            ["train", "language/chat", "--init", str(folder), "--data", "none.jsonl", "--out", out],
+        )),
+        (f"has {len(loaded.tokenizer)} entries and its model only 279", ["retrofit", str(larger), out]),
+        (f"has {len(loaded.tokenizer)} entries and its model only 279", ["chat", str(larger)]),
+    ]  # fmt: skip
+    capsys.readouterr()
+    for says, command in mistakes:
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert says in err, err
+        assert err.count("\n") == 1, err
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "mixed", "larger"}
+
+
+def test_quantised_weights_are_not_trained(place, tmp_path, capsys, monkeypatch) -> None:
+    """They are refused before anything is written."""
+    monkeypatch.setattr(AttractorForCausalLM, "hf_quantizer", object(), raising=False)
+    assert tune(place, tmp_path / "out") == 2
+    assert "quantised weights, which cannot be trained" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

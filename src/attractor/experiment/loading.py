@@ -14,7 +14,7 @@ from attractor.experiment.generation import answer, generate
 from attractor.experiment.pretrained import FOLDER, pretrained
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import first_line
-from attractor.files.received import load_reason, quiet
+from attractor.files.received import check_model_folder, load_reason, quiet
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
@@ -116,6 +116,7 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
         from transformers import AutoModelForCausalLM
 
         import attractor.models.language  # noqa: F401  registers its models with the Auto classes
+    check_model_folder(path, CheckpointError)
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
@@ -147,12 +148,17 @@ def _tokenizer(checkpoint: Path, num_embeddings: int) -> Any:
         raise CheckpointError(
             f"{checkpoint}: has no tokenizer; copy the one that the model was trained with."
         ) from error
+    require_fitting(tokenizer, num_embeddings, checkpoint)
+    return tokenizer
+
+
+def require_fitting(tokenizer: Any, num_embeddings: int, where: str | Path) -> None:
+    """Raise a CheckpointError if a tokenizer has more entries than the embedding of its model."""
     if len(tokenizer) > num_embeddings:
         raise CheckpointError(
-            f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "
+            f"{where}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "
             "they do not belong together."
         )
-    return tokenizer
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:

@@ -126,4 +126,6 @@ def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedL
         raise CheckpointError(
             f"{init}: holds a {type(loaded.model).__name__}; convert it with attractor retrofit first."
         )
+    if getattr(loaded.model, "hf_quantizer", None) is not None:
+        raise CheckpointError(f"{init}: holds quantised weights, which cannot be trained; give the original weights.")
     return loaded
