@@ -46,10 +46,11 @@ def talk(monkeypatch, text: str, *command: str) -> int:
     return main(["chat", *command])
 
 
-def test_one_command_tunes_a_model_and_resumes_bitwise(place, tmp_path) -> None:
+def test_one_command_tunes_a_model_and_resumes_bitwise(place, tmp_path, capsys) -> None:
     """The first loss is that of the answers alone, and the tuned model stops where the template ends an answer."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert tune(place, whole) == 0
+    assert "12 conversations with" in capsys.readouterr().out
     loaded = attractor.load(place / "model")
     rows = attractor.data.text.ConversationRows(place / "conversations.jsonl", loaded.tokenizer, 64)
     tokens, positions, labels = rows.batch(0, 2)

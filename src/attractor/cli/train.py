@@ -40,7 +40,7 @@ def train(
         logger: Where to log curves: tensorboard, wandb, trackio or none.
     """
     from attractor.experiment.training import train as run
-    from attractor.training import Preemption
+    from attractor.training import Preemption, read_run
 
     pause = Preemption(seconds=pause_after)
     trained = run(
@@ -56,6 +56,12 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":
         return
+    text: Any = read_run(trained.path).get("text", {})
+    if "num_conversations" in text:
+        say(
+            f"{text['num_conversations']:,} conversations with {text['num_learnt']:,} tokens of answers; {text['num_cut']:,} "
+            f"were cut at text.length, {text['num_left_out']:,} left out because no answer remained."
+        )
     folder = out or Path("runs") / recipe
     say(f"checkpoint: {trained.path} (also {folder / 'latest'})")
     if pause.requested:

@@ -1,6 +1,6 @@
 """Train a language model on prepared text."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ def train_language(
             raise ConfigError(f"{data}: conversations tune a model that has a chat template; give it to --init.")
         tokenizer: Any = start.tokenizer
         rows = ConversationRows(data, tokenizer, recipe.text.length, recipe.text.seed)
-        num_tokens = rows.stats.num_tokens
+        counts = asdict(rows.stats)
     else:
         recipe, shards, tokenizer = _open_shards(recipe, data, start, distributed)
-        rows, num_tokens = PackedRows(shards, recipe.text.length, recipe.text.seed), shards.num_tokens
+        rows, counts = PackedRows(shards, recipe.text.length, recipe.text.seed), {"num_tokens": shards.num_tokens}
     torch.manual_seed(recipe.train.seed)
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(distributed.device)
     if start is not None:
@@ -73,7 +73,7 @@ def train_language(
     metadata = {
         "kind": "language",
         "recipe": to_dict(recipe),
-        "text": {"tokenizer": fingerprint(tokenizer), "num_tokens": num_tokens},
+        "text": {"tokenizer": fingerprint(tokenizer), **counts},
         "environment": environment(),
     }
 
