@@ -28,7 +28,7 @@ class Countdown:
         self.right, self.converged, self.solver = torch.tensor(right), torch.tensor(converged), solver
         self.evaluations = 0
 
-    def check_breadth(self, breadth: int) -> None:
+    def check_restarts(self, breadth: int, noise: float | None = None) -> None:
         pass
 
     def init_state(self, questions):

@@ -63,7 +63,7 @@ class Counter:
     solver: Solver
     num_restarts: int = 0
 
-    def check_breadth(self, breadth: int) -> None:
+    def check_restarts(self, breadth: int, noise: float | None = None) -> None:
         pass
 
     def init_state(self, questions: Tensor) -> Tensor:

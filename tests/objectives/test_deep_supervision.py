@@ -139,8 +139,8 @@ def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
     """At the last state of the segment, for the model's update with these questions."""
 
     class Linear(Model):
-        def make_update(self, questions: Tensor) -> Any:
-            return lambda y: 3 * y
+        def penalized_map(self, questions: Tensor, state: Tensor) -> Any:
+            return lambda y: 3 * y, state
 
     without, _ = objective().step(Linear(right=False))
     with_penalty, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))

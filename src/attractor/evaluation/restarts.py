@@ -50,7 +50,7 @@ def run_restarts(
     ``advance`` is called with the number of puzzles that are finished. Raises ConfigError for a breadth above 1 when the
     model's initial state is not random.
     """
-    model.check_breadth(breadth)
+    model.check_restarts(breadth)
     answers = torch.zeros(breadth, len(depths), *questions.shape, dtype=torch.uint8)
     residual = torch.zeros(breadth, len(depths), len(questions))
     for k in range(breadth):

@@ -61,7 +61,7 @@ def evaluate_puzzles(
     ``right_by_residual`` also counts other correct answers, for puzzles that can have several. ``median_residual`` and
     ``residual_auroc`` are those of the first start.
     """
-    loaded.model.check_breadth(max(breadths))
+    loaded.model.check_restarts(max(breadths))
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(loaded.model.parameters()).device
