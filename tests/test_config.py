@@ -181,6 +181,7 @@ def test_no_number_of_any_configuration_is_nan_infinite_or_huge() -> None:
         "TRMUpdateConfig": network,
         "PuzzleRecipe": None,
         "ReasonerConfig": None,
+        "TwoPartConfig": None,
     }
     count = 0
     for cls in config_classes():

@@ -136,7 +136,7 @@ def test_a_name_that_does_not_fill_its_tokens_ends_in_zeros(tmp_path: Path) -> N
         ("trm", "hidden_size", "wide", "make no model"),
         ("trm", "dropout", 0.1, "'dropout' is not known"),
         ("trm", "L_layers", 3, "'L_level.layers.1.mlp_t.gate_up_proj.weight' is missing"),
-        ("trm", "seq_len", 25, "has shape (512, 4), not (2048, 25)"),
+        ("trm", "seq_len", 25, "has shape (512, 4), not (512, 25)"),
     ],
 )
 def test_unsupported_settings_are_refused(family: str, name: str, value, sentence: str, tmp_path: Path) -> None:

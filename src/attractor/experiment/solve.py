@@ -67,12 +67,16 @@ class PuzzleSolution:
 
 @dataclass(frozen=True)
 class LoadedReasoner:
-    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder."""
+    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder.
+
+    ``protocol`` are the settings of :func:`attractor.evaluate` with which an imported model was published.
+    """
 
     model: Reasoner
     puzzle: Puzzle
     size: int
     path: Path
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
         """Solve and check puzzles. Settings are those of :func:`solve_puzzles`."""

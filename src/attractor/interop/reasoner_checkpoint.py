@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attractor.config import to_dict
 from attractor.errors import AttractorError, CheckpointError, ConfigError
 from attractor.files import new_folder, read_json, require_free
 from attractor.interop.known import require_settings, require_tensors, require_value, settings_error
@@ -206,7 +207,7 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
         "H_layers": network.num_layers if isinstance(model, HRM) else 0,
         "L_layers": network.num_layers,
         "hidden_size": config.width,
-        "expansion": 1.5 * network.hidden / config.width,
+        "expansion": 4 if swiglu_hidden(config.width) == network.hidden else 1.5 * network.hidden / config.width,
         "num_heads": network.num_heads,
         "pos_encodings": positions,
         "rope_theta": network.theta,
@@ -220,9 +221,10 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
     if isinstance(model, TRMDEQ):
         solve = (config.max_evaluations, config.min_evaluations, config.tolerance, config.window, num_latent)
         settings |= dict(zip(TRM_DEQ, solve, strict=False))
-    if _config(settings, Path("config.json")) != config:
+    if _without_unused(_config(settings, Path("config.json"))) != _without_unused(config):
         raise ConfigError(
-            "the published code has no such model; its hidden widths follow from expansion and the width."
+            "the published code has no such model: it has one vocabulary for questions and answers, and hidden widths that "
+            "follow from the width."
         )
     weights = _reorder_grid_positions(model.state_dict(), model)
     weights = {f"inner.{_published_name(name)}": value for name, value in weights.items()}
@@ -231,3 +233,12 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
     with new_folder(Path(folder)) as part:
         (part / "config.json").write_text(json.dumps(settings, indent=1))
         save_file({name: value.contiguous() for name, value in weights.items()}, part / "model.safetensors")
+
+
+def _without_unused(config: TwoPartConfig) -> dict[str, Any]:
+    """Return the settings, without those that only a mixer has."""
+    settings = to_dict(config)
+    network = settings.get("update", settings)["network"]
+    if network["mixing"] != "mixer":
+        del network["num_cells"], network["cell_hidden"]
+    return settings
