@@ -87,17 +87,21 @@ def test_noise_restarts_of_trm_need_no_training(tmp_path: Path, capsys) -> None:
     assert "there is no selection 'luck'" in capsys.readouterr().err
 
 
-def test_a_padding_symbol_in_an_answer_is_a_wrong_answer(tmp_path: Path) -> None:
-    """Solving draws it and says so; it is no error."""
+def test_an_imported_model_never_answers_with_padding(tmp_path: Path) -> None:
+    """Solving and drawing use the symbols of the puzzle only, whatever the network prefers."""
     folder = published(tmp_path / "trm")
     weights = load_file(folder / "model.safetensors")
     weights["inner.lm_head.weight"] = torch.zeros(6, 8)
     weights["inner.lm_head.weight"][0] = 1.0
     save_file(weights, folder / "model.safetensors")
     assert main(["import", str(folder), str(tmp_path / "out")]) == 0
-    data = sudoku.generate(3, size=4, seed=0, clues=8)
-    solutions = attractor.load(tmp_path / "out").solve(data.questions, depth=2)
-    assert not any(solution.is_correct for solution in solutions)
+    data, loaded = sudoku.generate(3, size=4, seed=0, clues=8), attractor.load(tmp_path / "out")
+    state = torch.ones(1, 4, 4, 16)
+    assert loaded.model.decode(state)[0].argmax(dim=-1).eq(5).all()  # padding
+    assert all(solution.answer.max() <= 4 for solution in loaded.solve(data.questions, depth=2))
+    gif = ["--depth", "2", "--gif", str(tmp_path / "board.gif")]
+    assert main(["solve", str(tmp_path / "out"), sudoku.render(data.questions[0]), *gif]) == 1
+    assert (tmp_path / "board.gif").is_file()
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def test_a_halted_puzzle_keeps_its_answer_and_costs_nothing_more(halting: str) -
     first = halts.int().argmax(dim=0)
     assert found.evaluations[0, 0].tolist() == [3 * (int(i) + 1) for i in first]
     assert 0 < int((first < 3).sum()) < 16
+    assert run_restarts(model, q, depths=(2, 13, 40), halting=halting, tolerance=limit).evaluations[0, 0].max() == 2
     assert torch.equal(found.answers[0, 0], every.answers[0].take_along_dim(first.view(1, 16, 1, 1), dim=0)[0])
 
 

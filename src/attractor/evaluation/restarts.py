@@ -115,10 +115,10 @@ def run_restarts(
     """
     model.check_restarts(breadth, noise)
     check_selections(model, (), halting)
-    segment, last = model.evaluations_per_segment, depths[-1]
-    reads = {depth - k * segment for depth in depths for k in range(WINDOW + 1)} | set(depths)
-    if halting != "none":
-        reads |= set(range(segment, last, segment))
+    segment = model.evaluations_per_segment
+    backs = WINDOW if halting == "none" else depths[-1]  # segments before a depth whose ends are looked at
+    reads = {depth - k * segment for depth in depths for k in range(backs + 1)}
+    reads |= set() if halting == "none" else set(range(segment, depths[-1], segment))
     read = sorted(depth for depth in reads if depth > 0)
     rows = [read.index(depth) for depth in depths]
     shape = (breadth, len(read), len(questions))
@@ -147,7 +147,8 @@ def run_restarts(
                 answers[k, row:, index] = logits.argmax(dim=-1).to("cpu", torch.uint8)
                 evaluations[k, row:, index] = depth
                 scores["residual"][k, row:, index] = residual
-                scores["logit-window"][k, row:, index] = _logit_window(logits_at, depth, segment)[active]
+                if row in rows or halting != "none":  # elsewhere, logits of segments before are missing
+                    scores["logit-window"][k, row:, index] = _logit_window(logits_at, depth, segment)[active]
                 if halt is not None:
                     scores["halting-logit"][k, row:, index], has_halt = -halt.float(), True
                 for old in [d for d in logits_at if d < depth - WINDOW * segment]:
@@ -166,8 +167,8 @@ def run_restarts(
 def _logit_window(logits_at: dict[int, Tensor], depth: int, segment: int) -> Tensor:
     """Return the mean norm (B,) of the last changes of the logits, from segment to segment back from ``depth``."""
     steps = [max(depth - k * segment, 0) for k in range(WINDOW + 1)]
-    pairs = [(new, old) for new, old in pairwise(steps) if new > old and new in logits_at and old in logits_at]
-    return torch.stack([(logits_at[new] - logits_at[old]).flatten(1).norm(dim=1) for new, old in pairs]).mean(dim=0)
+    changes = [logits_at[new] - logits_at[old] for new, old in pairwise(steps) if new > old]
+    return torch.stack([change.flatten(1).norm(dim=1) for change in changes]).mean(dim=0)
 
 
 def exact(answers: Tensor, truth: Tensor) -> Tensor:

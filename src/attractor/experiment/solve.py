@@ -138,7 +138,9 @@ def solve_puzzles(
 def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
     start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     output = loaded.model.solve(_as_question(loaded, located.grid)[None], generator=generator, **budget)
-    answer = output.logits[0].argmax(dim=-1).cpu().numpy().astype(np.uint8)
+    # Without symbols that no answer has, such as the padding of an imported model.
+    logits = output.logits[0, ..., : loaded.puzzle.num_classes(len(located.grid))]
+    answer = logits.argmax(dim=-1).cpu().numpy().astype(np.uint8)
     verdict = loaded.puzzle.verdict(located.grid, answer)
     residual = float(output.solution.residual[0])
     assert output.init_state is not None
@@ -153,7 +155,7 @@ def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: 
         evaluations=int(output.solution.evaluations[0]),
         seconds=time.perf_counter() - start,
         place=located.place,
-        probabilities=output.logits[0].softmax(dim=-1).cpu(),
+        probabilities=logits.softmax(dim=-1).cpu(),
         init_state=output.init_state,
     )
 
@@ -192,6 +194,7 @@ def animate_solution(
     depths = animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
     tolerance = tolerance or (TOLERANCE if depth is None else 0.0)
     frames, residuals = trajectory(loaded.model, question, depths, init_state=solution.init_state, tolerance=tolerance)
+    frames = [frame[..., : solution.probabilities.shape[-1]] for frame in frames]
     # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is
     # known.
     frames[-1], residuals[-1] = solution.probabilities, solution.residual
