@@ -51,6 +51,8 @@ class DeepSupervisionConfig:
     jacobian_weight
         Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends. The penalty makes the update
         contract.
+    augment
+        Whether each puzzle is replaced by a random symmetric copy of it.
     max_revealed
         Each question gets the answers of a random number of its blank cells (0), at most so many, for Sudokus.
     """
@@ -63,6 +65,7 @@ class DeepSupervisionConfig:
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
     jacobian_weight: float = 0.0
+    augment: bool = True
     max_revealed: int = 0
 
     def __post_init__(self) -> None:
@@ -188,7 +191,9 @@ class DeepSupervision:
         index = torch.randint(len(self._data[0]), (num,)).numpy()
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        pair = self._augment(self._data[0][index], self._data[1][index], rng)
+        pair = self._data[0][index], self._data[1][index]
+        if self._config.augment:
+            pair = self._augment(*pair, rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
         if self._config.max_revealed:
             questions = _reveal(questions, answers, self._config.max_revealed)
