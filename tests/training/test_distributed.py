@@ -55,6 +55,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 }
 
 
+BACKBONE = r"^(?!.*\.layers\.2\.)"
 CELLS = GridNetworkConfig(width=16, hidden=24, cell_hidden=16, num_cells=36)
 RECURSION = TRMUpdateConfig(network=CELLS, num_latent=1)
 REASONERS: dict[str, ReasonerModelConfig] = {
@@ -130,11 +131,13 @@ def run(
     num_steps: int = 6,
     objective: type = NextToken,
     gradient: str = "one-step",
+    freeze: str = "",
     **more: Any,
 ) -> nn.Module:
     """Train with four rows per step."""
     config = TrainConfig(
         num_steps=num_steps,
+        freeze=freeze,
         optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"down_proj\.weight$"),
         warmup_fraction=0,
         cooldown_fraction=0,
@@ -195,6 +198,7 @@ def worker(rank: int, size: int, folder: str) -> None:
         steps = iter(range(9))
         run(out / "resumed", distributed, strategy, should_pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "resumed", distributed, strategy, resume=True)
+        run(out / "frozen", distributed, strategy, num_steps=3, freeze=BACKBONE)
         run(out / "bad-step", distributed, strategy, objective=BadSecondStep, gradient="implicit")
         for name, model in REASONERS.items():
             train_puzzles(out / name, distributed, strategy, model, Path(folder) / "puzzles")
@@ -258,6 +262,16 @@ def test_one_process_can_resume_a_run_of_many(ranks, strategy: str, tmp_path) ->
     run(tmp_path, one, strategy, num_steps=8)
     run(ranks / strategy, one, strategy, num_steps=8, resume=True)
     assert losses(ranks / strategy) == pytest.approx(losses(tmp_path), rel=2e-3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_frozen_weights_stay_on_every_rank(ranks, strategy: str, tmp_path) -> None:
+    """The losses are those of one process that freezes them too, and the checkpoint holds them unchanged."""
+    run(tmp_path, DistributedContext(device=torch.device("cpu")), strategy, num_steps=3, freeze=BACKBONE)
+    assert losses(ranks / strategy / "frozen") == pytest.approx(losses(tmp_path), rel=1e-3)
+    start = build("one-step").state_dict()
+    for name, value in load_file(find_checkpoint(ranks / strategy / "frozen") / "model.safetensors").items():
+        assert torch.equal(value, start[name]) == (".layers.2." not in name), name
 
 
 @pytest.mark.parametrize("name", REASONERS)

@@ -66,7 +66,7 @@ def train_language(
     if start is not None:
         _copy_weights(start.model, model)
     rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
-    config = replace(recipe.train, optimizer=recipe.optimizer)
+    config = replace(recipe.train, optimizer=recipe.optimizer, freeze=recipe.freeze)
     peak = peak_flops(distributed.device, PRECISIONS[recipe.train.precision])
     objective = NextToken(rows, recipe.text, peak_flops=peak, rank=distributed.rank, world_size=distributed.size)
     metadata = {

@@ -94,6 +94,18 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         With ``training``, a pass that carries gradients counts three times: once forward and twice backward.
         """
 
+    def single_passes(self, num: int) -> float:
+        """Return the cost in training of the first ``num`` layers, each used once, in forward passes of one layer.
+
+        A frozen layer has no gradients of its weights, and none at all if everything before it is frozen too.
+        """
+        carries, total = bool(self.get_input_embeddings().weight.requires_grad), 0.0
+        for layer in self.model.layers[:num]:
+            is_trained = any(p.requires_grad for p in layer.parameters())
+            total += 1 + is_trained + carries
+            carries |= is_trained
+        return total
+
     def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
         """Return the floating-point operations per token of a sequence of ``length`` tokens.
 
@@ -106,7 +118,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         # Half of 2 · T · D, for the scores and for the weighted sum.
         attention = config.num_attention_heads * config.head_width * (length + 1)
         passes = sum(layers * uses for layers, uses in self.layer_uses(evaluations, training=training))
-        head = config.vocab_size * config.hidden_size * (3 if training else 1)
+        head = config.vocab_size * config.hidden_size * (2 + self.lm_head.weight.requires_grad if training else 1)
         return 2.0 * (passes * (matrices + attention) + head)
 
     def fsdp_units(self) -> list[tuple[list[nn.Module], bool]]:
