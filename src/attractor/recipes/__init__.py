@@ -106,6 +106,7 @@ _TEXTS = {
     "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
+    "maze/unique": "Maze-Unique at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
     "language/chat": "conversations, from a checkpoint whose tokenizer has a chat template",
@@ -119,7 +120,7 @@ def _builders() -> dict[str, Callable[[], Any]]:
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
-        for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze")):
+        for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze"), ("maze/unique", "unique")):
             named[_name(task, family)] = partial(published, kind, family)
             if family in ("attractor", "trm"):
                 named[_name(f"{task}-27m", family)] = partial(published, kind, family, width=WIDTHS_27M[kind])
