@@ -19,7 +19,7 @@ from attractor.gradient import Implicit, Phantom, Unrolled
 from attractor.models.language import AttractorConfig, LanguageModel, LoopedConfig
 from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
-from attractor.models.reasoning import Reasoner
+from attractor.models.reasoning import TRMDEQ, Reasoner
 from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig
 from attractor.solve import Anderson
@@ -208,7 +208,8 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]
-    return sum(_network_activations(network, setup) for network in networks), networks[0].config.width
+    calls = model.config.num_latent + 1 if isinstance(model, TRMDEQ) else 1
+    return calls * sum(_network_activations(network, setup) for network in networks), networks[0].config.width
 
 
 def _network_activations(network: GridNetwork, setup: TrainingSetup) -> float:
