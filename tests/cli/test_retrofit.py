@@ -21,7 +21,6 @@ SMALL = [
     "train.log_every=2",
     "train.checkpoint_every=2",
 ]
-FROZEN = ("train.freeze=backbone",)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def train(
         "--out",
         str(out),
     ]
-    return main([*command, "--logger", "none", *more, "--set", *settings, *SMALL, f"train.num_steps={steps}"])
+    return main([*command, "--logger", "none", *more, "--set", *SMALL, f"train.num_steps={steps}"])
 
 
 def test_from_a_backbone_to_an_evaluated_attractor(place, tmp_path) -> None:
@@ -90,13 +89,15 @@ def test_from_a_backbone_to_an_evaluated_attractor(place, tmp_path) -> None:
 
 
 def test_only_the_attractor_is_trained_with_a_frozen_backbone(place, tmp_path) -> None:
-    """Everything outside its two layers stays bitwise, and a resumed run continues so."""
-    assert train(place, tmp_path / "run", settings=FROZEN) == 0
+    """Everything outside its two layers stays bitwise, and a resumed run continues so. Its teacher is the original."""
+    assert train(place, tmp_path / "run", recipe="retrofit-distilled") == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < log[0]["divergence"] < 1
     start, trained = (load_file(f / "model.safetensors") for f in (place / "model", tmp_path / "run" / "step-00000004"))
     for name, weight in start.items():
         assert torch.equal(weight, trained[name]) == (".layers.0." in name or ".layers." not in name), name
     shutil.rmtree(tmp_path / "run" / "step-00000004")
-    assert train(place, tmp_path / "run", "--resume", settings=FROZEN) == 0
+    assert train(place, tmp_path / "run", "--resume", recipe="retrofit-distilled") == 0
     again = load_file(tmp_path / "run" / "step-00000004" / "model.safetensors")
     assert all(torch.equal(trained[name], again[name]) for name in again)
 

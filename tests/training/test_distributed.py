@@ -123,13 +123,18 @@ class BadSecondStep(NextToken):
         return (loss * torch.nan if self._row == 8 and self.rank == 1 else loss), metrics
 
 
+def distilled(rows: Any, config: NextTokenConfig, **ranks: int) -> NextToken:
+    """Return the objective with half of the loss towards the untrained model at depth 1."""
+    return NextToken(rows, replace(config, distillation=0.5), teacher=build("one-step").eval(), **ranks)
+
+
 def run(
     out: Path,
     distributed: DistributedContext,
     strategy: str,
     *,
     num_steps: int = 6,
-    objective: type = NextToken,
+    objective: Callable[..., Any] = NextToken,
     gradient: str = "one-step",
     freeze: str = "",
     **more: Any,
@@ -198,7 +203,7 @@ def worker(rank: int, size: int, folder: str) -> None:
         steps = iter(range(9))
         run(out / "resumed", distributed, strategy, should_pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "resumed", distributed, strategy, resume=True)
-        run(out / "frozen", distributed, strategy, num_steps=3, freeze=BACKBONE)
+        run(out / "frozen", distributed, strategy, num_steps=3, freeze=BACKBONE, objective=distilled)
         run(out / "bad-step", distributed, strategy, objective=BadSecondStep, gradient="implicit")
         for name, model in REASONERS.items():
             train_puzzles(out / name, distributed, strategy, model, Path(folder) / "puzzles")
@@ -266,8 +271,9 @@ def test_one_process_can_resume_a_run_of_many(ranks, strategy: str, tmp_path) ->
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_frozen_weights_stay_on_every_rank(ranks, strategy: str, tmp_path) -> None:
-    """The losses are those of one process that freezes them too, and the checkpoint holds them unchanged."""
-    run(tmp_path, DistributedContext(device=torch.device("cpu")), strategy, num_steps=3, freeze=BACKBONE)
+    """With a teacher too. The losses are those of one process, and the checkpoint holds frozen weights unchanged."""
+    one = DistributedContext(device=torch.device("cpu"))
+    run(tmp_path, one, strategy, num_steps=3, freeze=BACKBONE, objective=distilled)
     assert losses(ranks / strategy / "frozen") == pytest.approx(losses(tmp_path), rel=1e-3)
     start = build("one-step").state_dict()
     for name, value in load_file(find_checkpoint(ranks / strategy / "frozen") / "model.safetensors").items():

@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from attractor.cli.calibrate import calibrate
+from attractor.cli.chat import chat
 from attractor.cli.compare import compare
 from attractor.cli.cost import cost
 from attractor.cli.data import data
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "solve": solve,
     "play": play,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect_model,
     "calibrate": calibrate,
     "retrofit": retrofit,

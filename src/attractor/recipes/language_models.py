@@ -17,6 +17,7 @@ the optimiser and its settings are this project's, and no run of these sizes has
 ``paper`` takes the MLP, the injection, the gradient and the division of the optimisers from the paper, too.
 """
 
+import math
 from dataclasses import field, replace
 from typing import Any
 
@@ -43,10 +44,13 @@ class LanguageRecipe:
     ----------
     attractor_rate
         The fraction of the learning rate for the attractor's layers of a model that also has backbone layers.
+    epochs
+        Another limit of the run: passes over the rows of the data. None: no such limit.
     """
 
     model: AttractorConfig | LoopedConfig
     attractor_rate: float = 0.5
+    epochs: float | None = None
     text: NextTokenConfig = field(default_factory=NextTokenConfig)
     train: TrainConfig
 
@@ -56,6 +60,13 @@ class LanguageRecipe:
         if self._num_attractor_layers in (0, self.model.num_hidden_layers):  # no attractor layers, or nothing else
             return self.train.optimizer
         return replace(self.train.optimizer, slow_pattern=self._attractor_pattern, slow_factor=self.attractor_rate)
+
+    def num_steps(self, num_rows: int) -> int | None:
+        """Return the limit in steps for data of ``num_rows`` rows."""
+        if self.epochs is None:
+            return self.train.num_steps
+        steps = max(1, math.ceil(self.epochs * num_rows / (self.text.batch_size * self.train.accumulate)))
+        return min(steps, self.train.num_steps or steps)
 
     @property
     def freeze(self) -> str:
@@ -77,7 +88,7 @@ class LanguageRecipe:
         return rf"\.layers\.({layers})\."
 
     def __post_init__(self) -> None:
-        require_positive(self, "attractor_rate")
+        require_positive(self, "attractor_rate", *(["epochs"] if self.epochs is not None else []))
         if self.text.length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"text.length={self.text.length} exceeds model.max_position_embeddings="
@@ -177,8 +188,10 @@ def _as_published(recipe: LanguageRecipe) -> LanguageRecipe:
     return published
 
 
-def retrofit() -> LanguageRecipe:
+def retrofit(*, freeze: str = "", distillation: float = 0.0) -> LanguageRecipe:
     """Return the recipe that trains a retrofitted checkpoint; :func:`fit_to_model` sets its model.
+
+    ``freeze`` and ``distillation`` are its ``train.freeze`` and ``text.distillation``.
 
     AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for
     all layers. The contraction penalty costs six more evaluations a step, two of them with gradients; the update then
@@ -187,9 +200,10 @@ def retrofit() -> LanguageRecipe:
     return LanguageRecipe(
         model=AttractorConfig(),
         attractor_rate=1.0,
-        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3),
+        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3, distillation=distillation),
         train=TrainConfig(
             num_steps=1000,
+            freeze=freeze,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0),
             warmup_fraction=0.05,
             ema_decay=0.0,
@@ -198,6 +212,15 @@ def retrofit() -> LanguageRecipe:
             log_every=10,
         ),
     )
+
+
+def chat() -> LanguageRecipe:
+    """Return the recipe that tunes a checkpoint on conversations: two passes over them, at a fifth of the rate of
+    :func:`retrofit`, because there are few of them and the model can speak already."""
+    recipe = retrofit()
+    changes = {"optimizer": {"lr": 2e-5}, "num_steps": 100_000, "accumulate": 1, "checkpoint_every": 100}
+    tuned: LanguageRecipe = change(recipe, {"epochs": 2.0, "train": changes})
+    return tuned
 
 
 def fit_to_model(recipe: LanguageRecipe, model: AttractorConfig | LoopedConfig) -> LanguageRecipe:

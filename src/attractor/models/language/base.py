@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -16,7 +17,7 @@ from attractor.errors import ConfigError
 from attractor.files import write_text
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
-from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
+from attractor.models.language.loss import HAS_LOGITS, TokenDivergence, TokenLoss, next_token_loss, teacher_divergence
 from attractor.solve import Solution, Tolerance, require_resolvable
 
 
@@ -79,7 +80,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         register_with_peft(config.model_type)
         self.model = self.model_class(config, initialize=False)  # weights are drawn once, by the last line
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.token_loss = TokenLoss()
+        self.token_loss, self.token_divergence = TokenLoss(), TokenDivergence()
         self.post_init()
 
     @property
@@ -134,6 +135,18 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
     def diagnostics(self, input_ids: Tensor) -> dict[str, float]:
         """Return figures about the model's state on a batch (B, T), for the training log."""
         return {}
+
+    def divergence(
+        self, output: LanguageModelOutput, teacher: "LanguageModel", labels: Tensor, **inputs: Any
+    ) -> Tensor:
+        """Return the mean KL divergence, in nats, of the next tokens of ``output`` from those of ``teacher`` at depth 1.
+
+        ``inputs`` are the arguments that ``output`` was computed from; ``labels`` (B, T) says by −100 what not to count.
+        """
+        with torch.no_grad():
+            target = teacher.model(**inputs, depth=1, use_cache=False).last_hidden_state
+        hidden = self.model.norm(output.hidden)
+        return teacher_divergence(hidden, self.lm_head, target, teacher.lm_head, labels, self.token_divergence)
 
     @accept_past_key_values
     @can_return_tuple
