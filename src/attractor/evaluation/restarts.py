@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,31 +116,18 @@ def run_restarts(
     """
     model.check_restarts(breadth, noise)
     check_selections(model, (), halting)
-    segment = model.evaluations_per_segment
-    backs = WINDOW if halting == "none" else depths[-1]  # segments before a depth whose ends are looked at
-    reads = {depth - k * segment for depth in depths for k in range(backs + 1)}
-    reads |= set() if halting == "none" else set(range(segment, depths[-1], segment))
-    read = sorted(depth for depth in reads if depth > 0)
+    read = _depths_to_read(depths, model.evaluations_per_segment, halting)
     rows = [read.index(depth) for depth in depths]
     shape = (breadth, len(read), len(questions))
     answers = torch.zeros(*shape, *questions.shape[1:], dtype=torch.uint8)
-    scores = {name: torch.full(shape, torch.nan) for name in SCORES}
-    evaluations = torch.zeros(shape)
-    has_halt = False
+    evaluations, scores = torch.zeros(shape), {name: torch.full(shape, torch.nan) for name in SCORES}
     for k in range(breadth):
         for first in range(0, len(questions), batch_size):
             batch = questions[first : first + batch_size]
             state = model.init_state(batch)
             logits_at = {0: model.decode(state)[0].float().cpu()}  # of the whole batch, by depth
-            readings = read_depths(
-                model,
-                batch,
-                read,
-                init_state=state,
-                tolerance=tolerance if halting == "residual" else 0.0,
-                noise=noise,
-                halting=halting == "logit",
-            )
+            budget: dict[str, Any] = {"tolerance": tolerance if halting == "residual" else 0.0, "noise": noise}
+            readings = read_depths(model, batch, read, init_state=state, halting=halting == "logit", **budget)
             for row, (active, logits, residual, halt) in enumerate(readings):
                 depth, index = read[row], first + active
                 logits_at[depth] = logits_at[max(logits_at)].index_copy(0, active, logits.float().cpu())
@@ -148,13 +136,14 @@ def run_restarts(
                 evaluations[k, row:, index] = depth
                 scores["residual"][k, row:, index] = residual
                 if row in rows or halting != "none":  # elsewhere, logits of segments before are missing
-                    scores["logit-window"][k, row:, index] = _logit_window(logits_at, depth, segment)[active]
+                    change = _logit_window(logits_at, depth, model.evaluations_per_segment)
+                    scores["logit-window"][k, row:, index] = change[active]
                 if halt is not None:
-                    scores["halting-logit"][k, row:, index], has_halt = -halt.float(), True
-                for old in [d for d in logits_at if d < depth - WINDOW * segment]:
+                    scores["halting-logit"][k, row:, index] = -halt.float()
+                for old in [d for d in logits_at if d < depth - WINDOW * model.evaluations_per_segment]:
                     del logits_at[old]
             advance(len(batch))
-    if not has_halt:
+    if scores["halting-logit"].isnan().all():  # no head
         del scores["halting-logit"]
     return Restarts(
         depths=tuple(depths),
@@ -162,6 +151,14 @@ def run_restarts(
         scores={name: score[:, rows] for name, score in scores.items()},
         evaluations=evaluations[:, rows],
     )
+
+
+def _depths_to_read(depths: Sequence[int], segment: int, halting: str) -> list[int]:
+    """Return ``depths``, and the ends of segments before them at which logits are compared or puzzles may halt."""
+    backs = WINDOW if halting == "none" else depths[-1]
+    read = {depth - k * segment for depth in depths for k in range(backs + 1)}
+    read |= set() if halting == "none" else set(range(segment, depths[-1], segment))
+    return sorted(depth for depth in read if depth > 0)
 
 
 def _logit_window(logits_at: dict[int, Tensor], depth: int, segment: int) -> Tensor:

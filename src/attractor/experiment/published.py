@@ -1,6 +1,5 @@
 """Import checkpoints that others published: language models of the paper's authors, and puzzle models of four families."""
 
-from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,10 @@ def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> t
     weights = model.state_dict()
     for name in ("embedding.weight", "lm_head.weight"):
         weights[name] = weights[name].roll(-1, dims=0)  # padding is symbol 0 there, and the last one here
+    config: Any = model.config
     segments = settings.get("halt_max_steps", 16)
     recipe = PuzzleRecipe(
-        model=replace(model.config),
+        model=config,
         data=data,
         supervision=DeepSupervisionConfig(max_segments=segments, cross_entropy="stablemax"),
         train=TrainConfig(num_steps=1),

@@ -35,10 +35,16 @@ from attractor.nn.grid import swiglu_hidden
 
 SHARED = {"seq_len", "vocab_size", "H_cycles", "L_cycles", "L_layers", "hidden_size", "expansion", "num_heads"}
 SHARED |= {"pos_encodings"}
-DEFAULTS = {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0, "num_puzzle_identifiers": 1, "mlp_t": False}
+DEFAULTS: dict[str, Any] = {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0, "num_puzzle_identifiers": 1, "mlp_t": False}
 DEFAULTS |= {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "halt_max_steps": 16}
-EQR = {"lambda_": 0.95, "noise_scale": 0.01, "H_init_std": 1.0, "L_init_std": 1.0}
-TRM_DEQ = {"deq_max_iter": 8, "deq_min_iter": 4, "deq_tol": 1e-3, "deq_anderson_m": 5, "bptt_through": 1}
+EQR: dict[str, Any] = {"lambda_": 0.95, "noise_scale": 0.01, "H_init_std": 1.0, "L_init_std": 1.0}
+TRM_DEQ: dict[str, Any] = {
+    "deq_max_iter": 8,
+    "deq_min_iter": 4,
+    "deq_tol": 1e-3,
+    "deq_anderson_m": 5,
+    "bptt_through": 1,
+}
 TRM_DEQ |= {"deq_inner": True, "deq_anderson_beta": 1.0}
 # Settings that do not change a trained network. ``H_layers`` comes from HRM; the code of the others ignores it.
 IGNORED = {"batch_size", "halt_exploration_prob", "forward_dtype", "no_ACT_continue"}
@@ -156,7 +162,8 @@ def _reorder_grid_positions(weights: dict[str, Tensor], model: TwoPartReasoner) 
     The published code turns each half of a head's channels by one coordinate, with pairs a quarter of a head apart. Our
     pairs are half a head apart.
     """
-    network: GridNetworkConfig = getattr(model.config, "update", model.config).network
+    config: Any = model.config
+    network = getattr(config, "update", config).network
     if network.mixing != "attention" or not network.grid_positions:
         return weights
     changed = {}
@@ -192,8 +199,8 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
     """
     require_free(Path(folder))
     config: Any = model.config
-    network = config.update.network if hasattr(config, "update") else config.network
-    num_latent = config.update.num_latent if hasattr(config, "update") else config.num_latent
+    update = getattr(config, "update", config)
+    network, num_latent = update.network, update.num_latent
     num_names, mixes = config.num_name_tokens, network.mixing == "mixer"
     positions = "none" if mixes else "rope2d" if network.grid_positions else "rope"
     settings = {

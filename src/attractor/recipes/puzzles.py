@@ -211,7 +211,7 @@ def sudoku_hardest(*, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
     )
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "sudoku": SudokuDataConfig(),
     "maze": MazeDataConfig(style="walls", size=30, min_path=111, corner_fraction=0.0),
     "unique": MazeDataConfig(size=29, min_path=100, max_path=140, corner_fraction=0.0),
