@@ -49,7 +49,7 @@ class PrintableStream(io.TextIOBase):
         return self._stream.write(printable(text, keep="\n\t"))
 
 
-def make_streamer(tokenizer: Any) -> Any:
+def make_streamer(tokenizer: Any, *, skip_prompt: bool = False) -> Any:
     """Return a streamer that prints tokens as they come. Escape sequences in them do not reach the terminal."""
     from transformers import TextStreamer
 
@@ -57,4 +57,12 @@ def make_streamer(tokenizer: Any) -> Any:
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text, keep="\n\t"), stream_end=stream_end)
 
-    return PrintableStreamer(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return PrintableStreamer(tokenizer, skip_prompt=skip_prompt, **settings)
+
+
+def describe_generation(result: Any) -> str:
+    """Return the tokens of a :class:`attractor.experiment.generation.Generation`, their evaluations and their time."""
+    solved = "" if result.evaluations is None else f", {result.evaluations:.1f} evaluations per token"
+    full = " (the model's context is full)" if result.is_context_full else ""
+    return f"{result.num_tokens} tokens in {result.seconds:.1f} s{solved}{full}"

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attractor.data import PuzzleSet, puzzles
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import auroc, exact, run_restarts
+from attractor.evaluation import auroc, binomial_interval, check_selections, exact, run_restarts
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
@@ -50,18 +49,23 @@ def evaluate_puzzles(
     *,
     depths: Sequence[int],
     breadths: Sequence[int],
+    selections: Sequence[str],
+    noise: float | None = None,
+    halting: str = "none",
     batch_size: int,
     seed: int,
     progress: bool = False,
 ) -> Figures:
-    """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
+    """Return the accuracy by breadth and depth, and how well each score tells right answers from wrong ones.
 
-    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell,
-    chosen among the restarts by the lowest residual or by majority; rows are breadths and columns are depths.
-    ``right_by_residual`` also counts other correct answers, for puzzles that can have several. ``median_residual`` and
-    ``residual_auroc`` are those of the first start.
+    ``exact_by_residual``, or another selection in place of ``residual``, are fractions of answers equal to the known one
+    in every cell, chosen among the restarts; rows are breadths and columns are depths. ``interval_by_…`` are their
+    binomial intervals of 95 %, ``any_exact`` the fractions of puzzles that some restart answers right, and
+    ``evaluations`` the mean evaluations for a puzzle over all restarts. ``right_by_residual`` also counts other correct
+    answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
     """
-    loaded.model.check_breadth(max(breadths))
+    loaded.model.check_restarts(max(breadths), noise)
+    check_selections(loaded.model, selections, halting)
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(loaded.model.parameters()).device
@@ -71,29 +75,37 @@ def evaluate_puzzles(
             questions.to(device),
             depths=depths,
             breadth=max(breadths),
+            noise=noise,
+            halting=halting,
             batch_size=batch_size,
             advance=bars.count("puzzles", max(breadths) * len(data)),
         )
-    first = exact(restarts.answers[0], truth)  # (depths, N)
-
-    def correct(answers: Tensor) -> list[float]:
-        return [float(fraction) for fraction in exact(answers, truth).float().mean(dim=1)]
-
+    right = exact(restarts.answers, truth)  # (K, depths, N)
     figures: Figures = {
         "num_puzzles": len(data),
         "depths": list(depths),
         "breadths": list(breadths),
-        "exact_by_residual": [correct(restarts.lowest_residual(breadth)) for breadth in breadths],
-        "exact_by_majority": [correct(restarts.majority(breadth)) for breadth in breadths],
+        "selections": list(selections),
+        "any_exact": [right[:breadth].any(dim=0).float().mean(dim=1).tolist() for breadth in breadths],
+        "evaluations": [restarts.evaluations[:b].sum(dim=0).mean(dim=1).tolist() for b in breadths],
         "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
-        "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
     }
-    if not loaded.puzzle.has_unique_answer:
-        figures["right_by_residual"] = [
-            [
-                float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
-                for found in restarts.lowest_residual(breadth)
-            ]
-            for breadth in breadths
+    for name, score in restarts.scores.items():
+        key = name.replace("-", "_")
+        figures[f"{key}_auroc"] = [auroc(-s, e) for s, e in zip(score[0], right[0], strict=True)]
+    for selection in selections:
+        name = selection.replace("-", "_")
+        chosen = [exact(restarts.select(selection, breadth), truth) for breadth in breadths]
+        figures[f"exact_by_{name}"] = [by_depth.float().mean(dim=1).tolist() for by_depth in chosen]
+        figures[f"interval_by_{name}"] = [
+            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in chosen
         ]
+        if not loaded.puzzle.has_unique_answer:
+            figures[f"right_by_{name}"] = [
+                [
+                    float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
+                    for found in restarts.select(selection, breadth)
+                ]
+                for breadth in breadths
+            ]
     return figures
