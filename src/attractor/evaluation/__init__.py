@@ -7,6 +7,7 @@ from attractor.evaluation.harness import harness
 from attractor.evaluation.internalisation import DepthStats, Internalisation, TokenStats, measure_internalisation
 from attractor.evaluation.puzzles import DepthEvaluation, DepthPoint, evaluate_depths, trajectory
 from attractor.evaluation.restarts import Restarts, auroc, exact, run_restarts
+from attractor.evaluation.search import SearchResult, run_search
 from attractor.evaluation.text import (
     DEFAULT_WINDOW,
     TextScore,
@@ -30,6 +31,7 @@ __all__ = [
     "Internalisation",
     "LambadaScore",
     "Restarts",
+    "SearchResult",
     "Task",
     "TaskScore",
     "TextScore",
@@ -51,6 +53,7 @@ __all__ = [
     "measure_internalisation",
     "read_tasks",
     "run_restarts",
+    "run_search",
     "score_text",
     "score_tokens",
     "trajectories",
