@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.output import add_row, make_table, say, show
+from attractor.cli.output import add_row, make_table, say, show, show_search
 
 Figures = dict[str, Any]
 
@@ -30,6 +30,7 @@ def evaluate(
     depths: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="DEPTH ...")] = None,
     breadths: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="BREADTH ...")] = None,
     seed: int | None = None,
+    search: bool = False,
     out: Path | None = None,
 ) -> None:
     """Evaluate a model on unseen text, tasks or puzzles, and print the results.
@@ -54,6 +55,7 @@ def evaluate(
         depths: For puzzles: numbers of evaluations, in rising order; by default 1 2 4 8 16 32 64.
         breadths: For puzzles: numbers of restarts from which one answer is chosen, in rising order; by default 1.
         seed: For puzzles: the seed of the initial states; by default 0.
+        search: For Sudokus: also search with guesses, until an answer follows the rules.
         out: A JSON file to write the figures to.
     """
     options = locals()  # every option by its name
@@ -67,6 +69,7 @@ def evaluate(
         Console().print(_language_table(results))
         return
     show(_puzzle_table(results))
+    show_search(results)
     if "right_by_residual" in results:
         say("* any correct answer counts, not only the known one")
 

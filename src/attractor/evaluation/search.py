@@ -65,7 +65,7 @@ def run_search(
     deduce: Deduce,
     *,
     first_depth: int = 32,
-    depth: int = 4,
+    depth: int = 2,
     max_evaluations: int = 4096,
     batch_size: int = 64,
     init_state: Tensor | None = None,

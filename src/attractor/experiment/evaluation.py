@@ -31,6 +31,7 @@ def evaluate(
     depths: Sequence[int] | None = None,
     breadths: Sequence[int] | None = None,
     seed: int | None = None,
+    search: bool = False,
     limit: int | None = None,
     batch_size: int = 8,
     out: str | Path | None = None,
@@ -64,6 +65,8 @@ def evaluate(
         which one answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order.
     seed
         For reasoners: the seed of the initial states; 0 by default.
+    search
+        For reasoners of Sudokus: also search with guesses, see :func:`attractor.evaluation.run_search`.
     limit
         The largest number of documents, items of each task, or puzzles.
     batch_size
@@ -91,12 +94,12 @@ def evaluate(
         require_output_file(target, *_as_paths(data))
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
-    puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed}
+    puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed, "search": search or None}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
-        return _evaluate_reasoner(model, data, depths, breadths, seed or 0, limit, batch_size, target, progress)
+        return _evaluate_reasoner(model, data, depths, breadths, seed or 0, search, limit, batch_size, target, progress)
     _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
     if isinstance(data, PuzzleSet):
         raise ConfigError("puzzles are for reasoners; give a language model files or folders of text as data.")
@@ -120,6 +123,7 @@ def _evaluate_reasoner(
     depths: Sequence[int] | None,
     breadths: Sequence[int] | None,
     seed: int,
+    search: bool,
     limit: int | None,
     batch_size: int,
     out: Path | None,
@@ -135,6 +139,7 @@ def _evaluate_reasoner(
         breadths=breadths,
         batch_size=batch_size,
         seed=seed,
+        search=search,
         progress=progress,
     )
     figures: Figures = json_safe({"checkpoint": str(loaded.path), "seed": seed, "results": results})

@@ -1,20 +1,23 @@
 """Evaluate a reasoner on puzzles, by depth and by breadth."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attractor.data import PuzzleSet, puzzles
+from attractor.data import SUDOKU, PuzzleSet, puzzles
+from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import auroc, exact, run_restarts
+from attractor.evaluation import auroc, exact, run_restarts, run_search
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
+RATINGS = (0.0, 0.5, 2.0, 8.0, float("inf"))  # the bounds of ``by_rating``
 
 
 def require_rising(**lists: Sequence[int]) -> None:
@@ -52,6 +55,7 @@ def evaluate_puzzles(
     breadths: Sequence[int],
     batch_size: int,
     seed: int,
+    search: bool = False,
     progress: bool = False,
 ) -> Figures:
     """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
@@ -59,8 +63,12 @@ def evaluate_puzzles(
     ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell,
     chosen among the restarts by the lowest residual or by majority; rows are breadths and columns are depths.
     ``right_by_residual`` also counts other correct answers, for puzzles that can have several. ``median_residual`` and
-    ``residual_auroc`` are those of the first start.
+    ``residual_auroc`` are those of the first start. ``search`` has the accuracy, evaluations and guesses of
+    :func:`attractor.evaluation.run_search`. ``by_rating``, for puzzles with ratings, has the accuracy of one start, of the
+    restart with the lowest residual, and of the search, at the last depth. Both have 95 % intervals.
     """
+    if search and loaded.puzzle.kind != SUDOKU.kind:
+        raise ConfigError(f"search guesses digits of Sudokus; leave it out for puzzles of the kind {data.kind}.")
     loaded.model.check_breadth(max(breadths))
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
@@ -88,6 +96,29 @@ def evaluate_puzzles(
         "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
         "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
     }
+    chosen = {"one_start": first[-1], "restarts": exact(restarts.lowest_residual(max(breadths))[-1], truth)}
+    if search:
+        with TaskProgress(enabled=progress) as bars:
+            advance = bars.count("searched puzzles", len(data))
+            found = run_search(loaded.model, questions.to(device), deduce, batch_size=batch_size, advance=advance)
+        chosen["search"], evaluations = exact(found.answers, truth), found.evaluations.double()
+        figures["search"] = share(chosen["search"]) | {
+            "evaluations": {
+                "mean": float(evaluations.mean()),
+                "median": float(evaluations.median()),
+                "quantile_90": float(evaluations.quantile(0.9)),
+                "max": float(evaluations.max()),
+            },
+            "guesses": float(found.guesses.double().mean()),
+        }
+    if data.ratings is not None:
+        figures["by_rating"] = [
+            {"from": low, "below": high if high < float("inf") else None, "num_puzzles": int(rows.sum())}
+            | {name: share(right[rows]) for name, right in chosen.items() if name != "restarts" or max(breadths) > 1}
+            for low, high in pairwise(RATINGS)
+            for rows in [torch.from_numpy((data.ratings >= low) & (data.ratings < high))]
+            if rows.any()
+        ]
     if not loaded.puzzle.has_unique_answer:
         figures["right_by_residual"] = [
             [
@@ -97,3 +128,11 @@ def evaluate_puzzles(
             for breadth in breadths
         ]
     return figures
+
+
+def share(right: Tensor) -> dict[str, float]:
+    """Return the share of ``right`` (N,), and its 95 % interval by Wilson."""
+    n, p, z = len(right), float(right.double().mean()), 1.96
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
+    return {"exact": p, "low": max(low, 0.0), "high": min(high, 1.0)}
