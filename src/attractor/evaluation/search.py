@@ -98,18 +98,9 @@ def run_search(
     if min(depth, first_depth) < 1 or max_evaluations < depth:
         given = f"depth={depth}, first_depth={first_depth}, max_evaluations={max_evaluations}"
         raise ConfigError(f"search: {given}; give whole numbers from 1 up, and max_evaluations of depth or more.")
-    num, classes = len(questions), model.config.num_classes
+    found = _nothing(questions, model.config.num_classes)
     states = model.init_state(questions) if init_state is None else init_state
-    found = SearchResult(
-        answers=torch.zeros(questions.shape, dtype=torch.uint8),
-        solved=torch.zeros(num, dtype=torch.bool),
-        impossible=torch.zeros(num, dtype=torch.bool),
-        evaluations=torch.zeros(num, dtype=torch.long),
-        guesses=torch.zeros(num, dtype=torch.long),
-        probabilities=torch.zeros(*questions.shape, classes),
-        residual=torch.full((num,), torch.inf),
-    )
-    waiting, heaps = iter(range(num)), dict[int, list[_Node]]()
+    waiting, heaps = iter(range(len(questions))), dict[int, list[_Node]]()
     while True:
         while len(heaps) < batch_size and (new := next(waiting, None)) is not None:
             grid = questions[new].cpu().numpy().astype(np.uint8)
@@ -148,6 +139,20 @@ def run_search(
                 del heaps[i]
                 advance(1)
         found.answers[index], found.solved[index] = torch.from_numpy(answers), torch.from_numpy(right)
+
+
+def _nothing(questions: Tensor, num_classes: int) -> SearchResult:
+    """Return the result before the first evaluation."""
+    num = len(questions)
+    return SearchResult(
+        answers=torch.zeros(questions.shape, dtype=torch.uint8),
+        solved=torch.zeros(num, dtype=torch.bool),
+        impossible=torch.zeros(num, dtype=torch.bool),
+        evaluations=torch.zeros(num, dtype=torch.long),
+        guesses=torch.zeros(num, dtype=torch.long),
+        probabilities=torch.zeros(*questions.shape, num_classes),
+        residual=torch.full((num,), torch.inf),
+    )
 
 
 def _guess(

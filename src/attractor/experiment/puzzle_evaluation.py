@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attractor.data import SUDOKU, PuzzleSet, puzzles
 from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import auroc, exact, run_restarts, run_search
+from attractor.evaluation import SearchResult, auroc, exact, run_restarts, run_search
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
@@ -101,24 +102,12 @@ def evaluate_puzzles(
         with TaskProgress(enabled=progress) as bars:
             advance = bars.count("searched puzzles", len(data))
             found = run_search(loaded.model, questions.to(device), deduce, batch_size=batch_size, advance=advance)
-        chosen["search"], evaluations = exact(found.answers, truth), found.evaluations.double()
-        figures["search"] = share(chosen["search"]) | {
-            "evaluations": {
-                "mean": float(evaluations.mean()),
-                "median": float(evaluations.median()),
-                "quantile_90": float(evaluations.quantile(0.9)),
-                "max": float(evaluations.max()),
-            },
-            "guesses": float(found.guesses.double().mean()),
-        }
+        chosen["search"] = exact(found.answers, truth)
+        figures["search"] = share(chosen["search"]) | _costs(found)
+    if max(breadths) == 1:
+        del chosen["restarts"]
     if data.ratings is not None:
-        figures["by_rating"] = [
-            {"from": low, "below": high if high < float("inf") else None, "num_puzzles": int(rows.sum())}
-            | {name: share(right[rows]) for name, right in chosen.items() if name != "restarts" or max(breadths) > 1}
-            for low, high in pairwise(RATINGS)
-            for rows in [torch.from_numpy((data.ratings >= low) & (data.ratings < high))]
-            if rows.any()
-        ]
+        figures["by_rating"] = _by_rating(data.ratings, chosen)
     if not loaded.puzzle.has_unique_answer:
         figures["right_by_residual"] = [
             [
@@ -136,3 +125,23 @@ def share(right: Tensor) -> dict[str, float]:
     middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
     return {"exact": p, "low": max(low, 0.0), "high": min(high, 1.0)}
+
+
+def _costs(found: SearchResult) -> Figures:
+    evaluations = found.evaluations.double()
+    summary = {"mean": evaluations.mean(), "median": evaluations.median(), "max": evaluations.max()}
+    summary["quantile_90"] = evaluations.quantile(0.9)
+    costs = {name: float(value) for name, value in summary.items()}
+    return {"evaluations": costs, "guesses": float(found.guesses.double().mean())}
+
+
+def _by_rating(ratings: NDArray[Any], chosen: dict[str, Tensor]) -> list[Figures]:
+    """Return the shares of right answers (N,) of each way to choose them, between the bounds ``RATINGS``."""
+    rows = []
+    for low, high in pairwise(RATINGS):
+        inside = torch.from_numpy((ratings >= low) & (ratings < high))
+        if inside.any():
+            bounds = {"from": low, "below": high if high < float("inf") else None}
+            shares = {name: share(right[inside]) for name, right in chosen.items()}
+            rows.append({**bounds, "num_puzzles": int(inside.sum()), **shares})
+    return rows
