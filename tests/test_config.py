@@ -149,7 +149,7 @@ def test_every_setting_is_read_somewhere() -> None:
 
     # Read by transformers; and the settings of data, which are passed on as keyword arguments.
     ours = {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "tie_word_embeddings"}
-    ours |= {"num_puzzles", "clues", "corner_fraction", "dfs_fraction"}
+    ours |= {"num_puzzles", "clues", "corner_fraction", "dfs_fraction", "style", "min_path", "max_path"}
     for name in {field for recipe in recipes.names() for field in names(recipes.get(recipe))} - ours:
         assert f".{name}" in source, f"the setting {name} is read nowhere"
 
@@ -181,6 +181,7 @@ def test_no_number_of_any_configuration_is_nan_infinite_or_huge() -> None:
         "TRMUpdateConfig": network,
         "PuzzleRecipe": None,
         "ReasonerConfig": None,
+        "TwoPartConfig": None,
     }
     count = 0
     for cls in config_classes():

@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate schedule: AdamW with weight decay on matrices only, and Muon for chosen matrices."""
+"""Optimisers, the learning-rate schedule and frozen parameters: AdamW with weight decay on matrices only, and Muon."""
 
 import re
 from typing import Any
@@ -52,13 +52,7 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ConfigError(f"OptimizerConfig({name}={value!r}): give a number in [0, 1).")
-        for name in ("muon_pattern", "slow_pattern"):
-            try:
-                re.compile(pattern := getattr(self, name))
-            except re.error as error:
-                raise ConfigError(
-                    f"OptimizerConfig({name}={pattern!r}): not a valid regular expression ({error})."
-                ) from error
+        require_patterns(self, "muon_pattern", "slow_pattern")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         """Return the optimisers of all trainable parameters of ``model``. A schedule scales each group's ``lr``."""
@@ -83,6 +77,33 @@ class OptimizerConfig:
         if muon:
             optimizers.append(torch.optim.Muon(muon, momentum=self.muon_momentum))
         return optimizers
+
+
+def require_patterns(owner: Any, *names: str) -> None:
+    """Raise a ConfigError if a named attribute of ``owner`` is not a regular expression."""
+    for name in names:
+        try:
+            re.compile(pattern := getattr(owner, name))
+        except re.error as error:
+            raise ConfigError(
+                f"{type(owner).__name__}({name}={pattern!r}): not a valid regular expression ({error})."
+            ) from error
+
+
+def freeze(model: nn.Module, pattern: str) -> None:
+    """Exclude the parameters with a name that matches ``pattern`` (``re.search``) from training; empty: none.
+
+    A tied weight has several names. Raises ConfigError if no parameter matches, or all do.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    frozen = [p for name, p in named if _matches(pattern, name)]
+    if pattern and not frozen:
+        names = ", ".join(name for name, _ in named[:2])
+        raise ConfigError(f"train.freeze={pattern!r}: matches no parameter; their names are such as {names}.")
+    for p in frozen:
+        p.requires_grad_(False)
+    if not any(p.requires_grad for _, p in named):
+        raise ConfigError(f"train.freeze={pattern!r}: matches every parameter, so that nothing is trained.")
 
 
 def _matches(pattern: str, name: str) -> bool:

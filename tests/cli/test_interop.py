@@ -1,4 +1,4 @@
-"""``attractor export`` and ``attractor import-official``: folders written whole, and mistakes in one sentence."""
+"""``attractor export`` and ``attractor import``: folders written whole, and mistakes in one sentence."""
 
 import json
 import random
@@ -84,11 +84,11 @@ def test_mistakes_of_export_are_one_sentence(checkpoint, tmp_path, capsys) -> No
 @pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
 def test_an_official_checkpoint_becomes_ours(tmp_path, capsys) -> None:
     """Loaded by the Auto class; a damaged one leaves nothing behind."""
-    assert main(["import-official", str(FIXTURE), str(tmp_path / "out")]) == 0
-    assert "no tokenizer" in capsys.readouterr().out
+    assert main(["import", str(FIXTURE), str(tmp_path / "out")]) == 0
+    assert "copy its tokenizer" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(model, AttractorForCausalLM)
     assert model.config.injection == "sum"
-    assert main(["import-official", str(tmp_path), str(tmp_path / "other")]) == 2
+    assert main(["import", str(tmp_path), str(tmp_path / "other")]) == 2
     assert "config.json" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

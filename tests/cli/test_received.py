@@ -480,7 +480,7 @@ def test_a_full_disk_ends_every_writer_with_one_sentence(
         ["data", "sudoku", "--out", small_disk / "boards", "--size", "4", "--num", "20", "--num-test", "5"],
     ]
     if OFFICIAL.is_dir():
-        commands.append(["import-official", OFFICIAL, small_disk / "out"])
+        commands.append(["import", OFFICIAL, small_disk / "out"])
     if not free:
         commands.append(train_command(small_disk / "run"))
     for command in commands:

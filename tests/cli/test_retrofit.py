@@ -44,7 +44,15 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def train(place: Path, out: Path, *more: str, data: str = "own", steps: int = 4, recipe: str = "retrofit") -> int:
+def train(
+    place: Path,
+    out: Path,
+    *more: str,
+    settings: tuple = (),
+    data: str = "own",
+    steps: int = 4,
+    recipe: str = "retrofit",
+) -> int:
     command = [
         "train",
         f"language/{recipe}",
@@ -78,6 +86,20 @@ def test_from_a_backbone_to_an_evaluated_attractor(place, tmp_path) -> None:
     a, b = (load_file(out / "step-00000004" / "model.safetensors") for out in (whole, parts))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert main(["evaluate", str(whole), "--data", str(place / "own"), "--limit", "1"]) == 0
+
+
+def test_only_the_attractor_is_trained_with_a_frozen_backbone(place, tmp_path) -> None:
+    """Everything outside its two layers stays bitwise, and a resumed run continues so. Its teacher is the original."""
+    assert train(place, tmp_path / "run", recipe="retrofit-distilled") == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < log[0]["divergence"] < 1
+    start, trained = (load_file(f / "model.safetensors") for f in (place / "model", tmp_path / "run" / "step-00000004"))
+    for name, weight in start.items():
+        assert torch.equal(weight, trained[name]) == (".layers.0." in name or ".layers." not in name), name
+    shutil.rmtree(tmp_path / "run" / "step-00000004")
+    assert train(place, tmp_path / "run", "--resume", recipe="retrofit-distilled") == 0
+    again = load_file(tmp_path / "run" / "step-00000004" / "model.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in again)
 
 
 def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys) -> None:

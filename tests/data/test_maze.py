@@ -534,3 +534,9 @@ def test_a_question_without_a_goal_has_no_verdict() -> None:
     grid = grid_of("#####", "#S  #", "#####")
     with pytest.raises(DataError, match="0 cells G"):
         maze.verdict(grid, grid)
+
+
+def test_settings_of_perfect_mazes_are_refused_for_random_walls() -> None:
+    """They would have no effect."""
+    with pytest.raises(ConfigError, match="for perfect mazes"):
+        MAZE.generate(1, seed=0, size=9, style="walls", corner_fraction=0.5)

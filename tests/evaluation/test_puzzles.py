@@ -23,12 +23,13 @@ class Countdown:
     """A reasoner whose grid i is right from evaluation ``right[i]`` on, and has converged from ``converged[i]`` on."""
 
     random_init = True
+    evaluations_per_segment = 2
 
     def __init__(self, right: list[int], converged: list[int], solver=Picard()) -> None:  # noqa: B008
         self.right, self.converged, self.solver = torch.tensor(right), torch.tensor(converged), solver
         self.evaluations = 0
 
-    def check_breadth(self, breadth: int) -> None:
+    def check_restarts(self, breadth: int, noise: float | None = None) -> None:
         pass
 
     def init_state(self, questions):
@@ -39,7 +40,7 @@ class Countdown:
         answer = (count >= self.right[index]).long()
         return torch.nn.functional.one_hot(answer, 2).float()[:, None, None, :].expand(-1, 1, 1, -1), None
 
-    def __call__(self, questions, state, *, stop, trace):
+    def __call__(self, questions, state, *, stop, trace, noise=None):
         self.evaluations += len(questions) * stop.n
         points = torch.stack([state + torch.tensor([0, n]) for n in trace])
         residual = torch.where(points[..., 1] >= self.converged[points[..., 0]], 1e-9, 1.0)
@@ -186,7 +187,7 @@ class CountdownOnDevice(Countdown):
         assert isinstance(state, Far)
         return Far(super().decode(state.near)[0]), None
 
-    def __call__(self, questions, state, *, stop, trace):
+    def __call__(self, questions, state, *, stop, trace, noise=None):
         assert isinstance(questions, Far)
         assert isinstance(state, Far)
         solution = super().__call__(questions.near, state.near, stop=stop, trace=trace).solution

@@ -19,6 +19,7 @@ RUNS = [
     ("language/tiny-transformer", SMALL),
     ("language/tiny-looped", (*SMALL, "train.precision=fp32")),
     ("language/tiny-deq", (*SMALL, "model.qk_norm=false", "model.hidden_act=relu2")),
+    ("language/tiny", (*SMALL, "train.freeze=backbone")),
     ("maze", ("supervision.batch_size=16",)),
     ("sudoku/6x6", ("supervision.batch_size=16",)),
     ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=attention", "model.solver=anderson")),

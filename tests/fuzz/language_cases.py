@@ -54,7 +54,7 @@ READS = {  # commands with the words that make them fast, and their options
     "export": (["new", "--depth", "1"], ["--depth", "--data"]),
     "export-inference": (["new"], ["--latest", "--depth", "--no-latest"]),
     "retrofit": (["new"], ["--num-attractor-layers", "--gate-start", "--gate-limit"]),
-    "import-official": (["new"], ["--depth", "--latest"]),
+    "import": (["new"], ["--depth", "--latest"]),
 }
 COMMANDS = [
     *READS,
@@ -116,7 +116,7 @@ def _copied(rng: random.Random) -> Case:
     """Return a case that reads a whole model, with odd options."""
     command = rng.choice(COMMANDS)
     more, options = READS[command]
-    model = {"retrofit": "backbone", "import-official": MODELS[-1]}.get(command, rng.choice(["language", "run"]))
+    model = {"retrofit": "backbone", "import": MODELS[-1]}.get(command, rng.choice(["language", "run"]))
     arguments = [command, "copy", *more, *some_options(options, rng)]
     return Case(arguments, lambda folder: shutil.copytree(folder / model, folder / "copy"))
 
@@ -130,7 +130,7 @@ def _models(rng: random.Random) -> Case:
     source = rng.choice(MODELS)
     prepare, how = damage(source, rng)
     command = rng.choice(["retrofit", "generate", "evaluate"] if source == "backbone" else COMMANDS)
-    command = "import-official" if source == "official" else command
+    command = "import" if source == "official" else command
     arguments = [command, "copy", *READS[command][0]]
     if source != "official" and rng.random() < 0.2:
         arguments = ["data", "prepare", "text", *PREPARE, "--tokenizer", "copy"]
@@ -149,7 +149,7 @@ def _models(rng: random.Random) -> Case:
             "--resume",
         ]
         arguments += ["--logger", "none", "--set", *SMALL]
-    is_read_whole = source == "language" and arguments[0] in READS and arguments[0] != "import-official"
+    is_read_whole = source == "language" and arguments[0] in READS and arguments[0] != "import"
     return Case(arguments, prepare, must_fail=is_read_whole and how not in ("foreign", "json", "renamed"))
 
 

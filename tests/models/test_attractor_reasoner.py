@@ -162,7 +162,7 @@ class Shrinking(AttractorReasoner):
 
     batch_sizes: list[int]
 
-    def make_update(self, questions):
+    def make_update(self, questions, noise=None):
         rate = (0.05 + 0.3 * questions[:, :1, :1, None]).to(torch.float32)
 
         def update(y):

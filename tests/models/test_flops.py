@@ -17,6 +17,7 @@ from attractor.models.language import (
 )
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
 from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
+from attractor.optim import freeze
 
 LENGTH = 24
 SIZES = {
@@ -31,6 +32,7 @@ SIZES = {
 LANGUAGE = {
     "plain": {"num_attractor_layers": 0},
     "deq": {"num_attractor_layers": 4, "start": "zero"},
+    "concat": {"num_attractor_layers": 2, "injection": "concat"},
     "relu2": {"num_attractor_layers": 2, "hidden_act": "relu2", "qk_norm": False},
     **{name: {"num_attractor_layers": 2, "gradient": name} for name in ("one-step", "neumann", "phantom", "unrolled")},
 }
@@ -75,6 +77,20 @@ def test_language_models(name: str, evaluations: int, training: bool) -> None:
     # With "unrolled", Anderson's small linear systems are differentiated too; the model does not count them.
     rounding = 3e-4 if name == "unrolled" else 1e-9
     assert counted(run) == pytest.approx(expected(model, evaluations, training), rel=rounding)
+
+
+def test_a_frozen_backbone_is_used_forward_only() -> None:
+    """In training; the attractor's first matrices need no gradients of their inputs, which is not counted."""
+    torch.manual_seed(0)
+    model = AttractorForCausalLM(AttractorConfig(**SIZES, num_attractor_layers=1)).train()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    freeze(model, r"^(?!.*\.layers\.3\.)")
+
+    def run() -> None:
+        model(torch.arange(LENGTH)[None], tolerance=1e-12, max_evaluations=4).logits.sum().backward()
+
+    assert counted(run) == pytest.approx(expected(model, 4, True), rel=0.02)
 
 
 @pytest.mark.parametrize("training", [False, True])

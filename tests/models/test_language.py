@@ -14,7 +14,7 @@ from attractor.models.language import (
     LoopedForCausalLM,
 )
 from attractor.models.language.loss import TokenLoss, next_token_loss
-from attractor.recipes import SIZES, language
+from attractor.recipes import LANGUAGE_FAMILIES, SIZES, language
 
 SMALL = {
     "vocab_size": 97,
@@ -46,6 +46,7 @@ def build(model_class: type = AttractorForCausalLM, config_class: type = Attract
 VARIANTS = {
     "mean": lambda: build(),
     "sum": lambda: build(injection="sum"),
+    "concat": lambda: build(injection="concat"),
     "deq": lambda: build(num_attractor_layers=4, start="zero", gate_limit=0.4, gate_start=0.3),
     "plain": lambda: build(num_attractor_layers=0),
     "relu2": lambda: build(hidden_act="relu2", qk_norm=False),
@@ -175,17 +176,17 @@ def test_saving_and_loading_is_exact(variant: str, tied: bool, tmp_path) -> None
     assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
 
 
-@pytest.mark.parametrize("family", ["attractor", "transformer", "looped", "deq"])
+@pytest.mark.parametrize("family", LANGUAGE_FAMILIES)
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_a_preset_has_its_stated_number_of_weights(size: str, family: str) -> None:
-    """Counted on the meta device: within 0.5 % of the number in ``SIZES``, for every family."""
+    """Counted on the meta device: within 1 % of the number in ``SIZES``, for every family."""
     recipe = language(size, family)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(recipe.model)
         assert model(torch.zeros(1, 4, dtype=torch.long), depth=1).logits.shape == (1, 4, 32768)
     num = sum(p.numel() for p in model.parameters())
-    assert abs(num / SIZES[size].num_weights - 1) < 0.005
-    claimed = {"60m": 60e6, "140m": 135e6, "370m": 379e6, "770m": 775e6}.get(size, num)
+    assert abs(num / SIZES[size].num_weights - 1) < 0.01
+    claimed = {"60m": 60e6, "140m": 135e6, "370m": 379e6, "770m": 775e6, "1.3b": 1.3e9}.get(size, num)
     assert abs(num / claimed - 1) < 0.02
 
 
@@ -236,6 +237,16 @@ def test_the_solution_is_a_fixed_point_of_the_update(injection: str) -> None:
             model.model.update(output.proposal, model.model.make_context(output.hidden))(output.hidden) - output.hidden
         )
         assert (change.norm(dim=-1) / output.hidden.norm(dim=-1)).max() < 1.1e-5
+
+
+@pytest.mark.parametrize("injection", ["concat", "none"])
+def test_ablations_of_the_injection_start_where_they_converge_at_once(injection: str) -> None:
+    """A new model keeps its proposal, because every branch starts at zero."""
+    model = AttractorForCausalLM(AttractorConfig(**SMALL, injection=injection)).eval()
+    with torch.no_grad():
+        output = model(tokens())
+    assert torch.allclose(output.hidden, output.proposal, atol=1e-6)
+    assert output.solution.evaluations.max() <= model.config.min_evaluations + 1
 
 
 def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:

@@ -1,4 +1,4 @@
-"""TRM, HRM and the Transformer: equal to their authors' loops, and reasoners with the common interface."""
+"""TRM, EqR, HRM, TRM-DEQ and the Transformer: equal to their authors' loops, and reasoners with the common interface."""
 
 import copy
 from dataclasses import replace
@@ -7,17 +7,21 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from attractor import DataError, recipes
+from attractor import ConfigError, DataError, recipes
 from attractor.config import from_dict, to_dict
 from attractor.models.reasoning import (
     HRM,
     TRM,
+    TRMDEQ,
     AttractorReasonerConfig,
+    EqR,
+    EqRConfig,
     HRMConfig,
     ReasonerConfig,
     TransformerConfig,
     TransformerReasoner,
     TRMConfig,
+    TRMDEQConfig,
 )
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig, compile_blocks
 from attractor.nn.grid import swiglu_hidden
@@ -30,6 +34,10 @@ CONFIGS: dict[str, ReasonerConfig] = {
     "trm": TRMConfig(**SYMBOLS, update=UPDATE),
     "hrm": HRMConfig(**SYMBOLS, network=NETWORK, num_latent=3),
     "transformer": TransformerConfig(**SYMBOLS, network=NETWORK, halting=True),
+    "eqr": EqRConfig(**SYMBOLS, update=UPDATE, noise=0.0),
+    "trm-deq": TRMDEQConfig(
+        **SYMBOLS, network=replace(NETWORK, num_cells=22, grid_positions=False), num_name_tokens=6, max_evaluations=3
+    ),
 }
 
 
@@ -79,11 +87,11 @@ def test_models_have_the_published_size(config: ReasonerConfig, count: int) -> N
 
 @pytest.mark.parametrize("task", ["sudoku/extreme", "maze/hard"])
 def test_wide_recipes_have_as_many_parameters_as_hrm(task: str) -> None:
-    """Attractor and TRM have HRM's 27M within 2 %."""
+    """Attractor and TRM have HRM's 27M within 2 %; so have the two forms of Attractor Models, in eight layers."""
     with torch.device("meta"):
         small, large, *wide = (
             sum(p.numel() for p in build(recipes.get(f"{task}{name}").model).parameters())
-            for name in ("", "-hrm", "-27m", "-27m-trm")
+            for name in ("", "-hrm", "-27m", "-27m-trm", "-trm-deq", "-paper")
         )
     assert small < 7e6
     assert all(abs(count / large - 1) < 0.02 for count in wide)
@@ -155,6 +163,115 @@ def test_hrm_differentiates_one_step_of_each_network() -> None:
         assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
 
 
+def test_eqr_equals_its_authors_loop() -> None:
+    """Every call of the network is damped and adds noise; only the last cycle has gradients."""
+    model, q, noise = build(replace(CONFIGS["eqr"], noise=0.1)), questions(), torch.Generator()
+    net, x = model.update.net, model.embedding(q).flatten(1, 2)
+    grid, angles = q.shape[1:], model.update.net.angles(q.shape[1:], x)
+    start = model.init_state(q)
+    y, z = start.flatten(1, 2).chunk(2, dim=-1)
+    torch.manual_seed(7)
+    noise.manual_seed(int(torch.randint(2**62, ())))
+    for cycle in range(3):
+        with torch.set_grad_enabled(cycle == 2):
+            e = 0.1 * torch.randn(3, 3, 4, 4, 16, generator=noise).flatten(2, 3)
+            for k in range(2):
+                z = 0.05 * z + 0.95 * net(z, y + x, grid, angles) + e[k]
+            y = 0.05 * y + 0.95 * net(y, z, grid, angles) + e[2]
+    torch.manual_seed(7)
+    output, expected = model(q, start), model.lm_head(y).view(3, 4, 4, 5)
+    assert torch.allclose(output.logits, expected, atol=1e-6)
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, expected))
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+
+
+def test_eqr_starts_from_truncated_normal_numbers() -> None:
+    """Of the given deviations, drawn per cell and channel; a generator makes them reproducible."""
+    model, q = build(replace(CONFIGS["eqr"], init_std=(1.0, 0.5))), torch.zeros(50, 20, 20, dtype=torch.long)
+    a, b = (model.init_state(q, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+    for part, std in zip(a.chunk(2, dim=-1), (1.0, 0.5), strict=True):
+        assert abs(part.std() / std - 1) < 0.01
+        assert part.abs().max() <= 2 * std / 0.8796
+    assert (a[:, 0, 0] != a[:, 0, 1]).all()
+
+
+def test_trm_deq_solves_its_latent_and_differentiates_the_calls_after() -> None:
+    """``z* = net(z* + y + x)``, two tracked calls, then ``y ← net(y + z*)``; the state has all cells and the name's."""
+    model = build(replace(CONFIGS["trm-deq"], tolerance=1e-6, max_evaluations=200, evaluations_per_segment=1))
+    with torch.no_grad():
+        for weight in model.net.parameters():
+            weight *= 0.3  # contracts
+        model.puzzle_emb.normal_()
+    q = questions()
+    x = torch.cat([4 * model.puzzle_emb.expand(3, -1, -1), model.embedding(q).flatten(1, 2)], dim=1)
+    grid, angles = x.shape[1:2], model.net.angles(x.shape[1:2], x)
+    y, z = (v.expand(3, 22, -1) for v in (model.H_init, model.L_init))
+    with torch.no_grad():
+        for _ in range(200):
+            z = model.net(z, y + x, grid, angles)
+    for _ in range(2):
+        z = model.net(z, y + x, grid, angles)
+    expected = model.net(y, z, grid, angles)
+    output = model(q)
+    assert output.solution.value.shape == (3, 6, 4, 32)  # two rows of name tokens, whose first two cells are unused
+    found = output.solution.value.flatten(1, 2)
+    assert torch.equal(found[:, :2], model.init_state(q).flatten(1, 2)[:, :2])
+    assert torch.allclose(found[:, 2:], torch.cat([expected, z], dim=-1), atol=1e-4)
+    assert torch.allclose(output.halt, model.q_head.weight[0] @ expected[:, 0].T + model.q_head.bias[0], atol=1e-4)
+    logits = model.lm_head(expected[:, 6:]).view(3, 4, 4, 5)
+    a, b = (gradients(model, logits.square().sum()) for logits in (output.logits, logits))
+    assert "puzzle_emb" in a
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-3) for name in a)
+
+
+@pytest.mark.parametrize("name", ["trm", "trm-deq"])
+def test_training_can_penalize_the_jacobian_of_attention(name: str) -> None:
+    """For TRM-DEQ it is that of the latent's map, which is solved; it has no gradient for the answer's head."""
+    model, q = build(CONFIGS[name]), questions()
+    update, point = model.penalized_map(q, model(q).solution.value.detach())
+    assert point.shape == ((3, 22, 16) if name == "trm-deq" else (3, 4, 4, 32))
+    assert not torch.allclose(update(point), point)
+    objective = DeepSupervision(
+        q.numpy(),
+        q.numpy(),
+        DeepSupervisionConfig(batch_size=2, jacobian_weight=0.1),
+        init_state=model.init_state,
+        augment=lambda q, a, rng: (q, a),
+    )
+    loss, metrics = objective.step(model)
+    assert metrics["jacobian"] > 0
+    assert all(value.isfinite().all() for value in gradients(model, loss).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["trm", "hrm", "eqr"])
+def test_noise_makes_restarts_of_one_trained_model_differ(name: str) -> None:
+    """No retraining is needed; without noise TRM and HRM have one trajectory, and refuse restarts."""
+    model, q = build(CONFIGS[name]).eval(), questions()
+    state = model.init_state(q)
+    torch.manual_seed(0)
+    a, b = (model(q, state, depth=3, noise=0.3).logits for _ in range(2))
+    assert not torch.allclose(a, b)
+    assert torch.equal(model(q, state, depth=3, noise=0.0).logits, model(q, state, depth=3).logits)
+    assert model.solve(q, depth=2, breadth=2, noise=0.3).solution.evaluations.tolist() == [4, 4, 4]
+    if not model.random_init:
+        with pytest.raises(ConfigError, match=r"breadth=2.*or add noise"):
+            model.solve(q, depth=2, breadth=2)
+
+
+@pytest.mark.parametrize("name", ["transformer", "trm-deq"])
+def test_noise_is_refused_where_it_has_no_effect(name: str) -> None:
+    """In one sentence that says why; negative noise too."""
+    model, q = build(CONFIGS[name]), questions()
+    with pytest.raises(ConfigError, match=r"noise=0\.3: this model has no use for noise"):
+        model.solve(q, depth=1, noise=0.3)
+    with pytest.raises(ConfigError, match="negative"):
+        model.solve(q, depth=1, noise=-1)
+
+
 @torch.no_grad()
 def test_a_transformer_ignores_its_state() -> None:
     """Any state gives the same answer, and the residual of a second evaluation is zero."""
@@ -171,12 +288,13 @@ def test_a_transformer_ignores_its_state() -> None:
 def test_a_segment_is_equal_with_and_without_gradients(name: str) -> None:
     """Training and evaluation make the same evaluations and give the same answer; so does a copy of the model."""
     model, q = build(CONFIGS[name]).eval(), questions()
-    output = model(q)
+    state = model.init_state(q)
+    output = model(q, state)
     with torch.enable_grad():
-        tracked = model(q)
+        tracked = model(q, state)
     assert torch.allclose(output.logits, tracked.logits, atol=1e-6)
-    assert torch.equal(output.logits, model(q, model.init_state(q), depth=model.evaluations_per_segment).logits)
-    assert torch.equal(copy.deepcopy(model)(q).logits, output.logits)
+    assert torch.equal(output.logits, model(q, state, depth=model.evaluations_per_segment).logits)
+    assert torch.equal(copy.deepcopy(model)(q, state).logits, output.logits)
     assert output.halt.shape == (3,)
 
 
@@ -184,9 +302,10 @@ def test_a_segment_is_equal_with_and_without_gradients(name: str) -> None:
 def test_mixed_precision_is_near_float32(name: str) -> None:
     """Under autocast, states stay float32, and answers and gradients are near those of float32."""
     model, q = build(CONFIGS[name]), questions()
-    full = model(q)
+    state = model.init_state(q)
+    full = model(q, state)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model(q)
+        mixed = model(q, state)
     assert mixed.logits.dtype == torch.bfloat16
     assert mixed.logits.shape == (3, 4, 4, 5)
     assert mixed.solution.value.dtype == torch.float32
@@ -209,7 +328,7 @@ def test_every_model_learns_under_deep_supervision(name: str) -> None:
         init_state=model.init_state,
         augment=lambda q, a, rng: (q, a),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2 if name == "trm-deq" else 5e-3)
     losses = []
     for _ in range(40):
         loss, _ = objective.step(model)
@@ -238,7 +357,13 @@ def test_a_mixer_refuses_another_grid_size() -> None:
 
 def test_configurations_build_their_model() -> None:
     """Each by its own class; a halting head only where it is asked for."""
-    for name, kind in (("trm", TRM), ("hrm", HRM), ("transformer", TransformerReasoner)):
+    for name, kind in (
+        ("trm", TRM),
+        ("eqr", EqR),
+        ("hrm", HRM),
+        ("trm-deq", TRMDEQ),
+        ("transformer", TransformerReasoner),
+    ):
         assert type(build(CONFIGS[name])) is kind
     assert not hasattr(build(TransformerConfig(network=TINY)), "q_head")
 

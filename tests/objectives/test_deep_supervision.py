@@ -139,8 +139,8 @@ def test_the_jacobian_penalty_is_added_with_its_weight() -> None:
     """At the last state of the segment, for the model's update with these questions."""
 
     class Linear(Model):
-        def make_update(self, questions: Tensor) -> Any:
-            return lambda y: 3 * y
+        def penalized_map(self, questions: Tensor, state: Tensor) -> Any:
+            return lambda y: 3 * y, state
 
     without, _ = objective().step(Linear(right=False))
     with_penalty, metrics = objective(jacobian_weight=0.5).step(Linear(right=False))
@@ -230,3 +230,18 @@ def test_ranks_draw_different_puzzles_and_a_batch_is_split_anew_on_loading() -> 
             parts.append(part.state_dict()["questions"])
         assert torch.equal(torch.cat(parts), batch)
         assert {len(part) for part in parts} == {12 // size}
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_puzzles_are_augmented_unless_the_settings_say_no(augment: bool) -> None:
+    """Augmentation is called for every draw, or never."""
+    calls: list[int] = []
+
+    def count(questions, answers, rng):
+        calls.append(len(questions))
+        return questions, answers
+
+    supervision = objective(augment=augment)
+    supervision._augment = count
+    supervision.step(Model(right=True))
+    assert calls == ([12] if augment else [])

@@ -55,6 +55,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 }
 
 
+BACKBONE = r"^(?!.*\.layers\.2\.)"
 CELLS = GridNetworkConfig(width=16, hidden=24, cell_hidden=16, num_cells=36)
 RECURSION = TRMUpdateConfig(network=CELLS, num_latent=1)
 REASONERS: dict[str, ReasonerModelConfig] = {
@@ -122,19 +123,26 @@ class BadSecondStep(NextToken):
         return (loss * torch.nan if self._row == 8 and self.rank == 1 else loss), metrics
 
 
+def distilled(rows: Any, config: NextTokenConfig, **ranks: int) -> NextToken:
+    """Return the objective with half of the loss towards the untrained model at depth 1."""
+    return NextToken(rows, replace(config, distillation=0.5), teacher=build("one-step").eval(), **ranks)
+
+
 def run(
     out: Path,
     distributed: DistributedContext,
     strategy: str,
     *,
     num_steps: int = 6,
-    objective: type = NextToken,
+    objective: Callable[..., Any] = NextToken,
     gradient: str = "one-step",
+    freeze: str = "",
     **more: Any,
 ) -> nn.Module:
     """Train with four rows per step."""
     config = TrainConfig(
         num_steps=num_steps,
+        freeze=freeze,
         optimizer=OptimizerConfig(lr=1e-2, muon_pattern=r"down_proj\.weight$"),
         warmup_fraction=0,
         cooldown_fraction=0,
@@ -195,6 +203,7 @@ def worker(rank: int, size: int, folder: str) -> None:
         steps = iter(range(9))
         run(out / "resumed", distributed, strategy, should_pause=lambda steps=steps: rank == 1 and next(steps) == 3)
         run(out / "resumed", distributed, strategy, resume=True)
+        run(out / "frozen", distributed, strategy, num_steps=3, freeze=BACKBONE, objective=distilled)
         run(out / "bad-step", distributed, strategy, objective=BadSecondStep, gradient="implicit")
         for name, model in REASONERS.items():
             train_puzzles(out / name, distributed, strategy, model, Path(folder) / "puzzles")
@@ -258,6 +267,17 @@ def test_one_process_can_resume_a_run_of_many(ranks, strategy: str, tmp_path) ->
     run(tmp_path, one, strategy, num_steps=8)
     run(ranks / strategy, one, strategy, num_steps=8, resume=True)
     assert losses(ranks / strategy) == pytest.approx(losses(tmp_path), rel=2e-3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_frozen_weights_stay_on_every_rank(ranks, strategy: str, tmp_path) -> None:
+    """With a teacher too. The losses are those of one process, and the checkpoint holds frozen weights unchanged."""
+    one = DistributedContext(device=torch.device("cpu"))
+    run(tmp_path, one, strategy, num_steps=3, freeze=BACKBONE, objective=distilled)
+    assert losses(ranks / strategy / "frozen") == pytest.approx(losses(tmp_path), rel=1e-3)
+    start = build("one-step").state_dict()
+    for name, value in load_file(find_checkpoint(ranks / strategy / "frozen") / "model.safetensors").items():
+        assert torch.equal(value, start[name]) == (".layers.2." not in name), name
 
 
 @pytest.mark.parametrize("name", REASONERS)

@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from attractor.cli.calibrate import calibrate
+from attractor.cli.chat import chat
 from attractor.cli.compare import compare
 from attractor.cli.cost import cost
 from attractor.cli.data import data
@@ -15,7 +16,7 @@ from attractor.cli.evaluate import evaluate
 from attractor.cli.export import export
 from attractor.cli.export_inference import export_inference
 from attractor.cli.generate import generate
-from attractor.cli.import_official import import_official
+from attractor.cli.import_checkpoint import import_checkpoint
 from attractor.cli.inspect import inspect as inspect_model
 from attractor.cli.options import checked
 from attractor.cli.play import play
@@ -36,12 +37,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "solve": solve,
     "play": play,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect_model,
     "calibrate": calibrate,
     "retrofit": retrofit,
     "export": export,
     "export-inference": export_inference,
-    "import-official": import_official,
+    "import": import_checkpoint,
 }
 # Names in place of types for what a command requires; no {None}|TYPE; --flag without --no-flag.
 STYLE = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)

@@ -39,8 +39,8 @@ def cost(
 
     if json is not None:
         require_output_file(json)
-    # cost refuses language/retrofit by its name
-    settings = recipe if recipe == recipes.RETROFIT else recipes.override(recipes.get(recipe), set)
+    # cost refuses recipes without sizes by their names
+    settings = recipe if recipe in recipes.FROM_CHECKPOINT else recipes.override(recipes.get(recipe), set)
     estimate = run(settings, evaluations=evaluations, world_size=world_size, strategy=strategy, measure=measure)
     say(*str(estimate).splitlines())
     if json is not None:

@@ -1,13 +1,14 @@
 """``attractor evaluate``: evaluate a model on text, tasks or puzzles."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attractor.cli.output import add_row, make_table, say, show, show_search
+from attractor.cli.output import add_row, say
+from attractor.cli.puzzle_table import show_puzzles
 
 Figures = dict[str, Any]
 
@@ -29,6 +30,9 @@ def evaluate(
     batch_size: int = 8,
     depths: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="DEPTH ...")] = None,
     breadths: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="BREADTH ...")] = None,
+    selections: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="SELECTION ...")] = None,
+    noise: float | None = None,
+    halting: Literal["none", "residual", "logit"] | None = None,
     seed: int | None = None,
     search: bool = False,
     out: Path | None = None,
@@ -52,8 +56,12 @@ def evaluate(
         stride: For the task text: tokens by which the window moves; by default half of them.
         limit: The largest number of documents, items of each task, or puzzles.
         batch_size: Sequences or puzzles in a batch.
-        depths: For puzzles: numbers of evaluations, in rising order; by default 1 2 4 8 16 32 64.
+        depths: For puzzles: numbers of evaluations, in rising order; by default 1 2 4 8 16 32 64, or as published.
         breadths: For puzzles: numbers of restarts from which one answer is chosen, in rising order; by default 1.
+        selections: For puzzles: how an answer is chosen among restarts: residual and majority (by default), logit-window
+            (of EqR), halting-logit (of PTRM), or top-4-majority.
+        noise: For puzzles: the standard deviation of the noise in every evaluation, instead of the model's own.
+        halting: For puzzles: whether a puzzle keeps its answer from some residual, or from its halting logit, on.
         seed: For puzzles: the seed of the initial states; by default 0.
         search: For Sudokus: also search with guesses, until an answer follows the rules.
         out: A JSON file to write the figures to.
@@ -63,15 +71,12 @@ def evaluate(
 
     figures = run(options.pop("checkpoint"), **options, progress=True)
     results = figures["results"]
-    if "exact_by_residual" not in results:
+    if "num_puzzles" not in results:
         if budget := figures["budget"]:
             say("budget: " + ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in budget.items()))
         Console().print(_language_table(results))
         return
-    show(_puzzle_table(results))
-    show_search(results)
-    if "right_by_residual" in results:
-        say("* any correct answer counts, not only the known one")
+    show_puzzles(results)
 
 
 def _language_table(results: Figures) -> Table:
@@ -99,24 +104,3 @@ def _short(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def _puzzle_table(figures: Figures) -> Table:
-    """Return a table with a row per depth, a column per breadth, and a section for every way to choose or to check an answer."""
-    title = f"right in every cell, in % of {figures['num_puzzles']:,} unseen puzzles"
-    breadths = [f"{'breadth' * (row == 0)}\n{breadth}" for row, breadth in enumerate(figures["breadths"])]
-    columns = ("\nchosen by", "\ndepth", *breadths, "median\nresidual", "residual's\nAUROC")
-    table = make_table(columns, title=title, simple=True)
-    sections = {"residual": figures["exact_by_residual"]}
-    if max(figures["breadths"]) > 1:
-        sections["majority"] = figures["exact_by_majority"]
-    if "right_by_residual" in figures:
-        sections["residual*"] = figures["right_by_residual"]
-    for name, accuracies in sections.items():
-        for row, depth in enumerate(figures["depths"]):
-            residual, auroc = figures["median_residual"][row], figures["residual_auroc"][row]
-            more = ("–" if residual is None else f"{residual:.0e}", "–" if auroc is None else f"{auroc:.3f}")
-            cells = [f"{100 * by_depth[row]:.1f}" for by_depth in accuracies]
-            add_row(table, name if row == 0 else "", str(depth), *cells, *(more if name == "residual" else ()))
-        table.add_section()
-    return table

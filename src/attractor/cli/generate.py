@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from attractor.cli.output import make_streamer
+from attractor.cli.output import describe_generation, make_streamer
 
 
 def generate(
@@ -60,6 +60,4 @@ def generate(
             **budget,
             streamer=streamer,
         )
-        full = " (the model's context is full)" if result.is_context_full else ""
-        used = describe_budget(loaded.model, **budget)
-        print(f"{result.num_tokens} tokens in {result.seconds:.1f} s{full}; {used}", file=sys.stderr)
+        print(f"{describe_generation(result)}; {describe_budget(loaded.model, **budget)}", file=sys.stderr)

@@ -39,27 +39,6 @@ def show(table: Table) -> None:
     Console(width=max(console.width, width)).print(table)
 
 
-def show_search(figures: dict[str, Any]) -> None:
-    """Print the accuracy of puzzles by rating, with 95 % intervals, and the figures of a search."""
-    if rows := figures.get("by_rating"):
-        ways = [way for way in ("one_start", "restarts", "search") if way in rows[0]]
-        table = make_table(("rating", "puzzles", *(way.replace("_", " ") for way in ways)), simple=True)
-        for row in rows:
-            end = " and more" if row["below"] is None else f" to {row['below']:g}"
-            add_row(table, f"{row['from']:g}{end}", row["num_puzzles"], *(_percent(row[way]) for way in ways))
-        show(table)
-    if found := figures.get("search"):
-        e = found["evaluations"]
-        say(
-            f"search: {_percent(found)} %; evaluations per puzzle: mean {e['mean']:.0f}, median {e['median']:.0f}, "
-            f"90 % below {e['quantile_90']:.0f}, most {e['max']:.0f}; guesses: mean {found['guesses']:.1f}"
-        )
-
-
-def _percent(share: dict[str, float]) -> str:
-    return f"{100 * share['exact']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
-
-
 class PrintableStream(io.TextIOBase):
     """Escapes what is written to a stream: usage errors repeat arguments, and names of files, as they are."""
 
@@ -70,7 +49,7 @@ class PrintableStream(io.TextIOBase):
         return self._stream.write(printable(text, keep="\n\t"))
 
 
-def make_streamer(tokenizer: Any) -> Any:
+def make_streamer(tokenizer: Any, *, skip_prompt: bool = False) -> Any:
     """Return a streamer that prints tokens as they come. Escape sequences in them do not reach the terminal."""
     from transformers import TextStreamer
 
@@ -78,4 +57,12 @@ def make_streamer(tokenizer: Any) -> Any:
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             super().on_finalized_text(printable(text, keep="\n\t"), stream_end=stream_end)
 
-    return PrintableStreamer(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return PrintableStreamer(tokenizer, skip_prompt=skip_prompt, **settings)
+
+
+def describe_generation(result: Any) -> str:
+    """Return the tokens of a :class:`attractor.experiment.generation.Generation`, their evaluations and their time."""
+    solved = "" if result.evaluations is None else f", {result.evaluations:.1f} evaluations per token"
+    full = " (the model's context is full)" if result.is_context_full else ""
+    return f"{result.num_tokens} tokens in {result.seconds:.1f} s{solved}{full}"

@@ -27,7 +27,8 @@ def train(
     Args:
         recipe: The name of a recipe, such as sudoku/6x6 or language/tiny; attractor recipes lists all.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3; attractor show RECIPE lists all.
-        data: The folder that attractor data prepare, sudoku or mazes wrote. Without it, puzzle recipes
+        data: The folder that attractor data prepare, sudoku or mazes wrote; or, for a model with a chat template, a file
+            of conversations, one {"messages": [{"role": ..., "content": ...}, ...]} a line. Without it, puzzle recipes
             generate their own puzzles.
         init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
             writes such a checkpoint.
@@ -39,7 +40,7 @@ def train(
         logger: Where to log curves: tensorboard, wandb, trackio or none.
     """
     from attractor.experiment.training import train as run
-    from attractor.training import Preemption
+    from attractor.training import Preemption, read_run
 
     pause = Preemption(seconds=pause_after)
     trained = run(
@@ -55,6 +56,12 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":
         return
+    text: Any = read_run(trained.path).get("text", {})
+    if "num_conversations" in text:
+        say(
+            f"{text['num_conversations']:,} conversations with {text['num_learnt']:,} tokens of answers; {text['num_cut']:,} "
+            f"were cut at text.length, {text['num_left_out']:,} left out because no answer remained."
+        )
     folder = out or Path("runs") / recipe
     say(f"checkpoint: {trained.path} (also {folder / 'latest'})")
     if pause.requested:

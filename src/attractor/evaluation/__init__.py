@@ -6,7 +6,14 @@ from attractor.evaluation.core import CoreScore, LambadaScore, TaskScore, core, 
 from attractor.evaluation.harness import harness
 from attractor.evaluation.internalisation import DepthStats, Internalisation, TokenStats, measure_internalisation
 from attractor.evaluation.puzzles import DepthEvaluation, DepthPoint, evaluate_depths, trajectory
-from attractor.evaluation.restarts import Restarts, auroc, exact, run_restarts
+from attractor.evaluation.restarts import (
+    Restarts,
+    auroc,
+    binomial_interval,
+    check_selections,
+    exact,
+    run_restarts,
+)
 from attractor.evaluation.search import SearchResult, run_search
 from attractor.evaluation.text import (
     DEFAULT_WINDOW,
@@ -39,7 +46,9 @@ __all__ = [
     "TokenStats",
     "Trajectories",
     "auroc",
+    "binomial_interval",
     "calibrate",
+    "check_selections",
     "core",
     "encode",
     "evaluate_depths",

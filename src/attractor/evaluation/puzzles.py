@@ -43,24 +43,31 @@ def read_depths(
     *,
     init_state: Tensor | None = None,
     tolerance: float = 0.0,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    noise: float | None = None,
+    halting: bool = False,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Iterate over increasing ``depths`` of one trajectory per puzzle of ``questions`` (B, height, W).
 
-    A puzzle whose residual is below ``tolerance`` at one of the depths has converged and is left out from then on.
+    A puzzle whose residual is below ``tolerance`` at one of the depths, or with ``halting`` one whose halting logit is above
+    0, is left out from then on. ``noise`` is that of :meth:`Reasoner.make_update`.
 
-    Yields, for the M puzzles that had not converged at an earlier depth, their indices (M,) and residuals (M,) on the CPU,
-    and between them logits (M, height, W, classes) on the model's device.
+    Yields, for the M puzzles that were not left out at an earlier depth, their indices (M,) on the CPU, logits (M, height,
+    W, classes) on the model's device, residuals (M,) on the CPU, and halting logits (M,) on the CPU or None.
     """
     state = model.init_state(questions) if init_state is None else init_state
     active, reached = torch.arange(len(questions)), 0
     # A solver with memory goes through all depths in one solve: restarting it would change its trajectory.
     for solve_depths in [[d] for d in depths] if model.solver.is_memoryless else [list(depths)]:
         trace = [depth - reached for depth in solve_depths]
-        solution = model(questions[active], state, stop=Steps(trace[-1]), trace=trace).solution
+        solution = model(questions[active], state, stop=Steps(trace[-1]), noise=noise, trace=trace).solution
         state, reached = solution.value, solve_depths[-1]
         is_active = torch.ones(len(active), dtype=torch.bool)
         for traced, residual in zip(solution.trace, solution.trace_residual.cpu(), strict=True):
-            yield active[is_active], model.decode(traced[is_active])[0], residual[is_active]
+            logits, halt = model.decode(traced[is_active])
+            halt = None if halt is None else halt.cpu()
+            yield active[is_active], logits, residual[is_active], halt
+            if halting and halt is not None:
+                is_active[is_active.clone()] &= ~(halt > 0)
             is_active &= ~(residual < tolerance)
             if not is_active.any():
                 return
@@ -96,7 +103,7 @@ def evaluate_depths(
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
         num_open = len(batch)
-        for row, (active, logits, residuals) in enumerate(read_depths(model, batch, depths, tolerance=tolerance)):
+        for row, (active, logits, residuals, _) in enumerate(read_depths(model, batch, depths, tolerance=tolerance)):
             active = first + active
             # A result holds for all later depths, until one of them overwrites it.
             exact[row:, active] = (logits.argmax(dim=-1).cpu() == answers[active]).flatten(1).all(dim=1)
@@ -134,7 +141,9 @@ def trajectory(
     residual is below ``tolerance``.
     """
     frames, residuals = [], []
-    for _, logits, residual in read_depths(model, question[None], depths, init_state=init_state, tolerance=tolerance):
+    for _, logits, residual, _ in read_depths(
+        model, question[None], depths, init_state=init_state, tolerance=tolerance
+    ):
         frames.append(logits[0].softmax(dim=-1).cpu())
         residuals.append(float(residual[0]))
     return frames, residuals

@@ -11,7 +11,7 @@ from typing import Any
 from attractor.data.text import load_tokenizer, read_held_out
 from attractor.evaluation.text import DEFAULT_WINDOW, TextScore, max_length, score_text
 from attractor.experiment.language_evaluation import held_out_paths
-from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder
+from attractor.experiment.loading import LoadedLanguageModel, load, load_language_model, local_folder, require_fitting
 from attractor.files import new_folder, require_free
 from attractor.files.manifest import write_checksums
 from attractor.files.received import quiet
@@ -177,6 +177,7 @@ def retrofit(
     with quiet():
         tokenizer = load_tokenizer(Path(backbone))
         model = retrofit_backbone(backbone, **settings)
+    require_fitting(tokenizer, model.config.vocab_size, backbone)
     texts = [text[:2000] for text in islice(read_held_out(paths), 4)] if paths else [SAMPLE]
     budgets: list[dict[str, float]] = []
     if model.config.num_attractor_layers:

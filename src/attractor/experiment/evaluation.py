@@ -11,7 +11,12 @@ from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_pu
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import json_safe, require_output_file, write_json
 
-DEPTHS = (1, 2, 4, 8, 16, 32, 64)  # for puzzles
+PUZZLE_DEFAULTS: dict[str, Any] = {
+    "depths": (1, 2, 4, 8, 16, 32, 64),
+    "breadths": (1,),
+    "selections": ("residual", "majority"),
+    "seed": 0,
+}
 Figures = dict[str, Any]
 
 
@@ -30,6 +35,9 @@ def evaluate(
     stride: int | None = None,
     depths: Sequence[int] | None = None,
     breadths: Sequence[int] | None = None,
+    selections: Sequence[str] | None = None,
+    noise: float | None = None,
+    halting: str | None = None,
     seed: int | None = None,
     search: bool = False,
     limit: int | None = None,
@@ -62,7 +70,16 @@ def evaluate(
         it moves, by default half of them.
     depths, breadths
         For reasoners: the numbers of evaluations after which answers are compared, and the numbers of restarts from
-        which one answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order.
+        which one answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order; for an imported
+        checkpoint, those with which it was published.
+    selections
+        For reasoners: how one answer is chosen among the restarts, ``"residual"``, ``"logit-window"``,
+        ``"halting-logit"``, ``"majority"`` or ``"top-4-majority"``. By default the first and ``"majority"``.
+    noise
+        For reasoners: the standard deviation of the noise in every evaluation, instead of the model's own.
+    halting
+        For reasoners: ``"none"`` (by default), or the ``"residual"`` or halting ``"logit"`` at which a puzzle keeps its
+        answer.
     seed
         For reasoners: the seed of the initial states; 0 by default.
     search
@@ -94,12 +111,17 @@ def evaluate(
         require_output_file(target, *_as_paths(data))
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
-    puzzles_only = {"depths": depths, "breadths": breadths, "seed": seed, "search": search or None}
+    puzzles_only = {"depths": depths, "breadths": breadths, "selections": selections, "noise": noise}
+    puzzles_only |= {"halting": halting, "seed": seed, "search": search or None}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
-        return _evaluate_reasoner(model, data, depths, breadths, seed or 0, search, limit, batch_size, target, progress)
+        loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
+        given = {name: value for name, value in puzzles_only.items() if value is not None}
+        return _evaluate_reasoner(
+            loaded, data, PUZZLE_DEFAULTS | loaded.protocol | given, limit, batch_size, target, progress
+        )
     _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
     if isinstance(data, PuzzleSet):
         raise ConfigError("puzzles are for reasoners; give a language model files or folders of text as data.")
@@ -118,31 +140,18 @@ def evaluate(
 
 
 def _evaluate_reasoner(
-    model: LoadedReasoner | Path,
+    loaded: LoadedReasoner,
     data: Any,
-    depths: Sequence[int] | None,
-    breadths: Sequence[int] | None,
-    seed: int,
-    search: bool,
+    settings: dict[str, Any],
     limit: int | None,
     batch_size: int,
     out: Path | None,
     progress: bool,
 ) -> Figures:
-    depths, breadths = tuple(depths or DEPTHS), tuple(breadths or (1,))
-    require_rising(depths=depths, breadths=breadths)
-    loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
-    results = evaluate_puzzles(
-        loaded,
-        held_out_puzzles(loaded, data, limit),
-        depths=depths,
-        breadths=breadths,
-        batch_size=batch_size,
-        seed=seed,
-        search=search,
-        progress=progress,
-    )
-    figures: Figures = json_safe({"checkpoint": str(loaded.path), "seed": seed, "results": results})
+    require_rising(depths=settings["depths"], breadths=settings["breadths"])
+    found = held_out_puzzles(loaded, data, limit)
+    results = evaluate_puzzles(loaded, found, **settings, batch_size=batch_size, progress=progress)
+    figures: Figures = json_safe({"checkpoint": str(loaded.path), "seed": settings["seed"], "results": results})
     if out is not None:
         write_json(out, figures)
     return figures

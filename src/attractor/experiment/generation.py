@@ -1,10 +1,11 @@
-"""Continue a prompt with a language model."""
+"""Continue a prompt with a language model, or answer in a conversation."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attractor.config import config_class, require_whole
 from attractor.errors import AttractorError, ConfigError
@@ -15,12 +16,21 @@ from attractor.nn import input_device
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A prompt with its continuation, the number of tokens in the continuation, and the time it took."""
+    """A prompt with its continuation, or an answer.
+
+    Attributes
+    ----------
+    num_tokens, seconds
+        The number of new tokens, and the time they took.
+    evaluations
+        The mean number of evaluations that led to a new token; None for models that solve nothing.
+    """
 
     text: str
     num_tokens: int
     seconds: float
     is_context_full: bool
+    evaluations: float | None
 
 
 @config_class
@@ -94,35 +104,98 @@ def generate(
     """
     from attractor.data.text.documents import repair
 
-    chosen = Sampling(**sampling)
+    ids = encode(tokenizer, repair(prompt))
+    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    output, result = _continue(model, tokenizer, ids, Sampling(**sampling), budget, seed=seed, streamer=streamer)
+    return replace(result, text=_decode(tokenizer, output))
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    *,
+    seed: int = 0,
+    depth: int | None = None,
+    tolerance: float | None = None,
+    max_evaluations: int | None = None,
+    streamer: Any = None,
+    **sampling: Any,
+) -> Generation:
+    """Return the assistant's next answer in a conversation, ``{"role", "content"}`` each, under the chat template.
+
+    Other arguments and errors are those of :func:`generate`. Raises DataError if the tokenizer has no chat template, or the
+    template refuses the conversation.
+    """
+    from attractor.data.text import end_of_turn, render
+
+    text = render(tokenizer, messages, "chat", answer_follows=True)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    stops = {end_of_turn(tokenizer), *_as_list(model.generation_config.eos_token_id)} - {None}
+    more = {"seed": seed, "streamer": streamer, "eos_token_id": sorted(stops) or None}
+    output, result = _continue(model, tokenizer, ids, Sampling(**sampling), budget, **more)
+    return replace(result, text=_decode(tokenizer, output[len(ids) :]))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _decode(tokenizer: Any, ids: Tensor) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _continue(
+    model: Any,
+    tokenizer: Any,
+    ids: Tensor,
+    chosen: Sampling,
+    budget: dict[str, float | None],
+    *,
+    seed: int,
+    streamer: Any,
+    **settings: Any,
+) -> tuple[Tensor, Generation]:
+    """Return the tokens (T,) with their continuation, and what it took; the text is still empty."""
     device = input_device(model)
-    ids = encode(tokenizer, repair(prompt))[None].to(device)
-    available = max_length(model) - ids.shape[1]
+    available = max_length(model) - len(ids)
     if available < 1:
-        raise ConfigError(f"the prompt has {ids.shape[1]} tokens and the model reads {max_length(model)}; shorten it.")
-    budget = known_budget(model, {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations})
+        raise ConfigError(f"the prompt has {len(ids)} tokens and the model reads {max_length(model)}; shorten it.")
+    known = known_budget(model, budget)
+    counts = list[float]()
+
+    def count(module: Any, arguments: Any, output: Any) -> None:
+        if (solution := getattr(output, "solution", None)) is not None:  # models of transformers have none
+            counts.append(float(solution.evaluations[0, -1]))
+
+    hook = model.register_forward_hook(count)
     begun = time.perf_counter()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             output = model.generate(
-                ids,
+                ids[None].to(device),
                 max_new_tokens=min(chosen.max_new_tokens, available),
                 streamer=streamer,
                 pad_token_id=tokenizer.eos_token_id,
+                **settings,
                 **chosen.arguments(),
-                **budget,
-            )
+                **known,
+            )[0]
     except AttractorError:
         raise
     except (TypeError, ValueError, IndexError) as error:  # the library checks few of its settings
         raise ConfigError(
             f"the model cannot generate ({first_line(error)}); check its generation_config.json."
         ) from error
-    num_tokens = output.shape[1] - ids.shape[1]
-    return Generation(
-        text=tokenizer.decode(output[0], skip_special_tokens=True, clean_up_tokenization_spaces=False),
+    finally:
+        hook.remove()
+    num_tokens = len(output) - len(ids)
+    return output, Generation(
+        text="",
         num_tokens=num_tokens,
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,
+        evaluations=sum(counts) / len(counts) if counts else None,
     )

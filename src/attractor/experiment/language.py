@@ -1,6 +1,6 @@
 """Train a language model on prepared text."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from attractor.config import change, to_dict
-from attractor.data.text import PackedRows, Shards, fingerprint, load_tokenizer
+from attractor.data.text import ConversationRows, PackedRows, Shards, end_of_turn, fingerprint, load_tokenizer
 from attractor.errors import ConfigError, DataError
 from attractor.experiment.device import peak_flops
 from attractor.experiment.environment import environment
@@ -38,41 +38,42 @@ def train_language(
     recipe
         The settings. Without ``start``, the vocabulary and the special tokens of the model are replaced by the data's.
     data
-        A folder of prepared text.
+        A folder of prepared text, or a file of conversations for the model in ``start``.
     start
-        The model to start from; ``recipe.model`` may differ from its configuration only in how it is solved.
+        The model to start from, and the teacher of ``text.distillation``. ``recipe.model`` may differ from its
+        configuration only in how it is solved.
     loop
         ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
     distributed = distributed or DistributedContext()
-    shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
-    distributed.on_main_process(shards.verify)  # reads all of it, which takes seconds
-    if fingerprint(tokenizer) != shards.tokenizer:
-        raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
-    if start is None:
-        own = {
-            "bos_token_id": shards.begin_of_text,
-            "eos_token_id": shards.end_of_text,
-            "vocab_size": shards.vocab_size,
-        }
-        recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
-    elif fingerprint(start.tokenizer) != shards.tokenizer:
-        raise DataError(
-            f"{data}: was not prepared with the tokenizer of the model; "
-            "prepare the text with --tokenizer and the folder given to --init."
-        )
+    rows: PackedRows | ConversationRows
+    if data.is_file():
+        if start is None:
+            raise ConfigError(f"{data}: conversations tune a model that has a chat template; give it to --init.")
+        tokenizer: Any = start.tokenizer
+        rows = ConversationRows(data, tokenizer, recipe.text.length, recipe.text.seed)
+        counts = asdict(rows.stats)
+    else:
+        recipe, shards, tokenizer = _open_shards(recipe, data, start, distributed)
+        rows, counts = PackedRows(shards, recipe.text.length, recipe.text.seed), {"num_tokens": shards.num_tokens}
     torch.manual_seed(recipe.train.seed)
     model: Any = AutoModelForCausalLM.from_config(recipe.model).to(distributed.device)
     if start is not None:
         _copy_weights(start.model, model)
-    rows = PackedRows(shards, recipe.text.length, recipe.text.seed)
-    config = replace(recipe.train, optimizer=recipe.optimizer)
+    teacher: Any = start.model if start and recipe.text.distillation else None
+    if teacher is not None:
+        teacher.to(distributed.device).eval()
+    if data.is_file():
+        _stop_at_end_of_turn(model, tokenizer)
+    num_steps = recipe.num_steps(rows.num_rows)
+    config = replace(recipe.train, num_steps=num_steps, optimizer=recipe.optimizer, freeze=recipe.freeze)
     peak = peak_flops(distributed.device, PRECISIONS[recipe.train.precision])
-    objective = NextToken(rows, recipe.text, peak_flops=peak, rank=distributed.rank, world_size=distributed.size)
+    ranks = {"rank": distributed.rank, "world_size": distributed.size}
+    objective = NextToken(rows, recipe.text, teacher=teacher, peak_flops=peak, **ranks)
     metadata = {
         "kind": "language",
         "recipe": to_dict(recipe),
-        "text": {"tokenizer": shards.tokenizer, "num_tokens": shards.num_tokens},
+        "text": {"tokenizer": fingerprint(tokenizer), **counts},
         "environment": environment(),
     }
 
@@ -94,6 +95,37 @@ def train_language(
     )
     assert isinstance(trained, LanguageModel)
     return LoadedLanguageModel(trained, tokenizer, out)
+
+
+def _open_shards(
+    recipe: LanguageRecipe, data: Path, start: LoadedLanguageModel | None, distributed: DistributedContext
+) -> tuple[LanguageRecipe, Shards, Any]:
+    """Return prepared text with its tokenizer, and the recipe with its vocabulary."""
+    shards, tokenizer = Shards(data, "train"), load_tokenizer(data)
+    distributed.on_main_process(shards.verify)  # reads all of it, which takes seconds
+    if fingerprint(tokenizer) != shards.tokenizer:
+        raise DataError(f"{data / 'tokenizer'}: is not the tokenizer of these shards; prepare the text again.")
+    if start is None:
+        own = {
+            "bos_token_id": shards.begin_of_text,
+            "eos_token_id": shards.end_of_text,
+            "vocab_size": shards.vocab_size,
+        }
+        recipe = change(recipe, {"model": {**own, "pad_token_id": shards.end_of_text}})
+    elif fingerprint(start.tokenizer) != shards.tokenizer:
+        raise DataError(
+            f"{data}: was not prepared with the tokenizer of the model; "
+            "prepare the text with --tokenizer and the folder given to --init."
+        )
+    return recipe, shards, tokenizer
+
+
+def _stop_at_end_of_turn(model: Any, tokenizer: Any) -> None:
+    """Let the model's generation stop where the chat template ends an answer."""
+    stops = model.generation_config.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or ())
+    if (end := end_of_turn(tokenizer)) is not None and end not in stops:
+        model.generation_config.eos_token_id = [*stops, end]
 
 
 def _copy_weights(source: Any, model: Any) -> None:

@@ -10,11 +10,11 @@ import torch
 from attractor.config import from_dict
 from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
-from attractor.experiment.generation import generate
+from attractor.experiment.generation import answer, generate
 from attractor.experiment.pretrained import FOLDER, pretrained
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import first_line
-from attractor.files.received import load_reason, quiet
+from attractor.files.received import check_model_folder, load_reason, quiet
 from attractor.recipes import PuzzleRecipe
 from attractor.training import find_checkpoint, load_model, read_run, verify_inference
 
@@ -37,6 +37,10 @@ class LoadedLanguageModel:
     def generate(self, prompt: str, **settings: Any) -> str:
         """Return ``prompt`` with its continuation. Settings are those of :func:`attractor.experiment.generation.generate`."""
         return generate(self.model, self.tokenizer, prompt, **settings).text
+
+    def chat(self, messages: list[dict[str, str]], **settings: Any) -> str:
+        """Return the answer to messages ``{"role": "user", "content": ...}``. Settings are those of :meth:`generate`."""
+        return answer(self.model, self.tokenizer, messages, **settings).text
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None) -> LoadedReasoner | LoadedLanguageModel:
@@ -94,7 +98,7 @@ def load_reasoner(
     try:
         recipe = from_dict(PuzzleRecipe, run["recipe"])
         puzzle, size = find_puzzle(run["puzzles"]["kind"]), run["puzzles"]["size"]
-        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint)
+        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint, run.get("protocol", {}))
     except (KeyError, TypeError, ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({first_line(error)}).") from error
     if kind is not None and puzzle.kind != kind:
@@ -112,6 +116,7 @@ def load_language_model(path: Path, *, device: str | torch.device | None = None)
         from transformers import AutoModelForCausalLM
 
         import attractor.models.language  # noqa: F401  registers its models with the Auto classes
+    check_model_folder(path, CheckpointError)
     checkpoint = path if (path / "config.json").is_file() else find_checkpoint(path)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: holds no language model (no config.json); give one that does.")
@@ -143,12 +148,17 @@ def _tokenizer(checkpoint: Path, num_embeddings: int) -> Any:
         raise CheckpointError(
             f"{checkpoint}: has no tokenizer; copy the one that the model was trained with."
         ) from error
+    require_fitting(tokenizer, num_embeddings, checkpoint)
+    return tokenizer
+
+
+def require_fitting(tokenizer: Any, num_embeddings: int, where: str | Path) -> None:
+    """Raise a CheckpointError if a tokenizer has more entries than the embedding of its model."""
     if len(tokenizer) > num_embeddings:
         raise CheckpointError(
-            f"{checkpoint}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "
+            f"{where}: its tokenizer has {len(tokenizer)} entries and its model only {num_embeddings}; "
             "they do not belong together."
         )
-    return tokenizer
 
 
 def _device(device: str | torch.device | None) -> str | torch.device:

@@ -12,7 +12,15 @@ from torch import Tensor
 from attractor.data import SUDOKU, PuzzleSet, puzzles
 from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import SearchResult, auroc, exact, run_restarts, run_search
+from attractor.evaluation import (
+    SearchResult,
+    auroc,
+    binomial_interval,
+    check_selections,
+    exact,
+    run_restarts,
+    run_search,
+)
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
@@ -54,23 +62,30 @@ def evaluate_puzzles(
     *,
     depths: Sequence[int],
     breadths: Sequence[int],
+    selections: Sequence[str],
+    noise: float | None = None,
+    halting: str = "none",
     batch_size: int,
     seed: int,
     search: bool = False,
     progress: bool = False,
 ) -> Figures:
-    """Return the accuracy by breadth and depth, and how well the residual tells right answers from wrong ones.
+    """Return the accuracy by breadth and depth, and how well each score tells right answers from wrong ones.
 
-    ``exact_by_residual`` and ``exact_by_majority`` are fractions of answers equal to the known one in every cell,
-    chosen among the restarts by the lowest residual or by majority; rows are breadths and columns are depths.
-    ``right_by_residual`` also counts other correct answers, for puzzles that can have several. ``median_residual`` and
-    ``residual_auroc`` are those of the first start. ``search`` has the accuracy, evaluations and guesses of
-    :func:`attractor.evaluation.run_search`. ``by_rating``, for puzzles with ratings, has the accuracy of one start, of the
-    restart with the lowest residual, and of the search, at the last depth. Both have 95 % intervals.
+    ``exact_by_residual``, or another selection in place of ``residual``, are fractions of answers equal to the known one
+    in every cell, chosen among the restarts; rows are breadths and columns are depths. ``interval_by_…`` are their
+    binomial intervals of 95 %, ``any_exact`` the fractions of puzzles that some restart answers right, and
+    ``evaluations`` the mean evaluations for a puzzle over all restarts. ``right_by_residual`` also counts other correct
+    answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+
+    ``search`` has the accuracy, evaluations and guesses of :func:`attractor.evaluation.run_search`. ``by_rating``, for
+    puzzles with ratings, has the accuracy of one start, of all restarts by the first selection, and of the search, at the
+    last depth.
     """
     if search and loaded.puzzle.kind != SUDOKU.kind:
         raise ConfigError(f"search guesses digits of Sudokus; leave it out for puzzles of the kind {data.kind}.")
-    loaded.model.check_breadth(max(breadths))
+    loaded.model.check_restarts(max(breadths), noise)
+    check_selections(loaded.model, selections, halting)
     torch.manual_seed(seed)
     questions, truth = as_tensors(data)
     device = next(loaded.model.parameters()).device
@@ -80,51 +95,55 @@ def evaluate_puzzles(
             questions.to(device),
             depths=depths,
             breadth=max(breadths),
+            noise=noise,
+            halting=halting,
             batch_size=batch_size,
             advance=bars.count("puzzles", max(breadths) * len(data)),
         )
-    first = exact(restarts.answers[0], truth)  # (depths, N)
-
-    def correct(answers: Tensor) -> list[float]:
-        return [float(fraction) for fraction in exact(answers, truth).float().mean(dim=1)]
-
+    right = exact(restarts.answers, truth)  # (K, depths, N)
     figures: Figures = {
         "num_puzzles": len(data),
         "depths": list(depths),
         "breadths": list(breadths),
-        "exact_by_residual": [correct(restarts.lowest_residual(breadth)) for breadth in breadths],
-        "exact_by_majority": [correct(restarts.majority(breadth)) for breadth in breadths],
+        "selections": list(selections),
+        "any_exact": [right[:breadth].any(dim=0).float().mean(dim=1).tolist() for breadth in breadths],
+        "evaluations": [restarts.evaluations[:b].sum(dim=0).mean(dim=1).tolist() for b in breadths],
         "median_residual": [float(r) for r in restarts.residual[0].median(dim=1).values],
-        "residual_auroc": [auroc(-r, e) for r, e in zip(restarts.residual[0], first, strict=True)],
     }
-    chosen = {"one_start": first[-1], "restarts": exact(restarts.lowest_residual(max(breadths))[-1], truth)}
+    for name, score in restarts.scores.items():
+        key = name.replace("-", "_")
+        figures[f"{key}_auroc"] = [auroc(-s, e) for s, e in zip(score[0], right[0], strict=True)]
+    for selection in selections:
+        name = selection.replace("-", "_")
+        chosen = [exact(restarts.select(selection, breadth), truth) for breadth in breadths]
+        figures[f"exact_by_{name}"] = [by_depth.float().mean(dim=1).tolist() for by_depth in chosen]
+        figures[f"interval_by_{name}"] = [
+            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in chosen
+        ]
+        if not loaded.puzzle.has_unique_answer:
+            figures[f"right_by_{name}"] = [
+                [
+                    float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
+                    for found in restarts.select(selection, breadth)
+                ]
+                for breadth in breadths
+            ]
+    by_way = {"one_start": right[0, -1]}
+    if max(breadths) > 1:
+        by_way["restarts"] = exact(restarts.select(selections[0], max(breadths))[-1], truth)
     if search:
         with TaskProgress(enabled=progress) as bars:
             advance = bars.count("searched puzzles", len(data))
             found = run_search(loaded.model, questions.to(device), deduce, batch_size=batch_size, advance=advance)
-        chosen["search"] = exact(found.answers, truth)
-        figures["search"] = share(chosen["search"]) | _costs(found)
-    if max(breadths) == 1:
-        del chosen["restarts"]
+        by_way["search"] = exact(found.answers, truth)
+        figures["search"] = _share(by_way["search"]) | _costs(found)
     if data.ratings is not None:
-        figures["by_rating"] = _by_rating(data.ratings, chosen)
-    if not loaded.puzzle.has_unique_answer:
-        figures["right_by_residual"] = [
-            [
-                float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
-                for found in restarts.lowest_residual(breadth)
-            ]
-            for breadth in breadths
-        ]
+        figures["by_rating"] = _by_rating(data.ratings, by_way)
     return figures
 
 
-def share(right: Tensor) -> dict[str, float]:
-    """Return the share of ``right`` (N,), and its 95 % interval by Wilson."""
-    n, p, z = len(right), float(right.double().mean()), 1.96
-    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
-    return {"exact": p, "low": max(low, 0.0), "high": min(high, 1.0)}
+def _share(right: Tensor) -> Figures:
+    return {"exact": float(right.double().mean()), "interval": binomial_interval(int(right.sum()), len(right))}
 
 
 def _costs(found: SearchResult) -> Figures:
@@ -135,13 +154,13 @@ def _costs(found: SearchResult) -> Figures:
     return {"evaluations": costs, "guesses": float(found.guesses.double().mean())}
 
 
-def _by_rating(ratings: NDArray[Any], chosen: dict[str, Tensor]) -> list[Figures]:
+def _by_rating(ratings: NDArray[Any], by_way: dict[str, Tensor]) -> list[Figures]:
     """Return the shares of right answers (N,) of each way to choose them, between the bounds ``RATINGS``."""
     rows = []
     for low, high in pairwise(RATINGS):
         inside = torch.from_numpy((ratings >= low) & (ratings < high))
         if inside.any():
             bounds = {"from": low, "below": high if high < float("inf") else None}
-            shares = {name: share(right[inside]) for name, right in chosen.items()}
+            shares = {name: _share(right[inside]) for name, right in by_way.items()}
             rows.append({**bounds, "num_puzzles": int(inside.sum()), **shares})
     return rows

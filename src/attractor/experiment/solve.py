@@ -72,12 +72,16 @@ class PuzzleSolution:
 
 @dataclass(frozen=True)
 class LoadedReasoner:
-    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder."""
+    """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder.
+
+    ``protocol`` are the settings of :func:`attractor.evaluate` with which an imported model was published.
+    """
 
     model: Reasoner
     puzzle: Puzzle
     size: int
     path: Path
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
         """Solve and check puzzles. Settings are those of :func:`solve_puzzles`."""
@@ -150,15 +154,17 @@ def solve_puzzles(
 def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
     start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     output = loaded.model.solve(_as_question(loaded, located.grid)[None], generator=generator, **budget)
+    # Without symbols that no answer has, such as the padding of an imported model.
+    logits = output.logits[0, ..., : loaded.puzzle.num_classes(len(located.grid))]
     residual = float(output.solution.residual[0])
     assert output.init_state is not None
     return PuzzleSolution(
-        **_checked(loaded, located, output.logits[0].argmax(dim=-1)),
+        **_checked(loaded, located, logits.argmax(dim=-1)),
         residual=residual,
         converged=residual < (budget["tolerance"] or TOLERANCE),
         evaluations=int(output.solution.evaluations[0]),
         seconds=time.perf_counter() - start,
-        probabilities=output.logits[0].softmax(dim=-1).cpu(),
+        probabilities=logits.softmax(dim=-1).cpu(),
         init_state=output.init_state,
     )
 
@@ -228,6 +234,7 @@ def animate_solution(
     depths = animation_depths(depth or max_evaluations or MAX_EVALUATIONS)
     tolerance = tolerance or (TOLERANCE if depth is None else 0.0)
     frames, residuals = trajectory(loaded.model, question, depths, init_state=solution.init_state, tolerance=tolerance)
+    frames = [frame[..., : solution.probabilities.shape[-1]] for frame in frames]
     # A solve that reached its limit returns the point before its last evaluation, because the residual of that one is
     # known.
     frames[-1], residuals[-1] = solution.probabilities, solution.residual

@@ -14,7 +14,7 @@ from attractor.experiment.puzzles import train_reasoner
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import check_output_dir, require_separate
 from attractor.progress import TrainingProgress
-from attractor.recipes import RETROFIT, PuzzleRecipe
+from attractor.recipes import FROM_CHECKPOINT, PuzzleRecipe
 from attractor.training import Callback, Preemption, find_checkpoint, init_distributed, make_logger
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def train(
     Parameters
     ----------
     data
-        The folder of prepared text or puzzles. Recipes of puzzles generate their own puzzles without it.
+        The folder of prepared text or puzzles, or a file of conversations for a model with a chat template (``init``).
+        Recipes of puzzles generate their own puzzles without it.
     out
         The folder to write, by default ``runs/NAME``. It must be empty unless ``resume`` or ``overwrite``.
     overrides
@@ -66,19 +67,18 @@ def train(
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     start = None if init is None else _load_start(init, config, name)
-    if name == RETROFIT and start is None:
-        raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, made with attractor retrofit.")
+    if name in FROM_CHECKPOINT and start is None:
+        raise ConfigError(f"{name} starts from a checkpoint: give --init FOLDER, such as attractor retrofit writes.")
     if start is not None:
-        assert not isinstance(config, PuzzleRecipe)  # or init was refused
-        model_config: Any = start.model.config
-        config = recipes.fit_to_model(config, model_config)
+        config = _fit(config, start)
     config = override(config, overrides)
     folder = None if data is None else Path(data)
     if isinstance(config, PuzzleRecipe):
         if folder is not None and any(str(setting).startswith("data.") for setting in overrides):
             raise ConfigError("settings data.* describe puzzles to generate; with --data FOLDER leave them out.")
     elif folder is None:
-        raise ConfigError(f"{name or 'this recipe'} needs text: give --data FOLDER, made with attractor data prepare.")
+        what = "FILE, of conversations" if name == "language/chat" else "FOLDER, made with attractor data prepare"
+        raise ConfigError(f"{name or 'this recipe'} needs text: give --data {what}.")
     if name is None and out is None:
         raise ConfigError("give the folder to write as out.")
     target = Path("runs") / str(name) if out is None else Path(out)
@@ -110,6 +110,12 @@ def train(
         return replace(trained, path=find_checkpoint(target)) if distributed.is_main else trained
 
 
+def _fit(config: "Recipe", start: LoadedLanguageModel) -> "Recipe":
+    assert not isinstance(config, PuzzleRecipe)  # or init was refused
+    model_config: Any = start.model.config
+    return recipes.fit_to_model(config, model_config)
+
+
 def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedLanguageModel:
     from attractor.models.language import LanguageModel
 
@@ -120,4 +126,6 @@ def _load_start(init: str | Path, config: "Recipe", name: str | None) -> LoadedL
         raise CheckpointError(
             f"{init}: holds a {type(loaded.model).__name__}; convert it with attractor retrofit first."
         )
+    if getattr(loaded.model, "hf_quantizer", None) is not None:
+        raise CheckpointError(f"{init}: holds quantised weights, which cannot be trained; give the original weights.")
     return loaded

@@ -11,7 +11,12 @@ from attractor.files import first_line, member, read_json, require_regular
 
 
 def check_model_folder(folder: Path, error_class: type[AttractorError]) -> None:
-    """Raise an error if a model's folder asks ``transformers`` to run code, or names files outside of it."""
+    """Raise an error if a model's folder asks ``transformers`` to run code, names files outside of it, or has an adapter."""
+    if (folder / "adapter_config.json").is_file():
+        raise error_class(
+            f"{folder}: holds an adapter of PEFT; load it with PEFT onto its own base, call merge_and_unload(), and save "
+            "the result as a model."
+        )
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if file.is_symlink():
             member(folder, file.name, error_class, folder)

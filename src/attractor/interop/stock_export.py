@@ -165,10 +165,11 @@ def require_exportable(model: Any, depth: int) -> None:
         raise ConfigError(
             f"depth={depth} cannot be exported: a stock model uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
         )
-    if config.injection == "sum" and depth == 1:
+    if config.injection != "mean" and depth == 1:
+        evaluation = {"sum": "F(2c) − c", "concat": "F(W [c, c])", "none": "F(c) with gates"}[config.injection]
         raise ConfigError(
-            'injection="sum" cannot be exported at depth=1: one evaluation is F(2c) − c, and a stock model does not '
-            "subtract c; give depth=0."
+            f'injection="{config.injection}" cannot be exported at depth=1: one evaluation is {evaluation}, which is no stock '
+            "model; give depth=0."
         )
 
 

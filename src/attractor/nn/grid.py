@@ -195,7 +195,9 @@ class TRMUpdateConfig:
 class TRMUpdate(CompiledBlock):
     """``z ← net(z + y + x)``, ``num_latent`` times, then ``y ← net(y + z)``, with one network for both (TRM).
 
-    The state and the result are ``[y, z]``, (B, height, W, 2 D); the embedded question ``x`` is (B, height, W, D).
+    The state and the result are ``[y, z]``, (B, …, 2 D); the embedded question ``x`` is (B, …, D), of a grid or a list of
+    cells. With ``damping`` λ and ``noise`` every call is ``h ← (1 − λ) h + λ net(h + injection) + noise`` (EqR); ``noise``
+    is (num_latent + 1, B, …, D).
     """
 
     def __init__(self, config: TRMUpdateConfig) -> None:
@@ -203,14 +205,21 @@ class TRMUpdate(CompiledBlock):
         self.num_latent = config.num_latent
         self.net = GridNetwork(config.network)
 
-    def forward(self, state: Tensor, x: Tensor) -> Tensor:
+    def forward(self, state: Tensor, x: Tensor, damping: float = 1.0, noise: Tensor | None = None) -> Tensor:
         grid = x.shape[1:-1]
         angles = self.net.angles(grid, x)
         y, z = state.flatten(1, -2).chunk(2, dim=-1)
         x = x.flatten(1, -2)
-        for _ in range(self.num_latent):
-            z = self.net(z, y + x, grid, angles)
-        y = self.net(y, z, grid, angles)
+
+        def step(h: Tensor, injection: Tensor, call: int) -> Tensor:
+            new: Tensor = self.net(h, injection, grid, angles)
+            if damping != 1.0:
+                new = (1 - damping) * h + damping * new
+            return new if noise is None else new + noise[call].flatten(1, -2)
+
+        for call in range(self.num_latent):
+            z = step(z, y + x, call)
+        y = step(y, z, self.num_latent)
         return torch.cat([y, z], dim=-1).view(state.shape)
 
 
@@ -227,10 +236,10 @@ def swiglu_hidden(width: int, expansion: float = 4.0) -> int:
     return -(round(expansion * width * 2 / 3) // -256) * 256
 
 
-def truncated_normal_(weight: Tensor, std: float) -> Tensor:
+def truncated_normal_(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
     """Fill with normal values truncated at two standard deviations; ``std`` is their deviation after truncation."""
     std = std / 0.8796256610342398  # standard deviation of a standard normal truncated to [−2, 2]
-    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def lecun_linear(num_in: int, num_out: int) -> nn.Linear:
@@ -252,7 +261,7 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class HaltingHead(nn.Linear):
-    """The logit (B,) that an answer (B, height, W, D) is right, from its first cell.
+    """The logit (B,) that an answer (B, …, D) is right, from its first cell.
 
     HRM and TRM have two outputs: to halt and to continue. Only the first is used here. A new head halts nothing.
     """
@@ -263,4 +272,4 @@ class HaltingHead(nn.Linear):
         nn.init.constant_(self.bias, -5.0)
 
     def forward(self, answer: Tensor) -> Tensor:
-        return super().forward(answer[:, 0, 0])[:, 0]
+        return super().forward(answer.flatten(1, -2)[:, 0])[:, 0]

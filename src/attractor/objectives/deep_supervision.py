@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attractor.config import config_class, require_whole, suggestion
 from attractor.errors import ConfigError
@@ -49,7 +50,9 @@ class DeepSupervisionConfig:
         Weight of the halting head's loss, for models that have this head.
     jacobian_weight
         Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends. The penalty makes the update
-        contract. It needs second derivatives, which some attention kernels do not have.
+        contract.
+    augment
+        Whether each puzzle is replaced by a random symmetric copy of it.
     max_revealed
         Each question gets the answers of a random number of its blank cells (0), at most so many, for Sudokus.
     """
@@ -62,6 +65,7 @@ class DeepSupervisionConfig:
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
     jacobian_weight: float = 0.0
+    augment: bool = True
     max_revealed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +101,7 @@ class DeepSupervision:
     """An :class:`attractor.training.Objective` for models that update a state.
 
     The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
-    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``make_update(questions)``.
+    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``penalized_map(questions, state)``.
 
     Parameters
     ----------
@@ -163,7 +167,9 @@ class DeepSupervision:
             loss = loss + config.halting_weight * halting
             metrics["halting"] = halting.detach()
         if config.jacobian_weight:
-            penalty = jacobian_penalty(unwrap_model(model).make_update(carry["questions"]), output.solution.value)
+            penalized = unwrap_model(model).penalized_map(carry["questions"], output.solution.value)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+                penalty = jacobian_penalty(*penalized)
             loss = loss + config.jacobian_weight * penalty
             metrics["jacobian"] = penalty.detach()
         return loss, metrics
@@ -185,7 +191,9 @@ class DeepSupervision:
         index = torch.randint(len(self._data[0]), (num,)).numpy()
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        pair = self._augment(self._data[0][index], self._data[1][index], rng)
+        pair = self._data[0][index], self._data[1][index]
+        if self._config.augment:
+            pair = self._augment(*pair, rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
         if self._config.max_revealed:
             questions = _reveal(questions, answers, self._config.max_revealed)

@@ -18,8 +18,11 @@ from attractor.solve.randomness import RepeatedRandomness
 class Rows(Protocol):
     """A source of tokens, in rows of equal length. Row ``n`` is always the same."""
 
-    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor]:
-        """Return the tokens and positions of ``num`` rows, both (num, length) int64."""
+    def batch(self, first: int, num: int) -> tuple[Tensor, ...]:
+        """Return the tokens and positions of ``num`` rows, (num, length) int64 each.
+
+        A third tensor of labels is −100 at tokens that are not learnt, and else the token; without it, all are learnt.
+        """
         ...
 
 
@@ -36,17 +39,23 @@ class NextTokenConfig:
     contraction_penalty
         Weight of the mean squared :func:`growth` at the solution, which is added to the loss of a model that solves an
         equation. It makes the update contract. 0: no penalty.
+    distillation
+        Share, in [0, 1], of the KL divergence from the teacher in the loss; the rest is the next-token loss. The teacher
+        is the checkpoint given to ``--init`` at depth 1: after ``attractor retrofit``, the original model. 0: no teacher.
     """
 
     batch_size: int = 16
     length: int = 512
     seed: int = 0
     contraction_penalty: float = 0.0
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size")
         require_whole(self, 2, "length")
         require_whole(self, 0, "seed")
+        if not 0 <= self.distillation <= 1:
+            raise ConfigError(f"NextTokenConfig(distillation={self.distillation!r}): give a share in [0, 1].")
         if not 0 <= self.contraction_penalty < float("inf"):
             raise ConfigError(
                 f"NextTokenConfig(contraction_penalty={self.contraction_penalty!r}): give a finite number from 0 up."
@@ -80,10 +89,12 @@ class NextToken:
     The model is called with ``input_ids``, ``position_ids``, ``labels`` and ``return_logits=False``. Its output has
     ``loss`` and, if it solved an equation, ``solution``, ``proposal`` and ``hidden``. It has the methods
     ``flops_per_token(length, evaluations, training)``, ``diagnostics(input_ids)`` and, for the contraction penalty,
-    ``update_of(output, position_ids)``, which returns the update.
+    ``update_of(output, position_ids)``, which returns the update, and for a teacher ``divergence``.
 
     Parameters
     ----------
+    teacher
+        For ``config.distillation``: a model in evaluation mode.
     peak_flops
         Peak FLOP/s of the device, for the metric ``mfu`` (model FLOPs utilisation). None: no such metric.
     rank, world_size
@@ -96,11 +107,15 @@ class NextToken:
         rows: Rows,
         config: NextTokenConfig,
         *,
+        teacher: nn.Module | None = None,
         peak_flops: float | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._rows, self._config, self._peak_flops = rows, config, peak_flops
+        self._teacher = teacher
+        if config.distillation and teacher is None:
+            raise ConfigError(f"text.distillation={config.distillation}: needs a teacher; give a checkpoint to --init.")
         self._first_row, self._num_rows = split_batch(config.batch_size, rank, world_size)
         self._world_size = world_size
         self._row = 0
@@ -112,16 +127,21 @@ class NextToken:
         """Return the loss of the next batch, and metrics of its solve."""
         device = input_device(model)
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)
-        tokens, positions = (t.to(device, non_blocking=True) for t in batch)
+        tokens, positions, *given = (t.to(device, non_blocking=True) for t in batch)
+        labels = given[0] if given else tokens
         self._row += self._config.batch_size
         self._example = tokens[:1]
-        output: Any = model(input_ids=tokens, position_ids=positions, labels=tokens, return_logits=False)
-        loss, metrics = output.loss, {}
+        output: Any = model(input_ids=tokens, position_ids=positions, labels=labels, return_logits=False)
+        loss, metrics = output.loss, dict[str, Tensor]()
+        if share := self._config.distillation:
+            inputs = {"input_ids": tokens, "position_ids": positions}
+            divergence = unwrap_model(model).divergence(output, self._teacher, labels, **inputs)
+            loss, metrics = (1 - share) * loss + share * divergence, {"divergence": divergence.detach()}
         if (solution := output.solution) is not None:
             self._calls.append(solution.outcome.calls)
             proposal, solved = output.proposal.detach().float(), output.hidden.detach().float()
             distance = (solved - proposal).norm(dim=-1) / proposal.norm(dim=-1).clamp_min(1e-12)
-            metrics = {
+            metrics |= {
                 "evaluations": solution.evaluations.float().mean(),
                 "calls": torch.tensor(float(solution.outcome.calls)),
                 "residual": solution.residual.mean(),

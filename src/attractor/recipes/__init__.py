@@ -30,16 +30,22 @@ from attractor.recipes.puzzles import (
 from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES
 
 if TYPE_CHECKING:
-    from attractor.recipes.language_models import LanguageRecipe, fit_to_model, language, retrofit
+    from attractor.recipes.language_models import LanguageRecipe, chat, fit_to_model, language, retrofit
 
     Recipe = PuzzleRecipe | LanguageRecipe
 
-RETROFIT = "language/retrofit"  # the recipe that needs a checkpoint to start from
+# The recipes that start from a checkpoint and take the sizes of its model: the function that builds each, its settings.
+FROM_CHECKPOINT: dict[str, tuple[str, dict[str, Any]]] = {
+    "language/retrofit": ("retrofit", {}),
+    "language/retrofit-frozen": ("retrofit", {"freeze": "backbone"}),
+    "language/retrofit-distilled": ("retrofit", {"freeze": "backbone", "distillation": 0.5}),
+    "language/chat": ("chat", {}),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the recipes of language models when they are used, because they need ``transformers``."""
-    if name in ("LanguageRecipe", "fit_to_model", "language", "retrofit"):
+    if name in ("LanguageRecipe", "chat", "fit_to_model", "language", "retrofit"):
         return getattr(importlib.import_module("attractor.recipes.language_models"), name)
     if name == "Recipe":
         return PuzzleRecipe | __getattr__("LanguageRecipe")
@@ -80,8 +86,9 @@ def summaries() -> list[RecipeSummary]:
             tokens = size.tokens_per_weight * size.num_weights / 1e9
             length = "15 min" if name == "language/tiny" else f"{tokens:.3g}B tokens"
             found.append(RecipeSummary(name, text, size.num_weights, length, variants))
-        elif name == RETROFIT:
-            found.append(RecipeSummary(name, text, None, "1,000 steps", variants))
+        elif name in FROM_CHECKPOINT:
+            length = "2 epochs" if name == "language/chat" else "1,000 steps"
+            found.append(RecipeSummary(name, text, None, length, variants))
         else:
             recipe = get(name)
             with torch.device("meta"):
@@ -99,9 +106,11 @@ _TEXTS = {
     "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
+    "maze/unique": "Maze-Unique at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
-    RETROFIT: "text, from a pretrained model that attractor retrofit converted",
+    "language/chat": "conversations, from a checkpoint whose tokenizer has a chat template",
+    "language/retrofit": "text, from a pretrained model that attractor retrofit converted",
 }
 
 
@@ -111,14 +120,15 @@ def _builders() -> dict[str, Callable[[], Any]]:
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
-        for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze")):
+        for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze"), ("maze/unique", "unique")):
             named[_name(task, family)] = partial(published, kind, family)
             if family in ("attractor", "trm"):
                 named[_name(f"{task}-27m", family)] = partial(published, kind, family, width=WIDTHS_27M[kind])
     for size_name in SIZES:
         for family in LANGUAGE_FAMILIES:
-            named[_name(f"language/{size_name}", family)] = partial(_language, size_name, family)
-    named[RETROFIT] = lambda: __getattr__("retrofit")()
+            named[_name(f"language/{size_name}", family)] = partial(_build, "language", size_name, family)
+    for name, (builder, settings) in FROM_CHECKPOINT.items():
+        named[name] = partial(_build, builder, **settings)
     return named
 
 
@@ -126,15 +136,15 @@ def _name(task: str, family: str) -> str:
     return task if family == "attractor" else f"{task}-{family}"
 
 
-def _language(size: str, family: str) -> "LanguageRecipe":
-    recipe: LanguageRecipe = __getattr__("language")(size, family)
+def _build(builder: str, *args: Any, **settings: Any) -> "LanguageRecipe":
+    recipe: LanguageRecipe = __getattr__(builder)(*args, **settings)
     return recipe
 
 
 __all__ = [
+    "FROM_CHECKPOINT",
     "LANGUAGE_FAMILIES",
     "REASONER_FAMILIES",
-    "RETROFIT",
     "SIZES",
     "LanguageRecipe",
     "MazeDataConfig",
@@ -142,6 +152,7 @@ __all__ = [
     "Recipe",
     "RecipeSummary",
     "SudokuDataConfig",
+    "chat",
     "fit_to_model",
     "fit_to_puzzles",
     "get",

@@ -12,10 +12,12 @@ The size fixes the shape, see ``sizes.py``. The settings of training follow from
 * a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times
   theirs.
 
-Of ``60m`` to ``770m``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP,
-the optimiser and its settings are this project's, and no run of these sizes has been made with them.
+Of ``60m`` to ``1.3b``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP,
+the optimiser and its settings are this project's, and no run of these sizes has been made with them. The family
+``paper`` takes the MLP, the injection, the gradient and the division of the optimisers from the paper, too.
 """
 
+import math
 from dataclasses import field, replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES, VOCAB_SIZE
 from attractor.training import GuardConfig, TrainConfig
 
 BATCH_TOKENS = 524_288
+BACKBONE = "backbone"  # in train.freeze: all parameters outside the attractor's layers
 IN_LAYERS = r"\.layers\.\d+\..*_proj\.weight$"
 
 
@@ -41,24 +44,51 @@ class LanguageRecipe:
     ----------
     attractor_rate
         The fraction of the learning rate for the attractor's layers of a model that also has backbone layers.
+    epochs
+        Another limit of the run: passes over the rows of the data. None: no such limit.
     """
 
     model: AttractorConfig | LoopedConfig
     attractor_rate: float = 0.5
+    epochs: float | None = None
     text: NextTokenConfig = field(default_factory=NextTokenConfig)
     train: TrainConfig
 
     @property
     def optimizer(self) -> OptimizerConfig:
         """The optimiser's settings, with the learning rate of the attractor's layers."""
-        first, last = getattr(self.model, "num_attractor_layers", 0), self.model.num_hidden_layers
-        if first in (0, last):  # no attractor layers, or nothing else
+        if self._num_attractor_layers in (0, self.model.num_hidden_layers):  # no attractor layers, or nothing else
             return self.train.optimizer
-        layers = "|".join(str(i) for i in range(last - first, last))
-        return replace(self.train.optimizer, slow_pattern=rf"\.layers\.({layers})\.", slow_factor=self.attractor_rate)
+        return replace(self.train.optimizer, slow_pattern=self._attractor_pattern, slow_factor=self.attractor_rate)
+
+    def num_steps(self, num_rows: int) -> int | None:
+        """Return the limit in steps for data of ``num_rows`` rows."""
+        if self.epochs is None:
+            return self.train.num_steps
+        steps = max(1, math.ceil(self.epochs * num_rows / (self.text.batch_size * self.train.accumulate)))
+        return min(steps, self.train.num_steps or steps)
+
+    @property
+    def freeze(self) -> str:
+        """The regular expression of ``train.freeze``."""
+        if self.train.freeze != BACKBONE:
+            return self.train.freeze
+        if not self._num_attractor_layers:
+            raise ConfigError("train.freeze='backbone': this model has no attractor layers, which would be trained.")
+        return f"^(?!.*{self._attractor_pattern})"
+
+    @property
+    def _num_attractor_layers(self) -> int:
+        return getattr(self.model, "num_attractor_layers", 0)
+
+    @property
+    def _attractor_pattern(self) -> str:
+        last = self.model.num_hidden_layers
+        layers = "|".join(str(i) for i in range(last - self._num_attractor_layers, last))
+        return rf"\.layers\.({layers})\."
 
     def __post_init__(self) -> None:
-        require_positive(self, "attractor_rate")
+        require_positive(self, "attractor_rate", *(["epochs"] if self.epochs is not None else []))
         if self.text.length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"text.length={self.text.length} exceeds model.max_position_embeddings="
@@ -70,13 +100,16 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     """Return the recipe for a size of ``SIZES`` and a family. Raises ConfigError if there is none.
 
     The families are ``"attractor"``, ``"transformer"`` (the same layers, each used once), ``"looped"`` (half of the
-    layers in a loop) and ``"deq"`` (all layers are the attractor, and solves start from zero). All have the same depth,
-    width and weights, except for the attractor's gates and the looped model's injection.
+    layers in a loop), ``"deq"`` (all layers are the attractor, and solves start from zero) and ``"paper"`` (the attractor
+    with the paper's settings). All have the same depth, width and weights, except for the attractor's gates, the looped
+    model's injection and the rounding of the MLP's width.
     """
     if size not in SIZES:
         raise ConfigError(f"there is no size {size!r}; {suggestion(size, SIZES)}")
     if family not in LANGUAGE_FAMILIES:
         raise ConfigError(f"there is no family {family!r}; {suggestion(family, LANGUAGE_FAMILIES)}")
+    if family == "paper":
+        return _as_published(language(size))
     chosen = SIZES[size]
     shape: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
@@ -132,8 +165,33 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
 
 
-def retrofit() -> LanguageRecipe:
+def _as_published(recipe: LanguageRecipe) -> LanguageRecipe:
+    """Return an attractor's recipe with the paper's MLP, injection, gradient and optimisers.
+
+    From 770M the paper solves for the gradient; below, its code takes one term of the Neumann series. AdamW trains the
+    attractor's layers. What differs from the paper still is in docs/language.md.
+    """
+    model: Any = recipe.model
+    backbone = "|".join(str(i) for i in range(model.num_hidden_layers - model.num_attractor_layers))
+    published: LanguageRecipe = change(
+        recipe,
+        {
+            "model": {
+                "intermediate_size": 4 * model.hidden_size,
+                "hidden_act": "relu2",
+                "injection": "sum",
+                "gradient": "implicit" if model.hidden_size * model.num_hidden_layers >= 1280 * 37 else "neumann",
+            },
+            "train": {"optimizer": {"muon_pattern": rf"\.layers\.({backbone})\..*_proj\.weight$"}},
+        },
+    )
+    return published
+
+
+def retrofit(*, freeze: str = "", distillation: float = 0.0) -> LanguageRecipe:
     """Return the recipe that trains a retrofitted checkpoint; :func:`fit_to_model` sets its model.
+
+    ``freeze`` and ``distillation`` are its ``train.freeze`` and ``text.distillation``.
 
     AdamW, because the backbone's own optimiser is unknown, at a rate that is usual for continued training, the same for
     all layers. The contraction penalty costs six more evaluations a step, two of them with gradients; the update then
@@ -142,9 +200,10 @@ def retrofit() -> LanguageRecipe:
     return LanguageRecipe(
         model=AttractorConfig(),
         attractor_rate=1.0,
-        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3),
+        text=NextTokenConfig(batch_size=8, length=1024, contraction_penalty=0.3, distillation=distillation),
         train=TrainConfig(
             num_steps=1000,
+            freeze=freeze,
             optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.0),
             warmup_fraction=0.05,
             ema_decay=0.0,
@@ -153,6 +212,15 @@ def retrofit() -> LanguageRecipe:
             log_every=10,
         ),
     )
+
+
+def chat() -> LanguageRecipe:
+    """Return the recipe that tunes a checkpoint on conversations: two passes over them, at a fifth of the rate of
+    :func:`retrofit`, because there are few of them and the model can speak already."""
+    recipe = retrofit()
+    changes = {"optimizer": {"lr": 2e-5}, "num_steps": 100_000, "accumulate": 1, "checkpoint_every": 100}
+    tuned: LanguageRecipe = change(recipe, {"epochs": 2.0, "train": changes})
+    return tuned
 
 
 def fit_to_model(recipe: LanguageRecipe, model: AttractorConfig | LoopedConfig) -> LanguageRecipe:

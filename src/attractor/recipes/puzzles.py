@@ -1,7 +1,7 @@
 """Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
 ``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for CPUs and generate their own puzzles.
-``sudoku/extreme`` and ``maze/hard`` are the published tasks at the published sizes, for a GPU.
+``sudoku/extreme``, ``maze/hard`` and ``maze/unique`` are the published tasks at the published sizes, for a GPU.
 """
 
 from dataclasses import field, replace
@@ -12,7 +12,14 @@ from attractor.config import config_class, require_whole, suggestion
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
 from attractor.errors import ConfigError
-from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, TransformerConfig, TRMConfig
+from attractor.models.reasoning import (
+    AttractorReasonerConfig,
+    EqRConfig,
+    HRMConfig,
+    TransformerConfig,
+    TRMConfig,
+    TRMDEQConfig,
+)
 from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
@@ -21,16 +28,20 @@ from attractor.training import TrainConfig
 
 @config_class
 class MazeDataConfig:
-    """Perfect mazes to generate for training.
+    """Mazes to generate for training.
 
     Attributes
     ----------
     num_puzzles
         The number of mazes.
+    style
+        ``"perfect"``, with one path between any two cells, or ``"walls"``, random walls with loops.
     size
         Their height and width in cells.
+    min_path, max_path
+        The fewest and the most steps from S to G.
     corner_fraction
-        The share of mazes with S and G in opposite corners. Training on long paths helps with larger mazes.
+        The share of perfect mazes with S and G in opposite corners. Training on long paths helps with larger mazes.
     dfs_fraction
         The share of these corner mazes that depth-first search makes, which gives the longest paths. Solves then
         converge sooner and more often; as many answers are right.
@@ -41,7 +52,10 @@ class MazeDataConfig:
     kind = "maze"
 
     num_puzzles: int = 1000
+    style: str = "perfect"
     size: int = 11
+    min_path: int = 1
+    max_path: int | None = None
     corner_fraction: float = 0.9
     dfs_fraction: float = 0.0
     seed: int = 0
@@ -80,7 +94,7 @@ class SudokuDataConfig:
         require_whole(self, 1, "num_puzzles", "size")
 
 
-ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | HRMConfig | TransformerConfig
+ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | EqRConfig | HRMConfig | TRMDEQConfig | TransformerConfig
 
 
 @config_class
@@ -114,7 +128,8 @@ def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, nu
     """Return the recipe with the model's symbols, classes and cells set to those of the puzzles."""
     changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
     model = recipe.model
-    if isinstance(model, HRMConfig | TransformerConfig):
+    num_cells += getattr(model, "num_name_tokens", 0)
+    if isinstance(model, HRMConfig | TRMDEQConfig | TransformerConfig):
         changes["network"] = replace(model.network, num_cells=num_cells)
     elif isinstance(model.update, TRMUpdateConfig):
         changes["update"] = replace(model.update, network=replace(model.update.network, num_cells=num_cells))
@@ -153,8 +168,9 @@ MINUTES = {6: 6, 9: 60}
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for Sudokus of 6 or 9 digits on a CPU: six minutes, or an hour, on two cores.
 
-    All families have layers of the same kind and width and the same training; they differ in the update. ``trm`` has
-    the attractor's network, ``hrm`` two of them, and ``transformer`` four of them in sequence, each used once.
+    All families have layers of the same kind and width and the same training; they differ in the update. ``trm``, ``eqr``,
+    ``trm-deq`` and ``paper`` have the attractor's network, ``hrm`` two of them, and ``transformer`` four of them in
+    sequence, each used once.
     """
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
@@ -195,22 +211,30 @@ def sudoku_hardest(*, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
     )
 
 
-WIDTHS_27M = {"sudoku": 1216, "maze": 1024}  # at which two layers have the weights of HRM
+PUBLISHED: dict[str, Any] = {
+    "sudoku": SudokuDataConfig(),
+    "maze": MazeDataConfig(style="walls", size=30, min_path=111, corner_fraction=0.0),
+    "unique": MazeDataConfig(size=29, min_path=100, max_path=140, corner_fraction=0.0),
+}
+WIDTHS_27M = {"sudoku": 1216, "maze": 1024, "unique": 1024}  # at which two layers have the weights of HRM
 
 
 def published(task: str, family: str = "attractor", *, width: int = 512, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe of a published task at the published size and number of steps, for one GPU.
 
-    The tasks are those of TRM (arXiv:2510.04871) and EqR (arXiv:2605.21488). The task ``sudoku`` mixes its 81 cells by
-    an MLP (5M weights), ``maze`` its 900 cells by attention (7M). HRM and the Transformer have 27M weights and
-    attention. At the ``width`` of ``WIDTHS_27M`` the attractor and TRM have 27M too: they are wider, with more heads of
-    the same size, and not deeper, which hurts according to TRM's authors. Give 1,000 puzzles of the published data
-    sets as ``data``; otherwise 1,000 puzzles are generated.
+    The tasks are those of TRM (arXiv:2510.04871) and EqR (arXiv:2605.21488): Sudoku-Extreme, whose 81 cells an MLP
+    mixes (5M weights); and the mazes Maze-Hard and Maze-Unique (``"unique"``), whose 900 and 841 cells attention mixes
+    (7M). HRM and the Transformer have 27M weights and attention; so have the two forms of Attractor Models, ``trm-deq``
+    (their code) and ``paper`` (their text). At the ``width`` of ``WIDTHS_27M`` the attractor and TRM have 27M too: they
+    are wider, with more heads of the same size, and not deeper, which hurts according to TRM's authors. Give 1,000
+    puzzles of the published data sets as ``data``; otherwise 1,000 puzzles are generated by their definitions. Mazes
+    are not augmented.
 
     Different from the papers: AdamW instead of AdamATan2, gradients clipped at 1, and for HRM the settings of TRM.
+    ``paper`` starts from zero: the gradient of its learnt start is zero at a fixed point.
     Positions are rows and columns for the attractor, and the cells in reading order for the baselines.
     """
-    mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm") else "attention"
+    mixing = "mixer" if task == "sudoku" and family in ("attractor", "trm", "eqr") else "attention"
     cells = GridNetworkConfig(
         width=width,
         hidden=3 * width,
@@ -230,9 +254,14 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
             num_latent=6 if task == "sudoku" else 4,
             halting=True,
         ),
-        data=SudokuDataConfig(seed=seed) if task == "sudoku" else MazeDataConfig(size=31, seed=seed),
+        data=replace(PUBLISHED[task], seed=seed),
         supervision=_supervision(
-            family, batch_size=768, max_segments=16, replace_halted=True, cross_entropy="stablemax"
+            family,
+            batch_size=768,
+            max_segments=16,
+            replace_halted=True,
+            cross_entropy="stablemax",
+            augment=task == "sudoku",
         ),
         train=TrainConfig(
             num_steps=65_000,
@@ -247,7 +276,8 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
     )
 
 
-REASONER_FAMILIES = ("attractor", "trm", "hrm", "transformer")
+NAME_TOKENS = 16  # puzzle_emb_len of TRM-DEQ
+REASONER_FAMILIES = ("attractor", "trm", "eqr", "hrm", "trm-deq", "paper", "transformer")
 
 
 def _model(
@@ -270,11 +300,29 @@ def _model(
             halting=halting,
             **counts,
         )
-    if family == "trm":
-        return TRMConfig(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
+    if family in ("trm", "eqr"):
+        config = TRMConfig if family == "trm" else EqRConfig
+        return config(update=recursion, evaluations_per_segment=evaluations_per_segment, **counts)
     wide = cells.width >= 512
     if family == "hrm":
         return HRMConfig(network=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
+    if family == "trm-deq":
+        network = replace(cells, num_layers=8 if wide else 2, num_cells=cells.num_cells + NAME_TOKENS)
+        return TRMDEQConfig(network=network, num_name_tokens=NAME_TOKENS, **counts)
+    if family == "paper":
+        return AttractorReasonerConfig(
+            update=TRMUpdateConfig(network=replace(cells, num_layers=8 if wide else 2), num_latent=1),
+            random_init=False,
+            damping=1.0,
+            noise=0.0,
+            solver="anderson",
+            gradient="one-step",
+            segment_tolerance=1e-3,
+            evaluations_per_segment=16,
+            backprop_steps=1,
+            halting=halting,
+            **counts,
+        )
     if family == "transformer":
         return TransformerConfig(network=replace(cells, num_layers=8), halting=halting, **counts)
     raise ConfigError(f"there is no family {family!r}; {suggestion(family, REASONER_FAMILIES)}")
@@ -282,4 +330,6 @@ def _model(
 
 def _supervision(family: str, *, max_segments: int, **settings: Any) -> DeepSupervisionConfig:
     """Return the settings of supervision. A Transformer has no state, so that it has one segment per question."""
+    if family == "trm-deq":
+        settings["jacobian_weight"] = 1e-3
     return DeepSupervisionConfig(max_segments=1 if family == "transformer" else max_segments, **settings)

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 VOCAB_SIZE = 32768
-LANGUAGE_FAMILIES = ("attractor", "transformer", "looped", "deq")
+LANGUAGE_FAMILIES = ("attractor", "transformer", "looped", "deq", "paper")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One size. From ``60m`` up, the shape and the settings of a solve are the paper's (arXiv:2605.12466)."""
+    """One size. From ``140m`` to ``770m``, the shape and the settings of a solve are the paper's (arXiv:2605.12466).
+
+    The paper trains 60M and 1.3B too; of those, the shapes are ours.
+    """
 
     width: int
     num_backbone_layers: int
@@ -56,6 +59,15 @@ SIZES = {
     "770m": Size(
         width=1280,
         num_backbone_layers=35,
+        num_attractor_layers=2,
+        tolerance=1.5e-4,
+        max_evaluations=32,
+        gate_start=0.73,
+        gate_limit=0.9,
+    ),
+    "1.3b": Size(
+        width=2048,
+        num_backbone_layers=22,
         num_attractor_layers=2,
         tolerance=1.5e-4,
         max_evaluations=32,

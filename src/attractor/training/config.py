@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attractor.config import config_class, require_positive, require_whole, suggestion
 from attractor.errors import ConfigError
-from attractor.optim import OptimizerConfig
+from attractor.optim import OptimizerConfig, require_patterns
 from attractor.training.guard import GuardConfig
 
 STRATEGIES = ("ddp", "fsdp")
@@ -24,6 +24,10 @@ class TrainConfig:
     ----------
     num_steps, seconds
         The run ends at the limit that it reaches first; give at least one. Evaluation and checkpoints count as time.
+    freeze
+        Regular expression (``re.search``) for the names of parameters that are not trained: they have no gradient and no
+        optimiser state. In language recipes, ``"backbone"`` means all parameters outside the attractor's layers. Empty:
+        none.
     warmup_fraction
         The first part of the run, in which the learning rate rises linearly from 0.
     cooldown_fraction
@@ -57,6 +61,7 @@ class TrainConfig:
     num_steps: int | None = None
     seconds: float | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    freeze: str = ""
     warmup_fraction: float = 0.02
     cooldown_fraction: float = 0.5
     ema_decay: float = 0.995
@@ -75,6 +80,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.num_steps is None and self.seconds is None:
             raise ConfigError("train: give num_steps or seconds, so that the run can end.")
+        require_patterns(self, "freeze")
         require_whole(self, 1, "log_every", "accumulate", "max_checkpoints")
         require_whole(self, 1, *(["num_steps"] if self.num_steps is not None else []))
         require_whole(self, 0, "checkpoint_every", "seed")

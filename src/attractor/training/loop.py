@@ -22,6 +22,7 @@ from attractor.files import made_folder, reported_write_errors
 from attractor.files.lock import LOCK, owner_lock
 from attractor.files.manifest import CHECKSUMS
 from attractor.nn import compile_blocks
+from attractor.optim import freeze
 from attractor.solve import synchronized
 from attractor.training.checkpoint import Checkpoints, checkpoints_in, find_checkpoint, save_weights
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
@@ -233,10 +234,11 @@ class _Run:
 
 
 def _prepare_model(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-    """Check that the device supports the precision, and compile the model's blocks if the settings say so."""
+    """Check that the device supports the precision; freeze parameters and compile blocks as the settings say."""
     on_gpu = device.type == "cuda"
     if config.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(f"{torch.cuda.get_device_name()} has no bf16; train in fp32 (train.precision=fp32).")
+    freeze(model, config.freeze)
     if config.compile or (config.compile is None and on_gpu):
         compile_blocks(model)
 

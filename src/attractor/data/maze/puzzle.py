@@ -41,13 +41,19 @@ class Maze(Puzzle):
         exclude: PuzzleSet | None = None,
         advance: Advance = lambda num: None,
         style: str = "perfect",
+        corner_fraction: float = 0.0,
+        dfs_fraction: float = 0.0,
         **settings: Any,
     ) -> PuzzleSet:
         """Return mazes of a style: "perfect" is :func:`generate_mixture`, "walls" is :func:`generate_walls`."""
         if style not in ("perfect", "walls"):
             raise ConfigError(f"style={style!r}: give 'perfect' or 'walls'.")
-        function = generate_mixture if style == "perfect" else generate_walls
-        return function(num, seed=seed, exclude=exclude, advance=advance, **settings)
+        settings |= {"seed": seed, "exclude": exclude, "advance": advance}
+        if style == "perfect":
+            return generate_mixture(num, corner_fraction=corner_fraction, dfs_fraction=dfs_fraction, **settings)
+        if corner_fraction or dfs_fraction:
+            raise ConfigError("corner_fraction and dfs_fraction are for perfect mazes; set them to 0 for random walls.")
+        return generate_walls(num, **settings)
 
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         if test.questions.shape[1:] != train.questions.shape[1:]:

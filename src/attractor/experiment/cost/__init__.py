@@ -5,7 +5,7 @@ from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, estim
 from attractor.experiment.cost.memory import Memory
 from attractor.experiment.cost.step_benchmark import StepBenchmark, measure_cost
 from attractor.experiment.device import PEAK_FLOPS
-from attractor.recipes import RETROFIT, Recipe
+from attractor.recipes import FROM_CHECKPOINT, Recipe
 from attractor.recipes import get as get_recipe
 
 
@@ -34,7 +34,7 @@ def cost(
     ConfigError
         For a recipe that is unknown or has no sizes of its own, and a batch that the processes cannot divide.
     """
-    if recipe == RETROFIT:
+    if isinstance(recipe, str) and recipe in FROM_CHECKPOINT:
         raise ConfigError(f"{recipe} takes its sizes from a checkpoint; choose a recipe that has its own sizes.")
     settings = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if strategy is not None and world_size == 1:

@@ -17,6 +17,7 @@ from attractor.experiment.device import PEAK_FLOPS
 from attractor.files import json_safe
 from attractor.models.language import LanguageModel, LoopedConfig
 from attractor.objectives import split_batch
+from attractor.optim import freeze
 from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
 
 EXPECTED_MFU = 0.4
@@ -187,9 +188,13 @@ def estimate_cost(recipe: Recipe, *, evaluations: int = 8, world_size: int = 1, 
 
 def build_model(recipe: Recipe) -> Any:
     """Return a new model of a recipe."""
+    model: Any
     if isinstance(recipe, LanguageRecipe):
-        return AutoModelForCausalLM.from_config(recipe.model)
-    return recipe.model.build()
+        model, frozen = AutoModelForCausalLM.from_config(recipe.model), recipe.freeze
+    else:
+        model, frozen = recipe.model.build(), recipe.train.freeze
+    freeze(model, frozen)
+    return model
 
 
 def _evaluations(recipe: LanguageRecipe, expected: int) -> int:

@@ -19,7 +19,7 @@ from attractor.gradient import Implicit, Phantom, Unrolled
 from attractor.models.language import AttractorConfig, LanguageModel, LoopedConfig
 from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
-from attractor.models.reasoning import Reasoner
+from attractor.models.reasoning import TRMDEQ, Reasoner
 from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig
 from attractor.solve import Anderson
@@ -93,7 +93,7 @@ def estimate_memory(model: nn.Module, setup: TrainingSetup) -> Memory:
     """Estimate the memory of a training step of ``model``, a language model or a reasoner."""
     assert isinstance(model, LanguageModel | Reasoner)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    num = sum(p.numel() for p in parameters)
+    num, num_trained = (sum(p.numel() for p in each) for each in (model.parameters(), parameters))
     buffers = sum(b.numel() for b in model.buffers())
     moments = sum(
         NUM_MOMENTS[type(optimizer)] * p.numel()
@@ -105,7 +105,7 @@ def estimate_memory(model: nn.Module, setup: TrainingSetup) -> Memory:
     shards = setup.world_size if is_sharded else 1
     accumulates = setup.accumulate > 1
     gradients = FP32 * (
-        num if accumulates else num / shards
+        num_trained if accumulates else num_trained / shards
     )  # accumulated gradients are sharded in the last batch only
     has_buckets = setup.strategy == "ddp" and setup.world_size > 1
     activations = _language_activations if isinstance(model, LanguageModel) else _reasoner_activations
@@ -121,7 +121,7 @@ def estimate_memory(model: nn.Module, setup: TrainingSetup) -> Memory:
         evaluation_activations=evaluation,
         logits=logits,
         solver_history=history,
-        early_gradients=gradients if accumulates else FP32 * num * has_buckets,
+        early_gradients=gradients if accumulates else FP32 * num_trained * has_buckets,
         step_buffer=FP32 * max(p.numel() for p in parameters) / shards,
     )
 
@@ -152,7 +152,8 @@ def _language_activations(model: Any, setup: TrainingSetup) -> tuple[float, floa
     ends = 28 * width + 8 * config.head_width
     chunk = min(CHUNK, tokens)
     logits = chunk * config.vocab_size * 3 * FP32 + 2 * element * width * chunk
-    logits += config.vocab_size * width * (FP32 + 2 * setup.bf16) * (setup.accumulate == 1)
+    is_temporary = setup.accumulate == 1 and model.lm_head.weight.requires_grad
+    logits += config.vocab_size * width * (FP32 + 2 * setup.bf16) * is_temporary
     num_single, num_passes, per_pass = config.num_hidden_layers, 0, 0.0
     history, gradient = 0.0, None
     if isinstance(config, AttractorConfig) and config.num_attractor_layers:
@@ -173,6 +174,8 @@ def _language_activations(model: Any, setup: TrainingSetup) -> tuple[float, floa
         evaluation += num_passes * 5 * FP32 * width  # the solver's own step: states, differences and their mixture
     if isinstance(gradient, Implicit):
         evaluation += history  # of the adjoint solve in the backward pass
+    if model.single_passes(num_single) == num_single:  # all frozen, so that nothing is saved for gradients
+        num_single = 0
     return tokens * (num_single * layer + ends), tokens * evaluation, float(logits), tokens * history
 
 
@@ -205,7 +208,8 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]
-    return sum(_network_activations(network, setup) for network in networks), networks[0].config.width
+    calls = model.config.num_latent + 1 if isinstance(model, TRMDEQ) else 1
+    return calls * sum(_network_activations(network, setup) for network in networks), networks[0].config.width
 
 
 def _network_activations(network: GridNetwork, setup: TrainingSetup) -> float:

@@ -5,10 +5,13 @@ With ``F`` the attractor layers, ``c`` the proposal and ``h = (y + c)/2``::
 
     update(y) = c + (F(h) − h)      injection="mean"
     update(y) = F(y + c) − y        injection="sum"   (the official code)
+    update(y) = F(W [y, c])         injection="concat", with a matrix W that is learnt
+    update(y) = F(y)                injection="none": the proposal is the start and nothing else
 
-With ``mean``, one evaluation from the proposal is exactly the plain Transformer with all layers, and zero evaluations
-are the Transformer without the last layers. ``num_attractor_layers=0`` is that plain Transformer. With only attractor
-layers and ``start="zero"`` the model is a deep equilibrium model: hidden states from zero, without a proposal.
+The last two are the paper's ablations, of which it gives no equations. With ``mean``, one evaluation from the proposal
+is exactly the plain Transformer with all layers, and zero evaluations are the Transformer without the last layers.
+``num_attractor_layers=0`` is that plain Transformer. With only attractor layers and ``start="zero"`` the model is a deep
+equilibrium model: hidden states from zero, without a proposal.
 
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from attractor.config import require_positive, require_whole, suggestion
@@ -49,7 +52,7 @@ class AttractorConfig(LanguageModelConfig):
     num_attractor_layers
         How many of ``num_hidden_layers``, the last, are the attractor; 0 is a plain Transformer.
     injection
-        ``"mean"`` or ``"sum"``, see the equations at the top of this file.
+        ``"mean"``, ``"sum"``, ``"concat"`` or ``"none"``, see the equations at the top of this file.
     start
         ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
     gate_start, gate_limit
@@ -85,7 +88,7 @@ class AttractorConfig(LanguageModelConfig):
                 f"num_attractor_layers={self.num_attractor_layers} exceeds num_hidden_layers={self.num_hidden_layers}."
             )
         for name, valid in {
-            "injection": ("mean", "sum"),
+            "injection": ("mean", "sum", "concat", "none"),
             "start": ("proposal", "zero"),
             "gradient": tuple(GRADIENTS),
         }.items():
@@ -102,6 +105,18 @@ class AttractorConfig(LanguageModelConfig):
         super().__post_init__(**kwargs)
 
 
+class Concatenation(nn.Linear):
+    """The matrix ``W`` of ``W [y, c]``, which starts as the mean of the two."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(2 * width, width, bias=False)
+
+    def reset_parameters(self) -> None:
+        half = torch.eye(self.out_features, device=self.weight.device, dtype=self.weight.dtype) / 2
+        with torch.no_grad():
+            self.weight.copy_(torch.cat((half, half), dim=1))
+
+
 class AttractorModel(Decoder):
     """The decoder of the attractor language model, see the equations at the top of this file."""
 
@@ -115,8 +130,16 @@ class AttractorModel(Decoder):
             config.build_layer(gate if i >= self.num_backbone_layers else None) for i in range(config.num_hidden_layers)
         ]
         super().__init__(config, layers)
+        if config.injection == "concat":
+            self.injection = Concatenation(config.hidden_size)
         if initialize:
             self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Concatenation):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
@@ -177,8 +200,11 @@ class AttractorModel(Decoder):
         if self.config.injection == "mean":
             h = (y + proposal) / 2
             out = proposal + (self.run(h, context, first, last) - h)
-        else:
+        elif self.config.injection == "sum":
             out = self.run(y + proposal, context, first, last) - y
+        else:
+            h = self.injection(torch.cat((y, proposal), dim=-1)) if self.config.injection == "concat" else y
+            out = self.run(h, context, first, last)
         # Padding converges at once, so that no real token waits for it.
         return out if context.is_real is None else torch.where(context.is_real, out, y)
 
@@ -219,7 +245,8 @@ class AttractorForCausalLM(LanguageModel):
 
     def layer_uses(self, evaluations: float, *, training: bool) -> list[tuple[int, float]]:
         config = self.config
-        backbone = (self.model.num_backbone_layers, 3.0 if training else 1.0)
+        num = self.model.num_backbone_layers
+        backbone = (1, self.single_passes(num) if training else num)
         gradient = GRADIENTS[config.gradient]
         if not training or not config.num_attractor_layers:
             uses = evaluations
@@ -232,6 +259,13 @@ class AttractorForCausalLM(LanguageModel):
         else:  # one evaluation with gradients, and a vector-Jacobian product per term: for attention, half of its cost
             uses = evaluations + 3 + (gradient.terms if isinstance(gradient, Neumann) else 0)
         return [backbone, (config.num_attractor_layers, uses)]
+
+    def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
+        flops = super().flops_per_token(length, evaluations, training=training)
+        if self.config.injection == "concat":
+            (_, uses) = self.layer_uses(evaluations, training=training)[-1]
+            flops += 2 * uses * self.model.injection.weight.numel()
+        return flops
 
     def diagnostics(self, input_ids: Tensor) -> dict[str, float]:
         """Return the mean gate, and the spectral radius of the update at the equilibrium of ``input_ids`` (B, T)."""

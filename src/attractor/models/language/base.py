@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -16,7 +17,7 @@ from attractor.errors import ConfigError
 from attractor.files import write_text
 from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import LanguageModelBase, SolvedOutput, accept_past_key_values
-from attractor.models.language.loss import HAS_LOGITS, TokenLoss, next_token_loss
+from attractor.models.language.loss import HAS_LOGITS, TokenDivergence, TokenLoss, next_token_loss, teacher_divergence
 from attractor.solve import Solution, Tolerance, require_resolvable
 
 
@@ -79,7 +80,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         register_with_peft(config.model_type)
         self.model = self.model_class(config, initialize=False)  # weights are drawn once, by the last line
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.token_loss = TokenLoss()
+        self.token_loss, self.token_divergence = TokenLoss(), TokenDivergence()
         self.post_init()
 
     @property
@@ -94,6 +95,18 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         With ``training``, a pass that carries gradients counts three times: once forward and twice backward.
         """
 
+    def single_passes(self, num: int) -> float:
+        """Return the cost in training of the first ``num`` layers, each used once, in forward passes of one layer.
+
+        A frozen layer has no gradients of its weights, and none at all if everything before it is frozen too.
+        """
+        carries, total = bool(self.get_input_embeddings().weight.requires_grad), 0.0
+        for layer in self.model.layers[:num]:
+            is_trained = any(p.requires_grad for p in layer.parameters())
+            total += 1 + is_trained + carries
+            carries |= is_trained
+        return total
+
     def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
         """Return the floating-point operations per token of a sequence of ``length`` tokens.
 
@@ -106,7 +119,7 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
         # Half of 2 · T · D, for the scores and for the weighted sum.
         attention = config.num_attention_heads * config.head_width * (length + 1)
         passes = sum(layers * uses for layers, uses in self.layer_uses(evaluations, training=training))
-        head = config.vocab_size * config.hidden_size * (3 if training else 1)
+        head = config.vocab_size * config.hidden_size * (2 + self.lm_head.weight.requires_grad if training else 1)
         return 2.0 * (passes * (matrices + attention) + head)
 
     def fsdp_units(self) -> list[tuple[list[nn.Module], bool]]:
@@ -122,6 +135,18 @@ class LanguageModel(LanguageModelBase, GenerationMixin):
     def diagnostics(self, input_ids: Tensor) -> dict[str, float]:
         """Return figures about the model's state on a batch (B, T), for the training log."""
         return {}
+
+    def divergence(
+        self, output: LanguageModelOutput, teacher: "LanguageModel", labels: Tensor, **inputs: Any
+    ) -> Tensor:
+        """Return the mean KL divergence, in nats, of the next tokens of ``output`` from those of ``teacher`` at depth 1.
+
+        ``inputs`` are the arguments that ``output`` was computed from; ``labels`` (B, T) says by −100 what not to count.
+        """
+        with torch.no_grad():
+            target = teacher.model(**inputs, depth=1, use_cache=False).last_hidden_state
+        hidden = self.model.norm(output.hidden)
+        return teacher_divergence(hidden, self.lm_head, target, teacher.lm_head, labels, self.token_divergence)
 
     @accept_past_key_values
     @can_return_tuple

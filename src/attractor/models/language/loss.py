@@ -1,4 +1,9 @@
-"""The next-token loss. Logits exist for a few tokens at a time, because they need more memory than all else."""
+"""The next-token loss, and the divergence from a teacher.
+
+Logits exist for a few tokens at a time, because they need more memory than all else.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +22,17 @@ class TokenLoss(CompiledBlock):
 
     def forward(self, x: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
         return F.cross_entropy(head(x).float(), labels, reduction="sum")
+
+
+class TokenDivergence(CompiledBlock):
+    """Summed ``KL(teacher ‖ model)``, in nats, of next tokens given ``x`` and ``teacher_x`` (N, D) and both output heads.
+
+    ``weight`` (N,) multiplies the terms.
+    """
+
+    def forward(self, x: Tensor, head: nn.Module, teacher_x: Tensor, teacher_head: nn.Module, weight: Tensor) -> Tensor:
+        log_p, log_q = (F.log_softmax(h(t).float(), dim=-1) for h, t in ((teacher_head, teacher_x), (head, x)))
+        return weight @ F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
 
 
 def next_token_loss(
@@ -56,11 +72,36 @@ def next_token_loss(
     given = given.to(hidden.device)
     x, y = (hidden[:, :-1], given[:, 1:]) if shift_labels is None else (hidden, given)
     x, y = x.flatten(0, 1), y.flatten()
-    chunks = list(zip(x.split(chunk), y.split(chunk), strict=True))
-    recompute = len(chunks) > 1 and torch.is_grad_enabled()
-    sums = [
-        checkpoint(token_loss, a, head, b, use_reentrant=False) if recompute else token_loss(a, head, b)
-        for a, b in chunks
-    ]
+    total = _sum_chunks(lambda a, b: token_loss(a, head, b), x, y, chunk=chunk)
     count = (y != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-    return torch.stack(sums).sum() / (count.to(hidden.device) if isinstance(count, Tensor) else count)
+    return total / (count.to(hidden.device) if isinstance(count, Tensor) else count)
+
+
+def teacher_divergence(
+    hidden: Tensor,
+    head: nn.Module,
+    teacher_hidden: Tensor,
+    teacher_head: nn.Module,
+    labels: Tensor,
+    divergence: TokenDivergence,
+    *,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Return the mean ``KL(teacher ‖ model)``, in nats, at the positions that :func:`next_token_loss` counts.
+
+    ``hidden`` and ``teacher_hidden`` (B, T, D) are those after the last norm, ``labels`` (B, T).
+    """
+    weight = (labels[:, 1:] != -100).flatten().float()
+    x, teacher_x = (each[:, :-1].flatten(0, 1) for each in (hidden, teacher_hidden))
+    total = _sum_chunks(
+        lambda a, b, w: divergence(a, head, b, teacher_head, w), x, teacher_x, weight.to(x.device), chunk=chunk
+    )
+    return total / weight.sum().clamp_min(1).to(total.device)
+
+
+def _sum_chunks(function: Callable[..., Tensor], *tensors: Tensor, chunk: int) -> Tensor:
+    """Return the sum of ``function`` over chunks of the tensors, each of which is computed again in the backward pass."""
+    chunks = list(zip(*(tensor.split(chunk) for tensor in tensors), strict=True))
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    sums = [checkpoint(function, *each, use_reentrant=False) if recompute else function(*each) for each in chunks]
+    return torch.stack(sums).sum()

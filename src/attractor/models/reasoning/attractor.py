@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attractor.config import config_class, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
-from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig
+from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, normal_noise
 from attractor.nn import (
     CandidateEmbedding,
     CandidateHead,
@@ -52,6 +52,8 @@ class AttractorReasonerConfig(ReasonerConfig):
         exact at a fixed point.
     random_init
         Start from a standard normal state; otherwise from zero.
+    segment_tolerance
+        In training, too, a puzzle's segment ends when its relative residual is below this; 0 for never.
     """
 
     num_symbols: int = 4
@@ -66,6 +68,7 @@ class AttractorReasonerConfig(ReasonerConfig):
     gradient: str = "phantom"
     noise: float = 0.01
     random_init: bool = True
+    segment_tolerance: float = 0.0
     evaluations_per_segment: int = 8
     backprop_steps: int = 4
 
@@ -76,8 +79,9 @@ class AttractorReasonerConfig(ReasonerConfig):
         for name, known in (("solver", SOLVERS), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(getattr(self, name), known)}")
-        if self.noise < 0:
-            raise ConfigError(f"noise={self.noise}: cannot be negative.")
+        for name in ("noise", "segment_tolerance"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: cannot be negative.")
         if isinstance(self.update, SymmetricUpdateConfig):
             num = self.update.num_digits + 1
             if (self.num_symbols, self.num_classes) != (num, num):
@@ -108,7 +112,7 @@ class AttractorReasoner(Reasoner):
 
     def __init__(self, config: AttractorReasonerConfig) -> None:
         super().__init__(config, solver=SOLVERS[config.solver](config), gradient=GRADIENTS[config.gradient](config))
-        self.random_init = config.random_init
+        self.random_init, self.segment_tolerance = config.random_init, config.segment_tolerance
         width = self.answer_width = config.update.width
         self.embedding = nn.Embedding(config.num_symbols, width)
         self.update = config.update.build()
@@ -129,17 +133,15 @@ class AttractorReasoner(Reasoner):
         state = torch.randn(shape, generator=generator, dtype=dtype, device=device).to(questions.device)
         return state * self._mask(questions)
 
-    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
+    def make_update(self, questions: Tensor, noise: float | None = None) -> Callable[[Tensor], Tensor]:
         x, mask = self.embedding(questions), self._mask(questions)
-        noise = self.config.noise if self.training else 0.0
-        # A generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
-        generator = torch.Generator(questions.device).manual_seed(int(torch.randint(2**62, ()))) if noise else None
+        own = self.config.noise if self.training else 0.0
+        draw = normal_noise(own if noise is None else noise, questions)
 
         def update(y: Tensor) -> Tensor:
             f = self.update(y, x).to(y.dtype)
-            if noise:
-                f = f + noise * torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
-            return f * mask
+            drawn = draw(f.shape, f.dtype)
+            return (f if drawn is None else f + drawn) * mask
 
         return update
 

@@ -6,7 +6,7 @@ Inference iterates the same update until each puzzle has converged.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from math import isqrt
@@ -60,6 +60,21 @@ class ReasonerConfig(ABC):
         """Return a new model with random weights."""
 
 
+Draw = Callable[[Sequence[int], torch.dtype], Tensor | None]
+
+
+def normal_noise(std: float, questions: Tensor) -> Draw:
+    """Return ``draw(shape, dtype)`` of normal noise on the device of ``questions``, or of None if ``std`` is 0.
+
+    It has a generator of its own: the noise differs between the evaluations of a solve, unlike dropout.
+    """
+    if not std:
+        return lambda shape, dtype: None
+    device = questions.device
+    generator = None if questions.is_meta else torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+    return lambda shape, dtype: std * torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReasonerOutput:
     """The result of a segment or of a solve.
@@ -83,9 +98,21 @@ class ReasonerOutput:
 
 
 class Reasoner(nn.Module, ABC):
-    """Questions are integer grids (B, height, W). ``random_init`` tells whether initial states are random."""
+    """Questions are integer grids (B, height, W).
+
+    Attributes
+    ----------
+    random_init
+        Whether initial states are random.
+    segment_tolerance
+        The relative residual at which a puzzle's segment ends early; 0 for never.
+    noise_refusal
+        For models that cannot use noise: why.
+    """
 
     random_init = False
+    segment_tolerance = 0.0
+    noise_refusal: str | None = None
 
     def __init__(
         self, config: ReasonerConfig, *, solver: Solver | None = None, gradient: Gradient | None = None
@@ -101,8 +128,15 @@ class Reasoner(nn.Module, ABC):
         """Return the initial state, (B, height, W, state width)."""
 
     @abstractmethod
-    def make_update(self, questions: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the update ``state -> state`` for these questions."""
+    def make_update(self, questions: Tensor, noise: float | None = None) -> Callable[[Tensor], Tensor]:
+        """Return the update ``state -> state`` for these questions.
+
+        ``noise`` is the standard deviation of the noise in every evaluation; None for the model's own.
+        """
+
+    def penalized_map(self, questions: Tensor, state: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return the map whose Jacobian training can penalize, and the point for it; by default update and state."""
+        return self.make_update(questions), state
 
     @abstractmethod
     def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -117,6 +151,7 @@ class Reasoner(nn.Module, ABC):
         tolerance: float | None = None,
         max_evaluations: int | None = None,
         stop: StopRule | None = None,
+        noise: float | None = None,
         trace: bool | Collection[int] = False,
     ) -> ReasonerOutput:
         """Update ``state`` and decode the answer. Without a budget, make one segment.
@@ -133,6 +168,8 @@ class Reasoner(nn.Module, ABC):
             Solve to this relative residual, with at most so many evaluations (by default 1e-4 and 1024).
         stop
             A stop rule for the solver, in place of the three above.
+        noise
+            See :meth:`make_update`.
         trace
             See :func:`attractor.fixed_point`.
 
@@ -161,7 +198,10 @@ class Reasoner(nn.Module, ABC):
             raise ConfigError("give stop, or depth, tolerance and max_evaluations, not both.")
         state = self.init_state(questions) if state is None else state
         solution = fixed_point(
-            self.make_update(questions) if stop.is_fixed_depth else _ActivePuzzles(self, questions),
+            # In training, shapes stay the same, so that the network is not compiled for every number of puzzles.
+            self.make_update(questions, noise)
+            if stop.is_fixed_depth or self.training
+            else _ActivePuzzles(self, questions, noise),
             state,
             solver=self.solver,
             stop=stop,
@@ -172,11 +212,14 @@ class Reasoner(nn.Module, ABC):
         logits, halt = self.decode(solution.value)
         return ReasonerOutput(logits=logits, solution=solution, halt=halt)
 
-    def _fixed_depth(self, depth: int | None) -> Steps:
+    def _fixed_depth(self, depth: int | None) -> StopRule:
         """Return the solver's part of ``depth`` evaluations, by default a segment; the gradient makes the others."""
         tracked = self.gradient.num_steps if torch.is_grad_enabled() else 0
         if depth is not None and depth < tracked:
             raise ConfigError(f"depth={depth}: with gradients on, give at least {tracked}, or use torch.no_grad().")
+        if depth is None and self.segment_tolerance:
+            most = self.evaluations_per_segment - tracked
+            return Tolerance(rtol=self.segment_tolerance, max_evaluations=most, patience=None)
         return Steps((self.evaluations_per_segment if depth is None else depth) - tracked)
 
     @torch.no_grad()
@@ -188,6 +231,7 @@ class Reasoner(nn.Module, ABC):
         tolerance: float | None = None,
         max_evaluations: int | None = None,
         breadth: int = 1,
+        noise: float | None = None,
         generator: torch.Generator | None = None,
     ) -> ReasonerOutput:
         """Solve each puzzle and return its answer with the lowest residual. Converged puzzles are not computed again.
@@ -198,21 +242,30 @@ class Reasoner(nn.Module, ABC):
             See :meth:`forward`; the default is a tolerance.
         breadth
             The number of restarts. For each puzzle the one with the lowest residual is kept.
+        noise
+            See :meth:`make_update`. With noise, restarts from one fixed state differ too.
         generator
             Draws the initial states; on the CPU, so that a seed means the same on every device.
         """
-        self.check_breadth(breadth)
+        self.check_restarts(breadth, noise)
         stop = stop_rule(depth, tolerance, max_evaluations, default=SOLVE_BUDGET) or SOLVE_BUDGET
         states = (self.init_state(questions, generator) for _ in range(breadth))
-        return reduce(lower_residual, (replace(self(questions, s, stop=stop), init_state=s) for s in states))
+        return reduce(
+            lower_residual, (replace(self(questions, s, stop=stop, noise=noise), init_state=s) for s in states)
+        )
 
-    def check_breadth(self, breadth: int) -> None:
-        """Refuse a ``breadth`` for which the model cannot make different restarts."""
+    def check_restarts(self, breadth: int, noise: float | None = None) -> None:
+        """Refuse noise that the model cannot use, and a ``breadth`` for which its restarts would all be the same."""
+        if noise is not None and noise < 0:
+            raise ConfigError(f"noise={noise}: cannot be negative.")
+        if noise and self.noise_refusal is not None:
+            raise ConfigError(f"noise={noise}: this model has no use for noise: {self.noise_refusal}; leave it out.")
         if breadth < 1:
             raise ConfigError(f"breadth={breadth}: give a whole number from 1 up.")
-        if breadth > 1 and not self.random_init:
+        if breadth > 1 and not self.random_init and not noise:
+            advice = "use breadth 1" if self.noise_refusal else "use breadth 1, or add noise"
             raise ConfigError(
-                f"breadth={breadth}: this model has one fixed initial state, so restarts change nothing; use breadth 1."
+                f"breadth={breadth}: this model has one fixed initial state, so restarts change nothing; {advice}."
             )
 
     def flops_per_puzzle(self, num_cells: int, evaluations: float | None = None, *, training: bool = False) -> float:
@@ -264,14 +317,15 @@ def _count(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
 class _ActivePuzzles(PartialUpdate):
     """The update of a batch, computed only for the puzzles that have not converged."""
 
-    def __init__(self, model: Reasoner, questions: Tensor) -> None:
-        self._model, self._questions, self._all = model, questions, model.make_update(questions)
+    def __init__(self, model: Reasoner, questions: Tensor, noise: float | None) -> None:
+        self._model, self._questions, self._noise = model, questions, noise
+        self._all = model.make_update(questions, noise)
 
     def __call__(self, y: Tensor) -> Tensor:
         return self._all(y)
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        return self._model.make_update(self._questions[index])(y)
+        return self._model.make_update(self._questions[index], self._noise)(y)
 
 
 def lower_residual(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:

@@ -1,0 +1,91 @@
+"""Import checkpoints that others published: language models of the paper's authors, and puzzle models of four families."""
+
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from attractor.config import to_dict
+from attractor.data.maze import Cell
+from attractor.errors import CheckpointError
+from attractor.experiment.environment import environment
+from attractor.experiment.loading import REASONER
+from attractor.files import new_folder, read_json, require_free, write_json
+from attractor.files.manifest import write_checksums
+from attractor.interop import import_reasoner
+from attractor.interop.weights import ADVICE
+from attractor.models.reasoning import EqR
+from attractor.objectives import DeepSupervisionConfig
+from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig
+from attractor.training import TrainConfig
+from attractor.training.checkpoint import save_weights
+from attractor.training.checkpoint.folder import FORMAT
+
+
+def import_checkpoint(folder: str | Path, out: str | Path) -> tuple[Any, str]:
+    """Convert a published checkpoint. Return the model, and a sentence about what is in ``out``.
+
+    ``folder`` holds ``config.json`` and weights that :func:`attractor.interop.weights.read_weights` can read. A model
+    for puzzles becomes a checkpoint of this package, a language model a folder for ``transformers``.
+
+    Raises
+    ------
+    CheckpointError
+        If the format is not known, or the folder is damaged.
+    ConfigError
+        If ``out`` exists or cannot be written.
+    """
+    settings = read_json(Path(folder) / "config.json", CheckpointError, advice=ADVICE)
+    if "H_cycles" in settings:
+        return _import_puzzle_model(Path(folder), Path(out), settings)
+    from attractor.experiment.conversion import import_official
+
+    model, tokenizer = import_official(folder, out)
+    return model, "a language model" if tokenizer is not None else "a language model; copy its tokenizer into it"
+
+
+def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> tuple[Any, str]:
+    require_free(out)
+    model = import_reasoner(folder)
+    num_cells, num_symbols = settings["seq_len"], settings["vocab_size"] - 1  # without the symbol for padding
+    data = _find_puzzles(num_cells, num_symbols, folder)
+    weights = model.state_dict()
+    for name in ("embedding.weight", "lm_head.weight"):
+        weights[name] = weights[name].roll(-1, dims=0)  # padding is symbol 0 there, and the last one here
+    config: Any = model.config
+    segments = settings.get("halt_max_steps", 16)
+    recipe = PuzzleRecipe(
+        model=config,
+        data=data,
+        supervision=DeepSupervisionConfig(max_segments=segments, cross_entropy="stablemax"),
+        train=TrainConfig(num_steps=1),
+    )
+    run = {
+        "format": FORMAT,
+        "kind": REASONER,
+        "puzzles": {"kind": data.kind, "size": isqrt(num_cells)},
+        "recipe": to_dict(recipe),
+        "protocol": {
+            "depths": [segments * model.evaluations_per_segment],
+            "selections": ["logit-window" if isinstance(model, EqR) else "residual"],
+        },
+        "environment": environment(),
+    }
+    with new_folder(out) as part:
+        save_weights(weights, part)
+        write_json(part / "run.json", run)
+        write_checksums(part)
+    size = f"{isqrt(num_cells)} × {isqrt(num_cells)}"
+    return model, f"{type(model).__name__} for puzzles of kind {data.kind}, {size}; attractor evaluate measures it"
+
+
+def _find_puzzles(num_cells: int, num_symbols: int, folder: Path) -> SudokuDataConfig | MazeDataConfig:
+    """Tell the puzzles by the numbers of their cells and symbols."""
+    size = isqrt(num_cells)
+    if size**2 == num_cells and num_symbols == size + 1 and size in (4, 6, 9):
+        return SudokuDataConfig(size=size)
+    if size**2 == num_cells and num_symbols == len(Cell):
+        return MazeDataConfig(size=size)
+    raise CheckpointError(
+        f"{folder}: its puzzles have {num_cells} cells of {num_symbols} symbols, which are neither Sudokus nor mazes; "
+        "attractor.interop.import_reasoner reads the network alone."
+    )
