@@ -114,20 +114,8 @@ def evaluate_puzzles(
         key = name.replace("-", "_")
         figures[f"{key}_auroc"] = [auroc(-s, e) for s, e in zip(score[0], right[0], strict=True)]
     for selection in selections:
-        name = selection.replace("-", "_")
-        chosen = [exact(restarts.select(selection, breadth), truth) for breadth in breadths]
-        figures[f"exact_by_{name}"] = [by_depth.float().mean(dim=1).tolist() for by_depth in chosen]
-        figures[f"interval_by_{name}"] = [
-            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in chosen
-        ]
-        if not loaded.puzzle.has_unique_answer:
-            figures[f"right_by_{name}"] = [
-                [
-                    float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
-                    for found in restarts.select(selection, breadth)
-                ]
-                for breadth in breadths
-            ]
+        chosen = [restarts.select(selection, breadth) for breadth in breadths]
+        figures |= _by_selection(selection.replace("-", "_"), chosen, data, truth)
     by_way = {"one_start": right[0, -1]}
     if max(breadths) > 1:
         by_way["restarts"] = exact(restarts.select(selections[0], max(breadths))[-1], truth)
@@ -139,6 +127,23 @@ def evaluate_puzzles(
         figures["search"] = _share(by_way["search"]) | _costs(found)
     if data.ratings is not None:
         figures["by_rating"] = _by_rating(data.ratings, by_way)
+    return figures
+
+
+def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: Tensor) -> Figures:
+    """Return the accuracy of the ``chosen`` answers (depths, N, H, W) of each breadth."""
+    right = [exact(answers, truth) for answers in chosen]
+    figures: Figures = {
+        f"exact_by_{name}": [by_depth.float().mean(dim=1).tolist() for by_depth in right],
+        f"interval_by_{name}": [
+            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in right
+        ],
+    }
+    if not data.puzzle.has_unique_answer:
+        figures[f"right_by_{name}"] = [
+            [float(data.puzzle.is_right(data.questions, found.numpy(), data.answers).mean()) for found in answers]
+            for answers in chosen
+        ]
     return figures
 
 
