@@ -89,7 +89,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(place, tmp_path, capsys, mo
         "mute: the model's tokenizer has no chat template": lambda: talk(monkeypatch, "hello\n", str(place / "mute")),
         "give --init": lambda: main(["train", "language/chat", *data]),
         "conversations tune a model": lambda: main(["train", "language/tiny", *data]),
-        "give --data, a file of conversations": lambda: main(
+        "give --data FILE, of conversations": lambda: main(
             ["train", "language/chat", "--init", str(place / "model"), "--out", str(out)]
         ),
     }

@@ -77,8 +77,8 @@ def train(
         if folder is not None and any(str(setting).startswith("data.") for setting in overrides):
             raise ConfigError("settings data.* describe puzzles to generate; with --data FOLDER leave them out.")
     elif folder is None:
-        kind = "a file of conversations" if name == "language/chat" else "a folder made with attractor data prepare"
-        raise ConfigError(f"{name or 'this recipe'} needs text: give --data, {kind}.")
+        what = "FILE, of conversations" if name == "language/chat" else "FOLDER, made with attractor data prepare"
+        raise ConfigError(f"{name or 'this recipe'} needs text: give --data {what}.")
     if name is None and out is None:
         raise ConfigError("give the folder to write as out.")
     target = Path("runs") / str(name) if out is None else Path(out)
