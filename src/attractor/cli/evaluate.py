@@ -34,6 +34,7 @@ def evaluate(
     noise: float | None = None,
     halting: Literal["none", "residual", "logit"] | None = None,
     seed: int | None = None,
+    search: bool = False,
     out: Path | None = None,
 ) -> None:
     """Evaluate a model on unseen text, tasks or puzzles, and print the results.
@@ -62,6 +63,7 @@ def evaluate(
         noise: For puzzles: the standard deviation of the noise in every evaluation, instead of the model's own.
         halting: For puzzles: whether a puzzle keeps its answer from some residual, or from its halting logit, on.
         seed: For puzzles: the seed of the initial states; by default 0.
+        search: For Sudokus: also search with guesses, until an answer follows the rules.
         out: A JSON file to write the figures to.
     """
     options = locals()  # every option by its name
