@@ -8,10 +8,11 @@ from attractor.errors import requires_extra
 if TYPE_CHECKING:
     from attractor.interop.backbone import retrofit
     from attractor.interop.official_checkpoint import import_official
+    from attractor.interop.onnx_export import export_onnx
     from attractor.interop.reasoner_checkpoint import export_reasoner, import_reasoner
     from attractor.interop.stock_export import HeldOut, export, to_stock
 
-_FILES = {"retrofit": "backbone", "import_official": "official_checkpoint"}
+_FILES = {"retrofit": "backbone", "import_official": "official_checkpoint", "export_onnx": "onnx_export"}
 _FILES |= dict.fromkeys(("HeldOut", "export", "to_stock"), "stock_export")
 _FILES |= dict.fromkeys(("export_reasoner", "import_reasoner"), "reasoner_checkpoint")
 
@@ -27,6 +28,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "HeldOut",
     "export",
+    "export_onnx",
     "export_reasoner",
     "import_official",
     "import_reasoner",
