@@ -168,7 +168,7 @@ def in_one_graph(is_traceable: bool) -> bool:
     if torch.compiler.is_exporting():
         if not is_traceable:
             raise ConfigError(
-                "torch.export needs a solve with a fixed number of evaluations: fixed_point(stop=Steps(n))."
+                "torch.export needs a fixed number of evaluations: fixed_point(stop=Steps(n)), or depth=n of a model."
             )
         return True
     from attractor.solve import one_graph  # imports the compiler, which takes seconds

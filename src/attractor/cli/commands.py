@@ -22,6 +22,7 @@ from attractor.cli.options import checked
 from attractor.cli.play import play
 from attractor.cli.recipes import recipes, show
 from attractor.cli.retrofit import retrofit
+from attractor.cli.serve import serve
 from attractor.cli.solve import solve
 from attractor.cli.train import train
 
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "solve": solve,
     "play": play,
     "generate": generate,
+    "serve": serve,
     "chat": chat,
     "inspect": inspect_model,
     "calibrate": calibrate,

@@ -15,11 +15,12 @@ from attractor.experiment.loading import LoadedLanguageModel, load, load_languag
 from attractor.files import new_folder, require_free
 from attractor.files.manifest import write_checksums
 from attractor.files.received import quiet
-from attractor.interop import HeldOut
+from attractor.interop import HeldOut, export_onnx
 from attractor.interop import export as write_stock
 from attractor.interop import import_official as read_official
 from attractor.interop import retrofit as retrofit_backbone
 from attractor.interop.generation import take_special_tokens
+from attractor.interop.onnx_export import require_onnx
 from attractor.interop.stock_export import require_exportable
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import inference_files, save_weights
@@ -46,8 +47,11 @@ def export(
     *,
     depth: int,
     data: str | Path | Sequence[str | Path] = (),
+    to: str = "transformers",
 ) -> tuple[Any, HeldOut | None]:
-    """Write an attractor model at depth 0 or 1 as a stock model such as Qwen3, which needs only ``transformers``.
+    """Write a language model at a fixed depth in a form that does not need this package.
+
+    ``to="transformers"`` writes depth 0 or 1 as a stock model such as Qwen3, and ``to="onnx"`` any depth as a graph.
 
     Parameters
     ----------
@@ -59,32 +63,34 @@ def export(
     Returns
     -------
     model, held_out
-        The stock model, and the losses on ``data`` if there are any.
+        The written model, and the losses on ``data`` if there are any.
 
     Raises
     ------
     ConfigError
-        If no stock model computes the same, or ``out`` exists or cannot be written.
+        If no such form computes the same, or ``out`` exists or cannot be written.
     """
     require_free(Path(out))
     paths = held_out_paths((data,) if isinstance(data, str | Path) else tuple(data))
     loaded = model if isinstance(model, LoadedLanguageModel) else load_language_model(local_folder(model))
-    require_exportable(loaded.model, depth)
+    (require_exportable if to == "transformers" else require_onnx)(loaded.model, depth)
     held_out = _held_out_loss(loaded, paths, depth) if paths else None
+    write = write_stock if to == "transformers" else export_onnx
     with quiet():
-        stock = write_stock(loaded.model, out, depth=depth, tokenizer=loaded.tokenizer, held_out=held_out)
-    return stock, held_out
+        written = write(loaded.model, out, depth=depth, tokenizer=loaded.tokenizer, held_out=held_out)
+    return written, held_out
 
 
 def _held_out_loss(loaded: LoadedLanguageModel, paths: tuple[Path, ...], depth: int) -> HeldOut:
     """Return the loss at the exported depth and, if the model has an equilibrium, there."""
     model: Any = loaded.model
-    length, has_equilibrium = min(max_length(model), DEFAULT_WINDOW), bool(model.config.num_attractor_layers)
+    length = min(max_length(model), DEFAULT_WINDOW)
+    has_equilibrium = bool(getattr(model.config, "num_attractor_layers", 0))
 
     def score(**budget: Any) -> Any:
         return score_text(model, loaded.tokenizer, read_held_out(paths), length=length, **budget)
 
-    exported = score(depth=depth) if has_equilibrium else score()
+    exported = score(depth=depth) if model.recurrent_layers else score()
     return HeldOut(
         num_documents=exported.num_documents,
         num_bytes=exported.num_bytes,

@@ -176,6 +176,8 @@ def _continue(
             torch.manual_seed(seed)
             output = model.generate(
                 ids[None].to(device),
+                # Or an end-of-text token in the prompt may count as padding.
+                attention_mask=torch.ones_like(ids[None], device=device),
                 max_new_tokens=min(chosen.max_new_tokens, available),
                 streamer=streamer,
                 pad_token_id=tokenizer.eos_token_id,

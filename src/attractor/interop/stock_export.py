@@ -209,11 +209,11 @@ print(pipeline("text-generation", "{name}")("Once"))
 
 ## Held-out loss
 
-{_loss(depth, held_out)}
+{describe_loss(depth, held_out)}
 """
 
 
-def _loss(depth: int, held_out: HeldOut | None) -> str:
+def describe_loss(depth: int, held_out: HeldOut | None) -> str:
     if held_out is None:
         return "Not measured."
     figures: Mapping[str, float | None] = {

@@ -31,7 +31,7 @@ def make_attention_mask(
     not see each other. With ``window``, a query attends to the last ``window`` places up to its own.
     """
     is_causal = padding is None and documents is None and isinstance(past, int) and size == past + length
-    is_causal = is_causal and (window is None or size <= window)
+    is_causal = is_causal and (window is None or (not torch.compiler.is_exporting() and size <= window))
     if is_causal and (past == 0 or length == 1):
         return None
     like = padding if padding is not None else documents if documents is not None else past
@@ -51,7 +51,7 @@ def make_attention_mask(
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention with grouped queries. Without a mask it is causal; a single query then sees all keys."""
-    causal = mask is None and q.shape[2] > 1
+    causal = mask is None and bool(q.shape[2] == k.shape[2])
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )

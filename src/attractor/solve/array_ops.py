@@ -53,7 +53,7 @@ def row_scale(x: Tensor) -> Tensor:
     """Return the powers of two (N, 1) that divide the rows of ``x`` (N, D) to about one. This changes no digit."""
     peak = row_peak(x.detach())[:, None]
     info = torch.finfo(x.dtype)
-    scale = torch.exp2(torch.frexp(peak.clamp(info.tiny, info.max))[1].to(x.dtype) - 1)
+    scale = torch.exp2(torch.log2(peak.clamp(info.tiny, info.max / 2)).floor())  # ONNX has no frexp
     return torch.where(peak > 0, scale, 1)
 
 
@@ -92,6 +92,13 @@ def count(mask: Array) -> tuple[float, int]:
 def namespace(x: Array) -> Any:
     """Return the module with the functions for ``x``: ``numpy`` or ``torch``. Many names and signatures agree."""
     return np if isinstance(x, np.ndarray) else torch
+
+
+def fmax(a: Array, b: Array) -> Array:
+    """Return the larger of two numbers, and the number where the other is NaN."""
+    if torch.compiler.is_exporting():  # ONNX has no fmax
+        return torch.where((b > a) | a.isnan(), b, a)
+    return namespace(a).fmax(a, b)
 
 
 def masked_fill(x: Array, mask: Array, value: float) -> Array:

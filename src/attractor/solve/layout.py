@@ -1,6 +1,7 @@
 """The layout of a solve: how the tensor ``y0`` divides into rows, equations and unknowns."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ class Layout:
                 f"fixed_point(causal=True): with equation_dims={equation_dims}, y0 of shape {tuple(y0.shape)} has no "
                 "dimension left for time; lower equation_dims."
             )
-        num_rows = leading[:-1].numel() if causal else (leading[0] if leading else 1)
-        row_length = leading[-1] if causal else (leading[1:].numel() if leading else 1)
+        num_rows = prod(leading[:-1]) if causal else (leading[0] if leading else 1)
+        row_length = leading[-1] if causal else (prod(leading[1:]) if leading else 1)
         return cls(
             shape=y0.shape,
             leading_shape=leading,
@@ -76,7 +77,8 @@ class Layout:
 
     def flatten(self, y: Tensor) -> Tensor:
         """Return ``y`` as (N, D) in ``compute_dtype``."""
-        return y.reshape(self.num_rows * self.row_length, self.equation_shape.numel()).to(self.compute_dtype)
+        shape = torch.Size((self.num_rows * self.row_length, prod(self.equation_shape)))
+        return self.reshaped(y, shape).to(self.compute_dtype)
 
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
@@ -85,7 +87,11 @@ class Layout:
     @staticmethod
     def reshaped(y: Tensor, shape: torch.Size) -> Tensor:
         """Return ``y.reshape(shape)``. Comparing the shapes first takes a tenth of the time of an operator."""
-        return y if y.shape == shape else y.reshape(shape)
+        if y.ndim == len(shape) and y.shape == shape:
+            return y
+        if torch.compiler.is_exporting():  # which cannot prove that the strides of a view hold for every length
+            return y.reshape(shape).clone(memory_format=torch.contiguous_format)
+        return y.reshape(shape)
 
     def rounded(self, y: Tensor) -> Tensor:
         """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""

@@ -41,7 +41,10 @@ class _Watch(TorchDispatchMode):
     draws = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.draws = self.draws or torch.Tag.nondeterministic_seeded in func.tags
+        if torch.Tag.nondeterministic_seeded in func.tags:  # fused attention is, also without dropout
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.draws = self.draws or "dropout_p" not in names or given.get("dropout_p", 0) > 0
         return func(*args, **(kwargs or {}))
 
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from attractor.solve.array_ops import Array, and_not, namespace, or_not, where_rows
+from attractor.solve.array_ops import Array, and_not, fmax, namespace, or_not, where_rows
 
 
 class Safeguard:
@@ -40,7 +40,7 @@ class Safeguard:
         if self.is_active:
             xp = namespace(residual_norm)
             with np.errstate(over="ignore") if xp is np else nullcontext():
-                raised = xp.fmax(self.ceiling, self._slack * residual_norm)
+                raised = fmax(self.ceiling, self._slack * residual_norm)
             self.ceiling = where_rows(unless, self.ceiling, raised)
 
     def rejected(

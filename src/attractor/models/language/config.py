@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -159,6 +160,10 @@ class LanguageModelConfig(PreTrainedConfig):
             return rotary_angles(positions, self.head_width, self.rope_theta)
         # Two kinds of scaling depend on the length of the text.
         varies = self.position_scaling["rope_type"] in ("dynamic", "longrope")
+        if varies and torch.compiler.is_exporting():
+            raise ConfigError(
+                f"rope_type={self.position_scaling['rope_type']!r} depends on the length of the text, and cannot be exported."
+            )
         return rotary_of(positions, *self._frequencies(positions.device, int(positions.max()) + 1 if varies else None))
 
     def _frequencies(self, device: Any = None, length: int | None = None) -> tuple[Tensor, float]:

@@ -147,7 +147,8 @@ class Decoder(LanguageModelBase):
         slots, equilibrium = range(self.num_cache_layers(stop)), self.caches_equilibrium(stop)
         if use_cache is None:  # as in stock models, wherever a cache can be kept and is not in the way of training
             can_keep = bool(slots) and (equilibrium or stop is None or stop.is_fixed_depth) and position_ids is None
-            use_cache = self.config.use_cache and can_keep and not (self.training or torch.is_grad_enabled())
+            is_used_later = not (self.training or torch.is_grad_enabled() or torch.compiler.is_exporting())
+            use_cache = self.config.use_cache and can_keep and is_used_later
         if cache is None and use_cache:
             cache = DynamicCache()
         if cache is not None and not slots:
@@ -259,7 +260,7 @@ class Decoder(LanguageModelBase):
     def _checked(self, input_ids: Tensor) -> Tensor:
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise DataError(f"input_ids of shape {tuple(input_ids.shape)}: give (B, T), at least one token a row.")
-        if input_ids.is_cpu and input_ids.numel():
+        if input_ids.is_cpu and input_ids.numel() and not torch.compiler.is_exporting():
             low, high = int(input_ids.min()), int(input_ids.max())
             if low < 0 or high >= self.config.vocab_size:
                 raise DataError(
@@ -276,7 +277,9 @@ class Decoder(LanguageModelBase):
                 f"attention_mask of shape {tuple(attention_mask.shape)}: {batch} rows of {int(past)} tokens in the cache and "
                 f"{length} new ones need ({batch}, {int(past) + length})."
             )
-        return None if attention_mask is None or bool((attention_mask != 0).all()) else attention_mask
+        if attention_mask is None or torch.compiler.is_exporting():  # a graph holds for every mask
+            return attention_mask
+        return None if bool((attention_mask != 0).all()) else attention_mask
 
     @staticmethod
     def _positions(
@@ -292,6 +295,8 @@ class Decoder(LanguageModelBase):
             position_ids = position_ids[None]
         if position_ids.shape not in ((batch, length), (1, length)):
             raise DataError(f"position_ids of shape {tuple(position_ids.shape)} do not fit {length} tokens.")
+        if torch.compiler.is_exporting() and not has_cache:
+            return position_ids, position_ids
         if bool((position_ids.diff(dim=1) == 1).all()) or (
             padding is not None and bool(((position_ids == counted) | (padding[:, -length:] == 0)).all())
         ):
