@@ -50,8 +50,8 @@ def solve(
         tolerance: Solve to this relative residual (default 1e-4).
         max_evaluations: The largest number of evaluations for a tolerance or a search (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
-        search: For Sudokus: let the model guess digits and the rules take wrong guesses back, until an answer follows the
-            rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
+        search: For Sudokus: let the model guess digits, and the rules take wrong guesses back, until an answer follows
+            the rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
