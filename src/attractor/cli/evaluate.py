@@ -61,9 +61,11 @@ def evaluate(
         selections: For puzzles: how an answer is chosen among restarts: residual and majority (by default), logit-window
             (of EqR), halting-logit (of PTRM), or top-4-majority.
         noise: For puzzles: the standard deviation of the noise in every evaluation, instead of the model's own.
-        halting: For puzzles: whether a puzzle keeps its answer from some residual, or from its halting logit, on.
+        halting: For puzzles: when a puzzle stops and keeps its answer: none (after all evaluations; the default), residual
+            (below 1e-4) or logit (of the halting head, above 0).
         seed: For puzzles: the seed of the initial states; by default 0.
-        search: For Sudokus: also search with guesses, until an answer follows the rules.
+        search: For Sudokus: also let the model guess digits, and the rules take wrong guesses back, until an answer
+            follows the rules.
         out: A JSON file to write the figures to.
     """
     options = locals()  # every option by its name

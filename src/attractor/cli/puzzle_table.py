@@ -1,4 +1,4 @@
-"""The figures of a puzzle model as a table."""
+"""Print the figures of a puzzle model as a table."""
 
 from typing import Any
 

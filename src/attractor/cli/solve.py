@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
 WRONG = "bold white on red"
-SEARCHED = "sudoku-9x9"  # the model of the package that is right nearly always only with a search
+SEARCHED = "sudoku-9x9"  # the model of the package that needs a search to be right nearly always
 MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
@@ -48,10 +48,10 @@ def solve(
             input.
         depth: Make exactly this number of evaluations instead of solving to a tolerance.
         tolerance: Solve to this relative residual (default 1e-4).
-        max_evaluations: The largest number of evaluations if a tolerance is used (default 2048).
+        max_evaluations: The largest number of evaluations for a tolerance or a search (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
-        search: For Sudokus: search with guesses, until an answer follows the rules. Without a checkpoint and other options,
-            9 × 9 Sudokus are searched.
+        search: For Sudokus: let the model guess digits, and the rules take wrong guesses back, until an answer follows
+            the rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """

@@ -1,4 +1,4 @@
-"""Search with a reasoner: guess a digit at the equilibrium, converge again, and take a wrong guess back.
+"""Search with a reasoner: guess a digit and evaluate again. The rules, not the reasoner, take wrong guesses back.
 
 A node is a question with guesses. A guess goes into the cell whose second most probable digit is the most probable one;
 its other digits are the alternatives, so that the search is complete. What follows from a guess by the rules alone is
