@@ -74,7 +74,7 @@ class Job:
     stop: tuple[str, ...]
     settings: dict[str, Any]
     seed: int | None
-    emit: Callable[[Any], None]
+    emit: Callable[[Any], object]
     text: str = ""
     num_tokens: int = 0
     num_evaluations: float = 0.0
