@@ -66,7 +66,7 @@ def run_search(
     *,
     first_depth: int = 32,
     depth: int = 2,
-    max_evaluations: int = 4096,
+    max_evaluations: int = 2048,
     batch_size: int = 64,
     init_state: Tensor | None = None,
     advance: Callable[[int], None] = lambda n: None,
