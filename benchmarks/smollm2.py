@@ -79,8 +79,8 @@ def train(
     work: Path,
     bundle: Path | None = None,
     sides: tuple[str, ...] = tuple(SIDES),
-    seeds: tuple[int, ...] = (0, 1),
-    num_steps: int = 192,
+    seeds: tuple[int, ...] = (0,),
+    num_steps: int = 96,
 ) -> None:
     """Train and evaluate every side that has no result yet, each in a process of its own.
 
@@ -261,17 +261,17 @@ def decode(model: Path, /, work: Path, num_tokens: int = 48, repeats: int = 5) -
 
     Args:
         model: Folder or GGUF file of the original.
-        work: Folder of ``train``; a trained model of one layer is used if it is there.
+        work: Folder of ``train``; the side with a frozen backbone must be there.
         num_tokens: To generate.
         repeats: Of every measurement.
     """
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    trained = work / "runs" / "1 layer, trained-0" / "latest"
+    trained = work / "runs" / "1 layer, backbone frozen-0" / "latest"
     with quiet():
         plain: Any = retrofit_backbone(model, num_attractor_layers=0)
-        solved: Any = AutoModelForCausalLM.from_pretrained(trained / "model").eval()
+        solved: Any = AutoModelForCausalLM.from_pretrained(trained).eval()
     ids = torch.arange(100, 164)[None]
     settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
 

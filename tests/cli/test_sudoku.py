@@ -10,7 +10,7 @@ from PIL import Image
 
 from attractor.cli import main
 from attractor.cli.solve import draw
-from attractor.data import puzzles, sudoku
+from attractor.data import maze, puzzles, sudoku
 from attractor.experiment.loading import load_reasoner
 from attractor.experiment.solve import solve_puzzles
 from attractor.models.reasoning import AttractorReasoner
@@ -139,9 +139,9 @@ def test_invalid_puzzles_are_refused_before_any_is_solved(given: str, says: str,
 
 
 def csv(file, data, *more) -> str:
-    """Puzzles, and more rows, as a csv."""
+    """Puzzles, and more rows, as a csv; the ratings are 0, 1, …"""
     rows = [(q, a) for q, a in zip(data.questions, data.answers, strict=True)] + list(more)
-    lines = ["me," + ",".join("".join(map(str, grid.reshape(-1))) for grid in row) + ",0" for row in rows]
+    lines = ["me," + ",".join("".join(map(str, g.reshape(-1))) for g in row) + f",{k}" for k, row in enumerate(rows)]
     file.write_text("source,question,answer,rating\n" + "\n".join(lines) + "\n")
     return str(file)
 
@@ -231,6 +231,44 @@ def test_evaluate_prints_accuracy_by_depth_and_breadth(run, data, tmp_path, caps
     figures = json.loads(file.read_text())["results"]
     assert figures["num_puzzles"] == 5
     assert np.shape(figures["exact_by_residual"]) == (2, 2)
+
+
+def test_a_search_makes_every_answer_right(run, data, puzzle, tmp_path, capsys) -> None:
+    """Of a model that has hardly learnt anything; the figures say what it cost, by rating too."""
+    assert main(["solve", str(run), puzzle, "--search"]) == 0
+    assert "verified: solved" in capsys.readouterr().out
+    file, rated = tmp_path / "figures.json", csv(tmp_path / "rated.csv", puzzles.read(data, "test"))
+    assert main(["evaluate", str(run), "--data", rated, "--search", "--depths", "2", "--out", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "search: 100.0 (56.6 to 100.0) %; evaluations per puzzle: mean" in out
+    assert "2 to 8" in out
+    figures = json.loads(file.read_text())["results"]
+    assert figures["search"]["exact"] == 1
+    assert 1 <= figures["search"]["evaluations"]["median"] <= figures["search"]["evaluations"]["max"] <= 2048
+    assert [row["num_puzzles"] for row in figures["by_rating"]] == [1, 1, 3]
+    assert [row["search"]["exact"] for row in figures["by_rating"]] == [1, 1, 1]
+    by_hand = sum(row["one_start"]["exact"] * row["num_puzzles"] for row in figures["by_rating"])
+    assert by_hand == pytest.approx(5 * figures["exact_by_residual"][0][0])
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--depth", "search replaces depth"), ("--breadth", "search replaces"), ("--gif", "guesses")]
+)
+def test_a_search_refuses_what_it_replaces(option: str, says: str, run, puzzle, tmp_path, capsys) -> None:
+    """In one sentence, before anything is solved."""
+    value = str(tmp_path / "board.gif") if option == "--gif" else "3"
+    assert main(["solve", str(run), puzzle, "--search", option, value]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_mazes_cannot_be_searched(tmp_path, capsys) -> None:
+    """For one maze, and for a folder of them."""
+    mazes, file = maze.generate(2, 5, seed=0), tmp_path / "maze.txt"
+    maze.write(file, [mazes.questions[0]])
+    puzzles.write(tmp_path / "mazes", {"test": mazes})
+    for command in (["solve", "maze", str(file)], ["evaluate", "maze", "--data", str(tmp_path / "mazes")]):
+        assert main([*command, "--search"]) == 2
+        assert "search guesses digits of Sudokus" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

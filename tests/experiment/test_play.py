@@ -72,7 +72,7 @@ def test_the_networks_in_javascript_have_the_numbers_of_python(name: str, tmp_pa
 def test_the_page_solves_a_puzzle_in_a_browser(name: str, tmp_path) -> None:
     """Opened as a file, it shows that the answer was verified."""
     assert main(["play", "--out", str(tmp_path / "play.html")]) == 0
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=60000"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=15000"]
     page = subprocess.run(
         [*command, f"--user-data-dir={tmp_path / 'profile'}", f"{(tmp_path / 'play.html').as_uri()}#{name}"],
         capture_output=True, text=True, check=True, timeout=300,

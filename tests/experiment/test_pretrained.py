@@ -13,6 +13,7 @@ from attractor.experiment.loading import load_reasoner
 from attractor.experiment.pretrained import FOLDER, pretrained, pretrained_for
 
 PUZZLE = "21.....5.6..6.......32......42....5."
+HARD = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
 
 
 @pytest.mark.parametrize("name", pretrained())
@@ -26,7 +27,8 @@ def test_each_is_small_has_a_card_and_solves_new_puzzles(name: str) -> None:
     settings = {"clues": 10} if name == "sudoku-6x6" else {}
     puzzles = loaded.puzzle.generate(10, size=loaded.size, seed=987_654, **settings)
     assert pretrained_for(puzzles) == name
-    assert sum(solution.is_correct for solution in loaded.solve(puzzles)) >= 9
+    search = {"search": True} if name == "sudoku-9x9" else {}
+    assert sum(solution.is_correct for solution in loaded.solve(puzzles, **search)) >= 9
 
 
 def test_the_kind_and_size_of_a_puzzle_choose_the_model(tmp_path) -> None:
@@ -59,5 +61,7 @@ def test_the_command_solves_without_a_checkpoint(capsys) -> None:
     """One argument is the puzzle; a wrong one ends with one sentence."""
     assert main(["solve", PUZZLE]) == 0
     assert "verified: solved" in capsys.readouterr().out
+    assert main(["solve", HARD]) == 0
+    assert "guesses" in capsys.readouterr().out
     assert main(["solve", "none.txt"]) == 2
     assert "none.txt cannot be read" in capsys.readouterr().err

@@ -21,9 +21,9 @@ def chat(
     tolerance: float | None = None,
     max_evaluations: int | None = None,
 ) -> None:
-    """Talk to a model whose tokenizer has a chat template; a line is a message, read from the terminal or a pipe.
+    """Talk to a model whose tokenizer has a chat template. Every line, from the terminal or a pipe, is a message.
 
-    /exit or Ctrl-D ends the conversation, /clear begins a new one, Ctrl-C stops an answer.
+    /exit or Ctrl-D ends the program, /clear starts a new conversation, Ctrl-C stops an answer.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a name on the hub.

@@ -34,6 +34,7 @@ def evaluate(
     noise: float | None = None,
     halting: Literal["none", "residual", "logit"] | None = None,
     seed: int | None = None,
+    search: bool = False,
     out: Path | None = None,
 ) -> None:
     """Evaluate a model on unseen text, tasks or puzzles, and print the results.
@@ -60,8 +61,11 @@ def evaluate(
         selections: For puzzles: how an answer is chosen among restarts: residual and majority (by default), logit-window
             (of EqR), halting-logit (of PTRM), or top-4-majority.
         noise: For puzzles: the standard deviation of the noise in every evaluation, instead of the model's own.
-        halting: For puzzles: whether a puzzle keeps its answer from some residual, or from its halting logit, on.
+        halting: For puzzles: when a puzzle stops and keeps its answer: none (after all evaluations; the default), residual
+            (below 1e-4) or logit (of the halting head, above 0).
         seed: For puzzles: the seed of the initial states; by default 0.
+        search: For Sudokus: also let the model guess digits, and the rules take wrong guesses back, until an answer
+            follows the rules.
         out: A JSON file to write the figures to.
     """
     options = locals()  # every option by its name

@@ -16,7 +16,7 @@ def export(
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
     to: Literal["transformers", "onnx"] = "transformers",
 ) -> None:
-    """Write a model at a fixed depth as a standard Qwen3 or Llama, or as ONNX, which do not need this package.
+    """Write a model at a fixed depth as a standard Qwen3, Llama, Qwen2 or Mistral, or as ONNX.
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken.

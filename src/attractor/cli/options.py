@@ -13,7 +13,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import tyro
 
 from attractor.config import require_number
-from attractor.errors import ConfigError
+from attractor.errors import ConfigError, DataError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,3 +77,13 @@ def _is_named_pipe(path: str | Path) -> bool:
         return stat.S_ISFIFO(os.stat(path).st_mode) and not os.path.abspath(path).startswith(("/dev/", "/proc/"))
     except OSError:
         return False
+
+
+def read_standard_input() -> str:
+    """Return what is given on standard input. Raises DataError if it is not text."""
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input is not UTF-8 text (byte {error.start}); give puzzles as plain text."
+        ) from error

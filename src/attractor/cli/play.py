@@ -10,7 +10,7 @@ from attractor.cli.output import say
 def play(out: Path | None = None) -> None:
     """Draw a maze or write a Sudoku in the browser, and watch the model's answer converge.
 
-    The page is one file. It needs neither a server nor a network.
+    The page is one file. It needs neither a server nor an internet connection.
 
     Args:
         out: Write the page into this file, and open no browser.

@@ -1,4 +1,4 @@
-"""The figures of a puzzle model as a table."""
+"""Print the figures of a puzzle model as a table."""
 
 from typing import Any
 
@@ -37,7 +37,30 @@ def show_puzzles(figures: Figures) -> None:
         f"{100 * figures[_key('exact_by', selections[0])][-1][-1]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
         f"{figures['evaluations'][-1][-1]:,.0f} evaluations per puzzle"
     )
+    _show_search(figures)
 
 
 def _key(prefix: str, selection: str) -> str:
     return f"{prefix}_{selection.replace('-', '_')}"
+
+
+def _show_search(figures: Figures) -> None:
+    """Print the accuracy of puzzles by rating, with 95 % intervals, and the figures of a search."""
+    if rows := figures.get("by_rating"):
+        ways = [way for way in ("one_start", "restarts", "search") if way in rows[0]]
+        table = make_table(("rating", "puzzles", *(way.replace("_", " ") for way in ways)), simple=True)
+        for row in rows:
+            end = " and more" if row["below"] is None else f" to {row['below']:g}"
+            add_row(table, f"{row['from']:g}{end}", row["num_puzzles"], *(_percent(row[way]) for way in ways))
+        show(table)
+    if found := figures.get("search"):
+        e = found["evaluations"]
+        say(
+            f"search: {_percent(found)} %; evaluations per puzzle: mean {e['mean']:.0f}, median {e['median']:.0f}, "
+            f"90 % below {e['quantile_90']:.0f}, most {e['max']:.0f}; guesses: mean {found['guesses']:.1f}"
+        )
+
+
+def _percent(share: Figures) -> str:
+    low, high = share["interval"]
+    return f"{100 * share['exact']:.1f} ({100 * low:.1f} to {100 * high:.1f})"

@@ -1,4 +1,4 @@
-"""``attractor serve``: a language model behind OpenAI's API."""
+"""``attractor serve``: a server for a language model with OpenAI's API."""
 
 from attractor.cli.output import say
 
@@ -18,7 +18,7 @@ def serve(
 
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a name on the hub.
-        host: The address to listen on; 0.0.0.0 for all of this machine.
+        host: The address to listen on; 0.0.0.0 for all addresses of this machine.
         port: The port to listen on.
         name: The model's name in requests; by default the last part of CHECKPOINT.
         max_batch: The largest number of waiting requests that are answered together.

@@ -3,13 +3,13 @@
 import math
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attractor.cli.options import read_standard_input
 from attractor.cli.output import say
-from attractor.errors import ConfigError, DataError
+from attractor.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
 WRONG = "bold white on red"
+SEARCHED = "sudoku-9x9"  # the model of the package that needs a search to be right nearly always
 MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
@@ -30,6 +31,7 @@ def solve(
     tolerance: float | None = None,
     max_evaluations: int | None = None,
     breadth: int = 1,
+    search: bool = False,
     seed: int = 0,
     gif: Path | None = None,
 ) -> int:
@@ -46,8 +48,10 @@ def solve(
             input.
         depth: Make exactly this number of evaluations instead of solving to a tolerance.
         tolerance: Solve to this relative residual (default 1e-4).
-        max_evaluations: The largest number of evaluations if a tolerance is used (default 2048).
+        max_evaluations: The largest number of evaluations for a tolerance or a search (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
+        search: For Sudokus: let the model guess digits, and the rules take wrong guesses back, until an answer follows
+            the rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
@@ -62,12 +66,16 @@ def solve(
         )
     if gif is not None:
         require_output_file(gif)
+    if search and gif is not None:
+        raise ConfigError("--gif shows one trajectory, without guesses; leave out --search.")
     given = checkpoint if puzzle is None else puzzle
-    text = _standard_input() if given == "-" else given
-    loaded = load_reasoner(pretrained_for(text) if puzzle is None else checkpoint)
+    text = read_standard_input() if given == "-" else given
+    name = pretrained_for(text) if puzzle is None else checkpoint
+    loaded = load_reasoner(name)
     puzzles = loaded.puzzle.parse(text, source="standard input") if given == "-" else given
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, seed=seed, progress=True)
+    search |= puzzle is None and name == SEARCHED and (depth, tolerance, breadth, gif) == (None, None, 1, None)
+    solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
     if len(solutions) > MAX_SHOWN:
         _print_summary(solutions)
     else:
@@ -85,11 +93,12 @@ def _print_each(puzzle: "Puzzle", solutions: Sequence["PuzzleSolution"]) -> None
         console.print(draw(puzzle, solution), soft_wrap=True)  # so that a wide grid is not folded
         marked = "; cells that break the rules are red" if solution.wrong_cells and console.color_system else ""
         say(f"{solution.verdict}{marked}")
-        converged = "converged" if solution.converged else "not converged"
-        cost = f"{solution.evaluations} evaluations, {solution.seconds:.2f} s"
         # The first evaluation from a state of zero has no relative residual.
         residual = f"{solution.residual:.1e}" if math.isfinite(solution.residual) else "unknown"
-        say(f"residual {residual} ({converged}), {cost}", "")
+        end = f"residual {residual} ({'converged' if solution.converged else 'not converged'})"
+        if solution.guesses:
+            end = f"{solution.guesses} guesses"
+        say(f"{end}, {solution.evaluations} evaluations, {solution.seconds:.2f} s", "")
 
 
 def _print_summary(solutions: Sequence["PuzzleSolution"]) -> None:
@@ -119,12 +128,3 @@ def draw(puzzle: "Puzzle", solution: "PuzzleSolution") -> "Text":
         style = STYLES.get(text[place], "bold" if given else "cyan")
         drawing.stylize(WRONG if cell in solution.wrong_cells else style, place, place + 1)
     return drawing
-
-
-def _standard_input() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"standard input is not UTF-8 text (byte {error.start}); give puzzles as plain text."
-        ) from error

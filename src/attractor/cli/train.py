@@ -28,7 +28,7 @@ def train(
         recipe: The name of a recipe, such as sudoku/6x6 or language/tiny; attractor recipes lists all.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3; attractor show RECIPE lists all.
         data: The folder that attractor data prepare, sudoku or mazes wrote; or, for a model with a chat template, a file
-            of conversations, one {"messages": [{"role": ..., "content": ...}, ...]} a line. Without it, puzzle recipes
+            of conversations, one {"messages": [{"role": ..., "content": ...}, ...]} per line. Without it, puzzle recipes
             generate their own puzzles.
         init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
             writes such a checkpoint.

@@ -14,6 +14,7 @@ from attractor.evaluation.restarts import (
     exact,
     run_restarts,
 )
+from attractor.evaluation.search import SearchResult, run_search
 from attractor.evaluation.text import (
     DEFAULT_WINDOW,
     TextScore,
@@ -37,6 +38,7 @@ __all__ = [
     "Internalisation",
     "LambadaScore",
     "Restarts",
+    "SearchResult",
     "Task",
     "TaskScore",
     "TextScore",
@@ -60,6 +62,7 @@ __all__ = [
     "measure_internalisation",
     "read_tasks",
     "run_restarts",
+    "run_search",
     "score_text",
     "score_tokens",
     "trajectories",

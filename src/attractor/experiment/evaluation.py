@@ -39,6 +39,7 @@ def evaluate(
     noise: float | None = None,
     halting: str | None = None,
     seed: int | None = None,
+    search: bool = False,
     limit: int | None = None,
     batch_size: int = 8,
     out: str | Path | None = None,
@@ -81,6 +82,8 @@ def evaluate(
         answer.
     seed
         For reasoners: the seed of the initial states; 0 by default.
+    search
+        For reasoners of Sudokus: also search with guesses, see :func:`attractor.evaluation.run_search`.
     limit
         The largest number of documents, items of each task, or puzzles.
     batch_size
@@ -109,7 +112,7 @@ def evaluate(
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     text_only: dict[str, Any] = {"field": field, "length": length, "stride": stride}
     puzzles_only = {"depths": depths, "breadths": breadths, "selections": selections, "noise": noise}
-    puzzles_only |= {"halting": halting, "seed": seed}
+    puzzles_only |= {"halting": halting, "seed": seed, "search": search or None}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}

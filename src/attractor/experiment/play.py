@@ -2,7 +2,6 @@
 
 import base64
 import json
-from typing import Any
 
 from attractor.data import SUDOKU
 from attractor.errors import requires_extra
@@ -33,6 +32,6 @@ def play_page() -> str:
 
 
 def _examples(size: int) -> list[str]:
-    clues: dict[str, Any] = {"clues": 10} if size == 6 else {}
-    puzzles = SUDOKU.generate(NUM_EXAMPLES, size=size, seed=2026, **clues)
+    clues = {6: 10, 9: 30}.get(size)  # minimal 9 × 9 puzzles often need a search, which the page does not have
+    puzzles = SUDOKU.generate(NUM_EXAMPLES, size=size, seed=2026, clues=clues)
     return ["".join(map(str, grid.flat)) for grid in puzzles.questions]

@@ -1,19 +1,32 @@
 """Evaluate a reasoner on puzzles, by depth and by breadth."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from attractor.data import PuzzleSet, puzzles
+from attractor.data import SUDOKU, PuzzleSet, puzzles
+from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import auroc, binomial_interval, check_selections, exact, run_restarts
+from attractor.evaluation import (
+    SearchResult,
+    auroc,
+    binomial_interval,
+    check_selections,
+    exact,
+    run_restarts,
+    run_search,
+)
 from attractor.experiment.puzzles import as_tensors
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
 
 Figures = dict[str, Any]
+RATINGS = (0.0, 0.5, 2.0, 8.0, float("inf"))  # the bounds of ``by_rating``
 
 
 def require_rising(**lists: Sequence[int]) -> None:
@@ -54,6 +67,7 @@ def evaluate_puzzles(
     halting: str = "none",
     batch_size: int,
     seed: int,
+    search: bool = False,
     progress: bool = False,
 ) -> Figures:
     """Return the accuracy by breadth and depth, and how well each score tells right answers from wrong ones.
@@ -63,7 +77,13 @@ def evaluate_puzzles(
     binomial intervals of 95 %, ``any_exact`` the fractions of puzzles that some restart answers right, and
     ``evaluations`` the mean evaluations for a puzzle over all restarts. ``right_by_residual`` also counts other correct
     answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+
+    ``search`` has the accuracy, evaluations and guesses of :func:`attractor.evaluation.run_search`. ``by_rating``, for
+    puzzles with ratings, has the accuracy of one start, of all restarts by the first selection, and of the search, at the
+    last depth.
     """
+    if search and loaded.puzzle.kind != SUDOKU.kind:
+        raise ConfigError(f"search guesses digits of Sudokus; leave it out for puzzles of the kind {data.kind}.")
     loaded.model.check_restarts(max(breadths), noise)
     check_selections(loaded.model, selections, halting)
     torch.manual_seed(seed)
@@ -94,18 +114,58 @@ def evaluate_puzzles(
         key = name.replace("-", "_")
         figures[f"{key}_auroc"] = [auroc(-s, e) for s, e in zip(score[0], right[0], strict=True)]
     for selection in selections:
-        name = selection.replace("-", "_")
-        chosen = [exact(restarts.select(selection, breadth), truth) for breadth in breadths]
-        figures[f"exact_by_{name}"] = [by_depth.float().mean(dim=1).tolist() for by_depth in chosen]
-        figures[f"interval_by_{name}"] = [
-            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in chosen
-        ]
-        if not loaded.puzzle.has_unique_answer:
-            figures[f"right_by_{name}"] = [
-                [
-                    float(loaded.puzzle.is_right(data.questions, found.numpy(), data.answers).mean())
-                    for found in restarts.select(selection, breadth)
-                ]
-                for breadth in breadths
-            ]
+        chosen = [restarts.select(selection, breadth) for breadth in breadths]
+        figures |= _by_selection(selection.replace("-", "_"), chosen, data, truth)
+    by_way = {"one_start": right[0, -1]}
+    if max(breadths) > 1:
+        by_way["restarts"] = exact(restarts.select(selections[0], max(breadths))[-1], truth)
+    if search:
+        with TaskProgress(enabled=progress) as bars:
+            advance = bars.count("searched puzzles", len(data))
+            found = run_search(loaded.model, questions.to(device), deduce, batch_size=batch_size, advance=advance)
+        by_way["search"] = exact(found.answers, truth)
+        figures["search"] = _share(by_way["search"]) | _costs(found)
+    if data.ratings is not None:
+        figures["by_rating"] = _by_rating(data.ratings, by_way)
     return figures
+
+
+def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: Tensor) -> Figures:
+    """Return the accuracy of the ``chosen`` answers (depths, N, H, W) of each breadth."""
+    right = [exact(answers, truth) for answers in chosen]
+    figures: Figures = {
+        f"exact_by_{name}": [by_depth.float().mean(dim=1).tolist() for by_depth in right],
+        f"interval_by_{name}": [
+            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in right
+        ],
+    }
+    if not data.puzzle.has_unique_answer:
+        figures[f"right_by_{name}"] = [
+            [float(data.puzzle.is_right(data.questions, found.numpy(), data.answers).mean()) for found in answers]
+            for answers in chosen
+        ]
+    return figures
+
+
+def _share(right: Tensor) -> Figures:
+    return {"exact": float(right.double().mean()), "interval": binomial_interval(int(right.sum()), len(right))}
+
+
+def _costs(found: SearchResult) -> Figures:
+    evaluations = found.evaluations.double()
+    summary = {"mean": evaluations.mean(), "median": evaluations.median(), "max": evaluations.max()}
+    summary["quantile_90"] = evaluations.quantile(0.9)
+    costs = {name: float(value) for name, value in summary.items()}
+    return {"evaluations": costs, "guesses": float(found.guesses.double().mean())}
+
+
+def _by_rating(ratings: NDArray[Any], by_way: dict[str, Tensor]) -> list[Figures]:
+    """Return the shares of right answers (N,) of each way to choose them, between the bounds ``RATINGS``."""
+    rows = []
+    for low, high in pairwise(RATINGS):
+        inside = torch.from_numpy((ratings >= low) & (ratings < high))
+        if inside.any():
+            bounds = {"from": low, "below": high if high < float("inf") else None}
+            shares = {name: _share(right[inside]) for name, right in by_way.items()}
+            rows.append({**bounds, "num_puzzles": int(inside.sum()), **shares})
+    return rows

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attractor.data import LocatedGrid, Puzzle, PuzzleSet
+from attractor.data import SUDOKU, LocatedGrid, Puzzle, PuzzleSet
 from attractor.data.puzzle import Grid, Grids
+from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
+from attractor.evaluation import run_search
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TaskProgress
 
@@ -40,7 +42,9 @@ class PuzzleSolution:
     converged
         Whether the residual is below the tolerance.
     evaluations
-        Evaluations of the update, over all restarts.
+        Evaluations of the update, over all restarts or guesses.
+    guesses
+        Guesses of a search.
     seconds
         The time for this puzzle.
     place
@@ -59,6 +63,7 @@ class PuzzleSolution:
     residual: float
     converged: bool
     evaluations: int
+    guesses: int = 0
     seconds: float
     place: str = ""
     probabilities: Tensor = field(repr=False)
@@ -91,6 +96,7 @@ def solve_puzzles(
     tolerance: float | None = None,
     max_evaluations: int | None = None,
     breadth: int = 1,
+    search: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> list[PuzzleSolution]:
@@ -106,6 +112,8 @@ def solve_puzzles(
         2048).
     breadth
         The number of random restarts. The answer with the lowest residual is kept.
+    search
+        For Sudokus: search with guesses, see :func:`attractor.evaluation.run_search`, with at most ``max_evaluations``.
     seed
         Seed of the initial states, the same for every puzzle.
 
@@ -118,6 +126,12 @@ def solve_puzzles(
     """
     if depth is not None and depth < 1:
         raise ConfigError(f"depth={depth}: give a whole number from 1 up.")
+    if search and loaded.puzzle.kind != SUDOKU.kind:
+        raise ConfigError(
+            f"search guesses digits of Sudokus; leave it out for puzzles of the kind {loaded.puzzle.kind}."
+        )
+    if search and (depth, tolerance, breadth) != (None, None, 1):
+        raise ConfigError("search replaces depth, tolerance and breadth; leave them out, or give max_evaluations.")
     if depth is None:
         tolerance = TOLERANCE if tolerance is None else tolerance
         max_evaluations = MAX_EVALUATIONS if max_evaluations is None else max_evaluations
@@ -130,7 +144,9 @@ def solve_puzzles(
             _check(loaded, one, shapes)
             checking(number, len(located))
         for number, one in enumerate(located, start=1):
-            solutions.append(_solve_one(loaded, one, seed, budget))
+            solutions.append(
+                _search_one(loaded, one, seed, budget) if search else _solve_one(loaded, one, seed, budget)
+            )
             solving(number, len(located))
     return solutions
 
@@ -140,24 +156,48 @@ def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: 
     output = loaded.model.solve(_as_question(loaded, located.grid)[None], generator=generator, **budget)
     # Without symbols that no answer has, such as the padding of an imported model.
     logits = output.logits[0, ..., : loaded.puzzle.num_classes(len(located.grid))]
-    answer = logits.argmax(dim=-1).cpu().numpy().astype(np.uint8)
-    verdict = loaded.puzzle.verdict(located.grid, answer)
     residual = float(output.solution.residual[0])
     assert output.init_state is not None
     return PuzzleSolution(
-        question=located.grid,
-        answer=answer,
-        verdict=str(verdict),
-        is_correct=verdict.is_correct,
-        wrong_cells=verdict.cells,
+        **_checked(loaded, located, logits.argmax(dim=-1)),
         residual=residual,
         converged=residual < (budget["tolerance"] or TOLERANCE),
         evaluations=int(output.solution.evaluations[0]),
         seconds=time.perf_counter() - start,
-        place=located.place,
         probabilities=logits.softmax(dim=-1).cpu(),
         init_state=output.init_state,
     )
+
+
+def _search_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:
+    start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    question = _as_question(loaded, located.grid)[None]
+    state = loaded.model.init_state(question, generator)
+    found = run_search(loaded.model, question, deduce, max_evaluations=budget["max_evaluations"], init_state=state)
+    return PuzzleSolution(
+        **_checked(loaded, located, found.answers[0]),
+        residual=float(found.residual[0]),
+        converged=float(found.residual[0]) < budget["tolerance"],
+        evaluations=int(found.evaluations[0]),
+        guesses=int(found.guesses[0]),
+        seconds=time.perf_counter() - start,
+        probabilities=found.probabilities[0],
+        init_state=state,
+    )
+
+
+def _checked(loaded: LoadedReasoner, located: LocatedGrid, answer: Tensor) -> dict[str, Any]:
+    """Return the fields of a :class:`PuzzleSolution` that do not depend on how it was found."""
+    grid = answer.cpu().numpy().astype(np.uint8)
+    verdict = loaded.puzzle.verdict(located.grid, grid)
+    return {
+        "question": located.grid,
+        "answer": grid,
+        "verdict": str(verdict),
+        "is_correct": verdict.is_correct,
+        "wrong_cells": verdict.cells,
+        "place": located.place,
+    }
 
 
 def locate_puzzles(puzzle: Puzzle, puzzles: Puzzles) -> list[LocatedGrid]:

@@ -3,7 +3,7 @@
 from attractor.data.sudoku.generate import generate
 from attractor.data.sudoku.puzzle import SUDOKU, Sudoku
 from attractor.data.sudoku.rules import BOXES, Grid, Grids, solves
-from attractor.data.sudoku.solver import check, count_solutions, solve
+from attractor.data.sudoku.solver import check, count_solutions, deduce, solve
 from attractor.data.sudoku.symmetry import augment, canonical, equivalent_pairs
 from attractor.data.sudoku.text import parse, parse_all, render, verdict
 
@@ -17,6 +17,7 @@ __all__ = [
     "canonical",
     "check",
     "count_solutions",
+    "deduce",
     "equivalent_pairs",
     "generate",
     "parse",

@@ -54,6 +54,22 @@ def _solved(question: Grid) -> Grid:
     return found.first[0].reshape(size, size)
 
 
+def deduce(questions: Grids) -> tuple[Grids, NDArray[np.bool_]]:
+    """Fill in digits that are the only one of their cell, or have one place in a unit, until no more follow.
+
+    Returns new grids (N, size, size), and for each whether nothing rules out a solution, (N,).
+    """
+    require_grids(questions)
+    states, possible, changed = candidates(questions), np.ones(len(questions), np.bool_), len(questions) > 0
+    while changed:
+        after, alive = _propagate(states, questions.shape[1])
+        possible &= alive
+        changed, states = bool((after != states).any()), after
+    single = (states != 0) & ((states & (states - np.uint16(1))) == 0)
+    digits = np.where(single, np.log2(np.where(single, states, 1)).astype(np.uint8) + 1, 0)
+    return digits.T.reshape(questions.shape).astype(np.uint8), possible
+
+
 def candidates(questions: Grids) -> States:
     """Return states (cells, N): a clue has its digit as the only candidate, a blank has all digits."""
     size = questions.shape[1]

@@ -175,7 +175,8 @@ function report() {
   if (solve?.evaluations) {
     const is = solve.converged ? "converged" : solve.evaluations >= LIMIT ? "did not converge" : "residual";
     text = `${count}, ${is}${is === "residual" ? "" : " at residual"} ${solve.residual.toExponential(1)}.`;
-    if (is !== "residual") text += ` The answer is ${check(solve.answer().values).text}.`;
+    const verdict = check(solve.answer().values).text;
+    if (is !== "residual" || verdict.startsWith("verified")) text += ` The answer is ${verdict}.`;
   }
   byId("status").textContent = text;
   byId("run").textContent = timer ? "Pause" : "Solve";
