@@ -131,15 +131,18 @@ def memory(size: str = LANGUAGE, set: Set = ROWS, evaluations: tuple[int, ...] =
     return _write("memory", f"peak memory of training {size}", rows, goals, settings)
 
 
-def reasoners(task: str = SUDOKU, set: Set = PUZZLES, repeats: int = 20) -> dict[str, Any]:
-    """Measure all families of reasoners, compiled as on a GPU.
+def reasoners(
+    task: str = SUDOKU, families: tuple[str, ...] = FAMILIES, set: Set = PUZZLES, repeats: int = 20
+) -> dict[str, Any]:
+    """Measure families of reasoners, compiled as on a GPU.
 
     Args:
         task: The attractor's recipe.
+        families: Endings of the other recipes.
         set: Settings of all to change, such as supervision.batch_size=384.
         repeats: Steps of each side.
     """
-    names = {family: task if family == "attractor" else f"{task}-{family}" for family in FAMILIES}
+    names = {family: task if family == "attractor" else f"{task}-{family}" for family in families}
     sides = {family: Side(override(get_recipe(name), set), compiled=True) for family, name in names.items()}
     rows = _take_turns(sides, repeats)
     for family, side in sides.items():
