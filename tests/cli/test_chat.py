@@ -24,10 +24,11 @@ STEPS = ["train.num_steps=4", "train.log_every=1", "train.checkpoint_every=2", "
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A model with a chat template, one without, and conversations."""
+    """A model with a chat template, one without, one whose template ends no answer, and conversations."""
     place = tmp_path_factory.mktemp("chat")
     chat_checkpoint(place / "model")
     chat_checkpoint(place / "mute", None)
+    chat_checkpoint(place / "endless", "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}")
     write_conversations(place / "conversations.jsonl", conversations())
     return place
 
@@ -86,6 +87,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(place, tmp_path, capsys, mo
     data = ["--data", str(place / "conversations.jsonl"), "--out", str(out)]
     mistakes = {
         "no chat template": lambda: tune(place, out, init="mute"),
+        "would not learn to stop": lambda: tune(place, out, init="endless"),
         "mute: the model's tokenizer has no chat template": lambda: talk(monkeypatch, "hello\n", str(place / "mute")),
         "give --init": lambda: main(["train", "language/chat", *data]),
         "conversations tune a model": lambda: main(["train", "language/tiny", *data]),

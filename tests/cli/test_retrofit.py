@@ -88,8 +88,8 @@ def test_from_a_backbone_to_an_evaluated_attractor(place, tmp_path) -> None:
     assert main(["evaluate", str(whole), "--data", str(place / "own"), "--limit", "1"]) == 0
 
 
-def test_only_the_attractor_is_trained_with_a_frozen_backbone(place, tmp_path) -> None:
-    """Everything outside its two layers stays bitwise, and a resumed run continues so. Its teacher is the original."""
+def test_only_the_attractor_is_trained_with_a_frozen_backbone(place, tmp_path, capsys) -> None:
+    """Everything outside its two layers stays bitwise, and a resumed run continues so, with its own teacher only."""
     assert train(place, tmp_path / "run", recipe="retrofit-distilled") == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < log[0]["divergence"] < 1
@@ -100,6 +100,11 @@ def test_only_the_attractor_is_trained_with_a_frozen_backbone(place, tmp_path) -
     assert train(place, tmp_path / "run", "--resume", recipe="retrofit-distilled") == 0
     again = load_file(tmp_path / "run" / "step-00000004" / "model.safetensors")
     assert all(torch.equal(trained[name], again[name]) for name in again)
+    shutil.rmtree(tmp_path / "run" / "step-00000004")
+    shutil.copytree(tmp_path / "run" / "step-00000002", tmp_path / "other")
+    other = ("--init", str(tmp_path / "other"))
+    assert train(place, tmp_path / "run", "--resume", *other, recipe="retrofit-distilled") == 2
+    assert "teacher" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys) -> None:

@@ -101,6 +101,42 @@ def test_a_stop_sequence_ends_the_text_before_it(server) -> None:
     assert "".join(part.choices[0].text for part in parts) == short.choices[0].text
 
 
+def test_no_part_of_a_stop_sequence_is_sent(server) -> None:
+    """Also of one that is longer than all text before it, and that tokens divide."""
+    client, _ = server
+    whole = client.completions.create(prompt=PROMPTS[0], **GREEDY).choices[0].text
+    stop = whole[:6]
+    assert client.completions.create(prompt=PROMPTS[0], stop=stop, **GREEDY).choices[0].text == ""
+    parts = client.completions.create(prompt=PROMPTS[0], stop=[stop], stream=True, **GREEDY)
+    assert "".join(part.choices[0].text for part in parts) == ""
+
+
+def test_short_and_long_prompts_fill_the_context_together(server) -> None:
+    """A row that is padded to a longer one goes on in the next batch, with the tokens that it has alone."""
+    client, engine = server
+    long, short = "the cat " * 40, "the"
+    asked = {"model": "small", "temperature": 0, "max_tokens": 128}
+    alone = [client.completions.create(prompt=prompt, **asked) for prompt in (long, short)]
+    num_before = len(engine.batches)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda prompt: client.completions.create(prompt=prompt, **asked), (long, short)))
+    assert [a.choices[0].text for a in together] == [a.choices[0].text for a in alone]
+    assert [a.usage.completion_tokens for a in together] == [a.usage.completion_tokens for a in alone]
+    assert len(engine.batches) > num_before
+
+
+def test_a_reader_that_leaves_ends_the_answer(server, monkeypatch) -> None:
+    """Also one that waits for the whole answer; the next request is answered."""
+    client, engine = server
+    jobs, submit = [], engine.submit
+    monkeypatch.setattr(engine, "submit", lambda job: (jobs.append(job), submit(job)))
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.05).completions.create(model="small", prompt="the", temperature=0, max_tokens=120)
+    answer = client.completions.create(prompt=PROMPTS[0], **GREEDY)
+    assert [job.is_cancelled for job in jobs] == [True, False]
+    assert answer.usage.completion_tokens == 12
+
+
 def test_a_seed_repeats_a_sample_beside_other_requests(server) -> None:
     client, _ = server
     sampled = {**GREEDY, "temperature": 1.0, "top_p": 0.9}

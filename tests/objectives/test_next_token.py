@@ -212,6 +212,7 @@ def test_distillation_brings_the_equilibrium_to_the_teacher_at_depth_1(tmp_path)
             found[share] = [float(m.divergence(m(**inputs), teacher, ids, **inputs)) for m in (model, teacher)]
         line = json.loads((tmp_path / str(share) / "metrics.jsonl").read_text().splitlines()[-1])
         assert ("divergence" in line) == (share > 0)
+        assert all(p.grad is None for p in teacher.parameters())
     assert found[1.0][0] < 0.5 * found[1.0][1] < found[0.0][0]
     with pytest.raises(ConfigError, match="needs a teacher"):
         NextToken(Drawn(), NextTokenConfig(distillation=0.5))

@@ -99,12 +99,12 @@ def run_search(
         given = f"depth={depth}, first_depth={first_depth}, max_evaluations={max_evaluations}"
         raise ConfigError(f"search: {given}; give whole numbers from 1 up, and max_evaluations of depth or more.")
     found = _nothing(questions, model.config.num_classes)
-    states = model.init_state(questions) if init_state is None else init_state
     waiting, heaps = iter(range(len(questions))), dict[int, list[_Node]]()
     while True:
         while len(heaps) < batch_size and (new := next(waiting, None)) is not None:
             grid = questions[new].cpu().numpy().astype(np.uint8)
-            heaps[new] = [_Node(0.0, 0, grid, states[new], first_depth)]
+            state = model.init_state(questions[new][None])[0] if init_state is None else init_state[new]
+            heaps[new] = [_Node(0.0, 0, grid, state, first_depth)]
         if not heaps:
             return found
         index, nodes = torch.tensor(list(heaps)), [heapq.heappop(heap) for heap in heaps.values()]

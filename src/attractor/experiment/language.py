@@ -1,5 +1,6 @@
 """Train a language model on prepared text."""
 
+import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def train_language(
         "text": {"tokenizer": fingerprint(tokenizer), **counts},
         "environment": environment(),
     }
+    if teacher is not None:  # or a resumed run might get another one unnoticed
+        metadata["teacher"] = _checksum(teacher)
 
     def save(weights: dict[str, Tensor], folder: Path) -> None:
         with quiet():
@@ -120,11 +123,25 @@ def _open_shards(
     return recipe, shards, tokenizer
 
 
+def _checksum(model: Any) -> str:
+    """Return a checksum of all weights."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
 def _stop_at_end_of_turn(model: Any, tokenizer: Any) -> None:
     """Let the model's generation stop where the chat template ends an answer."""
     stops = model.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or ())
-    if (end := end_of_turn(tokenizer)) is not None and end not in stops:
+    end = end_of_turn(tokenizer)
+    if end is None:
+        raise ConfigError(
+            "the chat template ends an answer with no special token, so that the model would not learn to stop; let the template "
+            "write eos_token after each answer."
+        )
+    if end not in stops:
         model.generation_config.eos_token_id = [*stops, end]
 
 

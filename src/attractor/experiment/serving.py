@@ -11,22 +11,28 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from attractor.data.text import end_of_turn
 from attractor.errors import AttractorError, ConfigError, requires_extra
 from attractor.evaluation.text import encode, known_budget, max_length
 from attractor.experiment.loading import LoadedLanguageModel
 from attractor.files import first_line
 
 with requires_extra("serve"):
-    from fastapi import FastAPI, HTTPException
+    from fastapi import FastAPI
+    from fastapi import Request as Connection
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, StreamingResponse
     from pydantic import BaseModel, ConfigDict, Field
+    from starlette.exceptions import HTTPException
+
+MAX_WAITING = 256
 
 
 class Request(BaseModel):
@@ -37,7 +43,7 @@ class Request(BaseModel):
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
@@ -49,7 +55,7 @@ class Request(BaseModel):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments for ``model.generate`` that say how the next token is chosen."""
-        if self.temperature == 0:
+        if self.temperature < 1e-4:  # logits divided by less overflow
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
@@ -67,44 +73,54 @@ class ChatRequest(Request):
 
 @dataclass(eq=False, kw_only=True)
 class Job:
-    """A prompt ``ids`` (T,) and what has been generated for it. ``emit`` gets new text, and at last the job itself."""
+    """A prompt (T,) and what has been generated for it. ``emit`` gets new text, and at last the job itself.
 
-    ids: Tensor
+    A token of ``ends`` or a text of ``stop`` ends the answer.
+    """
+
+    prompt: Tensor
     max_tokens: int
+    ends: frozenset[int]
     stop: tuple[str, ...]
     settings: dict[str, Any]
     seed: int | None
     emit: Callable[[Any], object]
     text: str = ""
-    num_tokens: int = 0
     num_evaluations: float = 0.0
     finish_reason: str | None = None
     is_cancelled: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
     tokens: list[int] = field(default_factory=list)
 
-    def add(self, token: int, evaluations: float, tokenizer: Any, ends: set[int]) -> bool:
-        """Add a token, emit the text that is certain, and return whether the job is done."""
-        self.num_tokens += 1
+    @property
+    def ids(self) -> Tensor:
+        return torch.cat((self.prompt, self.prompt.new_tensor(self.tokens)))
+
+    @property
+    def is_done(self) -> bool:
+        return self.finish_reason is not None or self.is_cancelled or self.error is not None
+
+    def add(self, token: int, evaluations: float, tokenizer: Any) -> None:
+        """Add a token, and emit the text that is certain."""
         self.num_evaluations += evaluations
         self.tokens.append(token)
         text = tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         found = [text.index(stop) for stop in self.stop if stop in text]
-        if found or token in ends:
+        if found or token in self.ends:
             self.finish_reason, text = "stop", text[: min(found)] if found else text
-        elif self.num_tokens >= self.max_tokens:
+        elif len(self.tokens) >= self.max_tokens:
             self.finish_reason = "length"
-        else:  # the rest may belong to a stop sequence, or to a character of several tokens
+        else:  # the rest may belong to a character of several tokens, or to a stop sequence
             text = text.rstrip("\ufffd")
-            text = text[: len(text) - max((len(stop) - 1 for stop in self.stop), default=0)]
+            begun = [n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+            text = text[: len(text) - max(begun, default=0)]
         if len(text) > len(self.text):
             self.emit(text[len(self.text) :])
             self.text = text
-        return self.finish_reason is not None or self.is_cancelled
 
     def usage(self) -> dict[str, Any]:
-        used = {"prompt_tokens": len(self.ids), "completion_tokens": self.num_tokens}
-        mean = self.num_evaluations / max(self.num_tokens, 1)
+        used = {"prompt_tokens": len(self.prompt), "completion_tokens": len(self.tokens)}
+        mean = self.num_evaluations / max(len(self.tokens), 1)
         return {**used, "total_tokens": sum(used.values()), "evaluations_per_token": round(mean, 3)}
 
 
@@ -115,13 +131,21 @@ class Engine:
         self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.max_batch, self.batches = max_batch, list[int]()
-        self._waiting: queue.Queue[Job] = queue.Queue()
+        self._waiting: queue.Queue[Job] = queue.Queue(MAX_WAITING)
         self._evaluations: Tensor | None = None
         self.model.register_forward_hook(self._note)
         threading.Thread(target=self._work, daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        self._waiting.put(job)
+        """Let the job wait for its turn. Raises ``queue.Full``."""
+        self._waiting.put_nowait(job)
+
+    def ends(self, *, is_chat: bool) -> frozenset[int]:
+        """Return the tokens that end an answer."""
+        own = self.model.generation_config.eos_token_id
+        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id}
+        ends |= {end_of_turn(self.tokenizer)} if is_chat else set()
+        return frozenset(ends - {None})
 
     def _note(self, module: Any, inputs: Any, output: Any) -> None:
         solution = getattr(output, "solution", None)
@@ -133,50 +157,59 @@ class Engine:
             waiting.append(self._waiting.get()) if not waiting else None
             while not self._waiting.empty():
                 waiting.append(self._waiting.get())
-            first = waiting[0]
-            is_alone = first.seed is not None and first.settings["do_sample"]  # its random numbers are its own
-            batch = [job for job in waiting if job is first or (not is_alone and self._fits(job, first))]
-            batch = batch[: self.max_batch]
-            waiting = [job for job in waiting if job not in batch]
+            batch = self._choose([job for job in waiting if not job.is_done])
             try:
-                self._generate(batch)
-            except Exception as error:  # the library raises many kinds; the server goes on
+                if batch:
+                    self._generate(batch)
+            except BaseException as error:  # libraries raise many kinds, some not derived from Exception
                 for job in batch:
-                    job.error = error
-            for job in batch:
-                job.emit(job)
+                    job.error = None if job.is_done else error
+            for job in waiting:
+                if job.is_done:
+                    job.emit(job)
+            waiting = [job for job in waiting if not job.is_done]
 
-    @staticmethod
-    def _fits(job: Job, first: Job) -> bool:
-        return job.settings == first.settings and (job.seed is None or not job.settings["do_sample"])
+    def _choose(self, waiting: list[Job]) -> list[Job]:
+        """Return the jobs of the next batch: those with the settings of the one that has waited longest."""
+        if not waiting or (waiting[0].seed is not None and waiting[0].settings["do_sample"]):
+            return waiting[:1]  # its random numbers are its own
+        fitting = [
+            job
+            for job in waiting
+            if job.settings == waiting[0].settings and (job.seed is None or not job.settings["do_sample"])
+        ]
+        return fitting[: self.max_batch]
 
     def _generate(self, batch: list[Job]) -> None:
-        config, device = self.model.generation_config, self.model.device
-        own_ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        ends = {end for end in [*own_ends, self.tokenizer.eos_token_id] if end is not None}
-        length = max(len(job.ids) for job in batch)
+        """Generate until every row is done, or the longest one has filled the model's positions.
+
+        Rows are padded to the longest one, so that the others may have to go on in the next batch.
+        """
+        rows, device = [job.ids for job in batch], self.model.device
+        length = max(len(row) for row in rows)
         ids = torch.full((len(batch), length), self.tokenizer.eos_token_id or 0)
         mask = torch.zeros_like(ids)
-        for row, job in enumerate(batch):
-            ids[row, length - len(job.ids) :], mask[row, length - len(job.ids) :] = job.ids, 1
-        done = [False] * len(batch)
+        for n, row in enumerate(rows):
+            ids[n, length - len(row) :], mask[n, length - len(row) :] = row, 1
 
         def after_token(tokens: Tensor, scores: Any, **others: Any) -> Tensor:
             counts = [0.0] * len(batch) if self._evaluations is None else self._evaluations.tolist()
-            for row, (job, token) in enumerate(zip(batch, tokens[:, -1].tolist(), strict=True)):
-                done[row] = done[row] or job.add(token, counts[row], self.tokenizer, ends)
-            return torch.tensor(done, device=tokens.device)
+            for job, token, count in zip(batch, tokens[:, -1].tolist(), counts, strict=True):
+                if not job.is_done:
+                    job.add(token, count, self.tokenizer)
+            return torch.tensor([job.is_done for job in batch], device=tokens.device)
 
         self.batches.append(len(batch))
+        most = max(job.max_tokens - len(job.tokens) for job in batch)
         with torch.random.fork_rng(enabled=batch[0].seed is not None):
             if batch[0].seed is not None:
                 torch.manual_seed(batch[0].seed)
             self.model.generate(
                 ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=max(job.max_tokens for job in batch),
+                max_new_tokens=min(most, max_length(self.model) - length),
                 stopping_criteria=[after_token],
-                eos_token_id=sorted(ends) or None,
+                eos_token_id=sorted(frozenset.union(*(job.ends for job in batch))) or None,
                 pad_token_id=self.tokenizer.eos_token_id or 0,
                 **batch[0].settings,
             )
@@ -194,7 +227,9 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
     engine, app = Engine(loaded, max_batch), FastAPI(title="attractor")
     app.state.engine = engine
 
-    def start(request: Request, ids: Tensor, max_tokens: int | None) -> tuple[Job, asyncio.Queue[Any]]:
+    def start(
+        request: Request, ids: Tensor, max_tokens: int | None, *, is_chat: bool
+    ) -> tuple[Job, asyncio.Queue[Any]]:
         if request.model != name:
             raise HTTPException(404, f"the model {request.model!r} does not exist; this server has {name!r}.")
         asked = {key: getattr(request, key) for key in ("depth", "tolerance", "max_evaluations")}
@@ -205,14 +240,18 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
         events, loop = asyncio.Queue[Any](), asyncio.get_running_loop()
         job = Job(
-            ids=ids,
+            prompt=ids,
             max_tokens=min(max_tokens or room, room),
+            ends=engine.ends(is_chat=is_chat),
             stop=tuple(stop for stop in stops if stop),
             settings=request.settings() | used,
             seed=request.seed,
             emit=lambda event: loop.call_soon_threadsafe(events.put_nowait, event),
         )
-        engine.submit(job)
+        try:
+            engine.submit(job)
+        except queue.Full:
+            raise HTTPException(503, f"{MAX_WAITING} requests are waiting already; try again later.") from None
         return job, events
 
     @app.get("/v1/models")
@@ -220,17 +259,18 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "attractor"}]}
 
     @app.post("/v1/completions")
-    async def complete(request: CompletionRequest) -> Any:
+    async def complete(request: CompletionRequest, connection: Connection) -> Any:
         from attractor.data.text.documents import repair
 
-        job, events = start(request, encode(loaded.tokenizer, repair(request.prompt)), request.max_tokens)
-        return await _respond(request, job, events, kind="text_completion")
+        ids = encode(loaded.tokenizer, repair(request.prompt))
+        job, events = start(request, ids, request.max_tokens, is_chat=False)
+        return await _respond(request, connection, job, events, kind="text_completion")
 
     @app.post("/v1/chat/completions")
-    async def chat(request: ChatRequest) -> Any:
+    async def chat(request: ChatRequest, connection: Connection) -> Any:
         ids = _chat_ids(loaded.tokenizer, request.messages)
-        job, events = start(request, ids, request.max_completion_tokens or request.max_tokens)
-        return await _respond(request, job, events, kind="chat.completion")
+        job, events = start(request, ids, request.max_completion_tokens or request.max_tokens, is_chat=True)
+        return await _respond(request, connection, job, events, kind="chat.completion")
 
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(_: Any, error: Any) -> JSONResponse:
@@ -241,7 +281,6 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
     async def refuse(_: Any, error: Exception) -> JSONResponse:
         return _error(400, str(error))
 
-    @app.exception_handler(404)
     @app.exception_handler(HTTPException)
     async def refuse_other(_: Any, error: Any) -> JSONResponse:
         return _error(error.status_code, error.detail)
@@ -257,10 +296,14 @@ def _chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> Tensor:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program of its own
         raise ConfigError(f"messages: the chat template cannot render them ({first_line(error)}).") from error
+    if not text:
+        raise ConfigError("messages: the chat template renders them to nothing.")
     return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
 
 
-async def _respond(request: Request, job: Job, events: "asyncio.Queue[Any]", *, kind: str) -> Any:
+async def _respond(
+    request: Request, connection: Connection, job: Job, events: "asyncio.Queue[Any]", *, kind: str
+) -> Any:
     """Return the complete answer, or a stream of its parts."""
     is_chat = kind.startswith("chat")
     base = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
@@ -287,8 +330,11 @@ async def _respond(request: Request, job: Job, events: "asyncio.Queue[Any]", *, 
 
     if request.stream:
         return StreamingResponse(stream(), media_type="text/event-stream")
-    while await events.get() is not job:
-        pass
+    event: Any = None
+    while event is not job:
+        with suppress(TimeoutError):
+            event = await asyncio.wait_for(events.get(), 1.0)
+        job.is_cancelled = job.is_cancelled or await connection.is_disconnected()
     if job.error is not None:
         return _error(500, first_line(job.error))
     text: dict[str, Any] = {"text": job.text}

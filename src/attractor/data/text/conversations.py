@@ -107,6 +107,8 @@ def _labelled(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> Exampl
 def end_of_turn(tokenizer: Any) -> int | None:
     """Return the special token that ends an answer under the chat template, if there is one."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "ANSWER"}]
+    if not tokenizer.chat_template:
+        return None
     after = render(tokenizer, messages, "chat").rpartition("ANSWER")[2].strip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     return int(ids[0]) if ids and ids[0] in tokenizer.added_tokens_decoder else None

@@ -31,7 +31,9 @@ class TokenDivergence(CompiledBlock):
     """
 
     def forward(self, x: Tensor, head: nn.Module, teacher_x: Tensor, teacher_head: nn.Module, weight: Tensor) -> Tensor:
-        log_p, log_q = (F.log_softmax(h(t).float(), dim=-1) for h, t in ((teacher_head, teacher_x), (head, x)))
+        log_q = F.log_softmax(head(x).float(), dim=-1)
+        with torch.no_grad():
+            log_p = F.log_softmax(teacher_head(teacher_x).float(), dim=-1)
         return weight @ F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
 
 
