@@ -76,9 +76,8 @@ def train_language(
         "recipe": to_dict(recipe),
         "text": {"tokenizer": fingerprint(tokenizer), **counts},
         "environment": environment(),
+        "teacher": None if teacher is None else _checksum(teacher),  # a resumed run must have the same
     }
-    if teacher is not None:  # or a resumed run might get another one unnoticed
-        metadata["teacher"] = _checksum(teacher)
 
     def save(weights: dict[str, Tensor], folder: Path) -> None:
         with quiet():

@@ -272,6 +272,13 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
         job, events = start(request, ids, request.max_completion_tokens or request.max_tokens, is_chat=True)
         return await _respond(request, connection, job, events, kind="chat.completion")
 
+    _add_error_objects(app)
+    return app
+
+
+def _add_error_objects(app: FastAPI) -> None:
+    """Let every error be answered as an error object of the API."""
+
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(_: Any, error: Any) -> JSONResponse:
         first = error.errors()[0]
@@ -284,8 +291,6 @@ def make_app(loaded: LoadedLanguageModel, name: str, *, max_batch: int = 8, **bu
     @app.exception_handler(HTTPException)
     async def refuse_other(_: Any, error: Any) -> JSONResponse:
         return _error(error.status_code, error.detail)
-
-    return app
 
 
 def _chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> Tensor:
