@@ -257,7 +257,7 @@ def table(work: Path) -> None:
 
 
 def decode(model: Path, /, work: Path, num_tokens: int = 48, repeats: int = 5) -> None:
-    """Measure greedy decoding of one text: the original in transformers, and the attractor by budget, in turns.
+    """Measure greedy decoding of one text: the original as a plain model, and the attractor by budget, in turns.
 
     Args:
         model: Folder or GGUF file of the original.
