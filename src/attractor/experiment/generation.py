@@ -188,6 +188,8 @@ def _continue(
     except AttractorError:
         raise
     except (TypeError, ValueError, IndexError) as error:  # the library checks few of its settings
+        if streamer is not None:
+            streamer.end()  # what was written ends its line before the sentence begins
         raise ConfigError(
             f"the model cannot generate ({first_line(error)}); check its generation_config.json."
         ) from error
