@@ -64,10 +64,18 @@ def test_the_answer_is_that_of_the_model(budget: dict, server, loaded) -> None:
     assert evaluations == 1 if budget.get("depth") else evaluations > 1.5
 
 
-def test_requests_that_wait_become_a_batch_with_the_same_answers(server, loaded) -> None:
+@pytest.fixture
+def batches(server, monkeypatch) -> list[int]:
+    """The sizes of the batches from now on."""
+    _, engine = server
+    sizes, run = [], engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch: (sizes.append(len(batch)), run(batch)))
+    return sizes
+
+
+def test_requests_that_wait_become_a_batch_with_the_same_answers(server, loaded, batches) -> None:
     """Whatever their lengths are, and although each ends by itself."""
-    client, engine = server
-    num_before = len(engine.batches)
+    client, _ = server
 
     def ask(prompt: str) -> str:
         return client.completions.create(prompt=prompt, **GREEDY).choices[0].text
@@ -75,8 +83,8 @@ def test_requests_that_wait_become_a_batch_with_the_same_answers(server, loaded)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, PROMPTS * 2))
     assert answers == [continuation(loaded, prompt) for prompt in PROMPTS] * 2
-    assert max(engine.batches[num_before:]) > 1
-    assert sum(engine.batches[num_before:]) == 8
+    assert max(batches) > 1
+    assert sum(batches) == 8
 
 
 def test_a_stream_has_the_same_text(server) -> None:
@@ -111,18 +119,32 @@ def test_no_part_of_a_stop_sequence_is_sent(server) -> None:
     assert "".join(part.choices[0].text for part in parts) == ""
 
 
-def test_short_and_long_prompts_fill_the_context_together(server) -> None:
+def test_short_and_long_prompts_fill_the_context_together(server, batches, monkeypatch) -> None:
     """A row that is padded to a longer one goes on in the next batch, with the tokens that it has alone."""
     client, engine = server
-    long, short = "the cat " * 40, "the"
-    asked = {"model": "small", "temperature": 0, "max_tokens": 128}
-    alone = [client.completions.create(prompt=prompt, **asked) for prompt in (long, short)]
-    num_before = len(engine.batches)
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda prompt: client.completions.create(prompt=prompt, **asked), (long, short)))
-    assert [a.choices[0].text for a in together] == [a.choices[0].text for a in alone]
-    assert [a.usage.completion_tokens for a in together] == [a.usage.completion_tokens for a in alone]
-    assert len(engine.batches) > num_before
+    entered, release, run = threading.Event(), threading.Event(), engine._generate
+
+    def ask(prompt: str) -> tuple[str, int]:
+        answer = client.completions.create(model="small", prompt=prompt, temperature=0, max_tokens=128)
+        return answer.choices[0].text, answer.usage.completion_tokens
+
+    def hold(batch) -> None:
+        entered.set()
+        assert release.wait(60)
+        run(batch)
+
+    prompts = ["the cat " * 40, "ten"]
+    alone = [ask(prompt) for prompt in prompts]
+    monkeypatch.setattr(engine, "_generate", hold)
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(ask, "a dog")
+        assert entered.wait(60)
+        together = [pool.submit(ask, prompt) for prompt in prompts]
+        while engine._waiting.qsize() < 2:
+            time.sleep(0.01)
+        release.set()
+        assert [answer.result() for answer in together] == alone
+    assert batches[3:] == [2, 1]
 
 
 def test_a_reader_that_leaves_ends_the_answer(server, monkeypatch) -> None:

@@ -135,3 +135,13 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused() -> None:
     with pytest.raises(ConfigError, match="no attractor layers"):
         _ = plain.freeze
     assert replace(plain, train=replace(plain.train, freeze="norm")).freeze == "norm"
+
+
+def test_the_matrix_of_the_injection_belongs_to_the_attractor() -> None:
+    """A frozen backbone leaves it to be trained."""
+    settings = {f"model.{name}": n for name, n in SIZES.items()}
+    recipe = recipes.override(recipes.retrofit(), settings | {"model.injection": "concat", "train.freeze": "backbone"})
+    model = AttractorForCausalLM(recipe.model)
+    freeze(model, recipe.freeze)
+    assert model.model.injection.weight.requires_grad
+    assert not model.model.layers[0].mlp.down_proj.weight.requires_grad

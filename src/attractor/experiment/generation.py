@@ -1,7 +1,7 @@
 """Continue a prompt with a language model, or answer in a conversation."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,8 +106,7 @@ def generate(
 
     ids = encode(tokenizer, repair(prompt))
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    output, result = _continue(model, tokenizer, ids, Sampling(**sampling), budget, seed=seed, streamer=streamer)
-    return replace(result, text=_decode(tokenizer, output))
+    return _continue(model, tokenizer, ids, Sampling(**sampling), budget, seed=seed, streamer=streamer)
 
 
 def answer(
@@ -134,16 +133,11 @@ def answer(
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     stops = {end_of_turn(tokenizer), *_as_list(model.generation_config.eos_token_id)} - {None}
     more = {"seed": seed, "streamer": streamer, "eos_token_id": sorted(stops) or None}
-    output, result = _continue(model, tokenizer, ids, Sampling(**sampling), budget, **more)
-    return replace(result, text=_decode(tokenizer, output[len(ids) :]))
+    return _continue(model, tokenizer, ids, Sampling(**sampling), budget, is_answer=True, **more)
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _decode(tokenizer: Any, ids: Tensor) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _continue(
@@ -155,19 +149,20 @@ def _continue(
     *,
     seed: int,
     streamer: Any,
+    is_answer: bool = False,
     **settings: Any,
-) -> tuple[Tensor, Generation]:
-    """Return the tokens (T,) with their continuation, and what it took; the text is still empty."""
+) -> Generation:
+    """Return the tokens ``ids`` (T,) with their continuation; with ``is_answer`` the continuation alone."""
     device = input_device(model)
     available = max_length(model) - len(ids)
     if available < 1:
         raise ConfigError(f"the prompt has {len(ids)} tokens and the model reads {max_length(model)}; shorten it.")
     known = known_budget(model, budget)
-    counts = list[float]()
+    counts = list[Tensor]()
 
     def count(module: Any, arguments: Any, output: Any) -> None:
         if (solution := getattr(output, "solution", None)) is not None:  # models of transformers have none
-            counts.append(float(solution.evaluations[0, -1]))
+            counts.append(solution.evaluations[0, -1])
 
     hook = model.register_forward_hook(count)
     begun = time.perf_counter()
@@ -195,11 +190,11 @@ def _continue(
         ) from error
     finally:
         hook.remove()
-    num_tokens = len(output) - len(ids)
-    return output, Generation(
-        text="",
+    num_tokens, shown = len(output) - len(ids), output[len(ids) :] if is_answer else output
+    return Generation(
+        text=tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False),
         num_tokens=num_tokens,
         seconds=time.perf_counter() - begun,
         is_context_full=num_tokens == available < chosen.max_new_tokens,
-        evaluations=sum(counts) / len(counts) if counts else None,
+        evaluations=float(torch.stack(counts).double().mean()) if counts else None,
     )

@@ -130,7 +130,7 @@ class Engine:
     def __init__(self, loaded: LoadedLanguageModel, max_batch: int) -> None:
         self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
-        self.max_batch, self.batches = max_batch, list[int]()
+        self.max_batch = max_batch
         self._waiting: queue.Queue[Job] = queue.Queue(MAX_WAITING)
         self._evaluations: Tensor | None = None
         self.model.register_forward_hook(self._note)
@@ -199,7 +199,6 @@ class Engine:
                     job.add(token, count, self.tokenizer)
             return torch.tensor([job.is_done for job in batch], device=tokens.device)
 
-        self.batches.append(len(batch))
         most = max(job.max_tokens - len(job.tokens) for job in batch)
         with torch.random.fork_rng(enabled=batch[0].seed is not None):
             if batch[0].seed is not None:

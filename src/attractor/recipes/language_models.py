@@ -12,8 +12,9 @@ The size fixes the shape, see ``sizes.py``. The settings of training follow from
 * a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times
   theirs.
 
-Of ``60m`` to ``1.3b``, only the shapes and the tolerances are the paper's (arXiv:2605.12466). The tokenizer, the MLP,
-the optimiser and its settings are this project's, and no run of these sizes has been made with them. The family
+From ``60m`` up, only the tolerances and, from ``140m`` to ``770m``, the shapes are the paper's (arXiv:2605.12466). The
+tokenizer, the MLP, the optimiser and its settings are this project's, and no run of these sizes has been made with
+them. The family
 ``paper`` takes the MLP, the injection, the gradient and the division of the optimisers from the paper, too.
 """
 
@@ -85,7 +86,7 @@ class LanguageRecipe:
     def _attractor_pattern(self) -> str:
         last = self.model.num_hidden_layers
         layers = "|".join(str(i) for i in range(last - self._num_attractor_layers, last))
-        return rf"\.layers\.({layers})\."
+        return rf"(?:\.layers\.(?:{layers})|\.injection)\."
 
     def __post_init__(self) -> None:
         require_positive(self, "attractor_rate", *(["epochs"] if self.epochs is not None else []))
@@ -109,7 +110,7 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     if family not in LANGUAGE_FAMILIES:
         raise ConfigError(f"there is no family {family!r}; {suggestion(family, LANGUAGE_FAMILIES)}")
     if family == "paper":
-        return _as_published(language(size))
+        return _as_published(language(size), "implicit" if size in ("770m", "1.3b") else "neumann")
     chosen = SIZES[size]
     shape: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
@@ -165,8 +166,8 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
 
 
-def _as_published(recipe: LanguageRecipe) -> LanguageRecipe:
-    """Return an attractor's recipe with the paper's MLP, injection, gradient and optimisers.
+def _as_published(recipe: LanguageRecipe, gradient: str) -> LanguageRecipe:
+    """Return an attractor's recipe with the paper's MLP, injection, ``gradient`` and optimisers.
 
     From 770M the paper solves for the gradient; below, its code takes one term of the Neumann series. AdamW trains the
     attractor's layers. What differs from the paper still is in docs/language.md.
@@ -180,7 +181,7 @@ def _as_published(recipe: LanguageRecipe) -> LanguageRecipe:
                 "intermediate_size": 4 * model.hidden_size,
                 "hidden_act": "relu2",
                 "injection": "sum",
-                "gradient": "implicit" if model.hidden_size * model.num_hidden_layers >= 1280 * 37 else "neumann",
+                "gradient": gradient,
             },
             "train": {"optimizer": {"muon_pattern": rf"\.layers\.({backbone})\..*_proj\.weight$"}},
         },

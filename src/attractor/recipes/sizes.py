@@ -1,6 +1,6 @@
 """The sizes of language models. One size fixes the width, the layers and their division into backbone and attractor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 VOCAB_SIZE = 32768
 LANGUAGE_FAMILIES = ("attractor", "transformer", "looped", "deq", "paper")
@@ -65,13 +65,5 @@ SIZES = {
         gate_start=0.73,
         gate_limit=0.9,
     ),
-    "1.3b": Size(
-        width=2048,
-        num_backbone_layers=22,
-        num_attractor_layers=2,
-        tolerance=1.5e-4,
-        max_evaluations=32,
-        gate_start=0.73,
-        gate_limit=0.9,
-    ),
 }
+SIZES["1.3b"] = replace(SIZES["770m"], width=2048, num_backbone_layers=22)

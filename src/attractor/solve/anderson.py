@@ -97,16 +97,16 @@ def _weights(gram: tuple[tuple[Array, ...], ...], known: Tensor, newest: Tensor)
     k = len(gram)
     entries = [gram[max(i, j)][min(i, j)] for i in range(k) for j in range(k)]
     matrix = to_tensor(namespace(entries[0]).concatenate(entries)).view(k, k, -1)
-    solve = _eliminate if torch.compiler.is_exporting() else torch.linalg.solve_ex
-    alpha = solve(matrix.permute(2, 0, 1), known.T)[0].T
+    solve = _eliminate if torch.compiler.is_exporting() else lambda a, b: torch.linalg.solve_ex(a, b)[0]
+    alpha = solve(matrix.permute(2, 0, 1), known.T).T
     total = alpha.sum(dim=0)
     return torch.where(total.abs() < torch.inf, alpha / total, newest[-k:, None])
 
 
-def _eliminate(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _eliminate(matrix: Tensor, b: Tensor) -> Tensor:
     """Return the solutions (N, k) for ``matrix`` (N, k, k), positive definite, in operators that ONNX has."""
     a = torch.cat([matrix, b[:, :, None]], dim=2)
     for i, unit in enumerate(torch.eye(b.shape[1], dtype=b.dtype, device=b.device).unbind()):
         row = a[:, i : i + 1] / a[:, i : i + 1, i : i + 1]
         a = a - (a[:, :, i : i + 1] - unit[:, None]) * row
-    return a[:, :, -1], b
+    return a[:, :, -1]

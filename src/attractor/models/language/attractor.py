@@ -130,7 +130,7 @@ class AttractorModel(Decoder):
             config.build_layer(gate if i >= self.num_backbone_layers else None) for i in range(config.num_hidden_layers)
         ]
         super().__init__(config, layers)
-        if config.injection == "concat":
+        if config.injection == "concat" and config.num_attractor_layers:
             self.injection = Concatenation(config.hidden_size)
         if initialize:
             self.post_init()
@@ -262,7 +262,7 @@ class AttractorForCausalLM(LanguageModel):
 
     def flops_per_token(self, length: int, evaluations: float = 1.0, *, training: bool = False) -> float:
         flops = super().flops_per_token(length, evaluations, training=training)
-        if self.config.injection == "concat":
+        if hasattr(self.model, "injection"):
             (_, uses) = self.layer_uses(evaluations, training=training)[-1]
             flops += 2 * uses * self.model.injection.weight.numel()
         return flops
