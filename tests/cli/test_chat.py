@@ -3,7 +3,10 @@
 import io
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import urllib.request
 from dataclasses import replace
 from functools import wraps
 
@@ -223,6 +226,36 @@ def test_held_out_conversations_have_the_loss_of_training(place, tmp_path, capsy
         (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "the"}]}')
         assert main([*command[:2], *more]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_the_server_starts_answers_and_stops(place, capsys) -> None:
+    """On a free port, in a process of its own, until Ctrl-C; a port in use is one sentence."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    command = [sys.executable, "-u", "-m", "attractor", "serve", str(place / "model"), "--port", "0", "--depth", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            name, _, url = process.stdout.readline().strip().partition(": base_url ")
+            body = {
+                "model": name,
+                "messages": [{"role": "user", "content": "the cat"}],
+                "temperature": 0,
+                "max_tokens": 5,
+            }
+            asked = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode())
+            asked.add_header("content-type", "application/json")
+            with urllib.request.urlopen(asked, timeout=60) as reply:
+                answer = json.load(reply)
+            used = url.rpartition(":")[2].removesuffix("/v1")
+            assert main(["serve", str(place / "model"), "--port", used]) == 2
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+    messages = [{"role": "user", "content": "the cat"}]
+    said = attractor.load(place / "model").chat(messages, depth=2, temperature=0, max_new_tokens=5)
+    assert (answer["choices"][0]["message"]["content"], answer["usage"]["evaluations_per_token"]) == (said, 2)
+    assert "Traceback" not in errors
+    assert "cannot be listened on" in capsys.readouterr().err
 
 
 def test_adapters_and_unfitting_tokenizers_are_named(place, tmp_path, capsys) -> None:

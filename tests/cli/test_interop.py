@@ -66,6 +66,23 @@ def test_export_writes_network_tokenizer_and_card(checkpoint, tokenizer, tmp_pat
     assert "not measured" in capsys.readouterr().out
 
 
+def test_export_writes_a_graph_for_onnxruntime(checkpoint, tokenizer, tmp_path, capsys) -> None:
+    """Its logits are those of the depth, and the card has the loss of the text at that depth."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (tmp_path / "held-out.txt").write_text(DOCUMENTS[0])
+    out, data = tmp_path / "out", str(tmp_path / "held-out.txt")
+    assert main(["export", str(checkpoint), str(out), "--depth", "2", "--to", "onnx", "--data", data]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert "this model (depth 2)" in (out / "README.md").read_text()
+    ids = AutoTokenizer.from_pretrained(out)("the cat", return_tensors="pt")["input_ids"]
+    inputs = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+    (found,) = onnxruntime.InferenceSession(out / "model.onnx").run(None, inputs)
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(checkpoint).eval()(ids, depth=2).logits
+    assert (torch.from_numpy(found) - wanted).abs().max() < 1e-4
+
+
 def test_mistakes_of_export_are_one_sentence(checkpoint, tmp_path, capsys) -> None:
     """Exit code 2, and nothing is written."""
     for arguments, says in [
