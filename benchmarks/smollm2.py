@@ -263,10 +263,12 @@ def table(work: Path) -> None:
 def decode(model: Path, /, work: Path, gguf: tuple[Path, ...] = (), num_tokens: int = 48, repeats: int = 5) -> None:
     """Measure greedy decoding of one text: the original as a plain model, and the attractor by budget, in turns.
 
+    Times are of the one thread, without the time in which the machine does something else.
+
     Args:
         model: Folder or GGUF file of the original.
         work: Folder of ``train``; the side with a frozen backbone must be there.
-        gguf: The original in files that llama.cpp decodes in turns with the others, if ``llama-cpp-python`` is installed.
+        gguf: The original in files that llama.cpp decodes, in turns with the first budget; needs ``llama-cpp-python``.
         num_tokens: To generate.
         repeats: Of every measurement.
     """
@@ -290,7 +292,8 @@ def decode(model: Path, /, work: Path, gguf: tuple[Path, ...] = (), num_tokens: 
     budgets: list[dict[str, Any]] = [{"depth": 1}, {"depth": 2}, {"tolerance": 1e-1}, {"tolerance": 1e-2}]
     for budget in budgets:
         sides = {"attractor": write(solved, **budget), "original": write(plain), **engines}
-        found.append({**budget, **compare(sides, repeats)})
+        found.append({**budget, **compare(sides, repeats, time.process_time)})
+        engines = {}
         Console(width=160).print(found[-1], highlight=False)
     setting = {"num_tokens": num_tokens, "repeats": repeats, "time": time.strftime("%Y-%m-%d")}
     write_json(work / "decode.json", {**setting, "same_tokens_as_original": same, "rows": found})

@@ -12,7 +12,7 @@ from attractor.cli import main
 from attractor.data.text import prepare, train_tokenizer
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+FIXTURE = Path(__file__).parents[1] / "interop" / "official_tiny"
 DOCUMENTS = ["the cat sat on the mat " * 9, "a dog in a den", "ten hens sat down"]
 
 
@@ -98,7 +98,6 @@ def test_mistakes_of_export_are_one_sentence(checkpoint, tmp_path, capsys) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
 def test_an_official_checkpoint_becomes_ours(tmp_path, capsys) -> None:
     """Loaded by the Auto class; a damaged one leaves nothing behind."""
     assert main(["import", str(FIXTURE), str(tmp_path / "out")]) == 0
