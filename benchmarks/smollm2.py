@@ -9,6 +9,7 @@
     attractor export smollm2 stock --depth 1                                         # for llama.cpp:
     python llama.cpp/convert_hf_to_gguf.py stock --outtype f16 --outfile float16.gguf
     python -m benchmarks.smollm2 decode $GGUF --work runs/smollm2 --gguf float16.gguf
+    python -m benchmarks.smollm2 quantise --work runs/smollm2 --data tokens
 
 The last one, two or four of the thirty layers become the attractor. All sides train on the same tokens, in the same order.
 The controls are the model as a plain Transformer: with all weights trained, and with the last layer alone. Losses are nats
@@ -313,5 +314,42 @@ def llama_cpp(file: Path, ids: Tensor, num_tokens: int) -> Callable[[], list[int
     return write
 
 
+@torch.no_grad()
+def quantise(work: Path, data: Path, num_rows: int = ROWS) -> None:
+    """Measure the loss of the side with a frozen backbone with weights of 8 and 4 bits; needs ``torchao``.
+
+    Args:
+        work: Folder of ``train``.
+        data: Prepared text.
+        num_rows: Held-out rows.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    torch.set_num_threads(1)
+    trained = work / "runs" / "1 layer, backbone frozen-0" / "latest"
+    int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    ways = {"float32": None, "int8": TorchAoConfig(Int8WeightOnlyConfig()), "int4, groups of 32": TorchAoConfig(int4)}
+    rows, _ = PackedRows(Shards(data, "val"), LENGTH).batch(0, num_rows)
+    found, reference = dict[str, Any](), dict[str, Tensor]()
+    for way, settings in ways.items():
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(trained, quantization_config=settings).eval()
+        model.config.max_evaluations = 64
+        for name in ("1", "2", "equilibrium"):
+            parts = [score_tokens(model, part, **DEPTHS[name]) for part in rows.split(4)]
+            losses = torch.cat([-part.log_probs.mean(1) for part in parts])
+            shown = {"loss": float(losses.mean())}
+            shown["increase"], shown["standard_error"] = mean_and_error(losses - reference.setdefault(name, losses))
+            if name == "equilibrium":
+                shown["converged"] = float(torch.cat([p.is_converged for p in parts]).float().mean())  # type: ignore[misc]
+                shown["evaluations"] = float(torch.cat([p.evaluations for p in parts]).float().mean())  # type: ignore[misc]
+            found.setdefault(way, {})[name] = shown
+            Console(width=160).print(way, name, shown, highlight=False)
+    command = "python -m benchmarks.smollm2 quantise --work FOLDER --data TOKENS"
+    figures = {"command": command, "environment": environment(), "rows": [num_rows, LENGTH], "by_depth": found}
+    write_json(OUT / "quantised.json", figures)
+
+
 if __name__ == "__main__":
-    run_command(train, table, decode)
+    run_command(train, table, decode, quantise)
