@@ -346,7 +346,7 @@ def quantise(work: Path, data: Path, num_rows: int = ROWS) -> None:
                 shown["evaluations"] = float(torch.cat([p.evaluations for p in parts]).float().mean())  # type: ignore[misc]
             found.setdefault(way, {})[name] = shown
             Console(width=160).print(way, name, shown, highlight=False)
-    command = "python -m benchmarks.smollm2 quantise --work FOLDER --data TOKENS"
+    command = f"python -m benchmarks.smollm2 quantise --work FOLDER --data TOKENS --num-rows {num_rows}"
     figures = {"command": command, "environment": environment(), "rows": [num_rows, LENGTH], "by_depth": found}
     write_json(OUT / "quantised.json", figures)
 
