@@ -98,7 +98,7 @@ def test_anderson_needs_no_float64(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "all_active", "some_converged"), [(Picard(), 12, 50), (Anderson(), 40, 90)], ids=["Picard", "Anderson"]
+    ("solver", "all_active", "some_converged"), [(Picard(), 11, 25), (Anderson(), 38, 60)], ids=["Picard", "Anderson"]
 )
 def test_an_evaluation_on_an_accelerator_takes_few_operators(solver, all_active, some_converged) -> None:
     """Without the update's own; the host reads at convergence checks only."""

@@ -111,17 +111,6 @@ def and_not(a: Array, b: Array) -> Array:
     return a & ~b if torch.compiler.is_compiling() else a > b
 
 
-def or_not(a: Array, b: Array) -> Array:
-    """Return ``a | ~b`` for masks, in one operator."""
-    return a | ~b if torch.compiler.is_compiling() else a >= b
-
-
-def as_int8(mask: Array) -> Array:
-    if torch.compiler.is_compiling():  # the compiler for CPUs cannot view masks as numbers
-        return mask.to(torch.int8)
-    return mask.view(namespace(mask).int8)
-
-
 def known_empty(mask: Array) -> bool:
     """Whether ``mask`` is known to be False everywhere. On an accelerator the answer is False: asking would wait."""
     return (isinstance(mask, np.ndarray) or is_readable(mask)) and not mask.any()

@@ -26,7 +26,6 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
-    and_not,
     is_readable,
     known_between,
     known_empty,
@@ -46,7 +45,8 @@ from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
-from attractor.solve.tracker import ACTIVE, CONVERGED, STAGNATED, EquationTracker
+from attractor.solve.tracker import EquationTracker
+from attractor.solve.transitions import ACTIVE, CONVERGED, STAGNATED
 from attractor.solve.update import Evaluation, Point, Repeated, Update
 
 
@@ -76,7 +76,7 @@ def solve(
     kept_points = _kept_points(trace, stop)
     points: list[tuple[Tensor, Tensor]] = []  # and the last residual before each
     checks = not stop.is_fixed_depth
-    everywhere = tracker.status == ACTIVE
+    everywhere = accepted.residual != accepted.residual  # all are NaN
     all_fresh = to_tensor(everywhere)
     accelerated: Array | None = None
     was_fresh: Array | None = None
@@ -86,7 +86,8 @@ def solve(
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
         # How many equations need an evaluation is known to the host after a convergence check only.
-        needed = tracker.evaluated if (call - 1) % stop.check_every == 0 else None
+        is_known = update.can_be_partial and (call - 1) % stop.check_every == 0
+        needed = tracker.evaluated if is_known else None
         point = evaluation.at(y, needed, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
@@ -128,16 +129,16 @@ def _decide(
     """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
     residual, norm = point.residual, point.residual_norm
     limit = safeguard.limit(accepted.residual_norm, accelerated)
-    if tracker.is_unchanged(call, residual, norm, safeguard.is_within(norm, limit)):
+    if tracker.is_unchanged(call, residual, norm, safeguard, limit):
         if limit is None:
             safeguard.raise_ceiling(norm)
         tracker.record_unchanged(call, norm)
         return point, None, everywhere
-    refused = safeguard.rejected(norm, limit, tracker.evaluated, accelerated)
-    if not tracker.stop.is_fixed_depth:
-        refused = tracker.record(call, residual, norm, refused)
-    fresh = everywhere if tracker.inactive is None else ~tracker.inactive
-    fresh = fresh if refused is None else and_not(fresh, refused)
+    refused = safeguard.rejected(norm, limit, tracker.inactive, accelerated)
+    if tracker.stop.is_fixed_depth:
+        fresh = everywhere if refused is None else ~refused
+    else:
+        refused, fresh = tracker.record(call, residual, norm, refused)
     return point.replace_rows(refused, accepted), refused, fresh
 
 
@@ -170,7 +171,7 @@ def _solution(
     y: Tensor, residual: Tensor, tracker: EquationTracker, calls: int, points: list[tuple[Tensor, Tensor]]
 ) -> Solution:
     stop, layout, shape = tracker.stop, tracker.layout, tracker.layout.leading_shape
-    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
+    status, residual = to_tensor(tracker.status).to(torch.int8).view(shape), residual.view(shape)
     checked = not stop.is_fixed_depth
     return Solution(
         value=layout.unflatten(y).clone(),  # not the memory of y0, nor of what update returned
