@@ -80,18 +80,18 @@ def solve(
     all_fresh = to_tensor(everywhere)
     accelerated: Array | None = None
     was_fresh: Array | None = None
+    can_be_partial, decide = False, _decide
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
         # How many equations need an evaluation is known to the host after a convergence check only.
-        is_known = update.can_be_partial and (call - 1) % stop.check_every == 0
-        needed = tracker.evaluated if is_known else None
+        needed = tracker.evaluated if can_be_partial and (call - 1) % stop.check_every == 0 else None
         point = evaluation.at(y, needed, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
-        decide = fused(_decide, point.residual)
+            can_be_partial, decide = update.can_be_partial, fused(_decide, point.residual)
         last = accepted
         accepted, refused, fresh = decide(call, point, last, tracker, safeguard, everywhere, accelerated)
         if torch.is_grad_enabled() and is_readable(y) and not point.residual_norm.isfinite().all():

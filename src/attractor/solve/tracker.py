@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attractor.solve.array_ops import Array, and_not, count, masked_fill, namespace, transforms
+from attractor.solve.array_ops import Array, and_not, count, lookup, masked_fill, namespace, transforms
 from attractor.solve.fusion import is_fused
 from attractor.solve.layout import Layout
 from attractor.solve.safeguard import Safeguard
@@ -56,8 +56,6 @@ class EquationTracker:
         self._all_moved = False
         self._first_norm = unknown
         self._best = self._recent_best = xp.full_like(unknown, torch.inf)
-        # A search in these bounds makes the comparisons of ``is_below``, in one operator.
-        self._has_bounds = type(stop).is_below is Tolerance.is_below and not getattr(stop, "atol", 0)
         self._bounds: Array | None = None
 
     @property
@@ -67,7 +65,7 @@ class EquationTracker:
     @property
     def status(self) -> Array:
         """The :class:`Status` of every equation, int64."""
-        return self._code if self.stop.is_fixed_depth else self._tables.status[self._code]
+        return self._code if self.stop.is_fixed_depth else lookup(self._tables.status, self._code)
 
     @property
     def unsolved(self) -> Array:
@@ -77,7 +75,7 @@ class EquationTracker:
     @property
     def evaluated(self) -> Array | None:
         """What the next evaluation must include; ``None`` for all."""
-        return None if self.inactive is None else self._tables.is_evaluated[self._code]
+        return None if self.inactive is None else lookup(self._tables.is_evaluated, self._code)
 
     def is_unchanged(
         self, call: int, residual: Array, residual_norm: Array, safeguard: Safeguard, limit: Array | None
@@ -88,13 +86,15 @@ class EquationTracker:
         """
         if self.inactive is not None or residual.shape[0] == 0:  # len() would fix it in torch.export
             return False
-        is_array, is_fixed = isinstance(residual, np.ndarray), self.stop.is_fixed_depth
-        if not is_array and (is_fixed or call % self.stop.check_every or transforms() or torch.compiler.is_compiling()):
-            return False
+        stop = self.stop
+        if isinstance(residual, Tensor):
+            waits = not stop.is_fixed_depth and call % stop.check_every == 0
+            if not waits or transforms() or torch.compiler.is_compiling():
+                return False
         unchanged = safeguard.is_within(residual_norm, limit)
-        if not is_fixed:
-            unchanged = and_not(unchanged, self.stop.is_below(residual, residual_norm, 1.0))
-        return bool(np.logical_and.reduce(unchanged)) if is_array else bool(unchanged.all())
+        if not stop.is_fixed_depth:
+            unchanged = unchanged > stop.is_below(residual, residual_norm, 1.0)  # and not
+        return bool(unchanged.all() if isinstance(unchanged, Tensor) else np.logical_and.reduce(unchanged))
 
     def record_unchanged(self, call: int, residual_norm: Array) -> None:
         """Count one evaluation after which all equations are active and have a new point."""
@@ -115,20 +115,22 @@ class EquationTracker:
 
         ``rejected`` are the equations whose step the safeguard rejects.
         """
-        t, lookup = self._tables, self.layout.lookup
+        t, xp, layout = self._tables, namespace(residual), self.layout
         if call == 1:
             self._first_norm = residual_norm
         level = self._level(residual, residual_norm)
         if call < self.stop.min_evaluations:
-            level = namespace(level).clip(level, ABOVE, None)
-        self._evaluations = self._evaluations + t.is_counted[self._code]
-        self._measured = t.measured[self._code, level, 0 if rejected is None else 0 + rejected]
-        self._code = lookup(t.settled, lookup(t.judged, self._measured))
+            level = xp.clip(level, ABOVE, None)
+        if rejected is not None:
+            level = level + 4 * rejected if xp is np else torch.add(level, rejected, alpha=4)
+        self._evaluations = self._evaluations + lookup(t.is_counted, self._code)
+        self._measured = lookup(t.measured, self._code, level)
+        self._code = layout.lookup(t.settled, layout.lookup(t.judged, self._measured))
         self._set_inactive()
         if self._ends_window(call, residual_norm):
             self._find_stagnated()
-        refused = t.is_refused[self._code]
-        return None if isinstance(refused, np.ndarray) and not refused.any() else refused, t.is_fresh[self._code]
+        refused = lookup(t.is_refused, self._code)
+        return None if xp is np and not refused.any() else refused, lookup(t.is_fresh, self._code)
 
     def is_done(self, call: int) -> bool:
         """Whether the solve can end. The host waits for the device here and nowhere else."""
@@ -143,7 +145,7 @@ class EquationTracker:
             return bool(lowest >= self._tables.first_closed)
         done = self._code >= self._tables.first_closed
         if self.stop.min_converged_fraction < 1 and self._measured is not None:
-            done = self._tables.is_below[self._measured] | (self._code >= self._tables.first_frozen)
+            done = lookup(self._tables.is_below, self._measured) | (self._code >= self._tables.first_frozen)
         return global_fraction(*count(done)) >= self.stop.min_converged_fraction
 
     @property
@@ -153,19 +155,17 @@ class EquationTracker:
     def _level(self, residual: Array, residual_norm: Array) -> Array:
         """Return the levels (N,) of the residuals; NaN is not finite."""
         stop = self.stop
-        if self._has_bounds:
-            bounds = [FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf]
-            if isinstance(residual, np.ndarray):
-                return np.searchsorted(np.array(bounds, residual.dtype), residual, "right")
-            if self._bounds is None:  # the copy to a device
-                self._bounds = residual.new_tensor(bounds)
+        has_bounds = isinstance(stop, Tolerance) and type(stop).is_below is Tolerance.is_below and not stop.atol
+        if has_bounds and isinstance(residual, Tensor):  # a search makes the same comparisons in one operator
+            if self._bounds is None:
+                self._bounds = residual.new_tensor([FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf])
             return torch.bucketize(residual, self._bounds, right=True)
         below = stop.is_below(residual, residual_norm, 1.0)
         in_margin = below & stop.is_below(residual, residual_norm, FREEZE_MARGIN)
         return 0 + ~in_margin + ~below + ~(residual < np.inf)
 
     def _set_inactive(self) -> None:
-        inactive = self._tables.is_inactive[self._code]
+        inactive = self._code >= self._tables.first_frozen
         self.inactive = None if isinstance(inactive, np.ndarray) and not inactive.any() else inactive
 
     def _ends_window(self, call: int, residual_norm: Array) -> bool:
@@ -178,14 +178,14 @@ class EquationTracker:
     def _find_stagnated(self) -> None:
         """Close the active equations that made no progress, while all their predecessors made none or stood still."""
         xp, t, status = namespace(self._code), self._tables, self.status
-        paused = t.has_paused[self._code]  # an equation that was not active all the time is not tested
+        paused = lookup(t.has_paused, self._code)  # an equation that was not active all the time is not tested
         tested = and_not(status == ACTIVE, paused)
         idle = and_not(tested, self._recent_best < PROGRESS * self._best) | (status >= CONVERGED)
         if not self._all_moved:
-            idle = idle | ~t.has_moved[self._code]
+            idle = idle | ~lookup(t.has_moved, self._code)
         idle = self.layout.all_predecessors(idle) & tested
         has_grown = idle & (self._recent_best / GROWTH > self._first_norm)
-        self._code = self.layout.lookup(t.settled, t.closed[self._code, 0 + idle + has_grown])
+        self._code = self.layout.lookup(t.settled, lookup(t.closed, self._code, 0 + idle + has_grown))
         self._set_inactive()
         self._best = masked_fill(xp.fmin(self._best, self._recent_best), paused, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)

@@ -105,7 +105,7 @@ def _close(code: Code, num_signs: int) -> _Judged:
 class Tables(NamedTuple):
     """Integers and masks, indexed by the numbers of codes (c), of measured (m) and of judged (j) equations."""
 
-    measured: Array  # (c, level, rejected)
+    measured: Array  # (c, level + 4 · rejected)
     judged: Array  # (m, m)
     settled: Array  # (j, j)
     closed: Array  # (c, number of signs)
@@ -114,7 +114,6 @@ class Tables(NamedTuple):
     is_evaluated: Array  # (c,) bool, as all below
     is_refused: Array
     is_fresh: Array
-    is_inactive: Array
     has_moved: Array
     has_paused: Array
     is_below: Array  # (m,)
@@ -124,11 +123,11 @@ class Tables(NamedTuple):
     def on(self, device: torch.device) -> "Tables":
         """Return the tables as tensors on ``device``, with one copy for the integers and one for the masks."""
         moved: list[Any] = []
-        for arrays in (self[:6], self[6:13]):
+        for arrays in (self[:6], self[6:12]):
             packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device)
             parts = packed.split([array.size for array in arrays])
             moved += [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-        return Tables(*moved, *self[13:])
+        return self._replace(**dict(zip(self._fields, moved, strict=False)))
 
 
 @cache
@@ -156,7 +155,7 @@ def tables() -> Tables:
     by_verified = np.array([[number[_judge(m, verifies[v])] for v in (False, True)] for m in measured])
     by_motion = np.array([[number[_settle(j, motions[v])] for v in range(4)] for j in judged])
     return Tables(
-        np.array([[[number[_measure(c, level, r)] for r in range(2)] for level in range(4)] for c in codes]),
+        np.array([[number[_measure(c, level % 4, level // 4)] for level in range(8)] for c in codes]),
         by_verified[:, [int(m.can_verify) for m in measured]],
         by_motion[:, [j.motion for j in judged]],
         np.array([[number[_close(c, n)] for n in range(3)] for c in codes]),
@@ -165,7 +164,6 @@ def tables() -> Tables:
         masks(lambda c: c.is_evaluated),
         masks(lambda c: c.is_refused),
         masks(lambda c: c.status == ACTIVE and not c.is_refused),
-        masks(lambda c: c.status >= FROZEN),
         masks(lambda c: c.has_moved),
         masks(lambda c: c.has_paused),
         np.array([m.is_below for m in measured]),
