@@ -155,8 +155,9 @@ class EquationTracker:
     def _level(self, residual: Array, residual_norm: Array) -> Array:
         """Return the levels (N,) of the residuals; NaN is not finite."""
         stop = self.stop
-        has_bounds = isinstance(stop, Tolerance) and type(stop).is_below is Tolerance.is_below and not stop.atol
-        if has_bounds and isinstance(residual, Tensor):  # a search makes the same comparisons in one operator
+        is_usual = type(stop).is_below is Tolerance.is_below
+        if isinstance(stop, Tolerance) and is_usual and not stop.atol and isinstance(residual, Tensor):
+            # A search makes the same comparisons in one operator.
             if self._bounds is None:
                 self._bounds = residual.new_tensor([FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf])
             return torch.bucketize(residual, self._bounds, right=True)
