@@ -10,7 +10,7 @@ Solvers propose; this file decides. It keeps three promises that implementations
 An equation is *active* until its own residual is below a fraction of the tolerance; then it is *frozen*: no longer
 updated. Its neighbours may still move, so it is *converged* only when an evaluation finds it below tolerance while
 everything that it may depend on has stopped: all earlier equations of its row with ``causal=True``, otherwise the
-complete row. If a frozen equation fails this verification, it is active again. ``tracker.py`` holds these rules.
+complete row. If a frozen equation fails this verification, it is active again. ``transitions.py`` holds these rules.
 
 An evaluation includes only the equations that need it: active ones, and frozen ones that are being verified. A
 :class:`PartialUpdate` is not computed for the others.
@@ -76,7 +76,7 @@ def solve(
     kept_points = _kept_points(trace, stop)
     points: list[tuple[Tensor, Tensor]] = []  # and the last residual before each
     checks = not stop.is_fixed_depth
-    everywhere = accepted.residual != accepted.residual  # all are NaN
+    everywhere = tracker.status == ACTIVE
     all_fresh = to_tensor(everywhere)
     accelerated: Array | None = None
     was_fresh: Array | None = None

@@ -156,8 +156,9 @@ class EquationTracker:
         """Return the levels (N,) of the residuals; NaN is not finite."""
         stop = self.stop
         is_usual = type(stop).is_below is Tolerance.is_below
-        if isinstance(stop, Tolerance) and is_usual and not stop.atol and isinstance(residual, Tensor):
-            # A search makes the same comparisons in one operator.
+        is_eager = isinstance(residual, Tensor) and not torch.compiler.is_compiling()
+        if isinstance(stop, Tolerance) and is_usual and not stop.atol and is_eager:
+            # A search makes the same comparisons in one operator. (The compiler fuses comparisons, and no search.)
             if self._bounds is None:
                 self._bounds = residual.new_tensor([FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf])
             return torch.bucketize(residual, self._bounds, right=True)
