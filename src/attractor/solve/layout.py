@@ -116,6 +116,8 @@ class Layout:
 
     def _least(self, rows: Array) -> Array:
         xp = namespace(rows)
+        if 0 in rows.shape:  # there is no minimum
+            return rows
         if not self.causal:
             return xp.amin(rows, 1)[:, None]
         return np.minimum.accumulate(rows, 1) if xp is np else rows.cummin(1).values

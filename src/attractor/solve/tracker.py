@@ -125,7 +125,7 @@ class EquationTracker:
             level = level + 4 * rejected if xp is np else torch.add(level, rejected, alpha=4)
         self._evaluations = self._evaluations + lookup(t.is_counted, self._code)
         self._measured = lookup(t.measured, self._code, level)
-        self._code = layout.lookup(t.settled, layout.lookup(t.judged, self._measured))
+        self._code = layout.lookup(t.decided, layout.lookup(t.verified, self._measured))
         self._set_inactive()
         if self._ends_window(call, residual_norm):
             self._find_stagnated()
@@ -156,9 +156,8 @@ class EquationTracker:
         """Return the levels (N,) of the residuals; NaN is not finite."""
         stop = self.stop
         is_usual = type(stop).is_below is Tolerance.is_below
-        is_eager = isinstance(residual, Tensor) and not torch.compiler.is_compiling()
-        if isinstance(stop, Tolerance) and is_usual and not stop.atol and is_eager:
-            # A search makes the same comparisons in one operator. (The compiler fuses comparisons, and no search.)
+        if isinstance(stop, Tolerance) and is_usual and not stop.atol and isinstance(residual, Tensor):
+            # A search makes the same comparisons in one operator.
             if self._bounds is None:
                 self._bounds = residual.new_tensor([FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf])
             return torch.bucketize(residual, self._bounds, right=True)
@@ -187,7 +186,7 @@ class EquationTracker:
             idle = idle | ~lookup(t.has_moved, self._code)
         idle = self.layout.all_predecessors(idle) & tested
         has_grown = idle & (self._recent_best / GROWTH > self._first_norm)
-        self._code = self.layout.lookup(t.settled, lookup(t.closed, self._code, 0 + idle + has_grown))
+        self._code = self.layout.lookup(t.decided, lookup(t.closed, self._code, 0 + idle + has_grown))
         self._set_inactive()
         self._best = masked_fill(xp.fmin(self._best, self._recent_best), paused, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)

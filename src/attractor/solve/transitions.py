@@ -1,9 +1,9 @@
 """The transitions between the statuses of equations, as tables made from rules for one equation.
 
 An equation has a *code*, the number of its :class:`Code`. After an evaluation, three lookups give the next one:
-``measured`` from its residual, ``judged`` from that and from what its predecessors measured, and the code from how these
-were judged. Each is sorted such that the minimum over the predecessors is all that a rule has to know of them. Masks are
-lookups by code. On an accelerator, each lookup is one kernel.
+``measured`` from its residual; ``verified`` from that and from the residuals of its predecessors; and the code from that
+and from the motions of its predecessors. The numbers are sorted such that a rule needs only the smallest one among all
+predecessors. Masks are lookups by code. On an accelerator, each lookup is one kernel.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,7 +49,7 @@ class _Measured(NamedTuple):
 _GOES_BACK, _MOVES, _CANNOT_MOVE, _STANDS = range(4)
 
 
-class _Judged(NamedTuple):
+class _Verified(NamedTuple):
     motion: int  # one of the four
     status: int
     is_evaluated: bool  # although it is closed: its neighbours must see its last accepted point
@@ -74,17 +74,17 @@ def _measure(code: Code, level: int, is_rejected: int) -> _Measured:
     )
 
 
-def _judge(own: _Measured, least: _Measured) -> _Judged:
+def _verify(own: _Measured, least: _Measured) -> _Verified:
     # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any more:
     # this evaluation has verified them.
     status = CONVERGED if own.is_below and least.can_verify else own.status
     motion = _STANDS
     if status == ACTIVE:
         motion = _GOES_BACK if own.is_rejected else _CANNOT_MOVE if own.is_nonfinite else _MOVES
-    return _Judged(motion, status, False, own.is_refused or motion == _GOES_BACK, own.has_moved, own.has_paused)
+    return _Verified(motion, status, False, own.is_refused or motion == _GOES_BACK, own.has_moved, own.has_paused)
 
 
-def _settle(own: _Judged, least: _Judged) -> Code:
+def _decide(own: _Verified, least: _Verified) -> Code:
     # One without a finite residual has diverged if no predecessor has taken an accelerated step that can be undone.
     diverges = own.motion == _CANNOT_MOVE and least.motion > _GOES_BACK
     status = DIVERGED if diverges else own.status
@@ -93,21 +93,21 @@ def _settle(own: _Judged, least: _Judged) -> Code:
     return Code(status, is_evaluated, own.is_refused, own.has_moved, own.has_paused)
 
 
-def _close(code: Code, num_signs: int) -> _Judged:
+def _close(code: Code, num_signs: int) -> _Verified:
     """After a test for stagnation: the equation makes progress (0), stagnates (1), or its residual has grown, too (2)."""
     status = (code.status, STAGNATED, DIVERGED)[num_signs if code.status == ACTIVE else 0]
     is_evaluated = status >= CONVERGED and (code.is_refused if code.status == ACTIVE else code.is_evaluated)
-    return _Judged(
+    return _Verified(
         _MOVES if status == ACTIVE else _STANDS, status, is_evaluated, code.is_refused, False, status >= CONVERGED
     )
 
 
 class Tables(NamedTuple):
-    """Integers and masks, indexed by the numbers of codes (c), of measured (m) and of judged (j) equations."""
+    """Integers and masks, indexed by the numbers of codes (c), of measured (m) and of verified (j) equations."""
 
     measured: Array  # (c, level + 4 · rejected)
-    judged: Array  # (m, m)
-    settled: Array  # (j, j)
+    verified: Array  # (m, m)
+    decided: Array  # (j, j)
     closed: Array  # (c, number of signs)
     status: Array  # (c,)
     is_counted: Array  # (c,), 0 or 1
@@ -138,26 +138,26 @@ def tables() -> Tables:
         measured = _sorted(_measure(c, level, r) for c in codes for level in range(4) for r in range(2))
         # The rules look at one field of the least predecessor only, so one with each value is enough.
         verifies = {m.can_verify: m for m in measured}
-        judged = _sorted(
-            [_judge(m, p) for m in measured for p in verifies.values()]
+        verified = _sorted(
+            [_verify(m, p) for m in measured for p in verifies.values()]
             + [_close(c, n) for c in codes for n in range(3)]
         )
-        motions = {j.motion: j for j in judged}
-        reached = _sorted(codes + [_settle(j, p) for j in judged for p in motions.values()])
+        motions = {j.motion: j for j in verified}
+        reached = _sorted(codes + [_decide(j, p) for j in verified for p in motions.values()])
         if reached == codes:
             break
         codes = reached
-    number = {kind: i for kinds in (codes, measured, judged) for i, kind in enumerate(kinds)}
+    number = {kind: i for kinds in (codes, measured, verified) for i, kind in enumerate(kinds)}
 
     def masks(of: Callable[[Code], bool]) -> np.ndarray:
         return np.array([of(c) for c in codes])
 
-    by_verified = np.array([[number[_judge(m, verifies[v])] for v in (False, True)] for m in measured])
-    by_motion = np.array([[number[_settle(j, motions[v])] for v in range(4)] for j in judged])
+    by_verified = np.array([[number[_verify(m, verifies[v])] for v in (False, True)] for m in measured])
+    by_motion = np.array([[number[_decide(j, motions[v])] for v in range(4)] for j in verified])
     return Tables(
         np.array([[number[_measure(c, level % 4, level // 4)] for level in range(8)] for c in codes]),
         by_verified[:, [int(m.can_verify) for m in measured]],
-        by_motion[:, [j.motion for j in judged]],
+        by_motion[:, [j.motion for j in verified]],
         np.array([[number[_close(c, n)] for n in range(3)] for c in codes]),
         np.array([c.status for c in codes]),
         masks(lambda c: c.is_counted).astype(np.int64),
