@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
 WRONG = "bold white on red"
-SEARCHED = "sudoku-9x9"  # the model of the package that needs a search to be right nearly always
 MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
@@ -51,10 +50,11 @@ def solve(
         max_evaluations: The largest number of evaluations for a tolerance or a search (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
         search: For Sudokus: let the model guess digits, and the rules take wrong guesses back, until an answer follows
-            the rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
+            the rules. The default for Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
+    from attractor.data import SUDOKU
     from attractor.experiment.loading import load_reasoner
     from attractor.experiment.pretrained import pretrained_for
     from attractor.experiment.solve import animate_solution, solve_puzzles
@@ -74,7 +74,8 @@ def solve(
     loaded = load_reasoner(name)
     puzzles = loaded.puzzle.parse(text, source="standard input") if given == "-" else given
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    search |= puzzle is None and name == SEARCHED and (depth, tolerance, breadth, gif) == (None, None, 1, None)
+    is_default = puzzle is None and (depth, tolerance, breadth, gif) == (None, None, 1, None)
+    search |= is_default and loaded.puzzle.kind == SUDOKU.kind
     solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
     if len(solutions) > MAX_SHOWN:
         _print_summary(solutions)

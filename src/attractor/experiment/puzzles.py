@@ -87,6 +87,7 @@ def train_reasoner(
         recipe.supervision,
         init_state=model.init_state,
         augment=examples.puzzle.augment,
+        auxiliary=examples.puzzle.auxiliary if getattr(recipe.model, "num_auxiliary", 0) else None,
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
         # The operations of a symmetric update depend on the clues.

@@ -23,6 +23,7 @@ from attractor.recipes.puzzles import (
     fit_to_puzzles,
     maze,
     maze_control,
+    maze_walls,
     published,
     sudoku,
     sudoku_hardest,
@@ -105,6 +106,7 @@ _TEXTS = {
     "sudoku/9x9": "Sudokus of 9 digits, on a CPU",
     "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
+    "maze/walls": "mazes of random walls as in Maze-Hard, on a CPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "maze/unique": "Maze-Unique at the published size, on a GPU",
     "language/tiny": "text, on a CPU",
@@ -116,7 +118,7 @@ _TEXTS = {
 
 def _builders() -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
-    named["sudoku/hardest"] = sudoku_hardest
+    named |= {"maze/walls": maze_walls, "sudoku/hardest": sudoku_hardest}
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
@@ -159,6 +161,7 @@ __all__ = [
     "language",
     "maze",
     "maze_control",
+    "maze_walls",
     "names",
     "override",
     "published",

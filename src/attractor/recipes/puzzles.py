@@ -9,6 +9,7 @@ from math import isqrt
 from typing import Any
 
 from attractor.config import config_class, require_whole, suggestion
+from attractor.data import PUZZLES
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
 from attractor.errors import ConfigError
@@ -114,6 +115,9 @@ class PuzzleRecipe:
             )
         if isinstance(getattr(self.model, "update", None), SymmetricUpdateConfig) and self.data.kind != "sudoku":
             raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
+        known = PUZZLES[self.data.kind].num_auxiliary
+        if getattr(self.model, "num_auxiliary", 0) not in (0, known):
+            raise ConfigError(f"model.num_auxiliary: give {f'0 or {known}' if known else 0} for a {self.data.kind}.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -159,6 +163,29 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
         recipe,
         model=replace(recipe.model, random_init=False, noise=0.0, damping=1.0),
         train=replace(recipe.train, seconds=None, num_steps=num_steps),
+    )
+
+
+def maze_walls(*, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
+    """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
+
+    The state starts from zero, so that information about S and G spreads cell by cell, in the order of the distance. A
+    second head learns the next step to G in every cell: the path alone says little about other cells. It is not used for
+    answers.
+    """
+    return PuzzleRecipe(
+        model=AttractorReasonerConfig(
+            obstacles=(int(Cell.WALL),),
+            damping=1.0,
+            noise=0.0,
+            random_init=False,
+            num_auxiliary=4,
+            evaluations_per_segment=8,
+            backprop_steps=7,
+        ),
+        data=replace(PUBLISHED["maze"], seed=seed),
+        supervision=DeepSupervisionConfig(batch_size=8, max_segments=20, augment=False),
+        train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 
 
