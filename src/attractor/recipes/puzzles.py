@@ -21,7 +21,7 @@ from attractor.models.reasoning import (
     TRMConfig,
     TRMDEQConfig,
 )
-from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
+from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
 from attractor.training import TrainConfig
@@ -176,15 +176,16 @@ def maze_walls(*, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
     return PuzzleRecipe(
         model=AttractorReasonerConfig(
             obstacles=(int(Cell.WALL),),
+            update=ConvolutionUpdateConfig(hidden=64, outer_kernel=1),
             damping=1.0,
             noise=0.0,
             random_init=False,
             num_auxiliary=4,
             evaluations_per_segment=8,
-            backprop_steps=7,
+            backprop_steps=8,
         ),
         data=replace(PUBLISHED["maze"], seed=seed),
-        supervision=DeepSupervisionConfig(batch_size=8, max_segments=20, augment=False),
+        supervision=DeepSupervisionConfig(batch_size=16, max_segments=30, augment=False),
         train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 
