@@ -11,10 +11,10 @@ import attractor
 from attractor.cli.main import main
 from attractor.config import to_dict
 from attractor.data import sudoku
+from attractor.files.manifest import write_checksums
 from attractor.interop import export_reasoner, import_reasoner
 from attractor.models.reasoning import EqRConfig, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
-from attractor.training.checkpoint import write_checksums
 
 NETWORK = GridNetworkConfig(width=8, num_layers=1, hidden=256, mixing="attention", num_heads=2, grid_positions=False)
 SETTINGS = {

@@ -249,9 +249,7 @@ def test_directions_lead_to_the_goal_along_the_marked_path() -> None:
     """From S they follow the answer, from every cell they come one step closer; walls, G and closed cells have none."""
     drawn = maze.generate_walls(20, 14, seed=3, min_path=20)
     moves = [(-1, 0), (0, -1), (0, 1), (1, 0)]
-    for question, answer, first in zip(
-        drawn.questions, drawn.answers, maze.directions(drawn.questions), strict=True
-    ):
+    for question, answer, first in zip(drawn.questions, drawn.answers, maze.directions(drawn.questions), strict=True):
         (here,), marked = (tuple(cell) for cell in np.argwhere(question == Cell.START)), set()
         while question[here] != Cell.GOAL:
             here = tuple(np.add(here, moves[first[here]]))
