@@ -50,11 +50,10 @@ def solve(
         max_evaluations: The largest number of evaluations for a tolerance or a search (default 2048).
         breadth: The number of random restarts; the answer with the lowest residual is kept.
         search: For Sudokus: let the model guess digits, and the rules take wrong guesses back, until an answer follows
-            the rules. The default for Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
+            the rules. The default for 9 × 9 Sudokus without a checkpoint, --depth, --tolerance, --breadth and --gif.
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
-    from attractor.data import SUDOKU
     from attractor.experiment.loading import load_reasoner
     from attractor.experiment.pretrained import pretrained_for
     from attractor.experiment.solve import animate_solution, solve_puzzles
@@ -75,7 +74,7 @@ def solve(
     puzzles = loaded.puzzle.parse(text, source="standard input") if given == "-" else given
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     is_default = puzzle is None and (depth, tolerance, breadth, gif) == (None, None, 1, None)
-    search |= is_default and loaded.puzzle.kind == SUDOKU.kind
+    search |= is_default and loaded.protocol.search
     solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
     if len(solutions) > MAX_SHOWN:
         _print_summary(solutions)

@@ -118,10 +118,11 @@ _TEXTS = {
 
 def _builders() -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
-    named |= {"maze/walls": maze_walls, "sudoku/hardest": sudoku_hardest}
+    named["sudoku/hardest"] = sudoku_hardest
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
+        named[_name("maze/walls", family)] = partial(maze_walls, family)
         for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze"), ("maze/unique", "unique")):
             named[_name(task, family)] = partial(published, kind, family)
             if family in ("attractor", "trm"):

@@ -1,7 +1,7 @@
 """Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
-``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for CPUs and generate their own puzzles.
-``sudoku/extreme``, ``maze/hard`` and ``maze/unique`` are the published tasks at the published sizes, for a GPU.
+``maze`` is the demonstration. ``sudoku/6x6``, ``sudoku/9x9`` and ``maze/walls`` are for CPUs and generate their own
+puzzles. ``sudoku/extreme``, ``maze/hard`` and ``maze/unique`` are the published tasks at the published sizes, for a GPU.
 """
 
 from dataclasses import field, replace
@@ -166,26 +166,31 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     )
 
 
-def maze_walls(*, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
+def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
 
     The state starts from zero, so that information about S and G spreads cell by cell, in the order of the distance. A
-    second head learns the next step to G in every cell: the path alone says little about other cells. It is not used for
-    answers.
+    second head learns the next step to G in every cell, because the path alone says little about the other cells. Answers
+    do not depend on this head. The other families have convolutional layers of the same width, and as many calls of their
+    network in a segment.
     """
+    cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
+    model: ReasonerModelConfig = AttractorReasonerConfig(
+        obstacles=(int(Cell.WALL),),
+        update=ConvolutionUpdateConfig(hidden=64, outer_kernel=1),
+        damping=1.0,
+        noise=0.0,
+        random_init=False,
+        num_auxiliary=4,
+        evaluations_per_segment=8,
+        backprop_steps=8,
+    )
+    if family != "attractor":
+        model = _model(family, cells, len(Cell) - 1, len(Cell), evaluations_per_segment=2, num_latent=3)
     return PuzzleRecipe(
-        model=AttractorReasonerConfig(
-            obstacles=(int(Cell.WALL),),
-            update=ConvolutionUpdateConfig(hidden=64, outer_kernel=1),
-            damping=1.0,
-            noise=0.0,
-            random_init=False,
-            num_auxiliary=4,
-            evaluations_per_segment=8,
-            backprop_steps=8,
-        ),
+        model=model,
         data=replace(PUBLISHED["maze"], seed=seed),
-        supervision=DeepSupervisionConfig(batch_size=16, max_segments=30, augment=False),
+        supervision=_supervision(family, batch_size=16, max_segments=30, augment=False),
         train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 
