@@ -19,7 +19,6 @@ class Output:
     logits: Tensor
     solution: Any
     halt: Tensor | None = None
-    auxiliary: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -39,9 +38,7 @@ class Model(nn.Module):
         return Output(logits, solution, halt)
 
 
-def objective(
-    peak_flops: float | None = None, rank: int = 0, world_size: int = 1, auxiliary: Any = None, **settings
-) -> DeepSupervision:
+def objective(peak_flops: float | None = None, rank: int = 0, world_size: int = 1, **settings) -> DeepSupervision:
     grids = np.random.default_rng(0).integers(0, 2, (20, 2, 2)).astype(np.uint8)
     config = DeepSupervisionConfig(**{"batch_size": 12, "max_segments": 4, **settings})
     torch.manual_seed(0)
@@ -51,7 +48,6 @@ def objective(
         config,
         init_state=lambda q: torch.zeros(*q.shape, 1),
         augment=lambda q, a, rng: (q, a),
-        auxiliary=auxiliary,
         peak_flops=peak_flops,
         rank=rank,
         world_size=world_size,
@@ -67,24 +63,6 @@ def test_every_puzzle_counts_its_own_segments() -> None:
     assert ages.max() == 3
     assert bool(((ages[1:] == ages[:-1] + 1) | (ages[1:] == 0)).all())
     assert len(ages[8].unique()) > 1
-
-
-def test_auxiliary_answers_are_learnt_beside_the_answers() -> None:
-    """Their cross-entropy over the cells that have one is added, for the puzzle that each row of the batch holds."""
-
-    class WithAuxiliary(Model):
-        def forward(self, questions: Tensor, state: Tensor) -> Output:
-            output = super().forward(questions, state)
-            output.auxiliary = nn.functional.one_hot(questions, 3).float()
-            return output
-
-    plain, _ = objective().step(Model(right=True))
-    supervision = objective(auxiliary=lambda q: np.where(q > 0, q.astype(np.int64), -1))  # right where there is one
-    expected = math.log(math.e + 2) - 1
-    for _ in range(6):  # puzzles are replaced
-        loss, metrics = supervision.step(WithAuxiliary(right=True))
-        assert float(metrics["auxiliary"]) == pytest.approx(expected, abs=1e-6)
-        assert float(loss - plain) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("halt", "oldest"), [(5.0, 0), (-5.0, 3)])

@@ -144,8 +144,6 @@ class Puzzle(ABC):
         What :meth:`difficulty` measures.
     has_unique_answer
         Whether a question has exactly one correct answer. If not, :meth:`is_right` may accept several.
-    num_auxiliary
-        Classes of :meth:`auxiliary`; 0 if this kind has no auxiliary answers.
     ignored
         The value of answer cells that are neither trained nor compared; None if all cells count.
     """
@@ -153,7 +151,6 @@ class Puzzle(ABC):
     kind: str
     difficulty_name: str
     has_unique_answer: bool
-    num_auxiliary = 0
     ignored: int | None = None
 
     @abstractmethod
@@ -167,10 +164,6 @@ class Puzzle(ABC):
     def num_classes(self, size: int) -> int:
         """Return how many values a cell of an answer can have."""
         return len(self.alphabet(size))
-
-    def auxiliary(self, questions: Grids) -> NDArray[np.int64]:
-        """Return auxiliary answers (N, H, W) to learn beside the answers; -1 in cells without one."""
-        raise NotImplementedError
 
     def box_shape(self, size: int) -> tuple[int, int] | None:
         """Return the (height, width) of the boxes that divide a grid of digits, or None for other grids."""

@@ -121,7 +121,6 @@ def train_reasoner(
         recipe.supervision,
         init_state=model.init_state,
         augment=examples.puzzle.augment,
-        auxiliary=examples.puzzle.auxiliary if getattr(recipe.model, "num_auxiliary", 0) else None,
         offsets=_offsets(examples),
         ignored=examples.puzzle.ignored,
         device=device,

@@ -21,25 +21,17 @@ class ConvolutionUpdateConfig:
     ----------
     width
         Channels of the state per cell.
-    hidden
-        Channels between both convolutions; None: ``width``.
-    kernel, outer_kernel
-        The sides of the first and the second convolution, odd numbers; None: ``kernel``. With 3 and 1, information
-        travels one cell in an evaluation.
+    kernel
+        The side of both convolutions, an odd number.
     """
 
     width: int = 32
-    hidden: int | None = None
     kernel: int = 3
-    outer_kernel: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "kernel", "outer_kernel"):
-            if getattr(self, name) is not None:
-                require_whole(self, 1, name)
-        for name in ("kernel", "outer_kernel"):
-            if (getattr(self, name) or 1) % 2 == 0:
-                raise ConfigError(f"ConvolutionUpdateConfig({name}={getattr(self, name)}): give an odd number.")
+        require_whole(self, 1, "width", "kernel")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"ConvolutionUpdateConfig(kernel={self.kernel}): give an odd number.")
 
     @property
     def state_width(self) -> int:
@@ -55,9 +47,9 @@ class ConvolutionUpdate(CompiledBlock):
 
     def __init__(self, config: ConvolutionUpdateConfig) -> None:
         super().__init__()
-        width, hidden = config.width, config.hidden or config.width
-        self.inner = nn.Conv2d(width, hidden, config.kernel, padding="same")
-        self.outer = nn.Conv2d(hidden, width, config.outer_kernel or config.kernel, padding="same")
+        width, kernel = config.width, config.kernel
+        self.inner = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.outer = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:

@@ -112,9 +112,6 @@ class DeepSupervision:
         ``init_state(questions) -> state``.
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
-    auxiliary
-        ``auxiliary(questions)`` returns auxiliary answers (N, height, W), -1 in cells without one, for models whose output
-        has ``auxiliary`` logits. Their cross-entropy is added to the loss.
     offsets
         (N,), added to every cell of a question after its symmetry, for models of puzzles with names.
     ignored
@@ -135,7 +132,6 @@ class DeepSupervision:
         *,
         init_state: Callable[[Tensor], Tensor],
         augment: Augment,
-        auxiliary: Callable[[Grids], NDArray[np.int64]] | None = None,
         offsets: NDArray[np.int64] | None = None,
         ignored: int | None = None,
         device: torch.device | None = None,
@@ -148,7 +144,6 @@ class DeepSupervision:
         self._first, self._num = split_batch(config.batch_size, rank, world_size)
         self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
         self._config, self._init_state, self._augment, self._device = config, init_state, augment, device
-        self._auxiliary = auxiliary
         self._held_out, self._peak_flops = held_out, peak_flops
         self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
         self._carry: dict[str, Tensor] | None = None
@@ -178,11 +173,6 @@ class DeepSupervision:
             halting = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
             loss = loss + config.halting_weight * halting
             metrics["halting"] = halting.detach()
-        if self._auxiliary is not None:
-            logits, target = output.auxiliary.flatten(0, -2), carry["auxiliary"].flatten()
-            auxiliary = F.cross_entropy(logits, target, ignore_index=-1)
-            loss = loss + auxiliary
-            metrics["auxiliary"] = auxiliary.detach()
         if config.jacobian_weight:
             penalized = unwrap_model(model).penalized_map(carry["questions"], output.solution.value)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
@@ -218,14 +208,10 @@ class DeepSupervision:
             answers = answers.masked_fill(answers == self._ignored, IGNORED)
         if self._config.max_revealed:
             questions = _reveal(questions, answers, self._config.max_revealed)
-        extra = {}
-        if self._auxiliary is not None:
-            extra["auxiliary"] = torch.from_numpy(self._auxiliary(pair[0])).to(self._device)
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
         finished = torch.zeros(num, dtype=torch.bool, device=self._device)
         state = self._init_state(questions)
-        carry = {"questions": questions, "answers": answers, "state": state, "segments": segments, "finished": finished}
-        return carry | extra
+        return {"questions": questions, "answers": answers, "state": state, "segments": segments, "finished": finished}
 
     def _first_batch(self) -> dict[str, Tensor]:
         self._seed_rank()

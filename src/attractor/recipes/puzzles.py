@@ -10,7 +10,6 @@ from math import isqrt
 from typing import Any
 
 from attractor.config import config_class, require_whole, suggestion
-from attractor.data import PUZZLES
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
 from attractor.errors import ConfigError
@@ -22,7 +21,7 @@ from attractor.models.reasoning import (
     TRMConfig,
     TRMDEQConfig,
 )
-from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
+from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
 from attractor.training import TrainConfig
@@ -124,9 +123,6 @@ class PuzzleRecipe:
             )
         if isinstance(getattr(self.model, "update", None), SymmetricUpdateConfig) and self.data.kind != "sudoku":
             raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
-        known = PUZZLES[self.data.kind].num_auxiliary
-        if getattr(self.model, "num_auxiliary", 0) not in (0, known):
-            raise ConfigError(f"model.num_auxiliary: give {f'0 or {known}' if known else 0} for a {self.data.kind}.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -186,28 +182,24 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
 def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
 
-    The state starts from zero, so that information about S and G spreads cell by cell, in the order of the distance. A
-    second head learns the next step to G in every cell, because the path alone says little about the other cells. Answers
-    do not depend on this head. The other families have convolutional layers of the same width, and as many calls of their
-    network in a segment.
+    The state starts from zero and is not damped, so that information about S and G spreads in the order of the distance.
+    The other families have convolutional layers of the same width, and as many calls of their network in a segment.
     """
     cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
     model: ReasonerModelConfig = AttractorReasonerConfig(
         obstacles=(int(Cell.WALL),),
-        update=ConvolutionUpdateConfig(hidden=64, outer_kernel=1),
         damping=1.0,
         noise=0.0,
         random_init=False,
-        num_auxiliary=4,
         evaluations_per_segment=8,
-        backprop_steps=8,
+        backprop_steps=7,
     )
     if family != "attractor":
         model = _model(family, cells, len(Cell) - 1, len(Cell), evaluations_per_segment=2, num_latent=3)
     return PuzzleRecipe(
         model=model,
         data=replace(PUBLISHED["maze"], seed=seed),
-        supervision=_supervision(family, batch_size=16, max_segments=30, augment=False),
+        supervision=_supervision(family, batch_size=8, max_segments=24, augment=False),
         train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 

@@ -8,7 +8,7 @@ complete batches, and a seed gives the same mazes on every platform.
 """
 
 from attractor.data.maze.generate import generate, generate_mixture, generate_walls
-from attractor.data.maze.paths import check, directions, shortest_paths, valid_and_shortest, verdict
+from attractor.data.maze.paths import check, shortest_paths, valid_and_shortest, verdict
 from attractor.data.maze.puzzle import MAZE, Maze
 from attractor.data.maze.rules import ALPHABET, Cell, Grid, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
@@ -23,7 +23,6 @@ __all__ = [
     "Maze",
     "augment",
     "check",
-    "directions",
     "fingerprints",
     "generate",
     "generate_mixture",

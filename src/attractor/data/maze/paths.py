@@ -48,39 +48,19 @@ def shortest_paths(questions: Grids) -> Grids:
     padded = np.pad(questions, ((0, 0), (1, 1), (1, 1)))  # a border of walls
     answers = np.where(padded == Cell.PATH, np.uint8(Cell.FLOOR), padded)
     cells = answers.reshape(-1)  # a view
-    starts = find_cell(answers, Cell.START)
-    distance, steps = distances(answers, find_cell(answers, Cell.GOAL)).reshape(-1), _steps(answers)
+    starts, goals = find_cell(answers, Cell.START), find_cell(answers, Cell.GOAL)
+    steps = np.array([-1, 0, 0, 1]) * answers.shape[2] + np.array([0, -1, 1, 0])
+
+    distance = distances(answers, goals).reshape(-1)
     for index in np.flatnonzero(distance[starts] == _UNSEEN):
         raise DataError(f"Maze {index} (from 0) has no path from S to G; open a wall or leave it out.")
 
     here = starts
     while (here := here[distance[here] > 1]).size:
-        here = here + steps[_closer(distance, here, steps)]
+        closer = distance[here[:, None] + steps] == distance[here][:, None] - 1  # (N, 4)
+        here = here + steps[closer.argmax(axis=1)]
         cells[here] = Cell.PATH
     return answers[:, 1:-1, 1:-1].copy()
-
-
-def directions(questions: Grids) -> NDArray[np.int64]:
-    """Return the first step (N, H, W) of a shortest path to G from each cell, as in :func:`shortest_paths`.
-
-    0 is up, 1 left, 2 right and 3 down. It is -1 in walls, in G and in cells from which G cannot be reached.
-    """
-    padded = np.pad(questions, ((0, 0), (1, 1), (1, 1)))
-    distance = distances(padded, find_cell(padded, Cell.GOAL)).reshape(-1)
-    here = np.flatnonzero(distance > 0)
-    first = np.full(padded.shape, -1)
-    first.reshape(-1)[here] = _closer(distance, here, _steps(padded))
-    return first[:, 1:-1, 1:-1].copy()
-
-
-def _steps(grids: Grids) -> NDArray[np.intp]:
-    """Return the offsets of the cells above, left, right and below, as flat indices."""
-    return np.array([-1, 0, 0, 1]) * grids.shape[2] + np.array([0, -1, 1, 0])
-
-
-def _closer(distance: NDArray[np.int32], here: NDArray[np.intp], steps: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return for cells at a positive distance the first of ``steps`` to a smaller one."""
-    return (distance[here[:, None] + steps] == distance[here][:, None] - 1).argmax(axis=1)
 
 
 def check(question: Grid) -> None:

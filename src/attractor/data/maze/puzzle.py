@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data.maze.generate import generate_mixture, generate_walls
-from attractor.data.maze.paths import check, directions, valid_and_shortest, verdict
+from attractor.data.maze.paths import check, valid_and_shortest, verdict
 from attractor.data.maze.rules import ALPHABET, Cell, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
 from attractor.data.maze.text import parse_all, render, tables
@@ -20,11 +20,9 @@ class Maze(Puzzle):
     kind = "maze"
     difficulty_name = "steps"
     has_unique_answer = False
-    num_auxiliary = 4
     parse = staticmethod(parse_all)
     tables = staticmethod(tables)
     augment = staticmethod(augment)
-    auxiliary = staticmethod(directions)
     check = staticmethod(check)
     verdict = staticmethod(verdict)
     render = staticmethod(render)

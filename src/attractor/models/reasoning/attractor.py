@@ -13,7 +13,7 @@ from dataclasses import field
 import torch
 from torch import Tensor, nn
 
-from attractor.config import config_class, require_whole, suggestion
+from attractor.config import config_class, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, normal_noise
@@ -50,9 +50,6 @@ class AttractorReasonerConfig(ReasonerConfig):
     gradient, backprop_steps
         ``"phantom"`` through the last ``backprop_steps`` evaluations, ``"one-step"``, or ``"implicit"``, which is
         exact at a fixed point.
-    num_auxiliary
-        Classes of the auxiliary answers that a second head learns in training, such as 4 for mazes; 0 for none. Answers
-        do not depend on this head.
     random_init
         Start from a standard normal state; otherwise from zero.
     segment_tolerance
@@ -70,7 +67,6 @@ class AttractorReasonerConfig(ReasonerConfig):
     solver: str = "picard"
     gradient: str = "phantom"
     noise: float = 0.01
-    num_auxiliary: int = 0
     random_init: bool = True
     segment_tolerance: float = 0.0
     evaluations_per_segment: int = 8
@@ -78,7 +74,6 @@ class AttractorReasonerConfig(ReasonerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole(self, 0, "num_auxiliary")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping={self.damping}: must lie in (0, 1].")
         for name, known in (("solver", SOLVERS), ("gradient", GRADIENTS)):
@@ -125,8 +120,6 @@ class AttractorReasoner(Reasoner):
         if isinstance(config.update, SymmetricUpdateConfig):
             self.embedding, self.head = CandidateEmbedding(config.update), CandidateHead(width)
             self.answer_width = config.update.state_width
-        if config.num_auxiliary:
-            self.auxiliary = nn.Linear(width, config.num_auxiliary)
         if config.halting:
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
@@ -158,9 +151,6 @@ class AttractorReasoner(Reasoner):
         if self.config.halting:
             halt = self.halt(answer.reshape(len(answer), -1, self.halt.in_features).mean(dim=1))[:, 0]
         return self.head(answer), halt
-
-    def decode_auxiliary(self, state: Tensor) -> Tensor | None:
-        return self.auxiliary(state[..., : self.answer_width]) if self.config.num_auxiliary else None
 
     def _mask(self, questions: Tensor) -> Tensor | float:
         """Return 0 at obstacles and 1 elsewhere, (B, height, W, 1)."""

@@ -87,8 +87,6 @@ class ReasonerOutput:
         Its ``value`` is the state (B, height, W, state width).
     halt
         (B,), the logit that the answer is right in every cell; ``None`` for models without a halting head.
-    auxiliary
-        (B, height, W, auxiliary classes), the logits of auxiliary answers; ``None`` for models without them.
     init_state
         (B, height, W, state width), the initial state that ``Reasoner.solve`` kept for each puzzle.
     """
@@ -96,7 +94,6 @@ class ReasonerOutput:
     logits: Tensor
     solution: Solution
     halt: Tensor | None = None
-    auxiliary: Tensor | None = None
     init_state: Tensor | None = None
 
 
@@ -144,10 +141,6 @@ class Reasoner(nn.Module, ABC):
     @abstractmethod
     def decode(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the answer's logits (B, height, W, classes) and the halting logit (B,), or ``None`` without a head."""
-
-    def decode_auxiliary(self, state: Tensor) -> Tensor | None:
-        """Return logits of the auxiliary answers (B, height, W, auxiliary classes), by default ``None``."""
-        return None
 
     def forward(
         self,
@@ -217,8 +210,7 @@ class Reasoner(nn.Module, ABC):
             trace=trace,
         )
         logits, halt = self.decode(solution.value)
-        auxiliary = self.decode_auxiliary(solution.value) if self.training else None
-        return ReasonerOutput(logits=logits, solution=solution, halt=halt, auxiliary=auxiliary)
+        return ReasonerOutput(logits=logits, solution=solution, halt=halt)
 
     def _fixed_depth(self, depth: int | None) -> StopRule:
         """Return the solver's part of ``depth`` evaluations, by default a segment; the gradient makes the others."""
