@@ -113,7 +113,7 @@ def evaluate(
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
         loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
-        given = {name: value for name, value in puzzles_only.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in puzzles_only.items() if value is not None}
         settings = vars(replace(loaded.protocol, **given))
         return _evaluate_reasoner(loaded, data, settings, limit, batch_size, target, progress)
     _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
