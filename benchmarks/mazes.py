@@ -1,18 +1,23 @@
 """The maze demo over seeds, and a step-matched control: does convergence or training generalise to larger mazes?
 
-    python -m benchmarks.mazes                     # both sides, three seeds, about half an hour on two cores
-    python -m benchmarks.mazes --sides control     # one side; the results of the other are kept
+    python -m benchmarks.mazes demo                     # both sides, three seeds, about half an hour on two cores
+    python -m benchmarks.mazes demo --sides control     # one side; the results of the other are kept
+    python -m benchmarks.mazes families --data FOLDER   # TRM, EqR and ours on Maze-Hard, for the same time
 
 The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from
 a zero state, undamped, without noise. Both are evaluated on the same unseen mazes, by depth and after convergence.
 Every finished run is written to ``results/mazes`` at once. Use an idle machine: a time limit ends the attractor's
 training, as in the demo.
+
+The families have convolutional layers of the same width, the same training mazes and the same time. They are evaluated on
+the same test mazes, after the same numbers of calls of their network.
 """
 
 import dataclasses
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attractor.config import to_dict
+from attractor import evaluate, recipes
+from attractor.config import override, to_dict
 from attractor.experiment.demo import draw, evaluate_sizes
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner, training_puzzles
-from attractor.files import write_json
+from attractor.files import json_safe, write_json
 from attractor.progress import TrainingProgress
 from attractor.recipes import MazeDataConfig, maze, maze_control
 from attractor.training import find_checkpoint
@@ -32,6 +38,7 @@ from benchmarks.command import run_command
 
 OUT = Path("results/mazes")
 SHOWN = (16, 32, 64, 128, 256)
+CALLS = (64, 128, 256, 512)  # of the network, for every family
 
 
 def run(side: str, seed: int, minutes: float, console: Console) -> None:
@@ -46,7 +53,7 @@ def run(side: str, seed: int, minutes: float, console: Console) -> None:
     torch.manual_seed(seed)
     sizes = evaluate_sizes(model, training_puzzles(recipe))
     result = {
-        "command": f"python -m benchmarks.mazes --sides {side} --seeds {seed} --minutes {minutes:g}",
+        "command": f"python -m benchmarks.mazes demo --sides {side} --seeds {seed} --minutes {minutes:g}",
         "environment": environment(),
         "steps": steps,
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -92,10 +99,10 @@ def summary(console: Console) -> None:
             ]
             view.add_row(side, str(len(runs)), name, *(f"{100 * f:.1f}" for f in figures))
     console.print(view)
-    write_json(OUT / "summary.json", {"command": "python -m benchmarks.mazes", "rows": rows})
+    write_json(OUT / "summary.json", {"command": "python -m benchmarks.mazes demo", "rows": rows})
 
 
-def main(
+def demo(
     sides: tuple[Literal["attractor", "control"], ...] = ("attractor", "control"),
     seeds: tuple[int, ...] = (0, 1, 2),
     minutes: float = 4.0,
@@ -114,5 +121,65 @@ def main(
     summary(console)
 
 
+def families(
+    data: Path,
+    sides: tuple[Literal["attractor", "trm", "eqr"], ...] = ("attractor", "trm", "eqr"),
+    seeds: tuple[int, ...] = (0,),
+    seconds: float = 3600.0,
+    num_steps: int | None = None,
+    limit: int | None = None,
+    set: tuple[str, ...] = (),
+    name: str = "hard",
+) -> None:
+    """Train families of models on a folder of mazes, and evaluate each on its test mazes.
+
+    Args:
+        data: The folder, such as that of: attractor data mazes --style walls --size 30 --min-path 111.
+        sides: Models to train.
+        seeds: Seeds of weights and batches.
+        seconds: Training time of every side.
+        num_steps: Optimiser steps of every side, instead of a time.
+        limit: Evaluate on so many test mazes; by default on all.
+        set: Settings to change in every recipe.
+        name: Name of the result files.
+    """
+    for seed in seeds:
+        for side in sides:
+            recipe = override(recipes.maze_walls(side, minutes=seconds / 60, seed=seed), set)
+            if num_steps:
+                recipe = dataclasses.replace(
+                    recipe, train=dataclasses.replace(recipe.train, seconds=None, num_steps=num_steps)
+                )
+            with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{name} {side} {seed}") as progress:
+                start = time.process_time()
+                loaded = train_reasoner(recipe, Path(folder), data=data, callbacks=[progress])
+                spent = time.process_time() - start
+                steps = int(find_checkpoint(Path(folder)).name.removeprefix("step-"))
+            update = getattr(loaded.model.config, "update", None)
+            per_evaluation = getattr(update, "num_latent", 0) + 1
+            figures = evaluate(
+                loaded, data, depths=[calls // per_evaluation for calls in CALLS], limit=limit, batch_size=50, seed=seed
+            )
+            row = {k: figures["results"][k][0] for k in ("exact_by_residual", "right_by_residual")}
+            result = {
+                "command": f"python -m benchmarks.mazes families --data FOLDER --sides {side} --seeds {seed}"
+                + (f" --num-steps {num_steps}" if num_steps else f" --seconds {seconds:g}")
+                + (f" --limit {limit}" if limit else "")
+                + (f" --set {' '.join(set)}" if set else "")
+                + f" --name {name}",
+                "environment": environment(),
+                "steps": steps,
+                "processor_seconds": spent,
+                "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
+                "recipe": to_dict(recipe),
+                "calls": CALLS,
+                "results": figures["results"],
+            }
+            write_json(OUT / f"{name}-{side}-{seed}.json", json_safe(result))
+            print(name, side, seed, f"{steps} steps,", "calls, as labelled, valid and shortest:", flush=True)
+            for calls, exact, right in zip(CALLS, *row.values(), strict=True):
+                print(f"  {calls:4}  {100 * exact:5.1f} %  {100 * right:5.1f} %", flush=True)
+
+
 if __name__ == "__main__":
-    run_command(main)
+    run_command(demo, families)

@@ -1,4 +1,4 @@
-"""Sudokus: the attractor reasoner, TRM, HRM and a Transformer in one training loop, at equal steps, over seeds.
+"""Sudokus: the attractor reasoner, TRM, EqR, HRM and a Transformer in one training loop, at equal steps, over seeds.
 
     python -m benchmarks.sudoku run --size 6 --num-steps 1200 --threads 1     # all sides and seeds, a few minutes each
     python -m benchmarks.sudoku run --size 6 --sides attractor --seeds 0      # for the recipe's time, on all cores
@@ -43,6 +43,7 @@ OUT = Path("results/sudoku")
 SIDES = {
     "attractor": "attractor",
     "trm": "TRM",
+    "eqr": "EqR",
     "hrm": "HRM",
     "transformer": "Transformer",
 }  # and their names in figures
@@ -61,7 +62,7 @@ TEST_SEED = 1_000_000
 
 def run(
     size: int = 6,
-    sides: tuple[Literal["attractor", "trm", "hrm", "transformer"], ...] = tuple(SIDES),
+    sides: tuple[Literal["attractor", "trm", "eqr", "hrm", "transformer"], ...] = tuple(SIDES),
     seeds: tuple[int, ...] = (0, 1, 2),
     num_steps: int | None = None,
     set: tuple[str, ...] = (),

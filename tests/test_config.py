@@ -124,7 +124,7 @@ def test_unknown_recipes_and_keys_are_refused() -> None:
         recipes.get("mzae")
     with pytest.raises(ConfigError, match="did you mean 'language/tiny' or "):
         recipes.get("tiny")
-    with pytest.raises(ConfigError, match="did you mean 'maze/hard-trm' or 'sudoku/6x6-trm'"):
+    with pytest.raises(ConfigError, match="'maze/hard-trm' or 'maze/walls-trm'"):
         recipes.get("TRM")
     data = to_dict(recipes.get("maze"))
     data["train"]["sede"] = 1

@@ -11,6 +11,7 @@ import attractor
 from attractor.cli.main import main
 from attractor.config import to_dict
 from attractor.data import sudoku
+from attractor.files.manifest import write_checksums
 from attractor.interop import export_reasoner, import_reasoner
 from attractor.models.reasoning import EqRConfig, TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
@@ -102,6 +103,28 @@ def test_an_imported_model_never_answers_with_padding(tmp_path: Path) -> None:
     gif = ["--depth", "2", "--gif", str(tmp_path / "board.gif")]
     assert main(["solve", str(tmp_path / "out"), sudoku.render(data.questions[0]), *gif]) == 1
     assert (tmp_path / "board.gif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "says"),
+    [
+        ({"depth": [4]}, "protocol has no setting 'depth'"),
+        ({"depths": "all"}, "protocol.depths"),
+        ({"depths": [4, 2]}, "depths 4 2: give rising whole numbers"),
+        ([1], "protocol: expected named settings"),
+    ],
+)
+def test_a_protocol_that_cannot_be_used_is_one_sentence(protocol, says: str, tmp_path: Path, capsys) -> None:
+    """A received ``run.json`` is checked when it is read, before anything is evaluated."""
+    assert main(["import", str(published(tmp_path / "trm")), str(tmp_path / "out")]) == 0
+    file, sums = tmp_path / "out" / "run.json", tmp_path / "out" / "checksums.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": protocol}))
+    sums.unlink()
+    write_checksums(tmp_path / "out")
+    assert main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_puzzles_that_do_not_fit_are_refused_before_the_first_is_solved(loaded, 
         solve_puzzles(loaded, np.zeros(4, np.uint8))
 
 
-@pytest.mark.parametrize("kind", PUZZLES)
+@pytest.mark.parametrize("kind", sorted(PUZZLES.keys() - {"arc"}))  # whose tasks are not generated
 def test_every_kind_implements_the_protocol(kind: str) -> None:
     """Generated puzzles pass their own checks, and survive being written as text."""
     puzzle = PUZZLES[kind]

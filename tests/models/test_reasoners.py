@@ -140,6 +140,18 @@ def test_trm_equals_its_authors_loop(mixing: str) -> None:
         assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
 
 
+def test_hrm_halts_where_halting_is_above_continuing() -> None:
+    """The published rule compares both outputs, wherever they lie; a new head halts nothing."""
+    model, q = build(CONFIGS["hrm"]), questions()
+    assert (HRMConfig(**SYMBOLS, network=NETWORK).build()(q).halt == -5).all()
+    outputs = torch.tensor([[-3.0, -4.0], [3.0, 4.0]])
+    for (halt, go_on), halts in zip(outputs, (True, False), strict=True):
+        with torch.no_grad():
+            model.q_head.weight.zero_()
+            model.q_head.bias.copy_(torch.stack([halt, go_on]))
+        assert bool((model(q).halt > 0).all()) is halts
+
+
 def test_hrm_differentiates_one_step_of_each_network() -> None:
     """The one-step gradient: only the last step of each network has gradients."""
     model, q = build(CONFIGS["hrm"]), questions()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 STYLES = {"#": "grey37", " ": "", "S": "bold cyan", "G": "bold magenta", "o": "bold yellow"}
 WRONG = "bold white on red"
-SEARCHED = "sudoku-9x9"  # the model of the package that needs a search to be right nearly always
 MAX_SHOWN = 10  # up to so many puzzles are drawn; of more, a summary and so many wrong answers are printed
 
 
@@ -74,7 +73,8 @@ def solve(
     loaded = load_reasoner(name)
     puzzles = loaded.puzzle.parse(text, source="standard input") if given == "-" else given
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    search |= puzzle is None and name == SEARCHED and (depth, tolerance, breadth, gif) == (None, None, 1, None)
+    is_default = puzzle is None and (depth, tolerance, breadth, gif) == (None, None, 1, None)
+    search |= is_default and loaded.protocol.search
     solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
     if len(solutions) > MAX_SHOWN:
         _print_summary(solutions)

@@ -7,6 +7,7 @@ from attractor.evaluation.harness import harness
 from attractor.evaluation.internalisation import DepthStats, Internalisation, TokenStats, measure_internalisation
 from attractor.evaluation.puzzles import DepthEvaluation, DepthPoint, evaluate_depths, trajectory
 from attractor.evaluation.restarts import (
+    EvaluationProtocol,
     Restarts,
     auroc,
     binomial_interval,
@@ -36,6 +37,7 @@ __all__ = [
     "DepthEvaluation",
     "DepthPoint",
     "DepthStats",
+    "EvaluationProtocol",
     "Internalisation",
     "LambadaScore",
     "Restarts",

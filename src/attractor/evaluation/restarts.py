@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attractor.config import suggestion
+from attractor.config import config_class, suggestion
 from attractor.errors import ConfigError
 from attractor.evaluation.puzzles import read_depths
 from attractor.models.reasoning import Reasoner
@@ -18,6 +18,39 @@ SCORES = ("residual", "logit-window", "halting-logit")
 SELECTIONS = (*SCORES, "majority", "top-4-majority")
 HALTING = ("none", "residual", "logit")
 WINDOW = 3  # changes of logits in a mean
+
+
+@config_class
+class EvaluationProtocol:
+    """How a reasoner is evaluated.
+
+    Attributes
+    ----------
+    depths, breadths
+        Rising numbers of evaluations, and of restarts.
+    selections
+        Ways to choose among restarts, see :meth:`Restarts.select`.
+    noise, halting
+        See :func:`run_restarts`.
+    seed
+        Seed of the initial states and of the noise.
+    search
+        Whether to evaluate :func:`attractor.evaluation.run_search`, too.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    breadths: tuple[int, ...] = (1,)
+    selections: tuple[str, ...] = ("residual", "majority")
+    noise: float | None = None
+    halting: str = "none"
+    seed: int = 0
+    search: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "breadths"):
+            values = getattr(self, name)
+            if not values or min(values) < 1 or sorted(set(values)) != list(values):
+                raise ConfigError(f"{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
 
 
 @dataclass(frozen=True, kw_only=True)

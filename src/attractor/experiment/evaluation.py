@@ -1,22 +1,17 @@
 """Evaluate a model from Python: ``attractor.evaluate``."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from attractor.data import PuzzleSet
 from attractor.errors import ConfigError
 from attractor.experiment.loading import LoadedLanguageModel, is_reasoner, load_reasoner, local_folder
-from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles, require_rising
+from attractor.experiment.puzzle_evaluation import evaluate_puzzles, held_out_puzzles
 from attractor.experiment.solve import LoadedReasoner
 from attractor.files import json_safe, require_output_file, write_json
 
-PUZZLE_DEFAULTS: dict[str, Any] = {
-    "depths": (1, 2, 4, 8, 16, 32, 64),
-    "breadths": (1,),
-    "selections": ("residual", "majority"),
-    "seed": 0,
-}
 Figures = dict[str, Any]
 
 
@@ -119,10 +114,9 @@ def evaluate(
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
         loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
-        given = {name: value for name, value in puzzles_only.items() if value is not None}
-        return _evaluate_reasoner(
-            loaded, data, PUZZLE_DEFAULTS | loaded.protocol | given, limit, batch_size, target, progress
-        )
+        given: dict[str, Any] = {name: value for name, value in puzzles_only.items() if value is not None}
+        settings = vars(replace(loaded.protocol, **given))
+        return _evaluate_reasoner(loaded, data, settings, limit, batch_size, target, progress)
     _refuse(puzzles_only, "is for reasoners; use tasks for a language model.")
     if isinstance(data, PuzzleSet):
         raise ConfigError("puzzles are for reasoners; give a language model files or folders of text as data.")
@@ -149,7 +143,6 @@ def _evaluate_reasoner(
     out: Path | None,
     progress: bool,
 ) -> Figures:
-    require_rising(depths=settings["depths"], breadths=settings["breadths"])
     found = held_out_puzzles(loaded, data, limit)
     results = evaluate_puzzles(loaded, found, **settings, batch_size=batch_size, progress=progress)
     figures: Figures = json_safe({"checkpoint": str(loaded.path), "seed": settings["seed"], "results": results})

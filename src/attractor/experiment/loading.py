@@ -10,6 +10,7 @@ import torch
 from attractor.config import from_dict
 from attractor.data import find_puzzle
 from attractor.errors import CheckpointError, ConfigError, DataError, requires_extra
+from attractor.evaluation import EvaluationProtocol
 from attractor.experiment.generation import answer, generate
 from attractor.experiment.pretrained import FOLDER, pretrained
 from attractor.experiment.solve import LoadedReasoner
@@ -98,7 +99,8 @@ def load_reasoner(
     try:
         recipe = from_dict(PuzzleRecipe, run["recipe"])
         puzzle, size = find_puzzle(run["puzzles"]["kind"]), run["puzzles"]["size"]
-        protocol, names = run.get("protocol", {}), run["puzzles"].get("names")
+        protocol = from_dict(EvaluationProtocol, run.get("protocol", {}), where="protocol")
+        names = run["puzzles"].get("names")
         loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint, protocol, names)
     except (KeyError, TypeError, ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({first_line(error)}).") from error

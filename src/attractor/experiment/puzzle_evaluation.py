@@ -32,13 +32,6 @@ Figures = dict[str, Any]
 RATINGS = (0.0, 0.5, 2.0, 8.0, float("inf"))  # the bounds of ``by_rating``
 
 
-def require_rising(**lists: Sequence[int]) -> None:
-    """Raise a ConfigError for a list that is not rising whole numbers from 1 up."""
-    for name, values in lists.items():
-        if min(values) < 1 or sorted(set(values)) != list(values):
-            raise ConfigError(f"{name} {' '.join(map(str, values))}: give rising whole numbers from 1 up.")
-
-
 def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> PuzzleSet:
     """Return the split ``test`` of a folder, the puzzles of a csv file, or the given puzzles, of the model's kind."""
     if isinstance(data, PuzzleSet):

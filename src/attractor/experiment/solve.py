@@ -15,7 +15,7 @@ from attractor.data import SUDOKU, LocatedGrid, Puzzle, PuzzleSet
 from attractor.data.puzzle import Grid, Grids
 from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation import run_search
+from attractor.evaluation import EvaluationProtocol, run_search
 from attractor.models.reasoning import Reasoner
 from attractor.progress import TaskProgress
 
@@ -74,7 +74,7 @@ class PuzzleSolution:
 class LoadedReasoner:
     """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder.
 
-    ``protocol`` are the settings of :func:`attractor.evaluate` with which an imported model was published.
+    ``protocol`` are its settings for :func:`attractor.evaluate`; for an imported model, those of its authors.
     ``names_checksum`` tells the puzzle names that it was trained with; None if they are not known.
     """
 
@@ -82,7 +82,7 @@ class LoadedReasoner:
     puzzle: Puzzle
     size: int
     path: Path
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     names_checksum: int | None = None
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:

@@ -261,15 +261,20 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class HaltingHead(nn.Linear):
-    """The logit (B,) that an answer (B, …, D) is right, from its first cell.
+    """The logit (B,) that an answer (B, …, D) is right, from its first cell. A new head halts nothing.
 
-    HRM and TRM have two outputs: to halt and to continue. Only the first is used here. A new head halts nothing.
+    HRM and TRM have two outputs: to halt and to continue. TRM halts where the first is above 0. HRM halts where the first
+    is above the second (``compares``): their difference is the logit.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, compares: bool = False) -> None:
         super().__init__(width, 2)
+        self.compares = compares
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, -5.0)
+        if compares:
+            nn.init.zeros_(self.bias[1:])
 
     def forward(self, answer: Tensor) -> Tensor:
-        return super().forward(answer.flatten(1, -2)[:, 0])[:, 0]
+        halt, go_on = super().forward(answer.flatten(1, -2)[:, 0]).unbind(dim=1)
+        return halt - go_on if self.compares else halt

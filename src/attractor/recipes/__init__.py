@@ -26,6 +26,7 @@ from attractor.recipes.puzzles import (
     fit_to_puzzles,
     maze,
     maze_control,
+    maze_walls,
     published,
     sudoku,
     sudoku_hardest,
@@ -108,6 +109,7 @@ _TEXTS = {
     "sudoku/9x9": "Sudokus of 9 digits, on a CPU",
     "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
+    "maze/walls": "mazes of random walls as in Maze-Hard, on a CPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "maze/unique": "Maze-Unique at the published size, on a GPU",
     "arc": "ARC-AGI at the published size, with TRM, on GPUs",
@@ -124,6 +126,7 @@ def _builders() -> dict[str, Callable[[], Any]]:
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
+        named[_name("maze/walls", family)] = partial(maze_walls, family)
         for task, kind in (("sudoku/extreme", "sudoku"), ("maze/hard", "maze"), ("maze/unique", "unique")):
             named[_name(task, family)] = partial(published, kind, family)
             if family in ("attractor", "trm"):
@@ -168,6 +171,7 @@ __all__ = [
     "language",
     "maze",
     "maze_control",
+    "maze_walls",
     "names",
     "override",
     "published",

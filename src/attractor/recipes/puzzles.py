@@ -1,7 +1,8 @@
 """Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
-``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for CPUs and generate their own puzzles.
-``sudoku/extreme``, ``maze/hard``, ``maze/unique`` and ``arc`` are the published tasks at the published sizes, for GPUs.
+``maze`` is the demonstration. ``sudoku/6x6``, ``sudoku/9x9`` and ``maze/walls`` are for CPUs and generate their own
+puzzles. ``sudoku/extreme``, ``maze/hard``, ``maze/unique`` and ``arc`` are the published tasks at the published sizes,
+for GPUs.
 """
 
 from dataclasses import field, replace
@@ -175,6 +176,31 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
         recipe,
         model=replace(recipe.model, random_init=False, noise=0.0, damping=1.0),
         train=replace(recipe.train, seconds=None, num_steps=num_steps),
+    )
+
+
+def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
+    """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
+
+    The state starts from zero and is not damped, so that information about S and G spreads in the order of the distance.
+    The other families have convolutional layers of the same width, and as many calls of their network in a segment.
+    """
+    cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
+    model: ReasonerModelConfig = AttractorReasonerConfig(
+        obstacles=(int(Cell.WALL),),
+        damping=1.0,
+        noise=0.0,
+        random_init=False,
+        evaluations_per_segment=8,
+        backprop_steps=7,
+    )
+    if family != "attractor":
+        model = _model(family, cells, len(Cell) - 1, len(Cell), evaluations_per_segment=2, num_latent=3)
+    return PuzzleRecipe(
+        model=model,
+        data=replace(PUBLISHED["maze"], seed=seed),
+        supervision=_supervision(family, batch_size=8, max_segments=24, augment=False),
+        train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 
 

@@ -42,11 +42,13 @@ class HRM(TwoPartReasoner):
     """The hierarchical reasoning model. The state is ``[z_H, z_L]``.
 
     One evaluation makes ``L_cycles`` steps of the low network, ``z_L ← L(z_L + z_H + x)``, then one step of the high
-    network, ``z_H ← H(z_H + z_L)``. Gradients flow through the last step of each network only. The authors train
-    halting by Q-learning, with one output to halt and one to continue; only the output to halt is used here.
+    network, ``z_H ← H(z_H + z_L)``. Gradients flow through the last step of each network only. It halts where its
+    output to halt is above its output to continue. The authors train both by Q-learning; here their difference is
+    trained to be the logit that the answer is right.
     """
 
     config: HRMConfig
+    compares_halting = True
 
     def add_networks(self) -> None:
         self.H_level, self.L_level = GridNetwork(self.config.network), GridNetwork(self.config.network)

@@ -58,6 +58,7 @@ class TwoPartReasoner(Reasoner):
     H_init: Tensor
     L_init: Tensor
     noise = 0.0
+    compares_halting = False
 
     def __init__(self, config: TwoPartConfig) -> None:
         super().__init__(config)
@@ -68,7 +69,7 @@ class TwoPartReasoner(Reasoner):
             self.puzzle_emb = nn.Parameter(torch.zeros(config.num_names, config.num_name_tokens * width))
         self.add_networks()
         self.lm_head = lecun_linear(width, config.num_classes)
-        self.q_head = HaltingHead(width)
+        self.q_head = HaltingHead(width, compares=self.compares_halting)
         if not self.random_init:
             for name in ("H_init", "L_init"):  # random, not trained
                 self.register_buffer(name, truncated_normal_(torch.empty(width), 1.0))
