@@ -176,7 +176,8 @@ def run(
         training = {"num_steps": num_steps, "precision": "fp32", "seed": seed, "checkpoint_every": 0}
         settings: dict[str, Any] = {"model": shape | layers, "train": training | {"optimizer": {"lr": 3e-3}}}
         recipe: Any = change(language("tiny", family), settings | {"text": {"batch_size": 32, "length": rows.length}})
-        if file.is_file() and json.loads(file.read_text())["recipe"] == json.loads(json.dumps(to_dict(recipe))):
+        stored = json.loads(json.dumps(to_dict(recipe)))  # before a model is made of it, which completes its settings
+        if file.is_file() and json.loads(file.read_text())["recipe"] == stored:
             continue
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(recipe.model)
@@ -193,7 +194,7 @@ def run(
             "calls": calls,
             "training_flops_per_token": model.flops_per_token(rows.length, calls, training=True),
             "loss": log[-1]["loss"],
-            "recipe": to_dict(recipe),
+            "recipe": stored,
             **evaluate(model.eval(), task),
         }
         OUT.mkdir(parents=True, exist_ok=True)

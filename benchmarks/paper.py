@@ -18,6 +18,7 @@ import shutil
 import statistics
 import sysconfig
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ from benchmarks.paper_figures import draw
 from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, Item, language_recipe, reasoner_recipe
 
 OUT = Path("results/paper")
-CHARACTERS, NUM_DOCUMENTS = 8_000, 8  # of held-out text
+CHARACTERS, NUM_DOCUMENTS = 5_000, 8  # of held-out text
 DEPTHS = (0, 1, 2, 4, 8)
 EVALUATIONS = (4, 16, 64)  # forced, for figure5
 COLUMNS = {  # heading, digits, what a unit is
@@ -181,8 +182,9 @@ def reasoner(side: str, scale: str, seed: int, pause: Preemption) -> dict[str, A
 def _begin(name: str, settings: dict[str, Any], pause: Preemption) -> tuple[Path, dict[str, Any] | None]:
     """Return the folder of a run's checkpoints, and the stored run if it had the same settings."""
     found = _stored(name)
-    is_same = found is not None and found["settings"] == json.loads(json.dumps(json_safe(settings)))
-    return TRIES / "paper-checkpoints" / name, found if is_same else None
+    text = json.dumps(json_safe(settings))
+    is_same = found is not None and found["settings"] == json.loads(text)
+    return TRIES / "paper-checkpoints" / f"{name}-{zlib.crc32(text.encode()):08x}", found if is_same else None
 
 
 def _stored(name: str) -> dict[str, Any] | None:
