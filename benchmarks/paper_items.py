@@ -66,10 +66,16 @@ LABELS = {name: label for name, (label, _, _) in LANGUAGE.items()} | REASONERS
 
 
 def language_recipe(name: str, scale: str, seed: int) -> LanguageRecipe:
-    """Return the recipe of a language side, with the paper's MLP."""
+    """Return the recipe of a language side: all have the shape, the MLP and the rates of the authors' attractor."""
     (size, shape), (_, family, changes) = SCALES[scale], LANGUAGE[name]
-    recipe: Any = language(size, "paper" if family == "deq" else family)
-    recipe = change(recipe, {"model": {"hidden_act": "relu2", "intermediate_size": 4 * recipe.model.hidden_size}})
+    recipe: Any = language(size, "paper")
+    if family in ("transformer", "looped"):
+        model, train = recipe.model, recipe.train
+        same = ("hidden_size", "intermediate_size", "hidden_act", "num_hidden_layers", "num_attention_heads")
+        optimizer = {"lr": train.optimizer.lr, "muon_lr": train.optimizer.muon_lr}
+        settings = {"model": {n: getattr(model, n) for n in same}}
+        settings |= {"train": {"num_steps": train.num_steps, "optimizer": optimizer}}
+        recipe = change(language(size, family), settings)
     recipe = change(recipe, shape)
     if family == "deq":  # all layers are solved, from zero, and AdamW trains them, as it trains the attractor's
         layers = {"num_attractor_layers": recipe.model.num_hidden_layers, "start": "zero"}

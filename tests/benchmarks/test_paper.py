@@ -36,7 +36,7 @@ def test_every_side_has_a_recipe_and_every_published_value_a_side() -> None:
         recipes = {name: language_recipe(name, scale, 3) for name in LANGUAGE}
         assert {r.train.seed for r in recipes.values()} == {3}
         shapes = {json.dumps(r.model.to_dict(), sort_keys=True, default=str) for r in recipes.values()}
-        published = {"770m": "implicit", "1.3b": "implicit"}.get(scale, "neumann")  # the attractor's own gradient
+        published = {"770m": "implicit"}.get(scale, "neumann")  # the attractor's own gradient
         assert recipes["attractor"].model.gradient == published
         assert len(shapes) == len(LANGUAGE) - (published == "implicit")
         assert {r.model.hidden_act for r in recipes.values()} == {"relu2"}
