@@ -50,6 +50,7 @@ from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, 
 OUT = Path("results/paper")
 CHARACTERS, NUM_DOCUMENTS = 5_000, 8  # of held-out text
 DEPTHS = (0, 1, 2, 4, 8)
+NUM_TEST = 200  # puzzles
 EVALUATIONS = (4, 16, 64)  # forced, for figure5
 Run = dict[str, Any]
 COLUMNS = {  # heading, digits, unit
@@ -173,15 +174,19 @@ def _reasoner_settings(side: str, scale: str, seed: int) -> Run:
 
 
 def _reasoner(side: str, scale: str, seed: int, folder: Path, loop: Any) -> Run:
-    """Train a reasoner on Sudokus and on mazes, unless it is paused, and measure it on 200 others at depth 16."""
+    """Train a reasoner on Sudokus and on mazes, unless it is paused, and measure it on others at depth 16."""
     run: Run = {}
     for task in ("sudoku", "maze"):
         recipe = reasoner_recipe(side, task, scale, seed)
         like = to_dict(recipe.data) | {"seed": 1_000_000}
         like.pop("num_puzzles")
-        test = PUZZLES[recipe.kind].generate(200, exclude=training_puzzles(recipe), **like)
+        test = PUZZLES[recipe.kind].generate(NUM_TEST, exclude=training_puzzles(recipe), **like)
         with TrainingProgress(f"{scale} {side} {task} {seed}") as bar:
-            settings = loop | {"resume": (folder / task).is_dir(), "held_out": test[:20], "callbacks": [bar]}
+            settings = loop | {
+                "resume": (folder / task).is_dir(),
+                "held_out": test[: NUM_TEST // 10],
+                "callbacks": [bar],
+            }
             loaded = train_reasoner(recipe, folder / task, **settings)
         if loop["should_pause"].requested:
             return {}

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
+from attractor.config import change
 from benchmarks import depth, paper, paper_items
 
 SMALLEST = {
@@ -93,6 +94,22 @@ def test_a_paused_side_continues(small, capsys) -> None:
     paper.paper(("figure7",), **small)
     assert cut["ppl"] == json.loads(file.read_text())["ppl"]
     assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_reasoners_and_memory_need_no_text(small, monkeypatch) -> None:
+    """Puzzles are generated; the memory of the looped model grows, that of the attractor does not."""
+    real = paper.reasoner_recipe
+    shorter = {"data": {"num_puzzles": 16}, "train": {"num_steps": 2}}
+    monkeypatch.setattr(paper, "reasoner_recipe", lambda *names: change(real(*names), shorter))
+    monkeypatch.setattr(paper, "NUM_TEST", 10)
+    monkeypatch.setitem(ITEMS, "figure2", replace(ITEMS["figure2"], sides=("reasoner-trm", "reasoner-trm-wide")))
+    paper.paper(("figure2", "figure5"), seeds=(0,))
+    rows = json.loads((paper.OUT / "figure2" / "tiny.json").read_text())["rows"]
+    assert all(0 <= row["here"]["maze"][0] <= 100 for row in rows)
+    ours, looped = (row["here"] for row in json.loads((paper.OUT / "figure5" / "tiny.json").read_text())["rows"])
+    assert ours["memory_64"][0] < 1.05 * ours["memory_16"][0]
+    assert looped["memory_64"][0] > 2 * looped["memory_16"][0]
+    assert (paper.OUT / "figure2" / "tiny.png").exists()
 
 
 def test_orders_say_whether_the_difference_has_the_sign_of_the_papers() -> None:
