@@ -40,7 +40,7 @@ from attractor.experiment.prepare import prepare_text
 from attractor.experiment.puzzle_evaluation import evaluate_puzzles
 from attractor.experiment.puzzles import train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json, write_text
-from attractor.plots.style import COLOURS, new_figure, save
+from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.training import Preemption
 from benchmarks import with_spread
@@ -59,7 +59,7 @@ COLUMNS = {  # heading, digits, unit
     "weights": ("weights, millions", 3, 1e6), "training_flops": ("training TFLOP", 2, 1e12),
     "equal_flops": ("loss at equal FLOPs", 3, 1), "memory": ("memory of a step", 2, 1), "step_time": ("time", 2, 1),
     "sudoku": ("Sudoku, %", 1, 0.01), "maze": ("maze, %", 1, 0.01),
-    "first_calls": ("evaluations in the first tenth of training", 1, 1), "calls": ("in the last tenth", 1, 1),
+    "first_calls": ("evaluations, first tenth of training", 1, 1), "calls": ("evaluations, last tenth", 1, 1),
 } | {f"ppl_{d}": (f"perplexity after {d}", 2, 1) for d in DEPTHS} | {
     f"memory_{n}": (f"{n} evaluations", 0, 1e6) for n in EVALUATIONS
 }  # fmt: skip
@@ -158,7 +158,7 @@ def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, 
     if side in ITEMS["figure7"].sides:
         found = {d: score_text(model, tokenizer, texts, length=length, depth=d).perplexity for d in DEPTHS}
         run |= {f"ppl_{d}": ppl for d, ppl in found.items()}
-        run["depths"] = [{"depth": d, "log_ppl": math.log10(ppl)} for d, ppl in found.items()]
+        run["depths"] = [{"depth": d, "ppl": ppl} for d, ppl in found.items()]
     if side in ITEMS["figure6"].sides:
         windows = [encode(tokenizer, text)[:length] for text in texts]
         paths = trajectories(model, windows, depth=16, num=6).paths.transpose(0, 1).tolist()
@@ -263,6 +263,8 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
         lines.append(f"| {' | '.join([*cells, str(len(runs[side]))])} |")
     table = "\n".join([f"| {' | '.join([*heads, 'seeds'])} |", "|---" * (len(heads) + 1) + "|", *lines])
     command = f"`python -m benchmarks.paper {name} --scale {scale} --seeds {' '.join(map(str, seeds))}`"
+    missing = ", ".join(LABELS[side] for side in item.sides if side not in runs)
+    table += f"\n\nNot trained yet: {missing}." if missing else ""
     parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(values, known, item), command]
     write_text(folder / f"{scale}.md", "\n\n".join(part for part in parts if part) + "\n")
     rows = [{"side": side, "paper": known.get(side, {}), "here": row} for side, row in values.items()]
@@ -320,22 +322,22 @@ def _draw(item: Item, runs: dict[str, list[Run]], file: Path) -> None:
     figure, axes = new_figure(len(item.axes))
     for each, (points, x, y, only) in zip(axes, item.axes, strict=True):
         for number, (side, found) in enumerate(runs.items()):
-            for run in found if only in ("", side) and points in ("", *found[0]) else ():
+            for run in found if side in (only.split() or runs) and points in ("", *found[0]) else ():
                 drawn = run[points] if points else [run]
                 xs, ys = ([math.nan if p.get(n) is None else p[n] for p in drawn] for n in (x, y))
                 label = LABELS[side].split(" (")[0] if run is found[0] else None
-                style = {
-                    "color": COLOURS[number % len(COLOURS)],
-                    "marker": "" if len(drawn) > 10 else "os^Dv*Xd"[number],
-                }
-                each.plot(xs, ys, label=label, alpha=0.8, linestyle="--" if number >= len(COLOURS) else "-", **style)
-        each.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), title=LABELS.get(only, ""))
+                marker = "." if points == "paths" else "" if len(drawn) > 10 else "os^Dv*Xd"[number]
+                style = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "alpha": 0.8, "label": label}
+                each.plot(xs, ys, linestyle="--" if number >= len(COLOURS) else "-", **style)
+        each.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y))
         each.legend(fontsize=7)
+        if points == "depths":
+            use_log_scale(each)
     save(figure, file)
 
 
 AXES = {
-    "ppl": "perplexity of held-out text", "log_ppl": "log10 of the perplexity of held-out text", "bytes": "peak bytes of a step",
+    "ppl": "perplexity of held-out text", "bytes": "peak bytes of a step",
     "flops": "training FLOPs", "loss": "training loss, nats per token", "step": "training step, with equal tokens",
     "calls": "evaluations in training", "depth": "evaluations at test time", "forced": "evaluations in training",
     "x": "first principal component, 16 evaluations", "y": "second principal component",

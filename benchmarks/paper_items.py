@@ -110,14 +110,15 @@ class Item:
     """One table or figure.
 
     ``published`` has the paper's values by scale, side and column; a scale without values has the first ones. ``axes``
-    are the x and y of each picture: columns of a side, or of a list of points in its run, and one side's only or all.
+    are the x and y of each picture: columns of a side, or of a list of points in its run; and the sides that are drawn,
+    by default all.
     """
 
     title: str
     sides: tuple[str, ...]
     columns: tuple[str, ...]
     published: dict[str, Rows] = field(default_factory=dict)
-    axes: tuple[tuple[str, str, str, str], ...] = ()  # list of points, x, y, side
+    axes: tuple[tuple[str, str, str, str], ...] = ()  # list of points, x, y, sides
     note: str = ""
 
 
@@ -230,14 +231,18 @@ ITEMS = {
         "convergence: states of tokens, and evaluations during training",
         ("attractor", "looped", "deq"),
         ("first_calls", "calls"),
-        axes=(("paths", "x", "y", "attractor"), ("paths", "x", "y", "looped"), ("curve", "step", "calls", "")),
+        axes=(
+            ("paths", "x", "y", "attractor"),
+            ("paths", "x", "y", "looped"),
+            ("curve", "step", "calls", "attractor deq"),
+        ),
         note="The paper: the attractor's evaluations fall to the minimum, those of the DEQ grow.",
     ),
     "figure7": Item(
         "perplexity against evaluations at test time",
         ("attractor", "looped"),
         ("ppl_0", "ppl_1", "ppl_2", "ppl_4", "ppl_8", "ppl"),
-        axes=(("depths", "depth", "log_ppl", ""),),
+        axes=(("depths", "depth", "ppl", ""),),
         note="The paper: best at one evaluation, nearly as good at none; the looped model needs about 8.",
     ),
 }
