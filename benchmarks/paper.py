@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from attractor.config import to_dict
 from attractor.data.puzzle import PUZZLES
@@ -333,6 +334,8 @@ def _draw(item: Item, runs: dict[str, list[Run]], file: Path) -> None:
         each.legend(fontsize=7)
         if points == "depths":
             use_log_scale(each)
+            each.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            each.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     save(figure, file)
 
 
