@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
+# Python compiles what it imports; compiling every file of every package would take a minute more.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test test-oldest check docs bench clean
 .DEFAULT_GOAL := help
@@ -23,21 +25,21 @@ test: check
 
 # On Python 3.11: the oldest versions have no wheels for the newest Python.
 test-oldest:
-	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready-peers .venv-oldest/.ready-docs
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt .venv-oldest/.ready-dev
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt docs
 
-check: $(VENV)/.ready-test
+check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	$(BIN)/codespell
 
-docs: $(VENV)/.ready-docs
+docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.ready-peers
+bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.solvers
 
 clean:
@@ -49,18 +51,11 @@ $(VENV)/bin/python:
 
 # Torch by its exact version first: an open range could pull a newer build and its GPU libraries before constraints are seen.
 $(VENV)/.ready: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(CONSTRAINTS))"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[puzzles]'
+	$(PIP) "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(PIP) -c $(CONSTRAINTS) -e '.[puzzles]'
 	touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all,test]'
-	touch $@
-
-$(VENV)/.ready-peers: $(VENV)/.ready-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[peers]'
-	touch $@
-
-$(VENV)/.ready-docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+$(VENV)/.ready-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) "$$(grep '^torch==' $(CONSTRAINTS))"
+	$(PIP) -c $(CONSTRAINTS) -e '.[all,docs,peers,test]'
 	touch $@

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from attractor.experiment.cost import cost
     from attractor.experiment.evaluation import evaluate
     from attractor.experiment.loading import load
-    from attractor.experiment.prepare import prepare_mazes, prepare_sudoku, prepare_text
+    from attractor.experiment.prepare import prepare_arc, prepare_mazes, prepare_sudoku, prepare_text
     from attractor.experiment.pretrained import pretrained
     from attractor.experiment.training import train
     from attractor.gradient import (
@@ -65,7 +65,7 @@ _MODULES = {  # where the names of __all__ are; all others are in ``solve``
     "experiment.cost": "cost",
     "experiment.evaluation": "evaluate",
     "experiment.loading": "load",
-    "experiment.prepare": "prepare_mazes prepare_sudoku prepare_text",
+    "experiment.prepare": "prepare_arc prepare_mazes prepare_sudoku prepare_text",
     "experiment.pretrained": "pretrained",
     "experiment.training": "train",
     "gradient": "Gradient Implicit Neumann OneStep Phantom Unrolled jacobian_penalty lipschitz_estimate spectral_radius",
@@ -127,6 +127,7 @@ __all__ = [
     "jacobian_penalty",
     "lipschitz_estimate",
     "load",
+    "prepare_arc",
     "prepare_mazes",
     "prepare_sudoku",
     "prepare_text",

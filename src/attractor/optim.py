@@ -1,4 +1,7 @@
-"""Optimisers, the learning-rate schedule and frozen parameters: AdamW with weight decay on matrices only, and Muon."""
+"""Optimisers, the learning-rate schedule and frozen parameters.
+
+AdamW has weight decay on matrices only; Muon is for other matrices, and SignSGD for embeddings of names.
+"""
 
 import re
 from typing import Any
@@ -24,6 +27,10 @@ class OptimizerConfig:
         Regular expression (``re.search``) for the names of the matrices that Muon trains instead of AdamW. Empty: none.
     muon_lr, muon_momentum, muon_weight_decay
         Settings of Muon.
+    sign_pattern
+        Regular expression for the names of the embeddings that :class:`SignSGD` trains. Empty: none.
+    sign_lr, sign_weight_decay
+        Settings of SignSGD.
     final_weight_decay
         Factor on all weight decays at the end of a run. It changes linearly from 1 with the run's progress.
     slow_pattern, slow_factor
@@ -40,25 +47,31 @@ class OptimizerConfig:
     muon_lr: float = 8e-3
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.1
+    sign_pattern: str = ""
+    sign_lr: float = 1e-2
+    sign_weight_decay: float = 0.1
     final_weight_decay: float = 1.0
     slow_pattern: str = ""
     slow_factor: float = 0.5
 
     def __post_init__(self) -> None:
-        require_positive(self, "lr", "clip", "eps", "muon_lr", "slow_factor")
-        for name in ("weight_decay", "muon_weight_decay", "final_weight_decay"):
+        require_positive(self, "lr", "clip", "eps", "muon_lr", "sign_lr", "slow_factor")
+        for name in ("weight_decay", "muon_weight_decay", "sign_weight_decay", "final_weight_decay"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError(f"OptimizerConfig({name}={value!r}): give a number from 0 up.")
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ConfigError(f"OptimizerConfig({name}={value!r}): give a number in [0, 1).")
-        require_patterns(self, "muon_pattern", "slow_pattern")
+        require_patterns(self, "muon_pattern", "sign_pattern", "slow_pattern")
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         """Return the optimisers of all trainable parameters of ``model``. A schedule scales each group's ``lr``."""
         groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+        embeddings: list[nn.Parameter] = []
         for name, p in model.named_parameters():
-            if p.requires_grad:
+            if p.requires_grad and _matches(self.sign_pattern, name):
+                embeddings.append(p)
+            elif p.requires_grad:
                 is_muon = p.ndim == 2 and _matches(self.muon_pattern, name)
                 is_slow = _matches(self.slow_pattern, name)
                 groups.setdefault((is_muon, is_slow, p.ndim >= 2), []).append(p)
@@ -76,7 +89,28 @@ class OptimizerConfig:
             optimizers.append(torch.optim.AdamW(adamw, betas=(self.beta1, self.beta2), eps=self.eps))
         if muon:
             optimizers.append(torch.optim.Muon(muon, momentum=self.muon_momentum))
+        if embeddings:
+            optimizers.append(SignSGD(embeddings, lr=self.sign_lr, weight_decay=self.sign_weight_decay))
         return optimizers
+
+
+class SignSGD(torch.optim.Optimizer):
+    """Steps of size ``lr`` by the sign of the gradient, for the rows of embeddings that a batch has used.
+
+    HRM and TRM train the embeddings of puzzle names so: each name is rare, so that the moments of Adam would be those of
+    steps without a gradient. Rows without a gradient stay, without weight decay too.
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    used = (p.grad != 0).any(dim=-1, keepdim=True)
+                    p.mul_(1 - group["lr"] * group["weight_decay"] * used).sub_(group["lr"] * p.grad.sign())
 
 
 def require_patterns(owner: Any, *names: str) -> None:

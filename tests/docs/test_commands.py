@@ -13,10 +13,16 @@ import pytest
 import tyro
 from tests.docs.pages import PAGES, blocks, name
 
-from attractor.cli import data, puzzles
+from attractor.cli import arc, data, puzzles
 from attractor.cli.commands import commands
 
-DATA = {"prepare": data.prepare, "verify": data.verify, "sudoku": puzzles.sudoku, "mazes": puzzles.mazes}
+DATA = {
+    "prepare": data.prepare,
+    "verify": data.verify,
+    "sudoku": puzzles.sudoku,
+    "mazes": puzzles.mazes,
+    "arc": arc.arc,
+}
 
 
 def without_effect(command: Callable[..., Any]) -> Callable[..., None]:

@@ -122,7 +122,7 @@ def test_a_name_that_does_not_fill_its_tokens_ends_in_zeros(tmp_path: Path) -> N
     [
         ("trm", "puzzle_emb_ndim", 32, "'puzzle_emb.weights' is missing"),
         ("trm", "puzzle_emb_len", 16, "make no model (puzzle_emb_len=16 with puzzle_emb_ndim=0)"),
-        ("hrm", "num_puzzle_identifiers", 960, "num_puzzle_identifiers=960 is not implemented"),
+        ("hrm", "num_puzzle_identifiers", 960, "'puzzle_emb.weights' has shape (1, 8), not (960, 8)"),
         ("hrm", "H_layers", 2, "H_layers=2 is not implemented"),
         ("hrm", "mlp_t", True, "mlp_t=True is not implemented"),
         ("eqr", "lambda_", 1.5, "make no model"),

@@ -205,7 +205,7 @@ def test_trm_deq_solves_its_latent_and_differentiates_the_calls_after() -> None:
             weight *= 0.3  # contracts
         model.puzzle_emb.normal_()
     q = questions()
-    x = torch.cat([4 * model.puzzle_emb.expand(3, -1, -1), model.embedding(q).flatten(1, 2)], dim=1)
+    x = torch.cat([4 * model.puzzle_emb.view(1, -1, 16).expand(3, -1, -1), model.embedding(q).flatten(1, 2)], dim=1)
     grid, angles = x.shape[1:2], model.net.angles(x.shape[1:2], x)
     y, z = (v.expand(3, 22, -1) for v in (model.H_init, model.L_init))
     with torch.no_grad():

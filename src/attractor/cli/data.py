@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from attractor.cli.arc import arc
 from attractor.cli.options import checked
 from attractor.cli.output import add_row, make_table, say, show
 from attractor.cli.puzzles import mazes, print_puzzles, sudoku
@@ -80,7 +81,7 @@ def verify(folder: Path, /) -> None:
     """Read a prepared folder completely, compare checksums, and print a summary.
 
     Args:
-        folder: A folder written by attractor data prepare, sudoku or mazes.
+        folder: A folder written by attractor data prepare, sudoku, mazes or arc.
     """
     from attractor.experiment.prepare import TextSummary, verify_data
 
@@ -103,6 +104,7 @@ def data(
         | Annotated[Any, tyro.conf.subcommand(name="verify", constructor=verify, prefix_name=False)]
         | Annotated[Any, tyro.conf.subcommand(name="sudoku", constructor=sudoku, prefix_name=False)]
         | Annotated[Any, tyro.conf.subcommand(name="mazes", constructor=mazes, prefix_name=False)]
+        | Annotated[Any, tyro.conf.subcommand(name="arc", constructor=arc, prefix_name=False)]
     ],
 ) -> None:
     """Prepare text or puzzles for training, and verify a prepared folder."""

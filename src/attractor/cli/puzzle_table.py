@@ -37,6 +37,10 @@ def show_puzzles(figures: Figures) -> None:
         f"{100 * figures[_key('exact_by', selections[0])][-1][-1]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
         f"{figures['evaluations'][-1][-1]:,.0f} evaluations per puzzle"
     )
+    if "pass@1" in figures:
+        say(
+            f"tasks by the votes of all copies: pass@1 {100 * figures['pass@1']:.1f} %, pass@2 {100 * figures['pass@2']:.1f} %"
+        )
     _show_search(figures)
 
 

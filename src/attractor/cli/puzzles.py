@@ -43,7 +43,7 @@ def sudoku(
     options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_sudoku
 
-    _print_written(prepare_sudoku(**options, progress=True))
+    print_written(prepare_sudoku(**options, progress=True))
 
 
 @checked
@@ -83,10 +83,11 @@ def mazes(
     options = locals()  # every option by its name
     from attractor.experiment.prepare import prepare_mazes
 
-    _print_written(prepare_mazes(**options, progress=True))
+    print_written(prepare_mazes(**options, progress=True))
 
 
-def _print_written(summary: "PuzzleSummary") -> None:
+def print_written(summary: "PuzzleSummary") -> None:
+    """Print what was written, and the next commands."""
     if summary.num_copies:
         print(f"{summary.num_copies} test puzzles are symmetric copies of training puzzles, and were left out.")
     print_puzzles(summary)
@@ -98,6 +99,10 @@ def _print_next(summary: "PuzzleSummary") -> None:
     """Print commands that train on the folder, and that solve the first test puzzle then."""
     from attractor.data import puzzles
 
+    if summary.kind == "arc":
+        data = shlex.quote(str(summary.folder))
+        say(f"Next: attractor train arc --data {data}", f"Then: attractor evaluate runs/arc --data {data}")
+        return
     test = puzzles.read(summary.folder, "test")
     if summary.kind == "sudoku":
         recipe = "sudoku/6x6" if test.size <= 6 else "sudoku/9x9"

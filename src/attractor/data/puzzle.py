@@ -1,12 +1,12 @@
 """What a kind of puzzle can do, and a set of puzzles of one kind.
 
-Sudokus and mazes implement :class:`Puzzle`. All other code asks ``PUZZLES[kind]`` and does not know which kinds exist.
+Sudokus, mazes and ARC implement :class:`Puzzle`. All other code asks ``PUZZLES[kind]`` and does not know which kinds exist.
 """
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class PuzzleSet:
     Attributes
     ----------
     kind
-        A key of ``PUZZLES``: "sudoku" (0 for a blank, else a digit) or "maze" (values of
-        :class:`attractor.data.maze.Cell`).
+        A key of ``PUZZLES``: "sudoku" (0 for a blank, else a digit), "maze" (values of
+        :class:`attractor.data.maze.Cell`), or "arc" (values of :mod:`attractor.data.arc`).
     questions, answers
         (N, H, W) uint8.
     ratings
         (N,) int32, the difficulty in the unit of the source; None if there are no ratings.
+    names, all_names
+        (N,) int32, for puzzles with names (ARC): the place of each puzzle's name in ``all_names``. None without names.
 
     Raises
     ------
@@ -66,6 +68,8 @@ class PuzzleSet:
     questions: Grids
     answers: Grids
     ratings: NDArray[np.int32] | None = None
+    names: NDArray[np.int32] | None = None
+    all_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in PUZZLES:
@@ -75,18 +79,22 @@ class PuzzleSet:
             raise DataError(f"Questions and answers have shapes {shapes}; give both as one (N, H, W).")
         if self.questions.dtype != np.uint8 or self.answers.dtype != np.uint8:
             raise DataError(f"Questions and answers are {self.questions.dtype} and {self.answers.dtype}; give uint8.")
-        if self.ratings is not None and self.ratings.shape != self.questions.shape[:1]:
-            raise DataError(f"Ratings have shape {self.ratings.shape}; give one for each of {len(self)} puzzles.")
+        for what, values in (("Ratings", self.ratings), ("Names", self.names)):
+            if values is not None and values.shape != self.questions.shape[:1]:
+                raise DataError(f"{what} have shape {values.shape}; give one for each of {len(self)} puzzles.")
+        if self.names is not None and len(self) and not 0 <= self.names.min() <= self.names.max() < len(self.all_names):
+            raise DataError(f"Names lie outside the list of {len(self.all_names)} names; make the puzzles again.")
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, which: slice | NDArray[Any]) -> "PuzzleSet":
-        return PuzzleSet(
-            kind=self.kind,
+        return replace(
+            self,
             questions=self.questions[which],
             answers=self.answers[which],
             ratings=None if self.ratings is None else self.ratings[which],
+            names=None if self.names is None else self.names[which],
         )
 
     def __add__(self, other: "PuzzleSet") -> "PuzzleSet":
@@ -136,11 +144,14 @@ class Puzzle(ABC):
         What :meth:`difficulty` measures.
     has_unique_answer
         Whether a question has exactly one correct answer. If not, :meth:`is_right` may accept several.
+    ignored
+        The value of answer cells that are neither trained nor compared; None if all cells count.
     """
 
     kind: str
     difficulty_name: str
     has_unique_answer: bool
+    ignored: int | None = None
 
     @abstractmethod
     def alphabet(self, size: int) -> str:

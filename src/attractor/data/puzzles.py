@@ -1,7 +1,8 @@
 """Puzzles in a folder.
 
 A folder holds ``index.json`` and, for every split, ``SPLIT-questions.npy``, ``SPLIT-answers.npy`` and, if the puzzles
-have ratings, ``SPLIT-ratings.npy``. It appears when it is complete, and its checksums are compared when it is read.
+have ratings or names, ``SPLIT-ratings.npy`` and ``SPLIT-names.npy``. It appears when it is complete, and its checksums
+are compared when it is read.
 """
 
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ def write(folder: Path, splits: Mapping[str, PuzzleSet], *, metadata: Mapping[st
             "num_symbols": first.num_symbols,
             "num_classes": first.num_classes,
             "metadata": dict(metadata or {}),
+            "names": list(first.all_names),
             "splits": {name: _write_split(part, name, puzzles) for name, puzzles in splits.items()},
         }
         write_json(part / "index.json", index)
@@ -88,7 +90,7 @@ def read(folder: Path, split: str = "train") -> PuzzleSet:
         arrays = {}
         for name, expected in about["files"].items():
             arrays[name] = _open(member(folder, f"{split}-{name}.npy", DataError, folder / "index.json"), expected)
-        puzzles = PuzzleSet(kind=index["kind"], **arrays)
+        puzzles = PuzzleSet(kind=index["kind"], **arrays, all_names=tuple(index.get("names", ())))
         _check_values(folder, split, puzzles)
         if puzzles.questions.shape != (about["num"], *shape):
             raise DataError(
@@ -113,7 +115,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = folder / "index.json"
     if not file.exists():
         state = "holds no puzzles" if folder.exists() else "does not exist"
-        raise DataError(f"{folder}: {state}; make a folder with: attractor data sudoku, or attractor data mazes.")
+        raise DataError(f"{folder}: {state}; make a folder with: attractor data sudoku, mazes, or arc.")
     index = read_json(file, DataError, advice="make the folder again")
     if index.get("format") != FORMAT:
         raise DataError(f"{file}: not the index of puzzles (its format is not {FORMAT!r}); give another folder.")
@@ -134,6 +136,8 @@ def _write_split(folder: Path, name: str, puzzles: PuzzleSet) -> dict[str, Any]:
     arrays: dict[str, NDArray[Any]] = {"questions": puzzles.questions, "answers": puzzles.answers}
     if puzzles.ratings is not None:
         arrays |= {"ratings": puzzles.ratings.astype("<i4")}
+    if puzzles.names is not None:
+        arrays |= {"names": puzzles.names.astype("<i4")}
     for array_name, array in arrays.items():
         np.save(folder / f"{name}-{array_name}.npy", np.ascontiguousarray(array))
     return {"num": len(puzzles), "files": {key: checksum(folder / f"{name}-{key}.npy") for key in arrays}}

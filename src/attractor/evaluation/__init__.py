@@ -26,6 +26,7 @@ from attractor.evaluation.text import (
     score_tokens,
 )
 from attractor.evaluation.trajectories import Trajectories, trajectories
+from attractor.evaluation.voting import pass_at_k
 
 __all__ = [
     "DEFAULT_WINDOW",
@@ -60,6 +61,7 @@ __all__ = [
     "lambada",
     "max_length",
     "measure_internalisation",
+    "pass_at_k",
     "read_tasks",
     "run_restarts",
     "run_search",

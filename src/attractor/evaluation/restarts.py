@@ -169,8 +169,8 @@ def _logit_window(logits_at: dict[int, Tensor], depth: int, segment: int) -> Ten
 
 
 def exact(answers: Tensor, truth: Tensor) -> Tensor:
-    """Return which answers (..., N, height, W) are right in every cell; (..., N) bool."""
-    return (answers == truth).flatten(-2).all(dim=-1)
+    """Return which answers (..., N, height, W) are right in every cell; (..., N) bool. Cells of ``truth`` below 0 do not count."""
+    return ((answers == truth) | (truth < 0)).flatten(-2).all(dim=-1)
 
 
 def auroc(score: Tensor, right: Tensor) -> float:

@@ -98,7 +98,8 @@ def load_reasoner(
     try:
         recipe = from_dict(PuzzleRecipe, run["recipe"])
         puzzle, size = find_puzzle(run["puzzles"]["kind"]), run["puzzles"]["size"]
-        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint, run.get("protocol", {}))
+        protocol, names = run.get("protocol", {}), run["puzzles"].get("names")
+        loaded = LoadedReasoner(recipe.model.build(), puzzle, size, checkpoint, protocol, names)
     except (KeyError, TypeError, ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint / 'run.json'}: cannot be used ({first_line(error)}).") from error
     if kind is not None and puzzle.kind != kind:

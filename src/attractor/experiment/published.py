@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from attractor.config import to_dict
+from attractor.data.arc import ARC, SIDE
 from attractor.data.maze import Cell
 from attractor.errors import CheckpointError
 from attractor.experiment.environment import environment
@@ -15,7 +16,7 @@ from attractor.interop import import_reasoner
 from attractor.interop.weights import ADVICE
 from attractor.models.reasoning import EqR
 from attractor.objectives import DeepSupervisionConfig
-from attractor.recipes import MazeDataConfig, PuzzleRecipe, SudokuDataConfig
+from attractor.recipes import ArcDataConfig, MazeDataConfig, PuzzleRecipe, SudokuDataConfig
 from attractor.training import TrainConfig
 from attractor.training.checkpoint import save_weights
 from attractor.training.checkpoint.folder import FORMAT
@@ -49,8 +50,9 @@ def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> t
     num_cells, num_symbols = settings["seq_len"], settings["vocab_size"] - 1  # without the symbol for padding
     data = _find_puzzles(num_cells, num_symbols, folder)
     weights = model.state_dict()
-    for name in ("embedding.weight", "lm_head.weight"):
-        weights[name] = weights[name].roll(-1, dims=0)  # padding is symbol 0 there, and the last one here
+    if not isinstance(data, ArcDataConfig):
+        for name in ("embedding.weight", "lm_head.weight"):
+            weights[name] = weights[name].roll(-1, dims=0)  # padding is symbol 0 there, and the last one here
     config: Any = model.config
     segments = settings.get("halt_max_steps", 16)
     recipe = PuzzleRecipe(
@@ -78,14 +80,16 @@ def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> t
     return model, f"{type(model).__name__} for puzzles of kind {data.kind}, {size}; attractor evaluate measures it"
 
 
-def _find_puzzles(num_cells: int, num_symbols: int, folder: Path) -> SudokuDataConfig | MazeDataConfig:
+def _find_puzzles(num_cells: int, num_symbols: int, folder: Path) -> SudokuDataConfig | MazeDataConfig | ArcDataConfig:
     """Tell the puzzles by the numbers of their cells and symbols."""
     size = isqrt(num_cells)
     if size**2 == num_cells and num_symbols == size + 1 and size in (4, 6, 9):
         return SudokuDataConfig(size=size)
     if size**2 == num_cells and num_symbols == len(Cell):
         return MazeDataConfig(size=size)
+    if (num_cells, num_symbols) == (SIDE**2, ARC.num_symbols(SIDE) - 1):
+        return ArcDataConfig()
     raise CheckpointError(
-        f"{folder}: its puzzles have {num_cells} cells of {num_symbols} symbols, which are neither Sudokus nor mazes; "
+        f"{folder}: its puzzles have {num_cells} cells of {num_symbols} symbols, which are neither Sudokus, mazes nor ARC; "
         "attractor.interop.import_reasoner reads the network alone."
     )

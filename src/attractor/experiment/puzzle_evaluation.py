@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,15 +14,17 @@ from attractor.data import SUDOKU, PuzzleSet, puzzles
 from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import (
+    Restarts,
     SearchResult,
     auroc,
     binomial_interval,
     check_selections,
     exact,
+    pass_at_k,
     run_restarts,
     run_search,
 )
-from attractor.experiment.puzzles import as_tensors
+from attractor.experiment.puzzles import as_tensors, names_checksum
 from attractor.experiment.solve import LoadedReasoner
 from attractor.progress import TaskProgress
 
@@ -53,7 +56,23 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
         raise DataError(
             f"{place}: holds puzzles of the kind {found.kind}; this model was trained on {loaded.puzzle.kind}."
         )
+    _check_names(loaded, found, place)
     return found[slice(limit)]
+
+
+def _check_names(loaded: LoadedReasoner, found: PuzzleSet, place: str) -> None:
+    """Raise a DataError if puzzles have other names than those that the model was trained with."""
+    num = getattr(loaded.model.config, "num_names", 1)
+    known, given = loaded.names_checksum, names_checksum(found)
+    if found.names is None and num > 1:
+        raise DataError(
+            f"{place}: these puzzles have no names, and the model has {num}; give the folder it was trained on."
+        )
+    if found.names is not None and (num != len(found.all_names) or known not in (None, given)):
+        raise DataError(
+            f"{place}: its {len(found.all_names)} puzzle names are not the {num} of this model; give the folder it was "
+            "trained on, or make one with attractor data arc --names."
+        )
 
 
 def evaluate_puzzles(
@@ -80,7 +99,8 @@ def evaluate_puzzles(
 
     ``search`` has the accuracy, evaluations and guesses of :func:`attractor.evaluation.run_search`. ``by_rating``, for
     puzzles with ratings, has the accuracy of one start, of all restarts by the first selection, and of the search, at the
-    last depth.
+    last depth. ``pass@1`` and ``pass@2``, for ARC, are the scores of the tasks by the votes of all copies of each test
+    input, restarts included, at the last depth.
     """
     if search and loaded.puzzle.kind != SUDOKU.kind:
         raise ConfigError(f"search guesses digits of Sudokus; leave it out for puzzles of the kind {data.kind}.")
@@ -125,9 +145,8 @@ def evaluate_puzzles(
             found = run_search(loaded.model, questions.to(device), deduce, batch_size=batch_size, advance=advance)
         by_way["search"] = exact(found.answers, truth)
         figures["search"] = _share(by_way["search"]) | _costs(found)
-    if data.ratings is not None:
-        figures["by_rating"] = _by_rating(data.ratings, by_way)
-    return figures
+    votes = {} if data.names is None else _votes(data, restarts)
+    return figures | votes | ({} if data.ratings is None else {"by_rating": _by_rating(data.ratings, by_way)})
 
 
 def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: Tensor) -> Figures:
@@ -145,6 +164,12 @@ def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: T
             for answers in chosen
         ]
     return figures
+
+
+def _votes(data: PuzzleSet, restarts: Restarts) -> Figures:
+    score = restarts.scores.get("halting-logit", restarts.residual)[:, -1]
+    copies = np.tile(np.arange(len(data)), len(score))
+    return pass_at_k(data[copies], restarts.answers[:, -1].flatten(0, 1), score.flatten())
 
 
 def _share(right: Tensor) -> Figures:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attractor.config import to_dict
@@ -18,21 +19,38 @@ from attractor.experiment.loading import REASONER
 from attractor.experiment.solve import LoadedReasoner
 from attractor.models.reasoning import Reasoner
 from attractor.nn import SymmetricUpdateConfig
-from attractor.objectives import DeepSupervision
+from attractor.objectives import IGNORED, DeepSupervision
 from attractor.recipes import PuzzleRecipe, fit_to_puzzles
 from attractor.training import PRECISIONS, DistributedContext
 from attractor.training import train as run_loop
 
 
 def as_tensors(data: PuzzleSet) -> tuple[Tensor, Tensor]:
-    """Return questions and answers (N, height, width) as int64."""
-    return torch.from_numpy(np.array(data.questions)).long(), torch.from_numpy(np.array(data.answers)).long()
+    """Return questions and answers (N, height, width) as int64, as models read them.
+
+    Cells of questions hold their puzzle's name, if it has one; answer cells that do not count are -100.
+    """
+    questions, answers = (torch.from_numpy(np.array(grids)).long() for grids in (data.questions, data.answers))
+    if (offsets := _offsets(data)) is not None:
+        questions += torch.from_numpy(offsets)[:, None, None]
+    return questions, answers if data.puzzle.ignored is None else answers.masked_fill(
+        answers == data.puzzle.ignored, IGNORED
+    )
+
+
+def _offsets(data: PuzzleSet) -> NDArray[np.int64] | None:
+    return None if data.names is None else data.num_symbols * data.names.astype(np.int64)
+
+
+def names_checksum(data: PuzzleSet) -> int:
+    """Return a number that tells lists of puzzle names apart."""
+    return zlib.crc32("\n".join(data.all_names).encode())
 
 
 def training_puzzles(recipe: PuzzleRecipe, folder: Path | None = None) -> PuzzleSet:
     """Read the split ``train`` of a folder of puzzles, or generate the puzzles that the recipe describes."""
     if folder is None:
-        settings = to_dict(recipe.data)
+        settings: dict[str, Any] = {"num_puzzles": 0, "seed": 0} | to_dict(recipe.data)
         return PUZZLES[recipe.kind].generate(settings.pop("num_puzzles"), **settings)
     found = puzzles.read(folder, "train")
     if found.kind != recipe.kind:
@@ -43,9 +61,21 @@ def training_puzzles(recipe: PuzzleRecipe, folder: Path | None = None) -> Puzzle
 def development_puzzles(recipe: PuzzleRecipe, folder: Path | None, train: PuzzleSet) -> PuzzleSet | None:
     """Read the split ``dev`` of a folder, if it has one, or generate puzzles like those of ``train``, and no copies."""
     if folder is None:
-        settings = to_dict(recipe.data) | {"seed": FIRST_DEV_SEED + recipe.data.seed}
+        settings = to_dict(recipe.data)
+        settings["seed"] += FIRST_DEV_SEED
         return PUZZLES[recipe.kind].generate(num_dev(settings.pop("num_puzzles")), exclude=train, **settings)
     return puzzles.read(folder, "dev") if "dev" in puzzles.read_index(folder)["splits"] else None
+
+
+def _about(examples: PuzzleSet) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its training puzzles."""
+    return {
+        "kind": examples.kind,
+        "size": examples.size,
+        "num": len(examples),
+        **({"names": names_checksum(examples)} if examples.all_names else {}),
+        "checksum": zlib.crc32(np.stack([examples.questions, examples.answers]).tobytes()),
+    }
 
 
 def train_reasoner(
@@ -74,7 +104,11 @@ def train_reasoner(
     held_out = development_puzzles(recipe, data, examples) if held_out is None else held_out
     height, width = examples.questions.shape[1:]
     recipe = fit_to_puzzles(
-        recipe, num_cells=height * width, num_symbols=examples.num_symbols, num_classes=examples.num_classes
+        recipe,
+        num_cells=height * width,
+        num_symbols=examples.num_symbols,
+        num_classes=examples.num_classes,
+        num_names=len(examples.all_names),
     )
     torch.manual_seed(recipe.train.seed)
     distributed = distributed or DistributedContext()
@@ -87,6 +121,8 @@ def train_reasoner(
         recipe.supervision,
         init_state=model.init_state,
         augment=examples.puzzle.augment,
+        offsets=_offsets(examples),
+        ignored=examples.puzzle.ignored,
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
         # The operations of a symmetric update depend on the clues.
@@ -96,12 +132,7 @@ def train_reasoner(
     )
     metadata = {
         "kind": REASONER,
-        "puzzles": {
-            "kind": recipe.kind,
-            "size": height,
-            "num": len(examples),
-            "checksum": zlib.crc32(np.stack([examples.questions, examples.answers]).tobytes()),
-        },
+        "puzzles": _about(examples),
         "recipe": to_dict(recipe),
         "environment": environment(),
     }

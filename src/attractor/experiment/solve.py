@@ -75,6 +75,7 @@ class LoadedReasoner:
     """A reasoner in evaluation mode, the kind and size of the puzzles it was trained on, and its folder.
 
     ``protocol`` are the settings of :func:`attractor.evaluate` with which an imported model was published.
+    ``names_checksum`` tells the puzzle names that it was trained with; None if they are not known.
     """
 
     model: Reasoner
@@ -82,6 +83,7 @@ class LoadedReasoner:
     size: int
     path: Path
     protocol: dict[str, Any] = field(default_factory=dict)
+    names_checksum: int | None = None
 
     def solve(self, puzzles: Puzzles, **settings: Any) -> list[PuzzleSolution]:
         """Solve and check puzzles. Settings are those of :func:`solve_puzzles`."""

@@ -291,8 +291,10 @@ def write_json(file: Path, data: Any, *, sync: bool = False) -> None:
     write_text(file, json.dumps(json_safe(data), indent=2) + "\n", sync=sync)
 
 
-def read_json(file: Path, error_class: type[AttractorError], *, advice: str = "give another file") -> dict[str, Any]:
-    """Return the JSON object in ``file``.
+def read_json(
+    file: Path, error_class: type[AttractorError], *, advice: str = "give another file", kind: type = dict
+) -> Any:
+    """Return the JSON object in ``file``, or with ``kind=list`` the list.
 
     Raises
     ------
@@ -306,8 +308,8 @@ def read_json(file: Path, error_class: type[AttractorError], *, advice: str = "g
     except (OSError, ValueError, RecursionError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else first_line(error)
         raise error_class(f"{file}: cannot be read as JSON ({reason}); {advice}.") from error
-    if not isinstance(data, dict):
-        raise error_class(f"{file}: holds no JSON object; {advice}.")
+    if not isinstance(data, kind):
+        raise error_class(f"{file}: holds no JSON {'list' if kind is list else 'object'}; {advice}.")
     return data
 
 

@@ -1,8 +1,7 @@
 """Published checkpoints of TRM, EqR, HRM and TRM-DEQ, read into our models, and written from them.
 
 The networks have the same tensors under the same names; the other tensors are renamed. Every setting must be known and
-have an implemented value, and every tensor must be known and present. Not implemented are learnt positions and
-several puzzle names, as in checkpoints for ARC-AGI.
+have an implemented value, and every tensor must be known and present. Not implemented are learnt positions.
 """
 
 import json
@@ -86,22 +85,22 @@ def _config(stored: dict[str, Any], file: Path) -> TwoPartConfig:
     )
     positions = ("rope", "rope2d") if own is EQR else ("rope",)
     fixed: dict[str, tuple[Any, ...]] = {"mlp_t": (False,) if is_hrm else (True, False), "rms_norm_eps": (1e-5,)}
-    fixed |= {"pos_encodings": ("none", "rope") if mixes else positions, "num_puzzle_identifiers": (1,)}
+    fixed |= {"pos_encodings": ("none", "rope") if mixes else positions}
     fixed |= {"H_layers": (theirs["L_layers"],)} if is_hrm else {}
     fixed |= {"deq_inner": (True,), "deq_anderson_beta": (1.0,)} if own is TRM_DEQ else {}
     for name, values in fixed.items():
         require_value(file, name, theirs[name], *values)
     try:
-        num_names = theirs["puzzle_emb_len"] or -(-theirs["puzzle_emb_ndim"] // theirs["hidden_size"])
-        if bool(theirs["puzzle_emb_ndim"]) != bool(num_names):
-            raise ConfigError(f"puzzle_emb_len={num_names} with puzzle_emb_ndim={theirs['puzzle_emb_ndim']}")
+        num_tokens = theirs["puzzle_emb_len"] or -(-theirs["puzzle_emb_ndim"] // theirs["hidden_size"])
+        if bool(theirs["puzzle_emb_ndim"]) != bool(num_tokens):
+            raise ConfigError(f"puzzle_emb_len={num_tokens} with puzzle_emb_ndim={theirs['puzzle_emb_ndim']}")
         network = GridNetworkConfig(
             width=theirs["hidden_size"],
             num_layers=theirs["L_layers"],
             mixing="mixer" if mixes else "attention",
             hidden=swiglu_hidden(theirs["hidden_size"], theirs["expansion"]),
-            cell_hidden=swiglu_hidden(theirs["seq_len"] + num_names, theirs["expansion"]),
-            num_cells=theirs["seq_len"] + num_names,
+            cell_hidden=swiglu_hidden(theirs["seq_len"] + num_tokens, theirs["expansion"]),
+            num_cells=theirs["seq_len"] + num_tokens,
             num_heads=theirs["num_heads"],
             grid_positions=theirs["pos_encodings"] == "rope2d",
             theta=float(theirs["rope_theta"]),
@@ -110,7 +109,7 @@ def _config(stored: dict[str, Any], file: Path) -> TwoPartConfig:
             "num_symbols": theirs["vocab_size"],
             "num_classes": theirs["vocab_size"],
             "evaluations_per_segment": theirs["H_cycles"],
-            "num_name_tokens": num_names,
+            **({"num_name_tokens": num_tokens, "num_names": theirs["num_puzzle_identifiers"]} if num_tokens else {}),
         }
         if is_hrm:
             return HRMConfig(network=network, num_latent=theirs["L_cycles"], **counts)
@@ -149,9 +148,9 @@ def _translate(theirs: dict[str, Tensor], model: TwoPartReasoner, folder: Path) 
     names = {own: _published_name(own) for own in ours}
     shapes = {name: tuple(ours[own].shape) for own, name in names.items()}
     if (embedding := found.get(NAMES["puzzle_emb"])) is not None and "puzzle_emb" in ours:
-        missing = ours["puzzle_emb"].numel() - embedding.numel()
-        if len(embedding) == 1 and missing >= 0:  # the official code fills the last tokens with zeros, too
-            found[NAMES["puzzle_emb"]] = F.pad(embedding.flatten(), (0, missing)).view_as(ours["puzzle_emb"])
+        missing = ours["puzzle_emb"].shape[1] - embedding.shape[-1]
+        if missing > 0:  # the official code fills the last tokens with zeros, too
+            found[NAMES["puzzle_emb"]] = F.pad(embedding, (0, missing))
     require_tensors(found, shapes, folder)
     return _reorder_grid_positions({own: found[name].float() for own, name in names.items()}, model)
 
@@ -201,14 +200,14 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
     config: Any = model.config
     update = getattr(config, "update", config)
     network, num_latent = update.network, update.num_latent
-    num_names, mixes = config.num_name_tokens, network.mixing == "mixer"
+    num_tokens, mixes = config.num_name_tokens, network.mixing == "mixer"
     positions = "none" if mixes else "rope2d" if network.grid_positions else "rope"
     settings = {
         "seq_len": num_cells,
         "vocab_size": config.num_symbols,
-        "puzzle_emb_ndim": num_names * config.width,
-        "puzzle_emb_len": num_names,
-        "num_puzzle_identifiers": 1,
+        "puzzle_emb_ndim": num_tokens * config.width,
+        "puzzle_emb_len": num_tokens,
+        "num_puzzle_identifiers": config.num_names,
         "H_cycles": config.evaluations_per_segment,
         "L_cycles": num_latent,
         "H_layers": network.num_layers if isinstance(model, HRM) else 0,
@@ -235,8 +234,6 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
         )
     weights = _reorder_grid_positions(model.state_dict(), model)
     weights = {f"inner.{_published_name(name)}": value for name, value in weights.items()}
-    if num_names:
-        weights["inner.puzzle_emb.weights"] = weights.pop("inner.puzzle_emb.weights").reshape(1, -1)
     with new_folder(Path(folder)) as part:
         (part / "config.json").write_text(json.dumps(settings, indent=1))
         save_file({name: value.contiguous() for name, value in weights.items()}, part / "model.safetensors")

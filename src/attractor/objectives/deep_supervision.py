@@ -23,6 +23,7 @@ from attractor.gradient import jacobian_penalty
 from attractor.nn import unwrap_model
 from attractor.objectives.batch import split_batch
 
+IGNORED = -100  # the label of a cell that does not count, as in torch
 HELD_OUT_TOLERANCE = 1e-4  # the relative residual at which a held-out puzzle has converged
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
@@ -111,8 +112,12 @@ class DeepSupervision:
         ``init_state(questions) -> state``.
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
+    offsets
+        (N,), added to every cell of a question after its symmetry, for models of puzzles with names.
+    ignored
+        The value of answer cells that do not count.
     held_out
-        Questions and answers (N, height, W) for :meth:`evaluate`.
+        Questions and answers (N, height, W) for :meth:`evaluate`, as the model reads them; answers below 0 do not count.
     peak_flops
         Peak of the device in FLOP/s, for model FLOPs utilization (MFU) in the log; ``None`` leaves it out.
     rank, world_size
@@ -127,6 +132,8 @@ class DeepSupervision:
         *,
         init_state: Callable[[Tensor], Tensor],
         augment: Augment,
+        offsets: NDArray[np.int64] | None = None,
+        ignored: int | None = None,
         device: torch.device | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
         peak_flops: float | None = None,
@@ -135,7 +142,7 @@ class DeepSupervision:
     ) -> None:
         self._rank, self._world_size = rank, world_size
         self._first, self._num = split_batch(config.batch_size, rank, world_size)
-        self._data = questions, answers
+        self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
         self._config, self._init_state, self._augment, self._device = config, init_state, augment, device
         self._held_out, self._peak_flops = held_out, peak_flops
         self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
@@ -147,7 +154,7 @@ class DeepSupervision:
         carry = self._replace_finished(self._carry) if self._carry is not None else self._first_batch()
         output: Any = model(carry["questions"], carry["state"])
         self._num_segments += config.batch_size
-        solved = (output.logits.argmax(dim=-1) == carry["answers"]).flatten(1).all(dim=1)
+        solved = _are_right(output.logits, carry["answers"])
         segments = carry["segments"] + 1
         state = output.solution.value.detach()
         finished = self._is_finished(output, solved, segments)
@@ -195,6 +202,10 @@ class DeepSupervision:
         if self._config.augment:
             pair = self._augment(*pair, rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
+        if self._offsets is not None:
+            questions += torch.from_numpy(self._offsets[index]).to(self._device)[:, None, None]
+        if self._ignored is not None:
+            answers = answers.masked_fill(answers == self._ignored, IGNORED)
         if self._config.max_revealed:
             questions = _reveal(questions, answers, self._config.max_revealed)
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
@@ -254,7 +265,7 @@ class DeepSupervision:
         model.train(was_training)
         self._since += time.perf_counter() - start  # this is no time of segments
         return {
-            "held_out": float((output.logits.argmax(dim=-1) == answers).flatten(1).all(dim=1).float().mean()),
+            "held_out": float(_are_right(output.logits, answers).float().mean()),
             "held_out_converged": 1 - float(is_open.mean()),
             "held_out_evaluations": float(num_segments.mean()) * model.evaluations_per_segment,
         }
@@ -272,6 +283,11 @@ class DeepSupervision:
             state = {name: torch.cat([rank[name] for rank in states])[mine] for name in states[0]}
             self._seed_rank()
         self._carry = {name: value.to(self._device) for name, value in state.items()} or None
+
+
+def _are_right(logits: Tensor, answers: Tensor) -> Tensor:
+    """Return which answers are right in every cell that counts, (B,) bool."""
+    return ((logits.argmax(dim=-1) == answers) | (answers < 0)).flatten(1).all(dim=1)
 
 
 def _reveal(questions: Tensor, answers: Tensor, most: int) -> Tensor:

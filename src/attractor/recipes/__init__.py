@@ -15,11 +15,14 @@ import torch
 from attractor.config import override, suggestion
 from attractor.errors import ConfigError
 from attractor.recipes.puzzles import (
+    NAMED_FAMILIES,
     REASONER_FAMILIES,
     WIDTHS_27M,
+    ArcDataConfig,
     MazeDataConfig,
     PuzzleRecipe,
     SudokuDataConfig,
+    arc,
     fit_to_puzzles,
     maze,
     maze_control,
@@ -107,6 +110,7 @@ _TEXTS = {
     "sudoku/extreme": "Sudoku-Extreme at the published size, on a GPU",
     "maze/hard": "Maze-Hard at the published size, on a GPU",
     "maze/unique": "Maze-Unique at the published size, on a GPU",
+    "arc": "ARC-AGI at the published size, with TRM, on GPUs",
     "language/tiny": "text, on a CPU",
     **{f"language/{size}": "text at a size of the paper, on GPUs" for size in SIZES if size != "tiny"},
     "language/chat": "conversations, from a checkpoint whose tokenizer has a chat template",
@@ -124,6 +128,8 @@ def _builders() -> dict[str, Callable[[], Any]]:
             named[_name(task, family)] = partial(published, kind, family)
             if family in ("attractor", "trm"):
                 named[_name(f"{task}-27m", family)] = partial(published, kind, family, width=WIDTHS_27M[kind])
+    for family in NAMED_FAMILIES:
+        named["arc" if family == "trm" else f"arc-{family}"] = partial(arc, family)
     for size_name in SIZES:
         for family in LANGUAGE_FAMILIES:
             named[_name(f"language/{size_name}", family)] = partial(_build, "language", size_name, family)
@@ -144,14 +150,17 @@ def _build(builder: str, *args: Any, **settings: Any) -> "LanguageRecipe":
 __all__ = [
     "FROM_CHECKPOINT",
     "LANGUAGE_FAMILIES",
+    "NAMED_FAMILIES",
     "REASONER_FAMILIES",
     "SIZES",
+    "ArcDataConfig",
     "LanguageRecipe",
     "MazeDataConfig",
     "PuzzleRecipe",
     "Recipe",
     "RecipeSummary",
     "SudokuDataConfig",
+    "arc",
     "chat",
     "fit_to_model",
     "fit_to_puzzles",

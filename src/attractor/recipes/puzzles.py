@@ -1,7 +1,7 @@
 """Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
 ``maze`` is the demonstration. ``sudoku/6x6`` and ``sudoku/9x9`` are for CPUs and generate their own puzzles.
-``sudoku/extreme``, ``maze/hard`` and ``maze/unique`` are the published tasks at the published sizes, for a GPU.
+``sudoku/extreme``, ``maze/hard``, ``maze/unique`` and ``arc`` are the published tasks at the published sizes, for GPUs.
 """
 
 from dataclasses import field, replace
@@ -94,6 +94,14 @@ class SudokuDataConfig:
         require_whole(self, 1, "num_puzzles", "size")
 
 
+@config_class
+class ArcDataConfig:
+    """Tasks of ARC-AGI, from a folder that ``attractor data arc`` writes."""
+
+    kind = "arc"
+    size = 30
+
+
 ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | EqRConfig | HRMConfig | TRMDEQConfig | TransformerConfig
 
 
@@ -102,7 +110,7 @@ class PuzzleRecipe:
     """All settings of a run on puzzles. ``data`` describes the puzzles to generate if no folder of puzzles is given."""
 
     model: ReasonerModelConfig
-    data: MazeDataConfig | SudokuDataConfig
+    data: MazeDataConfig | SudokuDataConfig | ArcDataConfig
     supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
     train: TrainConfig
 
@@ -124,10 +132,18 @@ class PuzzleRecipe:
         return self.data.kind
 
 
-def fit_to_puzzles(recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int) -> PuzzleRecipe:
-    """Return the recipe with the model's symbols, classes and cells set to those of the puzzles."""
+def fit_to_puzzles(
+    recipe: PuzzleRecipe, *, num_cells: int, num_symbols: int, num_classes: int, num_names: int = 0
+) -> PuzzleRecipe:
+    """Return the recipe with the model's symbols, classes, cells and puzzle names set to those of the puzzles."""
     changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
     model = recipe.model
+    if num_names:
+        if not getattr(model, "num_name_tokens", 0):
+            raise ConfigError(
+                "these puzzles have names, and this model has no cells for them; set model.num_name_tokens."
+            )
+        changes["num_names"] = num_names
     num_cells += getattr(model, "num_name_tokens", 0)
     if isinstance(model, HRMConfig | TRMDEQConfig | TransformerConfig):
         changes["network"] = replace(model.network, num_cells=num_cells)
@@ -276,8 +292,29 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
     )
 
 
+def arc(family: str = "trm", *, seed: int = 0) -> PuzzleRecipe:
+    """Return the recipe for ARC-AGI at the published size, for GPUs; give a folder of ``attractor data arc`` as ``data``.
+
+    Differences from TRM's code are those of :func:`published`; and all pairs are drawn equally often, not all tasks.
+    """
+    recipe: Any = published("maze", family, seed=seed)
+    return replace(
+        recipe,
+        model=replace(recipe.model, num_symbols=12, num_classes=12, num_name_tokens=NAME_TOKENS),
+        data=ArcDataConfig(),
+        supervision=replace(recipe.supervision, augment=True),
+        train=replace(
+            recipe.train,
+            num_steps=400_000,
+            warmup_fraction=2000 / 400_000,
+            optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1, sign_pattern="puzzle_emb"),
+        ),
+    )
+
+
 NAME_TOKENS = 16  # puzzle_emb_len of TRM-DEQ
 REASONER_FAMILIES = ("attractor", "trm", "eqr", "hrm", "trm-deq", "paper", "transformer")
+NAMED_FAMILIES = ("trm", "eqr", "hrm", "trm-deq")  # that have cells for the names of puzzles
 
 
 def _model(

@@ -9,7 +9,14 @@ from pathlib import Path
 from attractor.data.puzzles import is_puzzle_folder, read, read_index
 from attractor.data.text import Shards, list_splits
 from attractor.errors import DataError
-from attractor.experiment.prepare.puzzles import PuzzleSplit, PuzzleSummary, prepare_mazes, prepare_sudoku, summarize
+from attractor.experiment.prepare.puzzles import (
+    PuzzleSplit,
+    PuzzleSummary,
+    prepare_arc,
+    prepare_mazes,
+    prepare_sudoku,
+    summarize,
+)
 from attractor.experiment.prepare.text import TextSplit, TextSummary, prepare_text, text_splits
 from attractor.files.manifest import CHECKSUMS, verify_folder
 
@@ -18,6 +25,7 @@ __all__ = [
     "PuzzleSummary",
     "TextSplit",
     "TextSummary",
+    "prepare_arc",
     "prepare_mazes",
     "prepare_sudoku",
     "prepare_text",

@@ -1,4 +1,4 @@
-"""Prepare puzzles: generate them, or read them from csv files, and write a folder."""
+"""Prepare puzzles: generate them, or read them from csv files or ARC's JSON, and write a folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data import MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
+from attractor.data.arc import BLANK, make_splits, read_tasks
 from attractor.data.puzzles import FIRST_DEV_SEED, FIRST_TEST_SEED, MAX_DEV, num_dev
 from attractor.errors import ConfigError, DataError
-from attractor.files import require_free
+from attractor.files import read_json, require_free
 from attractor.progress import TaskProgress
 
 
@@ -96,6 +97,53 @@ def prepare_mazes(
     settings = {"style": style, "size": size, "min_path": min_path, "max_path": max_path}
     defaults = {"style": "perfect", "size": 30 if style == "walls" else 31, "min_path": 1, "max_path": None}
     return _prepare_puzzles(MAZE, Path(out), settings, defaults, **source)
+
+
+def prepare_arc(
+    folder: Path | str,
+    /,
+    out: Path | str,
+    *,
+    num_augmentations: int = 100,
+    names: Path | str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> PuzzleSummary:
+    """Write a folder of ARC's tasks, each with symmetric copies: turned, reflected, and with other colours.
+
+    Pairs that demonstrate a task are training puzzles; so are the test pairs of the part ``training``. The test pairs of the
+    part ``evaluation`` are test puzzles.
+
+    Parameters
+    ----------
+    folder
+        See :func:`attractor.data.arc.read_tasks`.
+    num_augmentations
+        Copies of each task; published models have 1000.
+    names
+        A JSON list of puzzle names, ``identifiers.json`` of a published data set, in place of new copies.
+    seed
+        Draws the copies.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For invalid settings, and for tasks that cannot be read.
+    """
+    out = Path(out)
+    require_free(out)
+    if num_augmentations < 0 or seed < 0:
+        raise ConfigError(f"num_augmentations={num_augmentations}, seed={seed}: give whole numbers from 0 up.")
+    tasks = read_tasks(Path(folder))
+    known = None if names is None else read_json(Path(names), DataError, kind=list)
+    if known is not None and known[:1] != [BLANK]:
+        raise DataError(f"{names}: is no list of puzzle names that begins with {BLANK!r}; give identifiers.json.")
+    with TaskProgress(enabled=progress) as bars:
+        advance = bars.count("tasks", len(tasks))
+        splits = make_splits(tasks, num_augmentations=num_augmentations, seed=seed, names=known, advance=advance)
+    settings = {"num_augmentations": num_augmentations, "seed": seed} if known is None else {"names": str(names)}
+    puzzles.write(out, splits, metadata={"folder": str(folder), **settings})
+    return summarize(out, splits)
 
 
 def _prepare_puzzles(

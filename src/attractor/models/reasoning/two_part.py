@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attractor.config import config_class, require_whole
+from attractor.errors import ConfigError
 from attractor.models.reasoning.reasoner import Draw, Reasoner, ReasonerConfig, normal_noise
 from attractor.nn.grid import HaltingHead, ScaledEmbedding, lecun_linear, truncated_normal_
 
@@ -23,14 +24,23 @@ class TwoPartConfig(ReasonerConfig):
     ----------
     num_name_tokens
         Cells before the grid that hold a learnt embedding of the puzzle's name, ``puzzle_emb_len`` in published
-        checkpoints. All puzzles have the same name. The network then reads all cells as one sequence.
+        checkpoints. The network then reads all cells as one sequence.
+    num_names
+        Names with an embedding, ``num_puzzle_identifiers``. With one, all puzzles have the same name. With more, every cell
+        of a question holds its symbol plus ``num_symbols`` times the number of the puzzle's name.
     """
 
     num_name_tokens: int = 0
+    num_names: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole(self, 0, "num_name_tokens")
+        require_whole(self, 1, "num_names")
+        if self.num_names > 1 and not self.num_name_tokens:
+            raise ConfigError(
+                f"num_names={self.num_names} needs cells that hold them; set num_name_tokens, such as 16."
+            )
 
     @property
     @abstractmethod
@@ -52,9 +62,10 @@ class TwoPartReasoner(Reasoner):
     def __init__(self, config: TwoPartConfig) -> None:
         super().__init__(config)
         width = self.width = config.width
+        self.num_symbols = config.num_symbols * config.num_names  # values of a cell, with its name
         self.embedding = ScaledEmbedding(config.num_symbols, width)
         if config.num_name_tokens:
-            self.puzzle_emb = nn.Parameter(torch.zeros(config.num_name_tokens, width))
+            self.puzzle_emb = nn.Parameter(torch.zeros(config.num_names, config.num_name_tokens * width))
         self.add_networks()
         self.lm_head = lecun_linear(width, config.num_classes)
         self.q_head = HaltingHead(width)
@@ -84,11 +95,12 @@ class TwoPartReasoner(Reasoner):
 
     def _embed(self, questions: Tensor) -> Tensor:
         """Return the embedded question (B, height, W, D); with name tokens all cells in sequence, (B, N, D)."""
-        x: Tensor = self.embedding(questions)
+        names, symbols = questions[:, 0, 0] // self.config.num_symbols, questions % self.config.num_symbols
+        x: Tensor = self.embedding(symbols)
         if not self.config.num_name_tokens:
             return x
-        names = self.width**0.5 * self.puzzle_emb.expand(len(x), -1, -1)
-        return torch.cat([names, x.flatten(1, 2)], dim=1)
+        embedded = self.width**0.5 * self.puzzle_emb[names].view(len(x), -1, self.width)
+        return torch.cat([embedded, x.flatten(1, 2)], dim=1)
 
     def _cells(self, state: Tensor) -> Tensor:
         """Return the used cells of a state in the shape of the embedded question."""

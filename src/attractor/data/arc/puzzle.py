@@ -1,0 +1,84 @@
+"""ARC as a :class:`~attractor.data.puzzle.Puzzle`."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attractor.data.arc.grids import FIRST_COLOR, NUM_COLORS, PAD, SIDE, read_grid, to_cells
+from attractor.data.puzzle import PUZZLES, Advance, Grid, Grids, LocatedGrid, Puzzle, PuzzleSet, Verdict
+from attractor.data.table import Rows
+from attractor.errors import DataError
+
+_ONLY_TRAINED = "a task of ARC is learnt in training, with its name; use attractor data arc, train and evaluate."
+
+
+class Arc(Puzzle):
+    """Grids are cells (30, 30): padding, ends of rows and columns, and colours."""
+
+    kind = "arc"
+    difficulty_name = "cells of the answer"
+    has_unique_answer = True
+    ignored = PAD
+
+    def alphabet(self, size: int) -> str:
+        return " |0123456789"
+
+    def num_symbols(self, size: int) -> int:
+        return FIRST_COLOR + NUM_COLORS
+
+    def parse(self, text: str, *, source: str = "<text>") -> list[LocatedGrid]:
+        raise DataError(f"{source}: {_ONLY_TRAINED}")
+
+    def tables(
+        self, source: str | os.PathLike[str], split: str, *, answers: bool = True
+    ) -> Iterator[tuple[Rows, Grids, Grids]]:
+        raise DataError(f"{source}: {_ONLY_TRAINED}")
+
+    def generate(
+        self,
+        num: int,
+        *,
+        seed: int,
+        exclude: PuzzleSet | None = None,
+        advance: Advance = lambda num: None,
+        **settings: Any,
+    ) -> PuzzleSet:
+        raise DataError("tasks of ARC are not generated; make a folder with attractor data arc, and give it as data.")
+
+    def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
+        """Move the grids of each pair by the same random number of rows and columns; the other symmetries have names."""
+        moved = [_move(read_grid(q), read_grid(a), rng) for q, a in zip(questions, answers, strict=True)]
+        return np.stack([q for q, _ in moved]), np.stack([a for _, a in moved])
+
+    def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
+        known = {q.tobytes() + a.tobytes() for q, a in zip(train.questions, train.answers, strict=True)}
+        pairs = zip(test.questions, test.answers, strict=True)
+        return np.flatnonzero([q.tobytes() + a.tobytes() in known for q, a in pairs])
+
+    def check(self, question: Grid) -> None:
+        raise DataError(_ONLY_TRAINED)
+
+    def verdict(self, question: Grid, answer: Grid) -> Verdict:
+        raise DataError(_ONLY_TRAINED)
+
+    def is_right(self, questions: Grids, answers: Grids, labels: Grids) -> NDArray[np.bool_]:
+        return np.asarray(((answers == labels) | (labels == PAD)).all(axis=(1, 2)))
+
+    def render(self, grid: Grid) -> str:
+        return "\n".join("".join(map(str, row)) for row in read_grid(grid))
+
+    def difficulty(self, puzzles: PuzzleSet) -> float:
+        return float((puzzles.answers >= FIRST_COLOR).sum() / len(puzzles))
+
+
+def _move(question: Grid, answer: Grid, rng: np.random.Generator) -> tuple[Grid, Grid]:
+    most = SIDE - np.maximum(question.shape, answer.shape)
+    row, column = (int(n) for n in rng.integers(most + 1))
+    return to_cells(question, row, column), to_cells(answer, row, column)
+
+
+ARC = Arc()
+PUZZLES[ARC.kind] = ARC

@@ -1,0 +1,306 @@
+"""ARC: tasks as JSON, names, symmetries, votes, and training with an embedding per name."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import attractor
+from attractor import recipes
+from attractor.cli import main
+from attractor.data import ARC, PuzzleSet, arc, puzzles
+from attractor.data.arc import EOS, PAD, SIDE, Name, Transform, make_splits, read_grid, read_tasks, to_cells
+from attractor.errors import ConfigError, DataError
+from attractor.evaluation import exact, pass_at_k
+from attractor.experiment.prepare import prepare_arc
+from attractor.experiment.published import import_checkpoint
+from attractor.experiment.puzzle_evaluation import held_out_puzzles
+from attractor.experiment.puzzles import as_tensors, train_reasoner
+from attractor.interop import export_reasoner
+from attractor.models.reasoning import TRMConfig
+from attractor.nn import GridNetworkConfig, TRMUpdateConfig
+from attractor.nn.grid import swiglu_hidden
+from attractor.optim import OptimizerConfig, SignSGD
+
+Grid = NDArray[np.uint8]
+Pair = dict[str, Any]
+
+
+def pair(task: str, grid: Grid) -> Pair:
+    """The task "flip" reverses the rows of a grid, "swap" exchanges colours 1 and 2."""
+    output = grid[::-1] if task == "flip" else np.array([0, 2, 1, *range(3, 10)])[grid]
+    return {"input": grid.tolist(), "output": output.tolist()}
+
+
+def toy_folder(folder: Path) -> Path:
+    """A training task and an evaluation task with two test inputs, as ARC-AGI is published."""
+    rng = np.random.default_rng(0)
+    for part, task, num_test in (("training", "flip", 1), ("evaluation", "swap", 2)):
+        pairs = [pair(task, rng.integers(4, size=(2, 3))) for _ in range(3 + num_test)]
+        (folder / part).mkdir(parents=True)
+        (folder / part / f"{task}.json").write_text(json.dumps({"train": pairs[:3], "test": pairs[3:]}))
+    return folder
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[arc.Task]:
+    return read_tasks(toy_folder(tmp_path / "arc"))
+
+
+def test_a_grid_is_read_back_from_its_cells_wherever_it_lies() -> None:
+    grid = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    cells = to_cells(grid)
+    assert (cells[2, :3] == EOS).all()
+    assert (cells[:2, 3] == EOS).all()
+    assert cells[2, 3] == PAD
+    np.testing.assert_array_equal(read_grid(cells), grid)
+    full = np.full((SIDE, SIDE), 9, np.uint8)
+    np.testing.assert_array_equal(read_grid(to_cells(full)), full)
+    assert read_grid(np.full((SIDE, SIDE), EOS, np.uint8)).size == 0
+    moved = to_cells(grid, 4, 5)
+    np.testing.assert_array_equal(moved[4:6, 5:8], grid + 2)
+
+
+@pytest.mark.parametrize("dihedral", range(8))
+def test_a_symmetry_is_undone(dihedral: int) -> None:
+    grid = np.random.default_rng(0).integers(10, size=(3, 5)).astype(np.uint8)
+    transform = Transform(dihedral, (0, 2, 3, 1, 4, 9, 6, 7, 8, 5))
+    np.testing.assert_array_equal(transform.undo(transform.apply(grid)), grid)
+
+
+def test_symmetries_have_the_numbers_of_the_published_code() -> None:
+    a = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    expected = [a, np.rot90(a), np.rot90(a, 2), np.rot90(a, 3), np.fliplr(a), np.flipud(a), a.T, np.fliplr(np.rot90(a))]
+    for dihedral, grid in enumerate(expected):
+        np.testing.assert_array_equal(Transform(dihedral).apply(a), grid)
+
+
+def test_a_name_is_read_as_it_is_written() -> None:
+    name = Name("007bbfb7", Transform(3, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9)))
+    assert str(name) == "007bbfb7|||t3|||0213456789"
+    assert Name.parse(str(name)) == name
+    assert Name.parse("007bbfb7") == Name("007bbfb7")
+    for wrong in ("", "a|||t8|||0123456789", "a|||t1|||0123456788", "a|b"):
+        with pytest.raises(DataError, match="not the name of a puzzle"):
+            Name.parse(wrong)
+
+
+def test_test_pairs_of_the_evaluation_alone_are_held_out(tasks: list[arc.Task]) -> None:
+    splits = make_splits(tasks, num_augmentations=4)
+    train, test = splits["train"], splits["test"]
+    assert train.names is not None
+    assert test.names is not None
+    assert (len(train), len(test)) == (5 * (4 + 3), 5 * 2)
+    assert {Name.parse(test.all_names[n]).task for n in test.names} == {"swap"}
+    assert len(set(test.all_names)) == 1 + 2 * 5
+    assert test.all_names[0] == "<blank>"
+    assert not len(ARC.find_copies(test, train))
+
+
+def test_names_of_a_published_model_give_the_same_puzzles(tasks: list[arc.Task]) -> None:
+    first = make_splits(tasks, num_augmentations=4, seed=1)["test"]
+    again = make_splits(tasks, num_augmentations=0, names=first.all_names)["test"]
+    np.testing.assert_array_equal(first.questions, again.questions)
+    np.testing.assert_array_equal(first.names, again.names)
+    with pytest.raises(DataError, match="there is no task 'other'"):
+        make_splits(tasks, num_augmentations=0, names=(*first.all_names, "other"))
+
+
+def test_files_of_kaggle_hold_the_same_tasks(tasks: list[arc.Task], tmp_path: Path) -> None:
+    out = tmp_path / "kaggle"
+    out.mkdir()
+    for part in ("training", "evaluation"):
+        file = next((tmp_path / "arc" / part).glob("*.json"))
+        task = json.loads(file.read_text())
+        outputs = [pair.pop("output") for pair in task["test"]]
+        (out / f"arc-agi_{part}_challenges.json").write_text(json.dumps({file.stem: task}))
+        (out / f"arc-agi_{part}_solutions.json").write_text(json.dumps({file.stem: outputs}))
+    for one, other in zip(tasks, read_tasks(out), strict=True):
+        assert (one.name, one.is_held_out) == (other.name, other.is_held_out)
+        np.testing.assert_array_equal(one.test[0][1], other.test[0][1])
+    (out / "arc-agi_training_solutions.json").unlink()
+    with pytest.raises(DataError, match="has no solutions"):
+        read_tasks(out)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([[10]], "colours are 0 to 9"),
+        ([[-1]], "colours are 0 to 9"),
+        ([[0] * 31], "rows of 1 to 30 whole numbers"),
+        ([], "rows of 1 to 30 whole numbers"),
+        ([[1], [1, 2]], "rows of different lengths"),
+        ([[0.5]], "whole numbers"),
+        (None, "whole numbers"),
+    ],
+)
+def test_a_grid_out_of_range_is_named(grid: Any, message: str, tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "arc")
+    file = folder / "evaluation" / "swap.json"
+    task = json.loads(file.read_text())
+    task["test"][1]["output"] = grid
+    file.write_text(json.dumps(task))
+    with pytest.raises(DataError, match=re.escape("swap, test pair 2: ") + ".*" + message):
+        read_tasks(folder)
+
+
+def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no tasks of ARC"):
+        read_tasks(tmp_path)
+
+
+def test_training_moves_both_grids_of_a_pair_alike(tasks: list[arc.Task]) -> None:
+    data = make_splits(tasks, num_augmentations=0)["train"]
+    many = data[np.zeros(50, int)]
+    questions, answers = ARC.augment(many.questions, many.answers, np.random.default_rng(0))
+    places = [(np.argwhere(q >= 2).min(axis=0), np.argwhere(a >= 2).min(axis=0)) for q, a in zip(questions, answers)]  # noqa: B905
+    assert all((q == a).all() for q, a in places)
+    assert len({tuple(q) for q, _ in places}) > 25
+
+
+def test_every_copy_of_a_test_input_votes(tasks: list[arc.Task]) -> None:
+    """Two of five copies are right and three are wrong in different ways: the right answer has the most votes."""
+    test = make_splits(tasks, num_augmentations=4, seed=3)["test"]
+    answers = torch.from_numpy(test.answers.copy())
+    assert pass_at_k(test, answers, torch.zeros(len(test))) == {"pass@1": 1.0, "pass@2": 1.0}
+    which = [(Name.parse(test.all_names[n]).transform, i) for i, n in enumerate(test.names)]  # type: ignore[arg-type]
+    for n, (transform, i) in enumerate(which):
+        if n // 2 >= 2:  # both test inputs of a copy lie side by side
+            wrong = transform.apply(np.full((1, 1 + n // 2), 5, np.uint8))
+            answers[i] = torch.from_numpy(to_cells(wrong))
+    assert pass_at_k(test, answers, torch.zeros(len(test)))["pass@1"] == 1.0
+    for n, (transform, i) in enumerate(which):
+        if n // 2 >= 2:  # now the three wrong ones agree
+            answers[i] = torch.from_numpy(to_cells(transform.apply(np.full((1, 4), 5, np.uint8))))
+    assert pass_at_k(test, answers, torch.zeros(len(test))) == {"pass@1": 0.0, "pass@2": 1.0}
+
+
+def test_of_equally_frequent_answers_the_lower_score_comes_first(tasks: list[arc.Task]) -> None:
+    test = make_splits(tasks, num_augmentations=1, seed=3)["test"]
+    answers = torch.from_numpy(test.answers.copy())
+    answers[:2] = torch.from_numpy(to_cells(np.full((1, 1), 5, np.uint8)))
+    score = torch.tensor([2.0, 2.0, 1.0, 1.0])
+    assert pass_at_k(test, answers, score)["pass@1"] == 1.0
+    assert pass_at_k(test, answers, -score)["pass@1"] == 0.0
+
+
+def test_padding_is_neither_trained_nor_compared(tasks: list[arc.Task]) -> None:
+    test = make_splits(tasks, num_augmentations=0)["test"]
+    questions, truth = as_tensors(test)
+    assert (truth[0] < 0).sum() == (test.answers[0] == PAD).sum()
+    answers = torch.from_numpy(test.answers.copy())
+    answers[answers == PAD] = 7
+    assert exact(answers, truth).all()
+    answers[0, 0, 0] = EOS
+    assert exact(answers, truth).tolist() == [False, True]
+    assert test.names is not None
+    assert (questions[0] // 12 == int(test.names[0])).all()
+
+
+def test_only_used_rows_of_an_embedding_change() -> None:
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    p.grad = torch.tensor([[0.5, -0.5], [0.0, 0.0], [0.0, 1e-9]])
+    SignSGD([p], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(p.data, torch.tensor([[0.85, 1.05], [1.0, 1.0], [0.95, 0.85]]))
+
+
+def tiny_recipe(num_steps: int) -> recipes.PuzzleRecipe:
+    network = GridNetworkConfig(
+        width=16, hidden=swiglu_hidden(16), num_layers=1, mixing="attention", num_heads=2, grid_positions=False
+    )
+    recipe = recipes.arc()
+    model = TRMConfig(
+        update=TRMUpdateConfig(network=network, num_latent=1), num_name_tokens=2, evaluations_per_segment=1
+    )
+    optimizer = OptimizerConfig(sign_pattern="puzzle_emb", lr=3e-3)
+    train = replace(recipe.train, num_steps=num_steps, optimizer=optimizer, warmup_fraction=0.0, ema_decay=0.0)
+    supervision = replace(recipe.supervision, batch_size=4, max_segments=2, augment=False)
+    return replace(recipe, model=model, train=replace(train, precision="fp32"), supervision=supervision)
+
+
+def test_names_are_trained_and_kept_from_folder_to_score(tmp_path: Path) -> None:
+    """The command line's path: prepare, train, load, evaluate; other names are refused."""
+    summary = prepare_arc(toy_folder(tmp_path / "arc"), tmp_path / "data", num_augmentations=2)
+    assert {split.name: split.num_puzzles for split in summary.splits} == {"train": 21, "test": 6}
+    trained = train_reasoner(tiny_recipe(30), tmp_path / "run", data=tmp_path / "data")
+    embedding = trained.model.state_dict()["puzzle_emb"]
+    assert embedding.shape == (7, 32)
+    assert not embedding[0].any()  # of no puzzle
+    assert embedding[1:].any(dim=1).all()
+    figures = attractor.evaluate(tmp_path / "run", data=tmp_path / "data", depths=[2])["results"]
+    assert set(figures) >= {"pass@1", "pass@2"}
+    loaded = attractor.load(tmp_path / "run")
+    prepare_arc(tmp_path / "arc", tmp_path / "other", num_augmentations=2, seed=5)
+    prepare_arc(tmp_path / "arc", tmp_path / "fewer", num_augmentations=1)
+    for wrong in ("other", "fewer"):
+        with pytest.raises(DataError, match="puzzle names are not the 7 of this model"):
+            held_out_puzzles(loaded, tmp_path / wrong, None)  # type: ignore[arg-type]
+    (tmp_path / "names.json").write_text(json.dumps(puzzles.read_index(tmp_path / "data")["names"]))
+    prepare_arc(tmp_path / "arc", tmp_path / "same", names=tmp_path / "names.json")
+    assert isinstance(held_out_puzzles(loaded, tmp_path / "same", None), PuzzleSet)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="learnt in training"):
+        loaded.solve("0123\n")  # type: ignore[arg-type]
+
+
+def test_the_answer_depends_on_the_name() -> None:
+    model = tiny_recipe(1).model
+    reasoner = replace(model, num_names=3, num_symbols=12, num_classes=12).build().eval()
+    with torch.no_grad():
+        reasoner.puzzle_emb.normal_()  # type: ignore[union-attr]
+        question = torch.randint(12, (1, 4, 4))
+        first, second = reasoner(question, depth=1).logits, reasoner(question + 12, depth=1).logits
+        both = reasoner(torch.cat([question, question + 12]), depth=1).logits
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(both, torch.cat([first, second]))
+    with pytest.raises(DataError, match="0 to 35"):
+        reasoner(question + 36)
+
+
+def test_a_published_checkpoint_with_names_is_imported_and_evaluated(tmp_path: Path) -> None:
+    """Written in the authors' format, read back, and measured on data with its names."""
+    prepare_arc(toy_folder(tmp_path / "arc"), tmp_path / "data", num_augmentations=1)
+    model: Any = replace(tiny_recipe(1).model, num_names=5, num_symbols=12, num_classes=12).build()
+    with torch.no_grad():
+        model.puzzle_emb.normal_()
+    export_reasoner(model, tmp_path / "published", num_cells=SIDE**2)
+    import_checkpoint(tmp_path / "published", tmp_path / "imported")
+    loaded: Any = attractor.load(tmp_path / "imported")
+    assert torch.equal(loaded.model.puzzle_emb, model.puzzle_emb)
+    figures = attractor.evaluate(loaded, data=tmp_path / "data", depths=[2])["results"]
+    assert figures["num_puzzles"] == 4
+    prepare_arc(tmp_path / "arc", tmp_path / "more", num_augmentations=2)
+    with pytest.raises(DataError, match="7 puzzle names are not the 5 of this model"):
+        attractor.evaluate(loaded, data=tmp_path / "more")
+
+
+def test_the_command_prints_the_next_ones_and_refuses_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = toy_folder(tmp_path / "arc"), tmp_path / "data"
+    assert not main(["data", "arc", str(folder), "--out", str(out), "--num-augmentations", "1"])
+    assert f"attractor train arc --data {out}" in capsys.readouterr().out
+    (tmp_path / "names.json").write_text('["one"]')
+    names = ["--names", str(tmp_path / "names.json")]
+    assert main(["data", "arc", str(folder), "--out", str(tmp_path / "b"), *names]) == 2
+    assert "begins with '<blank>'" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_models_without_cells_for_names_are_refused(tmp_path: Path) -> None:
+    prepare_arc(toy_folder(tmp_path / "arc"), tmp_path / "data", num_augmentations=0)
+    recipe = tiny_recipe(1)
+    with pytest.raises(ConfigError, match="no cells for them"):
+        train_reasoner(
+            replace(recipe, model=replace(recipe.model, num_name_tokens=0)), tmp_path / "run", data=tmp_path / "data"
+        )
+    with pytest.raises(ConfigError, match="needs cells that hold them"):
+        replace(recipe.model, num_name_tokens=0, num_names=3)
+    with pytest.raises(DataError, match="not generated"):
+        train_reasoner(recipe, tmp_path / "run")
