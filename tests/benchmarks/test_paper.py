@@ -1,13 +1,17 @@
 """The paper's items run from end to end at a very small scale, are trained once, continue, and say what holds."""
 
 import json
+import shutil
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
 from attractor.config import change
+from attractor.data.text import Shards
 from benchmarks import depth, paper, paper_items
 
 SMALLEST = {
@@ -110,6 +114,19 @@ def test_reasoners_and_memory_need_no_text(small, monkeypatch) -> None:
     assert ours["memory_64"][0] < 1.05 * ours["memory_16"][0]
     assert looped["memory_64"][0] > 2 * looped["memory_16"][0]
     assert (paper.OUT / "figure2" / "tiny.png").exists()
+
+
+def test_without_data_the_text_is_pythons_standard_library(tmp_path, monkeypatch) -> None:
+    """A part of it is held out, and it is prepared once."""
+    monkeypatch.chdir(tmp_path)
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]:
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    folder = paper._default_text()
+    assert Shards(folder, "train").num_tokens > Shards(folder, "val").num_tokens > 0
+    before = (folder / "index.json").stat().st_mtime_ns
+    assert paper._default_text() == folder
+    assert (folder / "index.json").stat().st_mtime_ns == before
 
 
 def test_orders_say_whether_the_difference_has_the_sign_of_the_papers() -> None:
