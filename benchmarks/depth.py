@@ -43,6 +43,7 @@ from benchmarks.command import run_command
 
 OUT = Path("results/depth")
 IGNORED = -100
+SHOWN = 30  # answers of a difficulty, or more, for a point in a picture
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, answers (IGNORED where there is no question), difficulties
 SIDES: dict[str, tuple[str, dict[str, int]]] = {
     "attractor": ("attractor", {"num_hidden_layers": 3, "num_attractor_layers": 2}),
@@ -230,7 +231,7 @@ def show() -> None:
             flops = statistics.mean(r["training_flops_per_token"] for r in runs) / 1e6
             lines.append(f"| {task} | {side} | {len(runs)} | {' | '.join(cells)} | {flops:.2f} |")
             for which, found in enumerate(runs):
-                by = found["longer"]["by_difficulty"]
+                by = {d: point for d, point in found["longer"]["by_difficulty"].items() if point["num"] >= SHOWN}
                 style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3}
                 for each, column, factor in ((axes[0], "accuracy", 100), (axes[1], "evaluations", 1)):
                     y = [factor * point[column] for point in by.values()]
