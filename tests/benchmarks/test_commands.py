@@ -29,7 +29,16 @@ def test_help_describes_the_benchmark_and_does_no_work(name: str, tmp_path, monk
     output = capsys.readouterr().out
     assert ended.value.code == 0
     assert f"usage: python -m benchmarks.{name}" in output
-    assert "--out PATH" in output or name in ("gpu", "language", "memory", "scale", "scaling", "smollm2", "sudoku")
+    assert "--out PATH" in output or name in (
+        "depth",
+        "gpu",
+        "language",
+        "memory",
+        "scale",
+        "scaling",
+        "smollm2",
+        "sudoku",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
