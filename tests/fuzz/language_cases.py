@@ -17,7 +17,7 @@ from attractor.files.manifest import write_checksums
 from attractor.files.received import quiet
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+OFFICIAL = Path(__file__).parents[1] / "interop" / "official_tiny"
 DOCUMENTS = [" ".join(f"the {i * j % 13} small boats of {j}" for j in range(40)) for i in range(6)]
 READS = {  # commands with the words that make them fast, and their options
     "generate": (
@@ -65,7 +65,7 @@ PREPARE_OPTIONS = ["--out", "--val", "--val-fraction", "--vocab-size", "--tokeni
 SMALL = ["text.length=16", "text.batch_size=2", "train.accumulate=1", "train.num_steps=2", "train.checkpoint_every=1"]
 TRAIN = ["--out", "new", "--logger", "none", "--set", *SMALL]
 # A model with checksums, the same without, a Llama, an official checkpoint, a run, prepared text, an evaluation bundle.
-MODELS = ["language", "received", "backbone", "run"] + (["official"] if OFFICIAL.is_dir() else [])
+MODELS = ["language", "received", "backbone", "run", "official"]
 
 
 def make_language(folder: Path) -> None:
@@ -86,10 +86,9 @@ def make_language(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
     shutil.copytree(folder / "received", folder / "language")
     write_checksums(folder / "language")
-    if OFFICIAL.is_dir():
-        (folder / "official").mkdir()
-        for name in ("config.json", "pytorch_model.bin"):
-            shutil.copyfile(OFFICIAL / name, folder / "official" / name)
+    (folder / "official").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        shutil.copyfile(OFFICIAL / name, folder / "official" / name)
     text, tokens, run = (str(folder / name) for name in ("text", "tokens", "run"))
     main(["data", "prepare", text, "--out", tokens, "--val-fraction", "0.3", "--tokenizer", str(folder / "received")])
     command = ["train", "language/retrofit", "--init", str(folder / "received"), "--data", tokens, "--out", run]

@@ -198,9 +198,10 @@ def test_other_families_and_settings_are_refused(tmp_path) -> None:
         with pytest.raises(ConfigError, match=says):
             retrofit(tmp_path / "good", **settings)
     config = json.loads((tmp_path / "good" / "config.json").read_text())
-    (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    with pytest.raises(ConfigError, match="give one of llama, mistral, qwen2, qwen3"):
-        retrofit(tmp_path / "good")
+    for family in ("gpt2", "olmo2"):
+        (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "model_type": family}))
+        with pytest.raises(ConfigError, match=f"'{family}'; give one of llama, mistral, qwen2, qwen3"):
+            retrofit(tmp_path / "good")
 
 
 def test_shards_are_joined_and_a_missing_or_damaged_one_is_named(tmp_path) -> None:

@@ -15,7 +15,7 @@ from attractor.experiment.conversion import export, import_official, retrofit
 from attractor.interop import to_stock
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
-OFFICIAL = Path(__file__).parents[3] / "shared" / "fixtures" / "official_lm_tiny"
+OFFICIAL = Path(__file__).parent / "official_tiny"
 TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
 KEPT = {
     "eos_token_id": [2, 7],
@@ -107,7 +107,6 @@ def test_a_retrofitted_model_ends_at_every_end_token(backbone) -> None:
     assert model.generate(ids, do_sample=False).shape[1] == 3
 
 
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the shared fixtures are not beside this checkout")
 @pytest.mark.parametrize("has_config", [False, True])
 def test_an_official_checkpoint_keeps_its_settings_and_its_tokenizer(has_config: bool, tokenizer, tmp_path) -> None:
     """Without a generation config, the tokenizer says where texts end."""

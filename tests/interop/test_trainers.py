@@ -95,3 +95,35 @@ def test_adapters_are_trained_merged_saved_and_loaded(checkpoint, tmp_path) -> N
         for depth, logits in expected.items():
             assert (loaded(ids, depth=depth).logits - logits).abs().max() < 1e-3
             assert (original(ids, depth=depth).logits - logits).abs().max() > 1e-2
+
+
+def test_a_loop_of_accelerate_has_the_losses_of_a_plain_loop(checkpoint, tmp_path) -> None:
+    """Its saved state continues the run, and the unwrapped model is a checkpoint of ours."""
+    accelerate = pytest.importorskip("accelerate")
+    rows = torch.randint(2, 280, (4, 2, 16))
+
+    def step(model, optimizer, ids, backward) -> float:
+        loss = model(input_ids=ids, labels=ids).loss
+        backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    def prepared():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint).train()
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    plain = prepared()
+    expected = [step(*plain, ids, torch.Tensor.backward) for ids in rows]
+    accelerator = accelerate.Accelerator(cpu=True)
+    first = accelerator.prepare(*prepared())
+    found = [step(*first, ids, accelerator.backward) for ids in rows[:2]]
+    accelerator.save_state(str(tmp_path / "state"))
+    accelerator.free_memory()
+    second = accelerator.prepare(*prepared())
+    accelerator.load_state(str(tmp_path / "state"))
+    assert [*found, *(step(*second, ids, accelerator.backward) for ids in rows[2:])] == expected
+    model = accelerator.unwrap_model(second[0])
+    model.save_pretrained(tmp_path / "tuned", save_function=accelerator.save)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), plain[0].parameters(), strict=True))

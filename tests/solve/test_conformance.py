@@ -98,7 +98,7 @@ def test_anderson_needs_no_float64(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "all_active", "some_converged"), [(Picard(), 12, 50), (Anderson(), 40, 90)], ids=["Picard", "Anderson"]
+    ("solver", "all_active", "some_converged"), [(Picard(), 11, 25), (Anderson(), 38, 60)], ids=["Picard", "Anderson"]
 )
 def test_an_evaluation_on_an_accelerator_takes_few_operators(solver, all_active, some_converged) -> None:
     """Without the update's own; the host reads at convergence checks only."""
@@ -140,7 +140,7 @@ def test_both_paths_decide_the_same(solver, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("tensors")
 def test_fused_bookkeeping_decides_the_same_with_fewer_kernels() -> None:
-    """Bit for bit; a second solve compiles nothing; at most ten kernels for the decisions of one evaluation."""
+    """Bit for bit; a second solve compiles nothing; at most seven generated kernels for the decisions of one evaluation."""
     c = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0))
     w = torch.randn(24, 24, generator=torch.Generator().manual_seed(1)) / 8
 
@@ -161,7 +161,7 @@ def test_fused_bookkeeping_decides_the_same_with_fewer_kernels() -> None:
             kernels = metrics.generated_kernel_count / graphs
             run(stop)
     assert counters["stats"]["unique_graphs"] == graphs
-    assert kernels <= 10, kernels
+    assert kernels <= 7, kernels
     assert torch.equal(found.value, expected.value)
     assert torch.equal(found.residual, expected.residual)
     assert torch.equal(found.evaluations, expected.evaluations)

@@ -5,13 +5,14 @@ are not on the CPU; and meta tensors refuse other devices, and have no values to
 """
 
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 import attractor
 from attractor import (
@@ -31,9 +32,12 @@ from attractor import (
     fixed_point,
     root,
 )
+from attractor.experiment.puzzles import train_reasoner
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.models.reasoning import AttractorReasonerConfig
+from attractor.recipes import MazeDataConfig, PuzzleRecipe
 from attractor.solve import loop
+from attractor.training import TrainConfig
 
 ROOT = str(Path(attractor.__file__).parent)
 aten = torch.ops.aten
@@ -60,15 +64,30 @@ class HostReads(TorchDispatchMode):
         by_mask = func in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
         to_host = func is aten._to_copy.default and str((kwargs or {}).get("device")) == "cpu" and args[0].is_meta
         if func in READS or by_mask or to_host:
-            ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(ROOT)]
-            self.functions.append(ours[-1].name)
+            self.note()
         return func(*args, **(kwargs or {}))
+
+    def note(self) -> None:
+        ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(ROOT)]
+        self.functions.append(ours[-1].name)
 
 
 @pytest.fixture
 def accelerator(monkeypatch) -> None:
-    """Tensors on the CPU say that they are on another device."""
+    """Tensors on the CPU say that they are on another device, and copies to the host are noted."""
     monkeypatch.setattr(Tensor, "is_cpu", False)
+    for name in ("tolist", "cpu"):  # on a CPU these are no operators
+        monkeypatch.setattr(Tensor, name, _noted(getattr(Tensor, name)))
+
+
+def _noted(method):
+    def noted(self, *args, **kwargs):
+        mode = _get_current_dispatch_mode()
+        if isinstance(mode, HostReads):
+            mode.note()
+        return method(self, *args, **kwargs)
+
+    return noted
 
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -204,6 +223,50 @@ def test_language_models_read_nothing_between_checks() -> None:
             call("cpu", **budget)
         assert set(reads.functions) <= CHECKS | AT_THE_END | allowed
         assert CHECKS.intersection(reads.functions)
+
+
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("budget", [{"depth": 3}, {"tolerance": 1e-3, "max_evaluations": 8}], ids=str)
+def test_generation_reads_little_for_each_token(budget) -> None:
+    """transformers reads whether all rows have ended, and the model whether positions count up; nothing else at a depth."""
+    prompt, num_tokens = torch.ones(2, 5, dtype=torch.long), 6
+    with HostReads() as reads:
+        language_model("cpu").generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=num_tokens, pad_token_id=0, **budget
+        )
+    allowed = {"generate", "_padding", "_positions"}
+    counted = Counter(reads.functions)
+    assert set(counted) <= (allowed if "depth" in budget else allowed | CHECKS | {"finish"}), counted
+    assert counted["generate"] <= 2 * num_tokens
+    assert counted["_padding"] + counted["_positions"] <= 2 * num_tokens
+
+
+class Ended(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_a_training_step_reads_the_loss_and_which_puzzles_are_finished(tmp_path) -> None:
+    """Once each. All other reads are of numbers on the host: seeds of generators, and the optimisers' step counts."""
+    recipe = PuzzleRecipe(
+        model=AttractorReasonerConfig(evaluations_per_segment=4, backprop_steps=2),
+        data=MazeDataConfig(num_puzzles=20, size=7),
+        train=TrainConfig(num_steps=40, log_every=4, checkpoint_every=0),
+    )
+    on_host = {"_draw", "normal_noise", "optimizer_step", "update"}
+    numbers: list[Counter[str]] = []
+
+    def note(report) -> None:
+        numbers.append(Counter(reads.functions))
+        if len(numbers) == 3:  # the first interval has all that is done once
+            raise Ended
+
+    with HostReads() as reads, pytest.raises(Ended):
+        train_reasoner(recipe, tmp_path / "run", callbacks=[note])
+    between = numbers[2] - numbers[1]
+    reports = {"_report", "evaluate", "<dictcomp>"}
+    assert set(between) <= on_host | reports | {"_exchange", "_replace_finished"}, between
+    assert between["_exchange"] == between["_replace_finished"] == 4
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -577,3 +577,22 @@ def test_a_strict_safeguard_keeps_causality(max_growth: float) -> None:
             for c in (x, changed)
         )
         assert torch.equal(a.value[:, 0], b.value[:, 0])
+
+
+def test_an_equation_that_was_frozen_is_not_tested_for_stagnation() -> None:
+    """It fails its verification in the evaluation that ends the window of ``patience``, and then converges."""
+
+    def update(y: torch.Tensor) -> torch.Tensor:  # the first equation walks to 3/4; only there it moves the second
+        first = (y[:, 0] + 1 / 8).clamp_max(3 / 4)
+        return torch.stack([first, 1 + (y[:, 0] >= 3 / 4) / 2], dim=1)
+
+    solution = fixed_point(
+        update,
+        torch.tensor([[0.0, 1.0]]),
+        solver=Picard(),
+        stop=Tolerance(patience=4),
+        equation_dims=0,
+        causal=True,
+    )
+    assert solution.outcome.converged, str(solution.outcome)
+    assert solution.value.tolist() == [[0.75, 1.5]]

@@ -39,7 +39,7 @@ def chat(
     """
     from attractor.data.text import render
     from attractor.errors import AttractorError
-    from attractor.experiment.generation import answer, describe_budget
+    from attractor.experiment.generation import KeptCache, answer, describe_budget
     from attractor.experiment.loading import load_language_model, local_folder
 
     settings: dict[str, Any] = {name: value for name, value in locals().items() if name in SAMPLING}
@@ -47,7 +47,7 @@ def chat(
     loaded = load_language_model(local_folder(checkpoint))
     render(loaded.tokenizer, [{"role": "user", "content": ""}], checkpoint)  # or the mistake would wait for a message
     begin = [{"role": "system", "content": system}] if system else []
-    messages, is_terminal = list(begin), sys.stdin.isatty()
+    messages, kept, is_terminal = list(begin), KeptCache(), sys.stdin.isatty()
     print(f"Budget: {describe_budget(loaded.model, **budget)}.", file=sys.stderr)
     while (line := _read(is_terminal)) not in (None, "/exit"):
         if line == "/clear":
@@ -57,9 +57,8 @@ def chat(
         messages.append({"role": "user", "content": line})
         streamer = make_streamer(loaded.tokenizer, skip_prompt=True)
         try:
-            result = answer(
-                loaded.model, loaded.tokenizer, messages, seed=seed, streamer=streamer, **budget, **settings
-            )
+            more: Any = {"seed": seed, "streamer": streamer, "kept": kept, **budget, **settings}
+            result = answer(loaded.model, loaded.tokenizer, messages, **more)
         except (AttractorError, KeyboardInterrupt) as error:
             if not is_terminal:
                 raise

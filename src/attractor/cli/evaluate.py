@@ -42,17 +42,19 @@ def evaluate(
     Args:
         checkpoint: The folder of a checkpoint, of a run, or of any causal language model of transformers; or a name on
             the hub.
-        tasks: For language models: text (default), lambada, core, the label of one CORE task, or harness:NAME for a
-            task of lm-evaluation-harness.
+        tasks: For language models: text (default), chat (the loss on the assistant's answers), lambada, core, the label
+            of one CORE task, or harness:NAME for a task of lm-evaluation-harness.
         data: For the task text: files or folders of held-out documents, or folders of prepared text, whose split val is
-            read. For puzzles: a prepared folder, whose split test is read, or a csv.
+            read. For chat: a file of conversations, as for attractor train. For puzzles: a prepared folder, whose split
+            test is read, or a csv.
         field: For the task text: the field of a record that holds the text; by default text.
         bundle: For lambada and CORE tasks: the folder of the evaluation bundle, which holds core.yaml.
         include_path: For harness:NAME: a folder with YAML files of more tasks.
         depth: For language models: evaluations per token, instead of a tolerance; 0 decodes the proposal.
         tolerance: For language models: the relative residual at which a token has converged, instead of the model's.
         max_evaluations: For language models: the largest number of evaluations, instead of the model's.
-        length: For the task text: tokens in the sliding window; by default the model's positions, at most 2048.
+        length: For the task text: tokens in the sliding window; by default the model's positions, at most 2048. For
+            chat: answers that end later are left out.
         stride: For the task text: tokens by which the window moves; by default half of them.
         limit: The largest number of documents, items of each task, or puzzles.
         batch_size: Sequences or puzzles in a batch.

@@ -19,23 +19,31 @@ def serve(
     Args:
         checkpoint: The folder of a checkpoint, or of a run, whose newest checkpoint is taken; or a name on the hub.
         host: The address to listen on; 0.0.0.0 for all addresses of this machine.
-        port: The port to listen on.
+        port: The port to listen on; 0 for any free one.
         name: The model's name in requests; by default the last part of CHECKPOINT.
         max_batch: The largest number of waiting requests that are answered together.
         depth: Evaluations per token, instead of a tolerance, for requests that give no budget.
         tolerance: The relative residual at which a token has converged, instead of the model's.
         max_evaluations: The largest number of evaluations, instead of the model's.
     """
+    import socket
     from pathlib import Path
 
+    from attractor.errors import ConfigError
     from attractor.experiment.loading import load_language_model, local_folder
     from attractor.experiment.serving import make_app
 
-    loaded = load_language_model(local_folder(checkpoint))
-    name = name or Path(checkpoint).resolve().name
-    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-    app = make_app(loaded, name, max_batch=max_batch, **budget)
-    import uvicorn
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({error}); give another one.") from error
+    with listening:
+        loaded = load_language_model(local_folder(checkpoint))
+        name = name or Path(checkpoint).resolve().name
+        budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+        app = make_app(loaded, name, max_batch=max_batch, **budget)
+        import uvicorn
 
-    say(f"{name}: base_url http://{host}:{port}/v1")
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+        shown = f"[{host}]" if ":" in host else host
+        say(f"{name}: base_url http://{shown}:{listening.getsockname()[1]}/v1")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

@@ -53,10 +53,11 @@ def evaluate(
         A loaded model, or what :func:`attractor.load` takes.
     data
         For the task ``text``: files or folders of held-out documents, or folders of prepared text, whose split ``val``
-        is read. For a reasoner: a folder of puzzles, whose split ``test`` is read, a csv file, or a set of puzzles.
+        is read. For ``chat``: a file of conversations. For a reasoner: a folder of puzzles, whose split ``test`` is
+        read, a csv file, or a set of puzzles.
     tasks
-        For language models: ``"text"`` (default), ``"lambada"``, ``"core"``, the label of one CORE task, or
-        ``"harness:NAME"`` for a task of lm-evaluation-harness.
+        For language models: ``"text"`` (default), ``"chat"`` (the loss on the assistant's answers), ``"lambada"``,
+        ``"core"``, the label of one CORE task, or ``"harness:NAME"`` for a task of lm-evaluation-harness.
     bundle
         For ``lambada``, ``core`` and CORE tasks: the folder of the evaluation bundle, which holds ``core.yaml``.
     include_path
@@ -67,7 +68,7 @@ def evaluate(
         For language models: the budget of a solve, instead of the model's own. Depth 0 decodes the proposal.
     length, stride
         For ``text``: tokens in the sliding window, by default the model's positions, at most 2048; and tokens by which
-        it moves, by default half of them.
+        it moves, by default half of them. For ``chat``: ``length`` leaves out answers that end later.
     depths, breadths
         For reasoners: the numbers of evaluations after which answers are compared, and the numbers of restarts from
         which one answer is chosen. By default ``(1, 2, 4, 8, 16, 32, 64)`` and ``(1,)``, in rising order; for an imported

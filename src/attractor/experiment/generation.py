@@ -1,7 +1,9 @@
 """Continue a prompt with a language model, or answer in a conversation."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +33,30 @@ class Generation:
     seconds: float
     is_context_full: bool
     evaluations: float | None
+
+
+@dataclass
+class KeptCache:
+    """Keys and values of a conversation's tokens ``ids`` (T,), from which :func:`answer` continues."""
+
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    cache: Any = None
+
+    def take(self, model: Any, ids: Tensor) -> dict[str, Any]:
+        """Return the argument for ``model.generate`` with the tokens that ``ids`` (T,) begins with, but never all of them."""
+        from transformers import DynamicCache
+
+        from attractor.models.language import LanguageModel
+
+        if not isinstance(model, LanguageModel):  # other families may need caches of their own
+            return {}
+        size = min(len(ids) - 1, len(self.ids))
+        num_equal = int((ids[:size] == self.ids[:size]).long().cumprod(0).sum())
+        cache, surplus = (self.cache, len(self.ids) - num_equal) if num_equal else (DynamicCache(), 0)
+        if surplus:
+            cache.crop(-surplus)
+        self.ids = ids[:0]  # an error in the call would leave the cache half-written
+        return {"cache": cache}
 
 
 @config_class
@@ -119,20 +145,21 @@ def answer(
     tolerance: float | None = None,
     max_evaluations: int | None = None,
     streamer: Any = None,
+    kept: KeptCache | None = None,
     **sampling: Any,
 ) -> Generation:
     """Return the assistant's next answer in a conversation, ``{"role", "content"}`` each, under the chat template.
 
-    Other arguments and errors are those of :func:`generate`. Raises DataError if the tokenizer has no chat template, or the
+    With ``kept``, only the tokens after those of the last call with it are read; use it with one model and budget. Other
+    arguments and errors are those of :func:`generate`. Raises DataError if the tokenizer has no chat template, or the
     template refuses the conversation.
     """
-    from attractor.data.text import end_of_turn, render
+    from attractor.data.text import encode_rendered, end_of_turn, render
 
-    text = render(tokenizer, messages, "chat", answer_follows=True)
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(encode_rendered(tokenizer, render(tokenizer, messages, "chat", answer_follows=True)))
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     stops = {end_of_turn(tokenizer), *_as_list(model.generation_config.eos_token_id)} - {None}
-    more = {"seed": seed, "streamer": streamer, "eos_token_id": sorted(stops) or None}
+    more = {"seed": seed, "streamer": streamer, "kept": kept, "eos_token_id": sorted(stops) or None}
     return _continue(model, tokenizer, ids, Sampling(**sampling), budget, is_answer=True, **more)
 
 
@@ -150,6 +177,7 @@ def _continue(
     seed: int,
     streamer: Any,
     is_answer: bool = False,
+    kept: KeptCache | None = None,
     **settings: Any,
 ) -> Generation:
     """Return the tokens ``ids`` (T,) with their continuation; with ``is_answer`` the continuation alone."""
@@ -159,6 +187,8 @@ def _continue(
         raise ConfigError(f"the prompt has {len(ids)} tokens and the model reads {max_length(model)}; shorten it.")
     known = known_budget(model, budget)
     counts = list[Tensor]()
+    if kept is not None:
+        settings |= kept.take(model, ids)
 
     def count(module: Any, arguments: Any, output: Any) -> None:
         if (solution := getattr(output, "solution", None)) is not None:  # models of transformers have none
@@ -167,7 +197,7 @@ def _continue(
     hook = model.register_forward_hook(count)
     begun = time.perf_counter()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with _reported(streamer), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             output = model.generate(
                 ids[None].to(device),
@@ -180,16 +210,10 @@ def _continue(
                 **chosen.arguments(),
                 **known,
             )[0]
-    except AttractorError:
-        raise
-    except (TypeError, ValueError, IndexError) as error:  # the library checks few of its settings
-        if streamer is not None:
-            streamer.end()  # what was written ends its line before the sentence begins
-        raise ConfigError(
-            f"the model cannot generate ({first_line(error)}); check its generation_config.json."
-        ) from error
     finally:
         hook.remove()
+    if kept is not None:
+        kept.ids, kept.cache = output[:-1].cpu(), settings.get("cache")  # the last token has not been read
     num_tokens, shown = len(output) - len(ids), output[len(ids) :] if is_answer else output
     return Generation(
         text=tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False),
@@ -198,3 +222,18 @@ def _continue(
         is_context_full=num_tokens == available < chosen.max_new_tokens,
         evaluations=float(torch.stack(counts).double().mean()) if counts else None,
     )
+
+
+@contextmanager
+def _reported(streamer: Any) -> Iterator[None]:
+    """Let an error that the library raises be one sentence, on a line of its own."""
+    try:
+        yield
+    except AttractorError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:  # the library checks few of its settings
+        if streamer is not None:
+            streamer.end()  # what was written ends its line before the sentence begins
+        raise ConfigError(
+            f"the model cannot generate ({first_line(error)}); check its generation_config.json."
+        ) from error

@@ -1,5 +1,6 @@
-"""Evaluate a language model on held-out text, LAMBADA, CORE, and tasks of lm-evaluation-harness."""
+"""Evaluate a language model on held-out text, conversations, LAMBADA, CORE, and tasks of lm-evaluation-harness."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -7,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from attractor.config import suggestion
-from attractor.data.text import ReadStats, read_held_out
+from attractor.data.text import ReadStats, answers, read_held_out
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation.bundle import find_task, read_tasks
 from attractor.evaluation.core import core, evaluate_task, lambada
 from attractor.evaluation.harness import harness, require_tasks
-from attractor.evaluation.text import DEFAULT_WINDOW, effective_budget, known_budget, max_length, score_text
+from attractor.evaluation.text import (
+    DEFAULT_WINDOW,
+    effective_budget,
+    known_budget,
+    max_length,
+    perplexity,
+    score_continuations,
+    score_text,
+)
 from attractor.experiment.loading import LoadedLanguageModel, load_language_model
 from attractor.files import json_safe, write_json
 from attractor.progress import Advance, TaskProgress
@@ -45,20 +54,24 @@ class LanguageEvaluation:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise ConfigError("there is no task; give text, lambada, core or harness:NAME as tasks.")
-        if "text" in self.tasks:
-            if not self.data:
-                raise ConfigError("the task text needs held-out documents; give files or folders with --data.")
-        else:
-            for name in ("data", "field", "length", "stride"):
-                if getattr(self, name) not in (None, ()):
-                    raise ConfigError(f"{name} is for the task text, not for {', '.join(self.tasks)}.")
+            raise ConfigError("there is no task; give text, chat, lambada, core or harness:NAME as tasks.")
+        if {"text", "chat"} <= {*self.tasks}:
+            raise ConfigError("the tasks text and chat read different data; evaluate one after the other.")
+        for task, what in (("text", "documents; give files or folders"), ("chat", "conversations; give a file .jsonl")):
+            if task in self.tasks and not self.data:
+                raise ConfigError(f"the task {task} needs held-out {what} with --data.")
+        for name in ("data", "field", "length", "stride"):
+            readers = ("text", "chat") if name in ("data", "length") else ("text",)
+            if getattr(self, name) not in (None, ()) and not {*readers} & {*self.tasks}:
+                raise ConfigError(f"{name} is for the task {' or '.join(readers)}, not for {', '.join(self.tasks)}.")
         held_out_paths(self.data)
         if foreign := [task.removeprefix(HARNESS) for task in self.tasks if task.startswith(HARNESS)]:
             require_tasks(foreign, self.include_path)
         elif self.include_path is not None:
             raise ConfigError("include_path is for tasks of lm-evaluation-harness; name one with harness:NAME.")
-        self._require_bundle_tasks([task for task in self.tasks if task != "text" and not task.startswith(HARNESS)])
+        self._require_bundle_tasks(
+            [task for task in self.tasks if task not in ("text", "chat") and not task.startswith(HARNESS)]
+        )
 
     def _require_bundle_tasks(self, tasks: list[str]) -> None:
         if not tasks:
@@ -67,13 +80,13 @@ class LanguageEvaluation:
             return
         if self.bundle is None:
             raise ConfigError(
-                f"the task {tasks[0]!r} is not known without an evaluation bundle; choose text, lambada, core or harness:NAME, or "
-                "give the bundle that has the task with --bundle."
+                f"the task {tasks[0]!r} is not known without an evaluation bundle; choose text, chat, lambada, core or "
+                "harness:NAME, or give the bundle that has the task with --bundle."
             )
         known = ["lambada", "core", *(task.label for task in read_tasks(self.bundle))]
         for task in tasks:
             if task not in known:
-                raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', *known])}")
+                raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', 'chat', *known])}")
 
     def run(
         self,
@@ -102,6 +115,8 @@ class LanguageEvaluation:
         shared: dict[str, Any] = {"batch_size": self.batch_size, **budget}
         if task == "text":
             return {task: self._text(loaded, shared, follow(task))}
+        if task == "chat":
+            return {task: self._chat(loaded, shared, follow(task))}
         shared["limit"] = self.limit
         if task.startswith(HARNESS):
             names = [task.removeprefix(HARNESS)]
@@ -135,3 +150,24 @@ class LanguageEvaluation:
             "left_out": stats.left_out,
         }  # the files without text, or records
         return figures | (left_out if stats.num_left_out else {})
+
+    def _chat(self, loaded: LoadedLanguageModel, shared: dict[str, Any], advance: Advance) -> Figures:
+        """Return the loss in nats per token of the assistant's answers, each after all that precedes it."""
+        length = max_length(loaded.model) if self.length is None else self.length
+        found = [answer for file in self.data for answer in answers(file, loaded.tokenizer, length)][: self.limit]
+        scores = score_continuations(
+            loaded.model, [answer for answer in found if answer is not None], advance=advance, **shared
+        )
+        if not scores:
+            raise DataError(f"no answer ends within {length} tokens; give shorter conversations or a larger length.")
+        num_tokens = sum(score.num_tokens for score in scores)
+        loss = -math.fsum(score.log_likelihood for score in scores) / num_tokens
+        figures: Figures = {"loss": loss, "perplexity": perplexity(loss)}
+        for name, total in (
+            ("evaluations", "evaluations"),
+            ("residual", "residual"),
+            ("converged_fraction", "num_converged"),
+        ):
+            values = [getattr(score, total) for score in scores]
+            figures[name] = None if None in values else math.fsum(values) / num_tokens
+        return figures | {"num_answers": len(scores), "num_tokens": num_tokens, "num_left_out": found.count(None)}

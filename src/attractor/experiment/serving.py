@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attractor.data.text import end_of_turn
+from attractor.data.text import encode_rendered, end_of_turn, render
 from attractor.errors import AttractorError, ConfigError, requires_extra
 from attractor.evaluation.text import encode, known_budget, max_length
 from attractor.experiment.loading import LoadedLanguageModel
@@ -296,13 +296,22 @@ def _chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> Tensor:
     """Return the tokens (T,) of a conversation in the tokenizer's chat template."""
     if not tokenizer.chat_template:
         raise ConfigError("this model's tokenizer has no chat template; use /v1/completions.")
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template is a program of its own
-        raise ConfigError(f"messages: the chat template cannot render them ({first_line(error)}).") from error
-    if not text:
+    shown = [{**message, "content": _joined(message.get("content"))} for message in messages]
+    ids = encode_rendered(tokenizer, render(tokenizer, shown, "messages", answer_follows=True))
+    if not ids:
         raise ConfigError("messages: the chat template renders them to nothing.")
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+    return torch.tensor(ids)
+
+
+def _joined(content: Any) -> Any:
+    """Return the text of a content that is a list of parts, as some clients send it."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise ConfigError(
+            "messages: this model reads text only; give contents as text, or as a list of parts of type text."
+        )
+    return "".join(part["text"] for part in content)
 
 
 async def _respond(

@@ -143,7 +143,7 @@ def require_exportable(model: Any, depth: int) -> None:
     _family(config, config.num_hidden_layers if depth == 1 else model.model.num_backbone_layers)
     with torch.device("meta"):
         changed = AttractorForCausalLM(config).state_dict().keys() ^ model.state_dict().keys()
-    changed |= {name for name, value in model.state_dict().items() if value.is_meta}
+    changed |= {name for name, value in model.state_dict().items() if value.is_meta or type(value) is not Tensor}
     if changed:
         raise ConfigError(
             f"the weights differ from those of config.json (first {min(changed)}): merge adapters, and export before "

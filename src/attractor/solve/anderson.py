@@ -76,12 +76,12 @@ class Anderson(Solver):
             products = torch.stack([row_dot(r, g, state.scratch) for r in residuals])
         else:
             products = (torch.stack(residuals) * g).sum(dim=2)
-        *others, square = to_array(products.to(wide) * known)
+        *others, square = to_array(products * known)  # in the wide dtype
         ridge = self.ridge if self.ridge is not None else 2 * torch.finfo(y.dtype).eps
         # The newest point counts even if its residual is exactly zero; its tiny square then gives it all the weight.
         new_row = (*others, square * (1 + ridge) + torch.finfo(wide).tiny ** 0.65)
         gram = (*(row[drop:] for row in state.gram[drop:]), new_row)
-        num_known = (state.num_known + 1) * (to_array(fresh) & (square > 0))
+        num_known = (state.num_known + 1) * xp.logical_and(to_array(fresh), square)
         y_next = points[0]
         if len(points) > 1:
             first, *rest = _weights(gram, known, state.newest).to(y.dtype)[:, :, None]  # each (N, 1)

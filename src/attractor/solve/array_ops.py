@@ -38,21 +38,24 @@ def row_norm(x: Tensor) -> Tensor:
 
     A norm is finite where the row is: one above the largest number of the dtype is that number.
     """
-    largest = torch.finfo(x.dtype).max
-    scale = row_scale(x)
     peak = row_peak(x)
-    return (torch.linalg.vector_norm(x / scale, dim=1) * scale[:, 0]).clamp_max(largest) + 0 * peak
+    scale = _power_of_two(peak.detach())
+    norm = torch.linalg.vector_norm(x / scale[:, None], dim=1) * scale
+    return norm.clamp_max(torch.finfo(x.dtype).max) + 0 * peak
 
 
 def row_peak(x: Tensor) -> Tensor:
     """Return the largest magnitudes (N,) in the rows of ``x`` (N, D); 0 where D is 0."""
-    return torch.linalg.vector_norm(x, torch.inf, dim=1) if x.shape[1] else x.sum(1)
+    return x.abs().amax(1) if x.shape[1] else x.sum(1)  # on a CPU, the maximum norm takes eight times as long
 
 
 def row_scale(x: Tensor) -> Tensor:
     """Return the powers of two (N, 1) that divide the rows of ``x`` (N, D) to about one. This changes no digit."""
-    peak = row_peak(x.detach())[:, None]
-    info = torch.finfo(x.dtype)
+    return _power_of_two(row_peak(x.detach()))[:, None]
+
+
+def _power_of_two(peak: Tensor) -> Tensor:
+    info = torch.finfo(peak.dtype)
     scale = torch.exp2(torch.log2(peak.clamp(info.tiny, info.max / 2)).floor())  # ONNX has no frexp
     return torch.where(peak > 0, scale, 1)
 
@@ -111,15 +114,11 @@ def and_not(a: Array, b: Array) -> Array:
     return a & ~b if torch.compiler.is_compiling() else a > b
 
 
-def or_not(a: Array, b: Array) -> Array:
-    """Return ``a | ~b`` for masks, in one operator."""
-    return a | ~b if torch.compiler.is_compiling() else a >= b
-
-
-def as_int8(mask: Array) -> Array:
-    if torch.compiler.is_compiling():  # the compiler for CPUs cannot view masks as numbers
-        return mask.to(torch.int8)
-    return mask.view(namespace(mask).int8)
+def lookup(table: Array, i: Array, j: Array | None = None) -> Array:
+    """Return ``table[i]`` or ``table[i, j]``."""
+    if isinstance(table, np.ndarray):  # three times as fast as indexing
+        return table.take(i if j is None else i * table.shape[1] + j)
+    return table[i] if j is None else table[i, j]
 
 
 def known_empty(mask: Array) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attractor.errors import ConfigError
-from attractor.solve.array_ops import Array, as_int8, namespace
+from attractor.solve.array_ops import Array, lookup, namespace
 from attractor.solve.packing import Packing
 
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
@@ -82,7 +82,7 @@ class Layout:
 
     def unflatten(self, y: Tensor) -> Tensor:
         """Return ``y`` (N, D) in the shape and dtype of ``y0``."""
-        return self.reshaped(y if self.dtype == self.compute_dtype else y.to(self.dtype), self.shape)
+        return self.reshaped(y if y.dtype == self.dtype else y.to(self.dtype), self.shape)
 
     @staticmethod
     def reshaped(y: Tensor, shape: torch.Size) -> Tensor:
@@ -97,24 +97,30 @@ class Layout:
         """Return the values of ``y`` (N, D) that ``update`` receives; ``y`` itself where no rounding is needed."""
         if self.packing is not None and self.packing.is_mixed:
             return self.flatten(self.packing.pack(self.packing.unpack(self.unflatten(y))))
-        return y if self.dtype == self.compute_dtype else y.to(self.dtype).to(self.compute_dtype)
+        return y if y.dtype == self.dtype else y.to(self.dtype).to(y.dtype)
 
-    def all_predecessors(self, mask: Array) -> Array:
-        """Return where ``mask`` is True for the equation and for all that it may depend on, (N,) bool.
+    def lookup(self, table: Array, x: Array) -> Array:
+        """Return ``table[x, m]``, (N,), with the minimum ``m`` of ``x`` (N,) over all that an equation may depend on.
 
         These are the equations up to its own time if the layout is causal, otherwise its row.
         """
         if self.row_length == 1:
-            return mask
-        rows = mask.reshape(self.num_rows, self.row_length)
-        if self.causal:
-            if isinstance(rows, Tensor):
-                if torch.compiler.is_compiling():  # the compiler fuses this, and cannot fuse the one operator below
-                    times = torch.arange(self.row_length, device=rows.device)
-                    return (times < torch.where(rows, self.row_length, times).amin(1, keepdim=True)).reshape(-1)
-                return as_int8(rows).cummin(1).values.view(torch.bool).reshape(-1)
-            return np.logical_and.accumulate(rows, 1).reshape(-1)
-        return self._repeat_over_row(rows.all(1))
+            return lookup(table, x, x)
+        rows = x.reshape(self.num_rows, self.row_length)
+        return lookup(table, rows, self._least(rows)).reshape(-1)
+
+    def all_predecessors(self, mask: Array) -> Array:
+        """Return where ``mask`` is True for the equation and for all that it may depend on, (N,) bool."""
+        rows = (0 + mask).reshape(self.num_rows, self.row_length)
+        return namespace(rows).minimum(rows, self._least(rows)).reshape(-1) > 0
+
+    def _least(self, rows: Array) -> Array:
+        xp = namespace(rows)
+        if 0 in rows.shape:  # there is no minimum
+            return rows
+        if not self.causal:
+            return xp.amin(rows, 1)[:, None]
+        return np.minimum.accumulate(rows, 1) if xp is np else rows.cummin(1).values
 
     def any_in_row(self, mask: Array) -> Array:
         """Return where ``mask`` is True for some equation of the same row, (N,) bool."""

@@ -10,7 +10,7 @@ Solvers propose; this file decides. It keeps three promises that implementations
 An equation is *active* until its own residual is below a fraction of the tolerance; then it is *frozen*: no longer
 updated. Its neighbours may still move, so it is *converged* only when an evaluation finds it below tolerance while
 everything that it may depend on has stopped: all earlier equations of its row with ``causal=True``, otherwise the
-complete row. If a frozen equation fails this verification, it is active again. ``tracker.py`` holds these rules.
+complete row. If a frozen equation fails this verification, it is active again. ``transitions.py`` holds these rules.
 
 An evaluation includes only the equations that need it: active ones, and frozen ones that are being verified. A
 :class:`PartialUpdate` is not computed for the others.
@@ -26,7 +26,6 @@ from torch import Tensor
 from attractor.errors import ConfigError, DataError
 from attractor.solve.array_ops import (
     Array,
-    and_not,
     is_readable,
     known_between,
     known_empty,
@@ -46,7 +45,8 @@ from attractor.solve.solution import Outcome, Solution
 from attractor.solve.solver import Scaled, Solver
 from attractor.solve.stop import StopRule
 from attractor.solve.sync import is_synchronized
-from attractor.solve.tracker import ACTIVE, CONVERGED, STAGNATED, EquationTracker
+from attractor.solve.tracker import EquationTracker
+from attractor.solve.transitions import ACTIVE, CONVERGED, STAGNATED
 from attractor.solve.update import Evaluation, Point, Repeated, Update
 
 
@@ -80,17 +80,18 @@ def solve(
     all_fresh = to_tensor(everywhere)
     accelerated: Array | None = None
     was_fresh: Array | None = None
+    can_be_partial, decide = False, _decide
     call = 0
 
     for call in range(1, stop.max_evaluations + 1):
         if call - 1 in kept_points:
             points.append((layout.unflatten(y).detach(), to_tensor(accepted.residual).view(layout.leading_shape)))
         # How many equations need an evaluation is known to the host after a convergence check only.
-        needed = tracker.evaluated if (call - 1) % stop.check_every == 0 else None
+        needed = tracker.evaluated if can_be_partial and (call - 1) % stop.check_every == 0 else None
         point = evaluation.at(y, needed, accepted)
         if call == 1:
             solver, state = _start(solver, y, point)
-        decide = fused(_decide, point.residual)
+            can_be_partial, decide = update.can_be_partial, fused(_decide, point.residual)
         last = accepted
         accepted, refused, fresh = decide(call, point, last, tracker, safeguard, everywhere, accelerated)
         if torch.is_grad_enabled() and is_readable(y) and not point.residual_norm.isfinite().all():
@@ -128,16 +129,16 @@ def _decide(
     """Return the accepted point, the equations whose new point is refused, and those that move from a new point."""
     residual, norm = point.residual, point.residual_norm
     limit = safeguard.limit(accepted.residual_norm, accelerated)
-    if tracker.is_unchanged(call, residual, norm, safeguard.is_within(norm, limit)):
+    if tracker.is_unchanged(call, residual, norm, safeguard, limit):
         if limit is None:
             safeguard.raise_ceiling(norm)
         tracker.record_unchanged(call, norm)
         return point, None, everywhere
-    refused = safeguard.rejected(norm, limit, tracker.evaluated, accelerated)
-    if not tracker.stop.is_fixed_depth:
-        refused = tracker.record(call, residual, norm, refused)
-    fresh = everywhere if tracker.inactive is None else ~tracker.inactive
-    fresh = fresh if refused is None else and_not(fresh, refused)
+    refused = safeguard.rejected(norm, limit, tracker.inactive, accelerated)
+    if tracker.stop.is_fixed_depth:
+        fresh = everywhere if refused is None else ~refused
+    else:
+        refused, fresh = tracker.record(call, residual, norm, refused)
     return point.replace_rows(refused, accepted), refused, fresh
 
 
@@ -170,7 +171,7 @@ def _solution(
     y: Tensor, residual: Tensor, tracker: EquationTracker, calls: int, points: list[tuple[Tensor, Tensor]]
 ) -> Solution:
     stop, layout, shape = tracker.stop, tracker.layout, tracker.layout.leading_shape
-    status, residual = to_tensor(tracker.status).view(shape), residual.view(shape)
+    status, residual = to_tensor(tracker.status).to(torch.int8).view(shape), residual.view(shape)
     checked = not stop.is_fixed_depth
     return Solution(
         value=layout.unflatten(y).clone(),  # not the memory of y0, nor of what update returned

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from attractor.solve.array_ops import Array, and_not, fmax, namespace, or_not, where_rows
+from attractor.solve.array_ops import Array, and_not, fmax, namespace, where_rows
 
 
 class Safeguard:
@@ -44,17 +44,19 @@ class Safeguard:
             self.ceiling = where_rows(unless, self.ceiling, raised)
 
     def rejected(
-        self, residual_norm: Array, limit: Array | None, evaluated: Array | None, accelerated: Array | None
+        self, residual_norm: Array, limit: Array | None, inactive: Array | None, accelerated: Array | None
     ) -> Array | None:
         """Return which equations reject their last step, (N,) bool, or ``None`` if none is known to. All are (N,).
 
-        ``evaluated`` marks the equations that the last evaluation included, ``accelerated`` those whose last step was the
-        solver's and not the plain one.
+        ``inactive`` marks the equations that made no step, ``accelerated`` those whose last step was the solver's and
+        not the plain one.
         """
-        if accelerated is None or evaluated is None:
-            self.raise_ceiling(residual_norm, accelerated if evaluated is None else ~evaluated)
+        if not self.is_active:
+            return None
+        if accelerated is None or inactive is None:
+            self.raise_ceiling(residual_norm, accelerated if inactive is None else inactive)
         else:
-            self.raise_ceiling(residual_norm, or_not(accelerated, evaluated))
+            self.raise_ceiling(residual_norm, accelerated | inactive)
         if limit is None:
             return None
         rejected = and_not(accelerated, residual_norm <= limit)

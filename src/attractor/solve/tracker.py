@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attractor.solve.array_ops import Array, and_not, as_int8, count, masked_fill, namespace, or_not, transforms
+from attractor.solve.array_ops import Array, and_not, count, lookup, masked_fill, namespace, transforms
 from attractor.solve.fusion import is_fused
 from attractor.solve.layout import Layout
-from attractor.solve.solution import Status
-from attractor.solve.stop import StopRule
+from attractor.solve.safeguard import Safeguard
+from attractor.solve.stop import StopRule, Tolerance
 from attractor.solve.sync import global_fraction, is_synchronized
-
-# NumPy compares with a plain integer five times as fast as with a member of an enumeration.
-ACTIVE, FROZEN, CONVERGED, STAGNATED, DIVERGED = map(int, Status)
+from attractor.solve.transitions import ABOVE, ACTIVE, CONVERGED, tables
 
 # An equation freezes at this fraction of the tolerance. One that froze at the tolerance itself would often fail its
 # verification, because its neighbours still move a little. Measured on causal transformer blocks
@@ -38,51 +36,65 @@ GROWTH = 1e3  # an equation without progress diverges when its residual norm is 
 
 
 class EquationTracker:
-    """The status (int8) and the number of used evaluations (int64) of every equation. All arrays are (N,).
+    """The code and the number of used evaluations (int64) of every equation. All arrays are (N,).
 
-    A mask that is ``None`` holds for no equation (``inactive``, ``rejected``) or for all (``evaluated``). On a CPU this is
-    always so where it can be, so that the usual evaluation, in which nothing changes, costs next to nothing.
+    ``inactive`` is ``None`` where it holds for no equation. On a CPU this is always so where it can be, so that the usual
+    evaluation, in which nothing changes, costs next to nothing.
     """
 
     def __init__(self, layout: Layout, unknown: Array, stop: StopRule) -> None:
         self.layout, self.stop = layout, stop
         xp = namespace(unknown)
-        self.status = xp.zeros_like(unknown, dtype=xp.int8)
         self.inactive: Array | None = None
-        self.evaluated: Array | None = None  # what the next evaluation must include
         self._evaluations = xp.full_like(unknown, stop.max_evaluations if stop.is_fixed_depth else 0, dtype=xp.int64)
         self._uniform_evaluations = 0
-        self._below: Array | None = None
-        self._best = self._recent_best = xp.full_like(unknown, torch.inf)
+        self._code = xp.zeros_like(self._evaluations)
+        if stop.is_fixed_depth:
+            return
+        self._tables = tables() if xp is np else tables().on(unknown.device)
+        self._measured: Array | None = None
+        self._all_moved = False
         self._first_norm = unknown
-        self._everywhere = self.status == ACTIVE
-        self._has_moved = ~self._everywhere  # since the last test for stagnation
+        self._best = self._recent_best = xp.full_like(unknown, torch.inf)
+        self._bounds: Array | None = None
 
     @property
     def evaluations(self) -> Array:
         return self._evaluations + self._uniform_evaluations
 
     @property
+    def status(self) -> Array:
+        """The :class:`Status` of every equation, int64."""
+        return self._code if self.stop.is_fixed_depth else lookup(self._tables.status, self._code)
+
+    @property
     def unsolved(self) -> Array:
         """The equations that are neither frozen nor converged."""
-        return (self.status != CONVERGED) & (self.status != FROZEN)
+        return (self.status == ACTIVE) | (self.status > CONVERGED)
 
-    def is_unchanged(self, call: int, residual: Array, residual_norm: Array, is_within: Array) -> bool:
-        """Whether the host can know that all equations are active, above tolerance and ``is_within`` (N,) everywhere.
+    @property
+    def evaluated(self) -> Array | None:
+        """What the next evaluation must include; ``None`` for all."""
+        return None if self.inactive is None else lookup(self._tables.is_evaluated, self._code)
+
+    def is_unchanged(
+        self, call: int, residual: Array, residual_norm: Array, safeguard: Safeguard, limit: Array | None
+    ) -> bool:
+        """Whether the host can know that all equations are active, above tolerance and accepted by ``safeguard``.
 
         Then no mask is needed. An accelerator is asked only where a convergence check would wait for it anyway.
         """
-        if (
-            self.inactive is not None or self.evaluated is not None or residual.shape[0] == 0
-        ):  # len() would fix it in torch.export
+        if self.inactive is not None or residual.shape[0] == 0:  # len() would fix it in torch.export
             return False
-        if not self.stop.is_fixed_depth:
-            is_within = and_not(is_within, self.stop.is_below(residual, residual_norm, 1.0))
-        if isinstance(residual, np.ndarray):
-            return bool(np.logical_and.reduce(is_within))
-        if self.stop.is_fixed_depth or call % self.stop.check_every or transforms() or torch.compiler.is_compiling():
-            return False
-        return bool(is_within.all())
+        stop = self.stop
+        if isinstance(residual, Tensor):
+            waits = not stop.is_fixed_depth and call % stop.check_every == 0
+            if not waits or transforms() or torch.compiler.is_compiling():
+                return False
+        unchanged = safeguard.is_within(residual_norm, limit)
+        if not stop.is_fixed_depth:
+            unchanged = unchanged > stop.is_below(residual, residual_norm, 1.0)  # and not
+        return bool(unchanged.all() if isinstance(unchanged, Tensor) else np.logical_and.reduce(unchanged))
 
     def record_unchanged(self, call: int, residual_norm: Array) -> None:
         """Count one evaluation after which all equations are active and have a new point."""
@@ -90,116 +102,92 @@ class EquationTracker:
             return
         if call == 1:
             self._first_norm = residual_norm
-        self._below = None
+        self._measured = None
+        self._all_moved = True
         self._uniform_evaluations += 1
         if self._ends_window(call, residual_norm):
             self._find_stagnated()
-            if self.status.any():
-                self._update_masks()
 
-    def record(self, call: int, residual: Array, residual_norm: Array, rejected: Array | None) -> Array | None:
-        """Change statuses after one evaluation, and return the equations whose new point is not accepted, (N,) bool.
+    def record(
+        self, call: int, residual: Array, residual_norm: Array, rejected: Array | None
+    ) -> tuple[Array | None, Array]:
+        """Change the codes after one evaluation. Return the equations that have no new point, and those that move from one.
 
         ``rejected`` are the equations whose step the safeguard rejects.
         """
+        t, xp, layout = self._tables, namespace(residual), self.layout
         if call == 1:
             self._first_norm = residual_norm
-        self._check_residuals(call, residual, residual_norm)
-        refused, returned = self._refuse(residual_norm, rejected)
+        level = self._level(residual, residual_norm)
+        if call < self.stop.min_evaluations:
+            level = xp.clip(level, ABOVE, None)
+        if rejected is not None:
+            level = level + 4 * rejected if xp is np else torch.add(level, rejected, alpha=4)
+        self._evaluations = self._evaluations + lookup(t.is_counted, self._code)
+        self._measured = lookup(t.measured, self._code, level)
+        self._code = layout.lookup(t.decided, layout.lookup(t.verified, self._measured))
+        self._set_inactive()
         if self._ends_window(call, residual_norm):
             self._find_stagnated()
-        self._update_masks(returned)
-        return refused
+        refused = lookup(t.is_refused, self._code)
+        return None if xp is np and not refused.any() else refused, lookup(t.is_fresh, self._code)
 
     def is_done(self, call: int) -> bool:
         """Whether the solve can end. The host waits for the device here and nowhere else."""
         if call % self.stop.check_every:
             return False
-        if self.inactive is None and self._below is None and not is_synchronized():
-            return len(self.status) == 0
-        if isinstance(self.status, Tensor) and len(self.status) and self._waits_for_all:
-            lowest, highest = torch.stack(self.status.aminmax()).tolist()
-            if highest == ACTIVE and not is_fused():  # no mask is needed any more
-                self.inactive = self.evaluated = None
-            return bool(lowest >= CONVERGED)
-        done = self.status >= CONVERGED
-        if self.stop.min_converged_fraction < 1 and self._below is not None:
-            done = self._below | (self.status >= FROZEN)
+        if self.inactive is None and self._measured is None and not is_synchronized():
+            return len(self._code) == 0
+        if isinstance(self._code, Tensor) and len(self._code) and self._waits_for_all:
+            lowest, highest = torch.stack(self._code.aminmax()).tolist()
+            if highest < self._tables.first_frozen and not is_fused():  # no mask is needed any more
+                self.inactive = None
+            return bool(lowest >= self._tables.first_closed)
+        done = self._code >= self._tables.first_closed
+        if self.stop.min_converged_fraction < 1 and self._measured is not None:
+            done = lookup(self._tables.is_below, self._measured) | (self._code >= self._tables.first_frozen)
         return global_fraction(*count(done)) >= self.stop.min_converged_fraction
 
     @property
     def _waits_for_all(self) -> bool:
         return self.stop.min_converged_fraction == 1 and not is_synchronized() and not transforms()
 
-    def _check_residuals(self, call: int, residual: Array, residual_norm: Array) -> None:
-        xp, status = namespace(residual), self.status
-        closed = status >= CONVERGED
-        counted = ~closed if self.evaluated is None else and_not(self.evaluated, closed)
-        self._evaluations = self._evaluations + counted
-        below = counted & self.stop.is_below(residual, residual_norm, 1.0)
-        if call < self.stop.min_evaluations:
-            below = masked_fill(below, counted, False)
-        frozen = below & (self.stop.is_below(residual, residual_norm, FREEZE_MARGIN) | (status == FROZEN))
-        # Equations below tolerance at this very point, whose predecessors are closed or also below, will not move any
-        # more: this evaluation has verified them.
-        verified = below & self.layout.all_predecessors(closed | below)
-        self.status = xp.where(counted, masked_fill(as_int8(frozen), verified, CONVERGED), status)
-        self._below = below
+    def _level(self, residual: Array, residual_norm: Array) -> Array:
+        """Return the levels (N,) of the residuals; NaN is not finite."""
+        stop = self.stop
+        is_usual = type(stop).is_below is Tolerance.is_below
+        if isinstance(stop, Tolerance) and is_usual and not stop.atol and isinstance(residual, Tensor):
+            # A search makes the same comparisons in one operator.
+            if self._bounds is None:
+                self._bounds = residual.new_tensor([FREEZE_MARGIN * stop.rtol, 1.0 * stop.rtol, np.inf])
+            return torch.bucketize(residual, self._bounds, right=True)
+        below = stop.is_below(residual, residual_norm, 1.0)
+        in_margin = below & stop.is_below(residual, residual_norm, FREEZE_MARGIN)
+        return 0 + ~in_margin + ~below + ~(residual < np.inf)
 
-    def _refuse(self, residual_norm: Array, rejected: Array | None) -> tuple[Array | None, Array | None]:
-        """Close equations that are not finite. Return those whose point is refused, and those that go back by that."""
-        active = self.status == ACTIVE
-        returned = None if rejected is None else rejected & active
-        nonfinite = ~(residual_norm < np.inf)
-        if not (isinstance(nonfinite, np.ndarray) and not nonfinite.any()):
-            # These have no finite residual although no predecessor has taken an accelerated step that can be undone.
-            diverged = nonfinite & active
-            if rejected is not None:
-                diverged = diverged & self.layout.all_predecessors(~rejected)
-            self.status = masked_fill(self.status, diverged, DIVERGED)
-            returned = nonfinite if returned is None else returned | nonfinite
-        refused = returned
-        if self.evaluated is not None:
-            refused = ~self.evaluated if returned is None else or_not(returned, self.evaluated)
-        refused = None if isinstance(refused, np.ndarray) and not refused.any() else refused
-        return refused, None if returned is None else returned & active
-
-    def _update_masks(self, returned: Array | None = None) -> None:
-        """Set ``inactive``, and ``evaluated``: the equations that move, and those that the next evaluation can verify.
-
-        Also those that closed and go back to their last accepted point: their neighbours must see it.
-        """
-        self.inactive = self.status >= FROZEN
-        verifiable = (self.status == FROZEN) & self.layout.all_predecessors(self.inactive)
-        self.evaluated = or_not(verifiable, self.inactive)
-        if returned is not None:
-            self.evaluated = self.evaluated | (returned & (self.status >= STAGNATED))
-        if isinstance(self.inactive, np.ndarray):
-            self.inactive = self.inactive if self.inactive.any() else None
-            self.evaluated = None if self.evaluated.all() else self.evaluated
+    def _set_inactive(self) -> None:
+        inactive = self._code >= self._tables.first_frozen
+        self.inactive = None if isinstance(inactive, np.ndarray) and not inactive.any() else inactive
 
     def _ends_window(self, call: int, residual_norm: Array) -> bool:
         """Note the lowest residual norms. Return whether ``patience`` evaluations have passed since the last time."""
         if self.stop.patience is None:
             return False
-        xp = namespace(residual_norm)
-        self._recent_best = xp.fmin(self._recent_best, residual_norm)
-        if self.inactive is None:
-            self._has_moved = self._everywhere
-        else:  # an equation that was not active all the time is not tested
-            self._recent_best = masked_fill(self._recent_best, self.inactive, -torch.inf)
-            self._has_moved = or_not(self._has_moved, self.inactive)
+        self._recent_best = namespace(residual_norm).fmin(self._recent_best, residual_norm)
         return call % self.stop.patience == 0 and call >= self.stop.min_evaluations
 
     def _find_stagnated(self) -> None:
         """Close the active equations that made no progress, while all their predecessors made none or stood still."""
-        xp, active = namespace(self.status), self.status == ACTIVE
-        has_stopped = (self.status >= CONVERGED) | ~self._has_moved
-        idle = has_stopped | (active & ~(self._recent_best < PROGRESS * self._best))
-        idle = self.layout.all_predecessors(idle) & active
-        has_grown = self._recent_best / GROWTH > self._first_norm
-        self.status = masked_fill(masked_fill(self.status, idle, STAGNATED), idle & has_grown, DIVERGED)
-        best = xp.fmin(self._best, self._recent_best)
-        self._best = masked_fill(best, self._recent_best == -torch.inf, torch.inf)
+        xp, t, status = namespace(self._code), self._tables, self.status
+        paused = lookup(t.has_paused, self._code)  # an equation that was not active all the time is not tested
+        tested = and_not(status == ACTIVE, paused)
+        idle = and_not(tested, self._recent_best < PROGRESS * self._best) | (status >= CONVERGED)
+        if not self._all_moved:
+            idle = idle | ~lookup(t.has_moved, self._code)
+        idle = self.layout.all_predecessors(idle) & tested
+        has_grown = idle & (self._recent_best / GROWTH > self._first_norm)
+        self._code = self.layout.lookup(t.decided, lookup(t.closed, self._code, 0 + idle + has_grown))
+        self._set_inactive()
+        self._best = masked_fill(xp.fmin(self._best, self._recent_best), paused, torch.inf)
         self._recent_best = xp.full_like(self._best, torch.inf)
-        self._has_moved = ~self._everywhere
+        self._all_moved = False

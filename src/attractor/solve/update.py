@@ -142,9 +142,9 @@ class Evaluation:
         self._smallest: Array | None = None
 
     def at(self, y: Tensor, needed: Array | None, last: Point) -> Point:
-        """Call ``update`` at ``y`` (N, D); if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
+        """Call ``update`` at ``y`` (N, D), or, if it is partial, only where ``needed`` (N,), with ``last`` elsewhere."""
         update, layout = self.update, self.layout
-        if self._smallest is None or needed is None or not update.can_be_partial or bool(needed.all()):
+        if self._smallest is None or needed is None or bool(needed.all()):
             f = layout.reshaped(_checked_call(update, layout.unflatten(y)), y.shape)
             f = f if f.dtype == y.dtype else f.to(y.dtype)
             if self._smallest is None:

@@ -3,7 +3,7 @@
 from attractor.errors import requires_extra
 
 with requires_extra("language"):
-    from attractor.data.text.conversations import ConversationRows, end_of_turn, render
+    from attractor.data.text.conversations import ConversationRows, answers, encode_rendered, end_of_turn, render
     from attractor.data.text.documents import ReadStats, read_documents, total_bytes
     from attractor.data.text.held_out import read_held_out
     from attractor.data.text.rows import PackedRows
@@ -16,7 +16,9 @@ __all__ = [
     "PackedRows",
     "ReadStats",
     "Shards",
+    "answers",
     "encode",
+    "encode_rendered",
     "end_of_turn",
     "fingerprint",
     "list_splits",

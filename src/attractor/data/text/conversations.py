@@ -1,9 +1,11 @@
 """Conversations for tuning: a chat template turns them into tokens, and only the assistant's answers are learnt."""
 
 import json
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from attractor.files import first_line
 
 ROLES = ("system", "user", "assistant", "tool")
 IGNORED = -100  # the label of tokens that are not learnt
+HIDDEN = 0x10F000  # the first of the private characters that stand for special tokens in the text of a message
 Message = dict[str, str]
 Example = tuple[NDArray[np.int64], NDArray[np.int64]]  # tokens and labels, (T,) each
 
@@ -59,18 +62,60 @@ def check_messages(messages: Any, where: str) -> list[Message]:
     return messages
 
 
-def render(tokenizer: Any, messages: list[Message], where: str, *, answer_follows: bool = False) -> str:
-    """Return the text of a conversation under the tokenizer's chat template. Raises DataError if there is none."""
-    from jinja2.exceptions import TemplateError  # it comes with PyTorch, and templates need it
+def render(tokenizer: Any, messages: list[Any], where: str, *, answer_follows: bool = False) -> str:
+    """Return the text of a conversation under the tokenizer's chat template, for :func:`encode_rendered`.
 
+    A special token in a message is text, and would end the message as a token; it is hidden as a private character.
+    Raises DataError if there is no template, or it refuses the conversation.
+    """
     if not tokenizer.chat_template:
         raise DataError(
             f"{where}: the model's tokenizer has no chat template; add the file chat_template.jinja to the model's folder."
         )
+    hidden = _replace(messages, _hidden_tokens(tokenizer, len(tokenizer)))
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows))
-    except (TemplateError, TypeError, ValueError, KeyError) as error:  # a template can raise each of them
+        return str(tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=answer_follows))
+    except Exception as error:  # a template is a program of its own
         raise DataError(f"{where}: the chat template refuses the conversation ({first_line(error)}).") from error
+
+
+def encode_rendered(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text of :func:`render`. Those of the template are special; those of messages are text."""
+    ids = list[int]()
+    for part, is_split in _parts(tokenizer, text):
+        found = tokenizer(part, add_special_tokens=False, split_special_tokens=is_split, verbose=False)
+        ids += found["input_ids"]
+    return ids
+
+
+@lru_cache(maxsize=4)
+def _hidden_tokens(tokenizer: Any, size: int) -> dict[str, str]:
+    """Return every special token of a tokenizer of ``size`` tokens with its private character, the longest first."""
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {token: chr(HIDDEN + n) for n, token in enumerate(sorted(tokens, key=len, reverse=True))}
+
+
+def _replace(value: Any, texts: dict[str, str]) -> Any:
+    """Replace texts in every string of messages, whose content may be a list of parts."""
+    if isinstance(value, str):
+        for old, new in texts.items():
+            value = value.replace(old, new)
+    elif isinstance(value, dict):
+        return {key: _replace(part, texts) for key, part in value.items()}
+    return [_replace(part, texts) for part in value] if isinstance(value, list) else value
+
+
+def _parts(tokenizer: Any, text: str) -> list[tuple[str, bool]]:
+    """Divide the text of :func:`render` into parts, each with whether its special tokens are text.
+
+    It is one part unless a message has special tokens; then every special token of the template is a part of its own.
+    """
+    hidden = _hidden_tokens(tokenizer, len(tokenizer))
+    shown = {private: token for token, private in hidden.items()}
+    if not shown.keys() & set(text):
+        return [(text, False)]
+    parts = re.split(f"({'|'.join(map(re.escape, hidden))})", text)
+    return [(_replace(part, shown), part not in hidden) for part in parts if part]
 
 
 def encode_conversation(tokenizer: Any, messages: list[Message], where: str = "conversation") -> list[Example]:
@@ -79,7 +124,7 @@ def encode_conversation(tokenizer: Any, messages: list[Message], where: str = "c
     It is one example if the template shows earlier messages as it showed them first. Some templates do not, and leave out
     earlier reasoning; then there is an example for every answer.
     """
-    text, starts, spans = render(tokenizer, messages, where), [], list[tuple[int, int]]()
+    text, starts, spans = render(tokenizer, messages, where), [], list[tuple[str, str]]()
     for number in [i for i, message in enumerate(messages) if message["role"] == "assistant"]:
         before = render(tokenizer, messages[:number], where, answer_follows=True)
         shown = render(tokenizer, messages[: number + 1], where)
@@ -88,20 +133,41 @@ def encode_conversation(tokenizer: Any, messages: list[Message], where: str = "c
                 f"{where}: the chat template does not begin an answer as it asks for one; correct the template."
             )
         starts.append(shown)
-        spans.append((len(before), len(shown.rstrip())))
+        spans.append((before, shown.rstrip()))
     if all(text.startswith(shown) for shown in starts):
         return [_labelled(tokenizer, text, spans)]
     return [_labelled(tokenizer, shown, [span]) for shown, span in zip(starts, spans, strict=True)]
 
 
-def _labelled(tokenizer: Any, text: str, spans: list[tuple[int, int]]) -> Example:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = np.array(encoded["input_ids"], dtype=np.int64)
-    begins, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+def _labelled(tokenizer: Any, text: str, spans: list[tuple[str, str]]) -> Example:
+    """Return the tokens of a text, and as labels those between the texts of each of ``spans``, which ``text`` begins with."""
+    ids, offsets, size = list[int](), list[tuple[int, int]](), 0
+    for part, is_split in _parts(tokenizer, text):
+        found = tokenizer(
+            part, add_special_tokens=False, split_special_tokens=is_split, return_offsets_mapping=True, verbose=False
+        )
+        ids += found["input_ids"]
+        offsets += [(size + first, size + last) for first, last in found["offset_mapping"]]
+        size += len(part)
+    begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     is_answer = np.zeros(len(ids), dtype=bool)
-    for first, last in spans:
+    for span in spans:
+        first, last = (sum(len(part) for part, _ in _parts(tokenizer, before)) for before in span)
         is_answer |= (begins < last) & (ends > first)
-    return ids, np.where(is_answer, ids, IGNORED)
+    tokens = np.array(ids, dtype=np.int64)
+    return tokens, np.where(is_answer, tokens, IGNORED)
+
+
+def answers(file: Path, tokenizer: Any, length: int) -> Iterator[tuple[Tensor, int] | None]:
+    """Yield the tokens (T,) up to the end of every answer in a file, with the index at which the answer begins.
+
+    None is yielded in place of an answer that ends after ``length`` tokens. Raises DataError as :func:`read_conversations`.
+    """
+    for where, messages in read_conversations(file):
+        for ids, labels in encode_conversation(tokenizer, messages, where):
+            is_answer = np.concatenate([[False], labels[1:] != IGNORED, [False]])
+            for first, last in np.flatnonzero(is_answer[1:] != is_answer[:-1]).reshape(-1, 2) + 1:
+                yield (torch.from_numpy(ids[:last]), int(first)) if last <= length else None
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
