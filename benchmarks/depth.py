@@ -38,7 +38,7 @@ from attractor.plots.style import COLOURS, MARKERS, new_figure, save
 from attractor.progress import TrainingProgress
 from attractor.recipes import language
 from attractor.training import train
-from benchmarks import with_spread
+from benchmarks import is_same, with_spread
 from benchmarks.command import run_command
 
 OUT = Path("results/depth")
@@ -179,7 +179,7 @@ def run(
         settings: dict[str, Any] = {"model": shape | layers, "train": training | {"optimizer": optimizer}}
         recipe: Any = change(language("tiny", family), settings | {"text": {"batch_size": 16, "length": rows.length}})
         stored = json.loads(json.dumps(to_dict(recipe)))  # before a model is made of it, which completes its settings
-        if file.is_file() and json.loads(file.read_text())["recipe"] == stored:
+        if file.is_file() and is_same(json.loads(file.read_text())["recipe"], stored):
             continue
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(recipe.model)

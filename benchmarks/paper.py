@@ -44,7 +44,7 @@ from attractor.files import json_safe, write_json, write_text
 from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.training import Preemption
-from benchmarks import with_spread
+from benchmarks import is_same, with_spread
 from benchmarks.command import TRIES, run_command
 from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, Item, language_recipe, reasoner_recipe
 
@@ -104,7 +104,7 @@ def paper(
                 _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
             )
             stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(settings))
-            if (found := _stored(stored)) is not None and found["settings"] == json.loads(text):
+            if (found := _stored(stored)) is not None and is_same(found["settings"], json.loads(text)):
                 continue
             folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
             loop: dict[str, Any] = {"should_pause": pause, "resume": folder.is_dir()}

@@ -12,7 +12,7 @@ from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_
 from attractor.cli import main
 from attractor.config import change
 from attractor.data.text import Shards
-from benchmarks import depth, paper, paper_items
+from benchmarks import depth, is_same, paper, paper_items
 
 SMALLEST = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 1, "max_evaluations": 4},
@@ -188,3 +188,10 @@ def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "addition-plain-0.json").stat().st_mtime_ns == before
     depth.show()
     assert (tmp_path / "addition.png").exists()
+
+
+def test_a_setting_that_did_not_exist_when_a_run_was_stored_changes_nothing() -> None:
+    """One that had another value, or that is gone, does."""
+    assert is_same({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}})
+    assert not is_same({"a": {"b": 1}}, {"a": {"b": 2}})
+    assert not is_same({"a": {"b": 1}}, {"a": {}})
