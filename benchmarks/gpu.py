@@ -1,8 +1,9 @@
-"""What one GPU makes of training: rates, share of its peak, memory, waits. Three pieces, each within ten minutes.
+"""What one GPU makes of training: rates, share of its peak, memory, waits; and the paper's tables. Pieces of ten minutes.
 
     python -m benchmarks.gpu language      # the attractor and the plain Transformer of its depth, eager and compiled
     python -m benchmarks.gpu memory        # the attractor's peak at 4 to 64 evaluations
     python -m benchmarks.gpu reasoners     # the attractor, TRM, HRM and the Transformer on Sudokus
+    python -m benchmarks.gpu paper         # benchmarks.paper at the largest scale that fits; repeat it to continue
 
 Steps are a recipe's own, on random data, all batches of them and the optimiser included; sides take turns, and figures
 are medians. Every side's work counts the evaluations that its solves really made. What was to be reached is printed
@@ -24,15 +25,17 @@ from torch._dynamo.utils import counters
 from attractor.config import override
 from attractor.experiment.cost.estimate import CostEstimate, estimate_cost
 from attractor.experiment.cost.step_benchmark import StepBenchmark
-from attractor.experiment.device import peak_flops
+from attractor.experiment.device import free_memory, peak_flops
 from attractor.experiment.environment import environment
 from attractor.files import json_safe, write_json
 from attractor.recipes import Recipe
 from attractor.recipes import get as get_recipe
 from attractor.recipes.puzzles import REASONER_FAMILIES as FAMILIES
-from attractor.training import PRECISIONS
+from attractor.training import PRECISIONS, DistributedContext
+from benchmarks import paper as paper_benchmark
 from benchmarks.command import run_command
 from benchmarks.memory import EVALUATIONS
+from benchmarks.paper_items import SCALES, language_recipe
 from benchmarks.reasoning_step import host_waits
 
 OUT = Path("results/scale")
@@ -157,6 +160,43 @@ def reasoners(
     )
 
 
+def paper(
+    items: tuple[paper_benchmark.Names, ...] = ("table1",),
+    minutes: float = 10,
+    scale: str | None = None,
+    seeds: tuple[int, ...] = (0,),
+    data: Path | None = None,
+) -> None:
+    """Run items of benchmarks.paper, paused after the minutes; the same command continues.
+
+    Args:
+        items: Tables and figures.
+        minutes: Of training.
+        scale: By default the largest at which the attractor trains within the minutes, at 40 % of the device's peak.
+        seeds: Of weights and of the order of the text.
+        data: Prepared text.
+    """
+    scale = scale or largest_scale(60 * minutes)
+    print(f"scale {scale}")
+    paper_benchmark.OUT = OUT.with_name("paper")
+    paper_benchmark.paper(items, scale=scale, seeds=seeds, data=data, minutes=minutes)
+
+
+def largest_scale(seconds: float) -> str:
+    """Return the largest scale at which the attractor's training takes so long, and fits into memory; else tiny."""
+    device, fitting = DistributedContext().device, "tiny"
+    for scale in SCALES:
+        recipe = language_recipe("attractor", scale, 0)
+        found = estimate_cost(recipe, evaluations=8)
+        work = (
+            found.flops(8) * found.units_per_step * (recipe.train.num_steps or 0)
+        )  # NaN where an adjoint solve decides
+        rate = 0.4 * peak_flops(device, PRECISIONS[recipe.train.precision])
+        if work / rate <= seconds and found.memory.peak < free_memory(device):
+            fitting = scale
+    return fitting
+
+
 def _segment(side: Side) -> None:
     """Make a segment and the way back, without the turnover of questions and the optimiser."""
     trial, found = side.trial, side.found
@@ -212,4 +252,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    run_command(language, memory, reasoners)
+    run_command(language, memory, reasoners, paper)

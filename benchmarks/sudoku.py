@@ -114,6 +114,7 @@ def run(
                 test,
                 depths=DEPTHS,
                 breadths=(1, 4) if model.random_init else (1,),
+                selections=("residual",),
                 batch_size=250,
                 seed=seed,
             )

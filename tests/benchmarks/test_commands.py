@@ -14,7 +14,7 @@ COMMANDS = sorted(
     f.stem for f in (ROOT / "benchmarks").glob("*.py") if f.stem != "command" and "__main__" in f.read_text()
 )
 # Of several commands, each with --out.
-SEVERAL = ("gpu", "language", "mazes", "memory", "scale", "scaling", "smollm2", "sudoku")
+SEVERAL = ("depth", "gpu", "language", "mazes", "memory", "scale", "scaling", "smollm2", "sudoku")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -51,3 +51,18 @@ def test_reasoners_are_measured_compiled_and_compile_no_more() -> None:
     assert tuple(result["rows"]) == families
     assert all(row["puzzles_per_second"] > 0 for row in result["rows"].values())
     assert result["goals"]["graphs compiled after warming up"]["met"]
+
+
+def test_the_largest_scale_that_fits_is_run(small, monkeypatch) -> None:
+    """By FLOPs, the device's peak and its memory; and it pauses after the minutes."""
+    called = []
+    monkeypatch.setattr(gpu.paper_benchmark, "OUT", small)
+    monkeypatch.setattr(gpu.paper_benchmark, "paper", lambda items, **settings: called.append(settings))
+    monkeypatch.setattr(gpu, "free_memory", lambda device: 100e9)
+    for peak, minutes, scale in ((1e15, 10, "small"), (1e15, 60, "60m"), (1e15, 6000, "370m"), (1e8, 10, "tiny")):
+        monkeypatch.setattr(gpu, "peak_flops", lambda device, dtype, peak=peak: peak)
+        gpu.paper(minutes=minutes)
+        assert called.pop() == {"scale": scale, "seeds": (0,), "data": None, "minutes": minutes}
+    monkeypatch.setattr(gpu, "peak_flops", lambda device, dtype: 1e15)
+    monkeypatch.setattr(gpu, "free_memory", lambda device: 1e9)
+    assert gpu.largest_scale(1e9) == "tiny"

@@ -249,6 +249,16 @@ def test_ablations_of_the_injection_start_where_they_converge_at_once(injection:
     assert output.solution.evaluations.max() <= model.config.min_evaluations + 1
 
 
+def test_the_equilibrium_does_not_depend_on_the_start() -> None:
+    """Of an update that contracts: from noise, from zero and from the proposal."""
+    models = {s: build(num_attractor_layers=2, start=s, tolerance=1e-6) for s in ("proposal", "zero", "gaussian")}
+    for model in models.values():
+        model.load_state_dict(models["proposal"].state_dict())
+    with torch.no_grad():
+        states = [model.eval()(tokens()).hidden for model in models.values()]
+    assert all(torch.allclose(state, states[0], atol=1e-3) for state in states)
+
+
 def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:
     """Value and gradients, with some labels ignored and a bias in the head."""
     torch.manual_seed(0)

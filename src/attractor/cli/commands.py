@@ -19,6 +19,7 @@ from attractor.cli.generate import generate
 from attractor.cli.import_checkpoint import import_checkpoint
 from attractor.cli.inspect import inspect as inspect_model
 from attractor.cli.options import checked
+from attractor.cli.paper import paper
 from attractor.cli.play import play
 from attractor.cli.recipes import recipes, show
 from attractor.cli.retrofit import retrofit
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "export-inference": export_inference,
     "import": import_checkpoint,
+    "paper": paper,
 }
 # Names in place of types for what a command requires; no {None}|TYPE; --flag without --no-flag.
 STYLE = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)

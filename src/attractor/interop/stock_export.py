@@ -157,9 +157,10 @@ def require_exportable(model: Any, depth: int) -> None:
         if depth != 1:
             raise ConfigError(f"depth={depth}: a plain Transformer is exported with all layers; give depth=1.")
         return
-    if config.start == "zero":
+    if config.start != "proposal":
         raise ConfigError(
-            'start="zero" cannot be exported: a deep equilibrium model has no proposal, and no use at a small fixed depth.'
+            f"start={config.start!r} cannot be exported: the solve does not start from a proposal, so that a small fixed depth is "
+            "of no use."
         )
     if depth not in (0, 1):
         raise ConfigError(

@@ -15,7 +15,8 @@ The size fixes the shape, see ``sizes.py``. The settings of training follow from
 From ``60m`` up, only the tolerances and, from ``140m`` to ``770m``, the shapes are the paper's (arXiv:2605.12466). The
 tokenizer, the MLP, the optimiser and its settings are this project's, and no run of these sizes has been made with
 them. The family
-``paper`` takes the MLP, the injection, the gradient and the division of the optimisers from the paper, too.
+``paper`` follows the paper and the authors' configurations in the MLP, the injection, the gradient, the optimisers'
+rates and their division, and the tokens.
 """
 
 import math
@@ -110,7 +111,7 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     if family not in LANGUAGE_FAMILIES:
         raise ConfigError(f"there is no family {family!r}; {suggestion(family, LANGUAGE_FAMILIES)}")
     if family == "paper":
-        return _as_published(language(size), "implicit" if size in ("770m", "1.3b") else "neumann")
+        return _as_published(language(size), size)
     chosen = SIZES[size]
     shape: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
@@ -166,24 +167,43 @@ def language(size: str, family: str = "attractor") -> LanguageRecipe:
     return replace(recipe, train=replace(recipe.train, num_steps=900, accumulate=1, log_every=20))
 
 
-def _as_published(recipe: LanguageRecipe, gradient: str) -> LanguageRecipe:
-    """Return an attractor's recipe with the paper's MLP, injection, ``gradient`` and optimisers.
+# Of the authors' configurations: the rates of AdamW and Muon, the attractor's fraction of them, the gradient, other
+# settings of the solve, and tokens. There is none of 60M; it and tiny have those of 140M. The file that they name 1.3b
+# has 26 layers of width 1,536, which are 786M weights; its shape is not taken.
+SOLVE_13B = {"tolerance": 1e-4, "min_evaluations": 8, "max_evaluations": 64, "gate_start": 0.5, "gate_limit": 1.0}
+AUTHORS: dict[str, tuple[float, float, float, str, dict[str, Any], float]] = {
+    "140m": (8e-3, 8e-3, 0.5, "neumann", {}, 11.2e9),
+    "370m": (8e-3, 8e-3, 0.4, "neumann", {}, 29.6e9),
+    "770m": (5e-3, 6e-3, 0.4, "implicit", {}, 61.6e9),
+    "1.3b": (4e-3, 4e-3, 0.75, "neumann", SOLVE_13B, 104e9),
+}
 
-    From 770M the paper solves for the gradient; below, its code takes one term of the Neumann series. AdamW trains the
-    attractor's layers. What differs from the paper still is in docs/language.md.
+
+def _as_published(recipe: LanguageRecipe, size: str) -> LanguageRecipe:
+    """Return an attractor's recipe with the MLP, the injection, the gradient and the optimisers of the authors' code.
+
+    AdamW trains the attractor's layers. What differs from the paper still is in docs/language.md.
     """
-    model: Any = recipe.model
-    backbone = "|".join(str(i) for i in range(model.num_hidden_layers - model.num_attractor_layers))
+    lr, muon_lr, rate, gradient, model, tokens = AUTHORS.get(size, AUTHORS["140m"])
+    recipe = change(recipe, {"model": model})
+    shape: Any = recipe.model
+    backbone = "|".join(str(i) for i in range(shape.num_hidden_layers - shape.num_attractor_layers))
+    pattern = rf"\.layers\.({backbone})\..*_proj\.weight$"
     published: LanguageRecipe = change(
         recipe,
         {
+            "attractor_rate": rate,
             "model": {
-                "intermediate_size": 4 * model.hidden_size,
+                "intermediate_size": 4 * shape.hidden_size,
                 "hidden_act": "relu2",
+                "rms_norm_eps": 1e-5,
                 "injection": "sum",
                 "gradient": gradient,
             },
-            "train": {"optimizer": {"muon_pattern": rf"\.layers\.({backbone})\..*_proj\.weight$"}},
+            "train": {
+                "optimizer": {"lr": lr, "muon_lr": muon_lr, "muon_pattern": pattern},
+                "num_steps": round(tokens / BATCH_TOKENS) if size in AUTHORS else recipe.train.num_steps,
+            },
         },
     )
     return published

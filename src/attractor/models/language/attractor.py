@@ -42,6 +42,11 @@ GRADIENTS: dict[str, Gradient] = {
     "implicit": Implicit(),
     "unrolled": Unrolled(),
 }
+STARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "proposal": lambda proposal: proposal,
+    "zero": torch.zeros_like,
+    "gaussian": torch.randn_like,
+}
 
 
 class AttractorConfig(LanguageModelConfig):
@@ -54,7 +59,7 @@ class AttractorConfig(LanguageModelConfig):
     injection
         ``"mean"``, ``"sum"``, ``"concat"`` or ``"none"``, see the equations at the top of this file.
     start
-        ``"proposal"``, or ``"zero"`` for a deep equilibrium model.
+        ``"proposal"``, ``"zero"`` for a deep equilibrium model, or ``"gaussian"``, a new draw of N(0, 1) in every solve.
     gate_start, gate_limit
         LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay
         below ``gate_limit``.
@@ -89,7 +94,7 @@ class AttractorConfig(LanguageModelConfig):
             )
         for name, valid in {
             "injection": ("mean", "sum", "concat", "none"),
-            "start": ("proposal", "zero"),
+            "start": tuple(STARTS),
             "gradient": tuple(GRADIENTS),
         }.items():
             if getattr(self, name) not in valid:
@@ -168,7 +173,7 @@ class AttractorModel(Decoder):
         update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
         solution = fixed_point(
             update,
-            proposal if config.start == "proposal" else torch.zeros_like(proposal),
+            STARTS[config.start](proposal),
             solver=Anderson(window=config.window),
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and is differentiated as one.

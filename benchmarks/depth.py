@@ -1,0 +1,256 @@
+"""Where should an equilibrium help? Generated tasks in which the answer needs a known number of steps in sequence.
+
+    python -m benchmarks.depth run                                # every task, side and seed; minutes each
+    python -m benchmarks.depth run --tasks pointers --seeds 0
+    python -m benchmarks.depth show                               # tables and pictures of what is there
+
+pointers   12 symbols, each with the symbol that it points to, then questions: where does the chain from this symbol
+           end? The difficulty is the number of hops, in training at most 4, in the test at most 8.
+group      The word problem of S5: the product of all permutations so far. The difficulty is the number of factors, in
+           training at most 16, in the test at most 32.
+addition   Two numbers, digit by digit from the last one, and after each pair the digit of their sum. The difficulty is
+           how far the carry has come. In training 8 digits, in the test 16.
+
+Answers are not in the input, so that all steps are the network's. Sides: an attractor of 1 + 2 layers, the same 3
+layers once, 8 layers once (about the attractor's training FLOPs at 7 evaluations), 1 + 2 layers in a loop, and a deep
+equilibrium model of 3 layers, in the recipes of ``language/tiny`` at width 64. Every run is written to
+``results/depth`` at once.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from attractor.config import change, to_dict
+from attractor.experiment.environment import environment
+from attractor.files import write_json, write_text
+from attractor.objectives import NextToken
+from attractor.plots.style import COLOURS, MARKERS, new_figure, save
+from attractor.progress import TrainingProgress
+from attractor.recipes import language
+from attractor.training import train
+from benchmarks import is_same, with_spread
+from benchmarks.command import run_command
+
+OUT = Path("results/depth")
+IGNORED = -100
+SHOWN = 30  # answers of a difficulty, or more, for a point in a picture
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, answers (IGNORED where there is no question), difficulties
+SIDES: dict[str, tuple[str, dict[str, int]]] = {
+    "attractor": ("attractor", {"num_hidden_layers": 3, "num_attractor_layers": 2}),
+    "plain": ("transformer", {"num_hidden_layers": 3}),
+    "deeper": ("transformer", {"num_hidden_layers": 8}),
+    "looped": ("looped", {"num_hidden_layers": 3, "num_core_layers": 2, "num_coda_layers": 0}),
+    "deq": ("deq", {"num_hidden_layers": 3, "num_attractor_layers": 3}),
+}
+
+
+def pointers(rng: np.random.Generator, num: int, limit: int, n: int = 12) -> Batch:
+    """Chains of at most ``limit`` hops: pairs of a symbol and its successor, then every symbol as a question."""
+    order = rng.permuted(np.tile(np.arange(n), (num, 1)), axis=1)
+    follows = rng.random((num, n)) < 0.85
+    successor, end, hops = (np.zeros((num, n), dtype=np.int64) for _ in range(3))
+    for row in range(num):
+        length = 0
+        for i in range(n - 1, -1, -1):
+            symbol = order[row, i]
+            is_end = i == n - 1 or not follows[row, i] or length == limit
+            length = 0 if is_end else length + 1
+            after = symbol if is_end else order[row, i + 1]
+            successor[row, symbol], hops[row, symbol] = after, length
+            end[row, symbol] = symbol if is_end else end[row, after]
+    keys, asked = (rng.permuted(np.tile(np.arange(n), (num, 1)), axis=1) for _ in range(2))
+    pairs = np.stack([keys, n + np.take_along_axis(successor, keys, 1)], axis=2).reshape(num, 2 * n)
+    nothing = np.full((num, 2 * n), IGNORED)
+    return (
+        np.concatenate([pairs, 2 * n + asked], axis=1),
+        np.concatenate([nothing, np.take_along_axis(end, asked, 1)], axis=1),
+        np.concatenate([nothing, np.take_along_axis(hops, asked, 1)], axis=1),
+    )
+
+
+PERMUTATIONS = np.array(list(itertools.permutations(range(5))))
+INDEX = {tuple(p): i for i, p in enumerate(PERMUTATIONS)}
+GENERATORS = np.array([[1, 0, 2, 3, 4], [1, 2, 3, 4, 0], [4, 0, 1, 2, 3], [0, 1, 2, 4, 3]])
+
+
+def group(rng: np.random.Generator, num: int, limit: int) -> Batch:
+    """Products of ``limit`` permutations, each one of four that generate S5."""
+    chosen = rng.integers(len(GENERATORS), size=(num, limit))
+    product, answers = np.tile(np.arange(5), (num, 1)), np.zeros((num, limit), dtype=np.int64)
+    for t in range(limit):
+        product = np.take_along_axis(product, GENERATORS[chosen[:, t]], 1)
+        answers[:, t] = [INDEX[tuple(p)] for p in product]
+    return chosen, answers, np.tile(np.arange(1, limit + 1), (num, 1))
+
+
+def addition(rng: np.random.Generator, num: int, limit: int) -> Batch:
+    """Sums of numbers of ``limit`` digits, of which half of the pairs make 9, so that carries go far."""
+    a, b = rng.integers(10, size=(2, num, limit))
+    b = np.where(rng.random(b.shape) < 0.5, 9 - a, b)
+    digits, travelled = np.zeros_like(a), np.zeros_like(a)
+    carry, far = np.zeros(num, dtype=np.int64), np.zeros(num, dtype=np.int64)
+    for i in range(limit):
+        total = a[:, i] + b[:, i] + carry
+        digits[:, i], travelled[:, i] = total % 10, far
+        far = np.where(total < 10, 0, np.where(a[:, i] + b[:, i] == 9, far + 1, 1))
+        carry = total // 10
+    tokens = np.stack([a, 10 + b], axis=2).reshape(num, 2 * limit)
+    nothing = np.full_like(digits, IGNORED)
+    answers, difficulty = (np.stack([nothing, x], axis=2).reshape(num, 2 * limit) for x in (digits, travelled))
+    return tokens, answers, difficulty
+
+
+TASKS: dict[str, tuple[Any, int, int]] = {
+    "pointers": (pointers, 4, 8),
+    "group": (group, 16, 32),
+    "addition": (addition, 8, 16),
+}
+VOCABULARY = 128
+
+
+class Rows:
+    """Batches of a task, the same for the same seed and place. A last token is added, because targets are the next tokens."""
+
+    def __init__(self, task: str, seed: int) -> None:
+        (self._make, self._limit, _), self._seed = TASKS[task], seed
+        self.length = len(self.batch(0, 1)[0][0])
+
+    def batch(self, first: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, answers, _ = self._make(np.random.default_rng((self._seed, first)), num, self._limit)
+        end = np.full((num, 1), VOCABULARY - 1)
+        ids = torch.from_numpy(np.concatenate([tokens, end], axis=1))
+        labels = torch.from_numpy(np.concatenate([np.full((num, 1), IGNORED), answers], axis=1))
+        return ids, torch.arange(ids.shape[1]).expand(num, -1), labels
+
+
+@torch.no_grad()
+def evaluate(model: Any, task: str, num: int = 400) -> dict[str, Any]:
+    """Return counts, accuracy and evaluations by difficulty, for lengths as in training and beyond."""
+    make, *limits = TASKS[task]
+    found: dict[str, Any] = {}
+    for name, limit in zip(("as trained", "longer"), limits, strict=True):
+        tokens, answers, difficulty = make(np.random.default_rng((987, limit)), num, limit)
+        output = model(torch.from_numpy(tokens))
+        right = output.logits.argmax(dim=-1).numpy() == answers
+        made = np.ones_like(answers) if output.solution is None else output.solution.evaluations.numpy()
+        asked = answers != IGNORED
+        by: dict[str, Any] = defaultdict(dict)
+        for level in np.unique(difficulty[asked]):
+            at = asked & (difficulty == level)
+            by[str(level)] = {"num": int(at.sum()), "accuracy": right[at].mean(), "evaluations": made[at].mean()}
+        found[name] = {"accuracy": right[asked].mean(), "evaluations": made[asked].mean(), "by_difficulty": by}
+    return json.loads(json.dumps(found, default=float))
+
+
+def run(
+    tasks: tuple[Literal["pointers", "group", "addition"], ...] = ("pointers", "group", "addition"),
+    sides: tuple[Literal["attractor", "plain", "deeper", "looped", "deq"], ...] = tuple(SIDES),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    num_steps: int = 600,
+    threads: int | None = None,
+) -> None:
+    """Train and evaluate what is not stored yet.
+
+    Args:
+        tasks: Which to learn.
+        sides: Models.
+        seeds: Of weights and examples.
+        num_steps: Of 16 rows.
+        threads: Of this process.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    for seed, task, side in itertools.product(seeds, tasks, sides):
+        family, layers = SIDES[side]
+        rows, file = Rows(task, seed), OUT / f"{task}-{side}-{seed}.json"
+        shape = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+        training = {"num_steps": num_steps, "precision": "fp32", "seed": seed, "checkpoint_every": 0}
+        optimizer = {"lr": 3e-3, "weight_decay": 0.1, "muon_pattern": ""}  # AdamW, which suits small networks
+        settings: dict[str, Any] = {"model": shape | layers, "train": training | {"optimizer": optimizer}}
+        recipe: Any = change(language("tiny", family), settings | {"text": {"batch_size": 16, "length": rows.length}})
+        stored = json.loads(json.dumps(to_dict(recipe)))  # before a model is made of it, which completes its settings
+        if file.is_file() and is_same(json.loads(file.read_text())["recipe"], stored):
+            continue
+        torch.manual_seed(seed)
+        model: Any = AutoModelForCausalLM.from_config(recipe.model)
+        with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{task} {side} {seed}") as bar:
+            config = change(recipe.train, {"optimizer": to_dict(recipe.optimizer)})
+            loop: dict[str, Any] = {"out": Path(folder), "metadata": {"kind": "depth"}, "callbacks": [bar]}
+            model = train(model, NextToken(rows, recipe.text), config, **loop)
+            log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        calls = statistics.mean(line.get("calls", 1.0) for line in log[len(log) // 10 :])
+        result = {
+            "command": f"python -m benchmarks.depth run --tasks {task} --sides {side} --seeds {seed} --num-steps {num_steps}",
+            "environment": environment(),
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "calls": calls,
+            "training_flops_per_token": model.flops_per_token(rows.length, calls, training=True),
+            "loss": log[-1]["loss"],
+            "recipe": stored,
+            **evaluate(model.eval(), task),
+        }
+        OUT.mkdir(parents=True, exist_ok=True)
+        write_json(file, result)
+        print(
+            task,
+            side,
+            seed,
+            {name: round(result[name]["accuracy"], 3) for name in ("as trained", "longer")},
+            flush=True,
+        )
+
+
+def show() -> None:
+    """Write a table and pictures of accuracy and evaluations by difficulty: summary.md and TASK.png."""
+    lines = [
+        "| task | side | seeds | right, %, as trained | longer | evaluations | longer | MFLOP per token in training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task, (_, limit, _) in TASKS.items():
+        figure, axes = new_figure(2)
+        for number, side in enumerate(SIDES):
+            runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{task}-{side}-[0-9].json"))]
+            if not runs:
+                continue
+            cells = []
+            for column, digits, factor in (("accuracy", 1, 100), ("evaluations", 1, 1)):
+                for part in ("as trained", "longer"):
+                    values = [factor * r[part][column] for r in runs]
+                    spread = (max(values) - min(values)) / 2 if len(values) > 1 else None
+                    cells.append(with_spread(statistics.mean(values), spread, digits))
+            flops = statistics.mean(r["training_flops_per_token"] for r in runs) / 1e6
+            lines.append(f"| {task} | {side} | {len(runs)} | {' | '.join(cells)} | {flops:.2f} |")
+            for which, found in enumerate(runs):
+                by = {d: point for d, point in found["longer"]["by_difficulty"].items() if point["num"] >= SHOWN}
+                style: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3}
+                for each, column, factor in ((axes[0], "accuracy", 100), (axes[1], "evaluations", 1)):
+                    y = [factor * point[column] for point in by.values()]
+                    each.plot([int(d) for d in by], y, label=None if which else side, alpha=0.8, **style)
+        if axes[0].lines:
+            last = limit if task != "addition" else None
+            for each, label in zip(axes, ("right (%)", "evaluations"), strict=True):
+                each.set(xlabel={"pointers": "hops", "group": "factors", "addition": "places the carry has come"}[task])
+                each.set(ylabel=label)
+                if last:
+                    each.axvline(last + 0.5, color="black", linestyle=":", linewidth=1)
+            axes[0].legend(fontsize=8)
+            axes[0].set(
+                title=f"{task}: longer than in training" + (", right of the line" if last else ""), ylim=(-4, 104)
+            )
+            save(figure, OUT / f"{task}.png")
+    write_text(OUT / "summary.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_command(run, show)

@@ -1,0 +1,197 @@
+"""The paper's items run from end to end at a very small scale, are trained once, continue, and say what holds."""
+
+import json
+import shutil
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
+
+from attractor.cli import main
+from attractor.config import change
+from attractor.data.text import Shards
+from benchmarks import depth, is_same, paper, paper_items
+
+SMALLEST = {
+    "model": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 1, "max_evaluations": 4},
+    "text": {"length": 16, "batch_size": 2},
+    "train": {"num_steps": 8, "precision": "fp32", "log_every": 1, "compile": False},
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A scale of a second, a text of its own, and folders that are not the repository's."""
+    import attractor
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paper, "OUT", tmp_path / "results")
+    monkeypatch.setattr(paper, "CHARACTERS", 300)
+    monkeypatch.setitem(SCALES, "tiny", ("tiny", SMALLEST))
+    (tmp_path / "text.txt").write_text("".join(f"{i} and {i * i % 97} make {i + i * i % 97}. " for i in range(2000)))
+    attractor.prepare_text([tmp_path / "text.txt"], tmp_path / "tokens", vocab_size=300)
+    return {"data": tmp_path / "tokens", "seeds": (0, 1)}
+
+
+def test_every_side_has_a_recipe_and_every_published_value_a_side() -> None:
+    """At every scale; ablations differ from the attractor only in what they are named after."""
+    for scale in SCALES:
+        recipes = {name: language_recipe(name, scale, 3) for name in LANGUAGE}
+        assert {r.train.seed for r in recipes.values()} == {3}
+        shapes = {json.dumps(r.model.to_dict(), sort_keys=True, default=str) for r in recipes.values()}
+        published = {"770m": "implicit"}.get(scale, "neumann")  # the attractor's own gradient
+        assert recipes["attractor"].model.gradient == published
+        assert len(shapes) == len(LANGUAGE) - (published == "implicit")
+        assert {r.model.hidden_act for r in recipes.values()} == {"relu2"}
+    for scale in ("tiny", "140m"):
+        assert all(reasoner_recipe(name, task, scale, 0) for name in REASONERS for task in ("sudoku", "maze"))
+    for item in ITEMS.values():
+        assert set(item.sides) <= set(LANGUAGE) | set(REASONERS)
+        assert set(item.columns) <= set(paper.COLUMNS)
+        for known in item.published.values():
+            assert set(known) <= set(item.sides)
+            assert item is ITEMS["figure1"] or all(set(row) <= set(item.columns) for row in known.values())
+
+
+def test_a_stored_side_is_not_trained_again_and_a_changed_one_is(small, monkeypatch, capsys) -> None:
+    """Sides are shared between items; the table has the paper's value, ours with its spread, and the order."""
+    trained = []
+    real = paper.train_language
+    monkeypatch.setattr(
+        paper, "train_language", lambda recipe, *a, **k: trained.append(recipe) or real(recipe, *a, **k)
+    )
+    monkeypatch.setitem(ITEMS, "table1", replace(ITEMS["table1"], sides=("transformer", "attractor")))
+    monkeypatch.setitem(ITEMS, "figure4", replace(ITEMS["figure4"], sides=("transformer", "attractor")))
+    paper.paper(("table1",), **small)
+    assert len(trained) == 4
+    paper.paper(("table1", "figure4"), **small)
+    assert len(trained) == 4
+    table = (paper.OUT / "table1" / "tiny.md").read_text()
+    assert "| 18.3 |" in table
+    assert "±" in table
+    assert "*plain, the same layers once* less *attractor as published*: paper +3.18, here" in table
+    rows = json.loads((paper.OUT / "table1" / "tiny.json").read_text())["rows"]
+    assert all(len(row["here"]["ppl"]) == 2 for row in rows)
+    assert (paper.OUT / "figure4" / "tiny.png").stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["paper", "table1", "--results", str(paper.OUT)]) == 0
+    assert "18.3" in capsys.readouterr().out
+    changed = SMALLEST | {"train": SMALLEST["train"] | {"num_steps": 3}}
+    monkeypatch.setitem(SCALES, "tiny", ("tiny", changed))
+    paper.paper(("table1",), **small | {"seeds": (0,)})
+    assert len(trained) == 6
+
+
+def test_a_paused_side_continues(small, capsys) -> None:
+    """And gives what an uninterrupted run gives."""
+    small["seeds"] = (0,)
+    for _ in range(2):  # a pause after the first step, and the second
+        paper.paper(("figure7",), **small, minutes=0)
+    assert "paused after 0 of 2" in capsys.readouterr().out
+    assert not paper.OUT.exists()
+    paper.paper(("figure7",), **small)
+    file = paper.OUT / "runs" / "tiny-attractor-0.json"
+    cut = json.loads(file.read_text())
+    file.unlink()
+    paper.paper(("figure7",), **small)
+    assert cut["ppl"] == json.loads(file.read_text())["ppl"]
+    assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_reasoners_and_memory_need_no_text(small, monkeypatch) -> None:
+    """Puzzles are generated; the memory of the looped model grows, that of the attractor does not."""
+    real = paper.reasoner_recipe
+    shorter = {"data": {"num_puzzles": 16}, "train": {"num_steps": 2}}
+    monkeypatch.setattr(paper, "reasoner_recipe", lambda *names: change(real(*names), shorter))
+    monkeypatch.setattr(paper, "NUM_TEST", 10)
+    monkeypatch.setitem(ITEMS, "figure2", replace(ITEMS["figure2"], sides=("reasoner-trm", "reasoner-trm-wide")))
+    paper.paper(("figure2", "figure5"), seeds=(0,))
+    rows = json.loads((paper.OUT / "figure2" / "tiny.json").read_text())["rows"]
+    assert all(0 <= row["here"]["maze"][0] <= 100 for row in rows)
+    ours, looped = (row["here"] for row in json.loads((paper.OUT / "figure5" / "tiny.json").read_text())["rows"])
+    assert ours["memory_64"][0] < 1.05 * ours["memory_16"][0]
+    assert looped["memory_64"][0] > 2 * looped["memory_16"][0]
+    assert (paper.OUT / "figure2" / "tiny.png").exists()
+
+
+def test_without_data_the_text_is_pythons_standard_library(tmp_path, monkeypatch) -> None:
+    """A part of it is held out, and it is prepared once."""
+    monkeypatch.chdir(tmp_path)
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]:
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    folder = paper._default_text()
+    assert Shards(folder, "train").num_tokens > Shards(folder, "val").num_tokens > 0
+    before = (folder / "index.json").stat().st_mtime_ns
+    assert paper._default_text() == folder
+    assert (folder / "index.json").stat().st_mtime_ns == before
+
+
+def test_orders_say_whether_the_difference_has_the_sign_of_the_papers() -> None:
+    """In every seed; otherwise it is not resolved."""
+    item = paper_items.Item("", ("a", "b"), ("ppl",))
+    known = {"a": {"ppl": 1.0}, "b": {"ppl": 2.0}}
+    names = {"a": "A", "b": "B"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "LABELS", names)
+        for ours, verdict in (([2.0, 2.1], "holds"), ([0.5, 0.6], "does not hold"), ([0.5, 2.0], "not resolved")):
+            line = paper._orders({"a": {"ppl": [1.0, 1.0]}, "b": {"ppl": ours}}, known, item)
+            assert verdict in line
+
+
+def test_without_the_repositorys_results_the_command_says_what_to_do(tmp_path, monkeypatch, capsys) -> None:
+    """As after an installation from a wheel; and of an item that is not stored it says how to make it."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["paper", "table4"]) == 2
+    assert "not part of the installed package" in capsys.readouterr().err
+    assert main(["paper", "table4", "--results", str(tmp_path)]) == 2
+    assert "python -m benchmarks.paper table4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", depth.TASKS)
+def test_answers_of_generated_tasks_are_right(task: str) -> None:
+    """By the definition, token by token."""
+    import numpy as np
+
+    make, limit, longer = depth.TASKS[task]
+    tokens, answers, difficulty = make(np.random.default_rng(0), 4, longer)
+    assert difficulty[answers != depth.IGNORED].max() > limit or task == "addition"
+    for row, given, hard in zip(tokens, answers, difficulty, strict=True):
+        if task == "pointers":
+            after = {int(k): int(v) - 12 for k, v in row[:24].reshape(12, 2)}
+            for symbol, end, hops in zip(row[24:] - 24, given[24:], hard[24:], strict=True):
+                for _ in range(hops):
+                    symbol, last = after[int(symbol)], symbol
+                    assert symbol != last
+                assert symbol == end == after[int(symbol)]
+        elif task == "addition":
+            a, b = (int("".join(str(d) for d in part[::-1])) for part in (row[::2], row[1::2] - 10))
+            assert [int(d) for d in reversed(str(a + b)[-longer:].zfill(longer))] == given[1::2].tolist()
+        else:
+            product = np.arange(5)
+            for factor, answer in zip(row, given, strict=True):
+                product = product[depth.GENERATORS[factor]]
+                assert (depth.PERMUTATIONS[answer] == product).all()
+
+
+def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
+    """In training lengths and beyond, and not trained again."""
+    monkeypatch.setattr(depth, "OUT", tmp_path)
+    depth.run(("addition",), ("attractor", "plain"), (0,), num_steps=2)
+    found = json.loads((tmp_path / "addition-attractor-0.json").read_text())
+    assert found["longer"]["evaluations"] >= 1
+    assert max(map(int, found["longer"]["by_difficulty"])) > 8
+    before = (tmp_path / "addition-plain-0.json").stat().st_mtime_ns
+    depth.run(("addition",), ("plain",), (0,), num_steps=2)
+    assert (tmp_path / "addition-plain-0.json").stat().st_mtime_ns == before
+    depth.show()
+    assert (tmp_path / "addition.png").exists()
+
+
+def test_a_setting_that_did_not_exist_when_a_run_was_stored_changes_nothing() -> None:
+    """One that had another value, or that is gone, does."""
+    assert is_same({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}})
+    assert not is_same({"a": {"b": 1}}, {"a": {"b": 2}})
+    assert not is_same({"a": {"b": 1}}, {"a": {}})
