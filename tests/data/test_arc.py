@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from attractor.interop import export_reasoner
 from attractor.models.reasoning import TRMConfig
 from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import swiglu_hidden
+from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.optim import OptimizerConfig, SignSGD
 
 Grid = NDArray[np.uint8]
@@ -151,6 +153,25 @@ def test_a_grid_out_of_range_is_named(grid: Any, message: str, tmp_path: Path) -
         read_tasks(folder)
 
 
+def test_a_task_in_two_parts_is_refused(tmp_path: Path) -> None:
+    """Its test pairs would be trained."""
+    folder = toy_folder(tmp_path / "arc")
+    (folder / "training" / "swap.json").write_text((folder / "evaluation" / "swap.json").read_text())
+    with pytest.raises(DataError, match="task swap: occurs in another part"):
+        read_tasks(folder)
+
+
+def test_a_test_pair_that_is_trained_is_left_out(tmp_path: Path) -> None:
+    """In all its copies."""
+    folder = toy_folder(tmp_path / "arc")
+    task = json.loads((folder / "evaluation" / "swap.json").read_text())
+    task["train"].append(task["test"][0])
+    (folder / "evaluation" / "swap.json").write_text(json.dumps(task))
+    summary = prepare_arc(folder, tmp_path / "data", num_augmentations=2)
+    assert summary.num_copies == 3
+    assert len(puzzles.read(tmp_path / "data", "test")) == 3
+
+
 def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no tasks of ARC"):
         read_tasks(tmp_path)
@@ -189,6 +210,42 @@ def test_of_equally_frequent_answers_the_lower_score_comes_first(tasks: list[arc
     score = torch.tensor([2.0, 2.0, 1.0, 1.0])
     assert pass_at_k(test, answers, score)["pass@1"] == 1.0
     assert pass_at_k(test, answers, -score)["pass@1"] == 0.0
+
+
+def test_empty_answers_are_the_same_answer(tasks: list[arc.Task]) -> None:
+    """Whatever the symmetry of the copy."""
+    test = make_splits(tasks, num_augmentations=4, seed=3)["test"]
+    answers = torch.full(test.answers.shape, EOS, dtype=torch.uint8)
+    answers[0:4] = torch.from_numpy(test.answers[0:4])  # two of five copies are right
+    assert pass_at_k(test, answers, torch.zeros(len(test))) == {"pass@1": 0.0, "pass@2": 1.0}
+
+
+def test_sets_are_joined_with_their_names(tasks: list[arc.Task]) -> None:
+    test = make_splits(tasks, num_augmentations=1)["test"]
+    both = test + test
+    assert both.all_names == test.all_names
+    assert both.names is not None
+    assert both.names.tolist() == 2 * test.names.tolist()  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="different lists of names"):
+        test + make_splits(tasks, num_augmentations=2)["test"]
+
+
+def test_every_puzzle_has_the_same_weight_in_the_loss(tasks: list[arc.Task]) -> None:
+    """A small grid has few cells that count, and a large one many."""
+    questions = np.stack([to_cells(np.zeros(shape, np.uint8)) for shape in ((1, 1), (29, 29))])
+    config = DeepSupervisionConfig(batch_size=2, augment=False, cross_entropy="stablemax")
+    objective = DeepSupervision(
+        questions, questions, config, init_state=lambda q: torch.zeros(len(q)), augment=ARC.augment, ignored=PAD
+    )
+    answers = torch.from_numpy(questions).long().masked_fill(torch.from_numpy(questions == PAD), -100)
+    logits = torch.zeros(2, SIDE, SIDE, 12)
+    logits[0, ..., 2] = 100.0  # the small puzzle is right, but for the ends of its row and column
+    output = SimpleNamespace(logits=logits, halt=None, solution=SimpleNamespace(residual=torch.zeros(2)))
+    loss, _ = objective._loss(
+        torch.nn.Linear(1, 1), {"answers": answers, "questions": answers}, output, answers[:, 0, 0] > 0
+    )
+    small = (1 * -np.log(101 / 112) + 2 * np.log(112)) / 3
+    assert float(loss) == pytest.approx((small + np.log(12)) / 2, rel=1e-5)
 
 
 def test_padding_is_neither_trained_nor_compared(tasks: list[arc.Task]) -> None:
@@ -234,8 +291,10 @@ def test_names_are_trained_and_kept_from_folder_to_score(tmp_path: Path) -> None
     assert embedding.shape == (7, 32)
     assert not embedding[0].any()  # of no puzzle
     assert embedding[1:].any(dim=1).all()
-    figures = attractor.evaluate(tmp_path / "run", data=tmp_path / "data", depths=[2])["results"]
+    figures = attractor.evaluate(tmp_path / "run", data=tmp_path / "data", depths=[2], limit=1)["results"]
     assert set(figures) >= {"pass@1", "pass@2"}
+    assert figures["num_puzzles"] == 6  # all copies of the first task
+    assert not any(name.startswith("interval") for name in figures)  # copies are not independent
     loaded = attractor.load(tmp_path / "run")
     prepare_arc(tmp_path / "arc", tmp_path / "other", num_augmentations=2, seed=5)
     prepare_arc(tmp_path / "arc", tmp_path / "fewer", num_augmentations=1)
@@ -286,7 +345,8 @@ def test_the_command_prints_the_next_ones_and_refuses_in_a_sentence(
     folder, out = toy_folder(tmp_path / "arc"), tmp_path / "data"
     assert not main(["data", "arc", str(folder), "--out", str(out), "--num-augmentations", "1"])
     assert f"attractor train arc --data {out}" in capsys.readouterr().out
-    (tmp_path / "names.json").write_text('["one"]')
+    assert main(["evaluate", "none", "--data", str(out)]) == 2
+    (tmp_path / "names.json").write_text('["<blank>", 1]')
     names = ["--names", str(tmp_path / "names.json")]
     assert main(["data", "arc", str(folder), "--out", str(tmp_path / "b"), *names]) == 2
     assert "begins with '<blank>'" in capsys.readouterr().err

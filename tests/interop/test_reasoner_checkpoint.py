@@ -112,7 +112,9 @@ def test_a_name_that_does_not_fill_its_tokens_ends_in_zeros(tmp_path: Path) -> N
     folder = copy(
         "trm-deq", tmp_path, lambda c: c | {"puzzle_emb_ndim": 20}, lambda w: w | {name: w[name][:, :20].clone()}
     )
-    found = import_reasoner(folder).puzzle_emb.flatten()
+    model = import_reasoner(folder)
+    assert model.puzzle_emb.shape == (1, 20)
+    found = model._embed(torch.zeros(1, 4, 4, dtype=torch.long))[0, :3].flatten()
     assert found[20:].eq(0).all()
     assert found[:20].ne(0).all()
 

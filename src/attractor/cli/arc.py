@@ -23,7 +23,7 @@ def arc(
             else is trained.
         out: The folder to write; it must not exist.
         num_augmentations: Copies of each task: turned, reflected, with other colours. Published models have 1000.
-        names: The puzzle names of a published model (identifiers.json), in place of new copies.
+        names: The puzzle names of a published TRM (identifiers.json), in place of new copies.
         seed: Seed of the copies.
     """
     options = locals()  # every option by its name

@@ -31,10 +31,11 @@ def show_puzzles(figures: Figures) -> None:
     show(table)
     if any(name.endswith("*") for name in sections):
         say("* any correct answer counts, not only the known one")
-    low, high = figures[_key("interval_by", selections[0])][-1][-1]
+    intervals = figures.get(_key("interval_by", selections[0]))
+    shown = " (95 % interval {:.1f} to {:.1f})".format(*(100 * end for end in intervals[-1][-1])) if intervals else ""
     say(
         f"chosen by {selections[0]} at depth {figures['depths'][-1]} and breadth {figures['breadths'][-1]}: "
-        f"{100 * figures[_key('exact_by', selections[0])][-1][-1]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f}), "
+        f"{100 * figures[_key('exact_by', selections[0])][-1][-1]:.1f} %{shown}, "
         f"{figures['evaluations'][-1][-1]:,.0f} evaluations per puzzle"
     )
     if "pass@1" in figures:

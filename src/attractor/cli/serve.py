@@ -26,6 +26,7 @@ def serve(
         tolerance: The relative residual at which a token has converged, instead of the model's.
         max_evaluations: The largest number of evaluations, instead of the model's.
     """
+    import contextlib
     import socket
     from pathlib import Path
 
@@ -46,4 +47,5 @@ def serve(
 
         shown = f"[{host}]" if ":" in host else host
         say(f"{name}: base_url http://{shown}:{listening.getsockname()[1]}/v1")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to end a server
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

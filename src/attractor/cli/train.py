@@ -27,9 +27,9 @@ def train(
     Args:
         recipe: The name of a recipe, such as sudoku/6x6 or language/tiny; attractor recipes lists all.
         set: Settings to change, such as train.seed=1 model.tolerance=1e-3; attractor show RECIPE lists all.
-        data: The folder that attractor data prepare, sudoku or mazes wrote; or, for a model with a chat template, a file
+        data: The folder that attractor data prepare, sudoku, mazes or arc wrote; or, for a model with a chat template, a file
             of conversations, one {"messages": [{"role": ..., "content": ...}, ...]} per line. Without it, puzzle recipes
-            generate their own puzzles.
+            other than arc generate their own puzzles.
         init: For language models: the checkpoint to start from. It decides the sizes of the model. attractor retrofit
             writes such a checkpoint.
         out: The folder to write; by default runs/RECIPE.

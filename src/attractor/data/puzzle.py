@@ -98,13 +98,18 @@ class PuzzleSet:
         )
 
     def __add__(self, other: "PuzzleSet") -> "PuzzleSet":
-        """Return the puzzles of both sets. Ratings are kept if both sets have them."""
+        """Return the puzzles of both sets. Ratings are kept if both have them. DataError if their lists of names differ."""
+        if self.all_names != other.all_names:
+            raise DataError("puzzles with different lists of names cannot be joined.")
+        names = [part.names for part in (self, other) if part.names is not None]
         ratings = [part.ratings for part in (self, other) if part.ratings is not None]
         return PuzzleSet(
             kind=self.kind,
             questions=np.concatenate([self.questions, other.questions]),
             answers=np.concatenate([self.answers, other.answers]),
             ratings=np.concatenate(ratings) if len(ratings) == 2 else None,
+            names=np.concatenate(names) if len(names) == 2 else None,
+            all_names=self.all_names,
         )
 
     @property

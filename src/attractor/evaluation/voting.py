@@ -54,4 +54,4 @@ def pass_at_k(
 def _key(name: Name, cells: Grid) -> bytes:
     """Return the grid in ``cells``, turned back, as bytes that tell grids apart."""
     grid = name.transform.undo(read_grid(cells))
-    return bytes(grid.shape) + grid.tobytes()
+    return bytes(grid.shape) + grid.tobytes() if grid.size else b""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attractor.data import SUDOKU, PuzzleSet, puzzles
+from attractor.data.arc import Name
 from attractor.data.sudoku import deduce
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import (
@@ -50,7 +51,14 @@ def held_out_puzzles(loaded: LoadedReasoner, data: Any, limit: int | None) -> Pu
             f"{place}: holds puzzles of the kind {found.kind}; this model was trained on {loaded.puzzle.kind}."
         )
     _check_names(loaded, found, place)
-    return found[slice(limit)]
+    return found[slice(limit) if found.names is None else _first_tasks(found, limit)]
+
+
+def _first_tasks(found: PuzzleSet, limit: int | None) -> NDArray[np.bool_]:
+    """Return which puzzles are copies of the first ``limit`` tasks, (N,) bool: a part of the votes tells nothing."""
+    tasks = [Name.parse(name).task for name in found.all_names]
+    kept = set(list(dict.fromkeys(tasks[n] for n in found.names))[:limit])  # type: ignore[union-attr]
+    return np.isin(found.names, [n for n, task in enumerate(tasks) if task in kept])  # type: ignore[arg-type]
 
 
 def _check_names(loaded: LoadedReasoner, found: PuzzleSet, place: str) -> None:
@@ -84,11 +92,12 @@ def evaluate_puzzles(
 ) -> Figures:
     """Return the accuracy by breadth and depth, and how well each score tells right answers from wrong ones.
 
-    ``exact_by_residual``, or another selection in place of ``residual``, are fractions of answers equal to the known one
-    in every cell, chosen among the restarts; rows are breadths and columns are depths. ``interval_by_…`` are their
-    binomial intervals of 95 %, ``any_exact`` the fractions of puzzles that some restart answers right, and
-    ``evaluations`` the mean evaluations for a puzzle over all restarts. ``right_by_residual`` also counts other correct
-    answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are those of the first start.
+    ``exact_by_residual``, or another selection in place of ``residual``, are fractions of answers equal to the known
+    one in every cell, chosen among the restarts; rows are breadths and columns are depths. ``interval_by_…`` are their
+    binomial intervals of 95 %, for puzzles without names, ``any_exact`` the fractions of puzzles that some restart
+    answers right, and ``evaluations`` the mean evaluations for a puzzle over all restarts. ``right_by_residual`` also
+    counts other correct answers, for puzzles that can have several. ``median_residual`` and ``residual_auroc`` are
+    those of the first start.
 
     ``search`` has the accuracy, evaluations and guesses of :func:`attractor.evaluation.run_search`. ``by_rating``, for
     puzzles with ratings, has the accuracy of one start, of all restarts by the first selection, and of the search, at the
@@ -147,10 +156,11 @@ def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: T
     right = [exact(answers, truth) for answers in chosen]
     figures: Figures = {
         f"exact_by_{name}": [by_depth.float().mean(dim=1).tolist() for by_depth in right],
-        f"interval_by_{name}": [
-            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in right
-        ],
     }
+    if data.names is None:  # copies of a puzzle are not independent
+        figures[f"interval_by_{name}"] = [
+            [binomial_interval(int(one.sum()), len(one)) for one in by_depth] for by_depth in right
+        ]
     if not data.puzzle.has_unique_answer:
         figures[f"right_by_{name}"] = [
             [float(data.puzzle.is_right(data.questions, found.numpy(), data.answers).mean()) for found in answers]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,7 +108,7 @@ def _config(stored: dict[str, Any], file: Path) -> TwoPartConfig:
             "num_symbols": theirs["vocab_size"],
             "num_classes": theirs["vocab_size"],
             "evaluations_per_segment": theirs["H_cycles"],
-            **({"num_name_tokens": num_tokens, "num_names": theirs["num_puzzle_identifiers"]} if num_tokens else {}),
+            **(_names(theirs, num_tokens) if num_tokens else {}),
         }
         if is_hrm:
             return HRMConfig(network=network, num_latent=theirs["L_cycles"], **counts)
@@ -137,6 +136,16 @@ def _config(stored: dict[str, Any], file: Path) -> TwoPartConfig:
         raise settings_error(file, error) from error
 
 
+def _names(theirs: dict[str, Any], num_tokens: int) -> dict[str, int]:
+    width = theirs["puzzle_emb_ndim"]
+    is_full = width == num_tokens * theirs["hidden_size"]
+    return {
+        "num_name_tokens": num_tokens,
+        "name_width": 0 if is_full else width,
+        "num_names": theirs["num_puzzle_identifiers"],
+    }
+
+
 def _translate(theirs: dict[str, Tensor], model: TwoPartReasoner, folder: Path) -> dict[str, Tensor]:
     """Return the weights under our names; require every tensor in its shape, and no other tensor."""
     found = {}
@@ -147,10 +156,6 @@ def _translate(theirs: dict[str, Tensor], model: TwoPartReasoner, folder: Path) 
     ours = model.state_dict()
     names = {own: _published_name(own) for own in ours}
     shapes = {name: tuple(ours[own].shape) for own, name in names.items()}
-    if (embedding := found.get(NAMES["puzzle_emb"])) is not None and "puzzle_emb" in ours:
-        missing = ours["puzzle_emb"].shape[1] - embedding.shape[-1]
-        if missing > 0:  # the official code fills the last tokens with zeros, too
-            found[NAMES["puzzle_emb"]] = F.pad(embedding, (0, missing))
     require_tensors(found, shapes, folder)
     return _reorder_grid_positions({own: found[name].float() for own, name in names.items()}, model)
 
@@ -205,7 +210,7 @@ def export_reasoner(model: TwoPartReasoner, folder: Path | str, *, num_cells: in
     settings = {
         "seq_len": num_cells,
         "vocab_size": config.num_symbols,
-        "puzzle_emb_ndim": num_tokens * config.width,
+        "puzzle_emb_ndim": config.name_width or num_tokens * config.width,
         "puzzle_emb_len": num_tokens,
         "num_puzzle_identifiers": config.num_names,
         "H_cycles": config.evaluations_per_segment,

@@ -82,17 +82,17 @@ class DeepSupervisionConfig:
             raise ConfigError(f"cross_entropy={self.cross_entropy!r}: {suggestion(self.cross_entropy, LOSSES)}")
 
 
-def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def stablemax_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Return the mean cross-entropy of ``logits`` (N, classes) with a softmax in which ``1 + x`` (for ``x ≥ 0``) and
     ``1 / (1 − x)`` (for ``x < 0``) replace ``exp(x)``.
 
     Its gradient does not vanish when logits grow (Prieto et al. 2025, arXiv:2501.04697).
     """
     x = logits.float()
-    return F.nll_loss(F.log_softmax(x.sign() * x.abs().log1p(), dim=-1), targets)
+    return F.nll_loss(F.log_softmax(x.sign() * x.abs().log1p(), dim=-1), targets, reduction=reduction)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "softmax": F.cross_entropy,
     "stablemax": stablemax_cross_entropy,
 }
@@ -167,7 +167,12 @@ class DeepSupervision:
         self, model: nn.Module, carry: dict[str, Tensor], output: Any, solved: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
-        loss = LOSSES[config.cross_entropy](output.logits.flatten(0, -2), carry["answers"].flatten())
+        answers, cross_entropy = carry["answers"], LOSSES[config.cross_entropy]
+        if self._ignored is None:
+            loss = cross_entropy(output.logits.flatten(0, -2), answers.flatten())
+        else:  # every puzzle has the same weight, however many cells count
+            loss = cross_entropy(output.logits.flatten(0, -2), answers.flatten(), reduction="none").view(answers.shape)
+            loss = (loss.flatten(1).sum(1) / (answers >= 0).flatten(1).sum(1)).mean()
         metrics = {"batch_exact": solved.float().mean(), "residual": output.solution.residual.mean()}
         if output.halt is not None:
             halting = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())

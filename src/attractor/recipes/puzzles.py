@@ -1,8 +1,7 @@
 """Puzzles: mazes and Sudokus for the attractor reasoner and its baselines.
 
 ``maze`` is the demonstration. ``sudoku/6x6``, ``sudoku/9x9`` and ``maze/walls`` are for CPUs and generate their own
-puzzles. ``sudoku/extreme``, ``maze/hard``, ``maze/unique`` and ``arc`` are the published tasks at the published sizes,
-for GPUs.
+puzzles. ``sudoku/extreme``, ``maze/hard``, ``maze/unique`` and ``arc`` are published tasks at the published sizes, for GPUs.
 """
 
 from dataclasses import field, replace
@@ -123,6 +122,8 @@ class PuzzleRecipe:
             )
         if isinstance(getattr(self.model, "update", None), SymmetricUpdateConfig) and self.data.kind != "sudoku":
             raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
+        if self.supervision.max_revealed and self.kind != "sudoku":
+            raise ConfigError(f"supervision.max_revealed fills blank cells of Sudokus; leave it at 0 for {self.kind}.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -321,12 +322,13 @@ def published(task: str, family: str = "attractor", *, width: int = 512, seed: i
 def arc(family: str = "trm", *, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for ARC-AGI at the published size, for GPUs; give a folder of ``attractor data arc`` as ``data``.
 
-    Differences from TRM's code are those of :func:`published`; and all pairs are drawn equally often, not all tasks.
+    Differences from TRM's code are those of :func:`published`; and all pairs are drawn equally often, not all tasks. The
+    gradients of the names' embeddings are dense.
     """
     recipe: Any = published("maze", family, seed=seed)
     return replace(
         recipe,
-        model=replace(recipe.model, num_symbols=12, num_classes=12, num_name_tokens=NAME_TOKENS),
+        model=replace(recipe.model, num_symbols=12, num_classes=12, num_name_tokens=NAME_TOKENS, name_width=512),
         data=ArcDataConfig(),
         supervision=replace(recipe.supervision, augment=True),
         train=replace(

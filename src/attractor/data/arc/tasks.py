@@ -15,6 +15,7 @@ from attractor.errors import DataError
 from attractor.files import read_json
 
 BLANK = "<blank>"  # the first name, of no puzzle, as in the published code
+PARTS = ("training", "training2", "concept", "evaluation", "evaluation2")  # the last two are held out
 NAME = re.compile(r"(?P<task>[^|]+)(\|\|\|t(?P<dihedral>[0-7])\|\|\|(?P<colors>\d{10}))?")
 TRIALS = 5  # for each augmentation that is asked for; small tasks have fewer different ones
 NO_TRANSFORM = Transform()
@@ -62,25 +63,27 @@ def read_tasks(folder: Path) -> list[Task]:
 
     The folder has the subfolders ``training`` and ``evaluation`` (or ``data/…``) with a JSON file per task, as ARC-AGI-1
     and ARC-AGI-2 are published; or files ``…training_challenges.json`` and ``…_solutions.json``, and the same with
-    ``evaluation``, as on Kaggle. The test pairs of the part ``evaluation`` are held out.
+    ``evaluation``, as on Kaggle. The other parts of TRM's data are read, too. Test pairs of an evaluation are held out.
 
     Raises
     ------
     DataError
-        If there are no tasks, or a grid is missing or out of range, with file and task.
+        If there are no tasks, a task occurs twice, or a grid is missing or out of range, with file and task.
     """
-    found = []
-    for part in ("training", "evaluation"):
+    found: dict[str, Task] = {}
+    for part in PARTS:
         for file, name, task in _stored_tasks(folder, part):
             where = f"{file}, task {name}"
+            if name in found:  # its test pairs would be both trained and held out
+                raise DataError(f"{where}: occurs in another part, too; leave one of them out.")
             pairs = {split: _pairs(task, split, where) for split in ("train", "test")}
-            found.append(Task(name=name, is_held_out=part == "evaluation", **pairs))
-    if not any(task.is_held_out for task in found):
+            found[name] = Task(name=name, is_held_out=part.startswith("evaluation"), **pairs)
+    if not any(task.is_held_out for task in found.values()):
         raise DataError(
             f"{folder}: holds no tasks of ARC for the evaluation; give a folder with training/*.json and evaluation/*.json, "
             "or with the files *_challenges.json and *_solutions.json."
         )
-    return sorted(found, key=lambda task: (task.is_held_out, task.name))
+    return sorted(found.values(), key=lambda task: (task.is_held_out, task.name))
 
 
 def _stored_tasks(folder: Path, part: str) -> Iterable[tuple[Path, str, Any]]:
@@ -94,8 +97,9 @@ def _stored_tasks(folder: Path, part: str) -> Iterable[tuple[Path, str, Any]]:
             raise DataError(f"{file}: has no solutions; put {solutions.name} beside it.")
         answers = read_json(solutions, DataError)
         for name, task in read_json(file, DataError).items():
-            for pair, answer in zip(task.get("test", ()), answers.get(name, ()), strict=False):
-                pair["output"] = answer
+            if isinstance(task, dict):
+                for pair, answer in zip(task.get("test") or (), answers.get(name) or (), strict=False):
+                    pair["output"] = answer
             yield file, name, task
 
 

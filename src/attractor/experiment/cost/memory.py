@@ -21,12 +21,12 @@ from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import TRMDEQ, Reasoner
 from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
-from attractor.optim import OptimizerConfig
+from attractor.optim import OptimizerConfig, SignSGD
 from attractor.solve import Anderson
 
 FP32 = 4  # bytes; weights, states and residuals are float32
 STRATEGIES = ("none", "ddp", "fsdp")
-NUM_MOMENTS = {torch.optim.AdamW: 2, torch.optim.Muon: 1}
+NUM_MOMENTS = {torch.optim.AdamW: 2, torch.optim.Muon: 1, SignSGD: 0}
 
 
 @dataclass(frozen=True, kw_only=True)

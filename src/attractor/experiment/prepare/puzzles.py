@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data import MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
+from attractor.data import ARC, MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
 from attractor.data.arc import BLANK, make_splits, read_tasks
 from attractor.data.puzzles import FIRST_DEV_SEED, FIRST_TEST_SEED, MAX_DEV, num_dev
 from attractor.errors import ConfigError, DataError
@@ -111,15 +111,15 @@ def prepare_arc(
 ) -> PuzzleSummary:
     """Write a folder of ARC's tasks, each with symmetric copies: turned, reflected, and with other colours.
 
-    Pairs that demonstrate a task are training puzzles; so are the test pairs of the part ``training``. The test pairs of the
-    part ``evaluation`` are test puzzles.
+    Pairs that demonstrate a task are training puzzles; so are the test pairs of tasks for training. Test pairs of the
+    evaluation are test puzzles, unless the same pair is a training puzzle.
 
     Parameters
     ----------
     folder
         See :func:`attractor.data.arc.read_tasks`.
     num_augmentations
-        Copies of each task; published models have 1000.
+        Copies of each task; published models have 1000. Each pair of grids needs about 4 KB of memory.
     names
         A JSON list of puzzle names, ``identifiers.json`` of a published data set, in place of new copies.
     seed
@@ -136,14 +136,16 @@ def prepare_arc(
         raise ConfigError(f"num_augmentations={num_augmentations}, seed={seed}: give whole numbers from 0 up.")
     tasks = read_tasks(Path(folder))
     known = None if names is None else read_json(Path(names), DataError, kind=list)
-    if known is not None and known[:1] != [BLANK]:
+    if known is not None and (known[:1] != [BLANK] or not all(isinstance(name, str) for name in known)):
         raise DataError(f"{names}: is no list of puzzle names that begins with {BLANK!r}; give identifiers.json.")
     with TaskProgress(enabled=progress) as bars:
         advance = bars.count("tasks", len(tasks))
         splits = make_splits(tasks, num_augmentations=num_augmentations, seed=seed, names=known, advance=advance)
     settings = {"num_augmentations": num_augmentations, "seed": seed} if known is None else {"names": str(names)}
+    copies = ARC.find_copies(splits["test"], splits["train"])
+    splits["test"] = _remove(splits["test"], copies)
     puzzles.write(out, splits, metadata={"folder": str(folder), **settings})
-    return summarize(out, splits)
+    return summarize(out, splits, num_copies=len(copies))
 
 
 def _prepare_puzzles(

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attractor.config import config_class, require_whole
@@ -25,17 +26,24 @@ class TwoPartConfig(ReasonerConfig):
     num_name_tokens
         Cells before the grid that hold a learnt embedding of the puzzle's name, ``puzzle_emb_len`` in published
         checkpoints. The network then reads all cells as one sequence.
+    name_width
+        Numbers of a name's embedding, ``puzzle_emb_ndim``; the rest of its cells are zeros. 0: as many as the cells hold.
     num_names
         Names with an embedding, ``num_puzzle_identifiers``. With one, all puzzles have the same name. With more, every cell
         of a question holds its symbol plus ``num_symbols`` times the number of the puzzle's name.
     """
 
     num_name_tokens: int = 0
+    name_width: int = 0
     num_names: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole(self, 0, "num_name_tokens")
+        require_whole(self, 0, "num_name_tokens", "name_width")
+        if self.name_width > self.num_name_tokens * self.width:
+            raise ConfigError(
+                f"name_width={self.name_width}: {self.num_name_tokens} cells of a name hold fewer numbers."
+            )
         require_whole(self, 1, "num_names")
         if self.num_names > 1 and not self.num_name_tokens:
             raise ConfigError(
@@ -66,7 +74,9 @@ class TwoPartReasoner(Reasoner):
         self.num_symbols = config.num_symbols * config.num_names  # values of a cell, with its name
         self.embedding = ScaledEmbedding(config.num_symbols, width)
         if config.num_name_tokens:
-            self.puzzle_emb = nn.Parameter(torch.zeros(config.num_names, config.num_name_tokens * width))
+            self.puzzle_emb = nn.Parameter(
+                torch.zeros(config.num_names, config.name_width or config.num_name_tokens * width)
+            )
         self.add_networks()
         self.lm_head = lecun_linear(width, config.num_classes)
         self.q_head = HaltingHead(width, compares=self.compares_halting)
@@ -96,12 +106,15 @@ class TwoPartReasoner(Reasoner):
 
     def _embed(self, questions: Tensor) -> Tensor:
         """Return the embedded question (B, height, W, D); with name tokens all cells in sequence, (B, N, D)."""
-        names, symbols = questions[:, 0, 0] // self.config.num_symbols, questions % self.config.num_symbols
+        config = self.config
+        names, symbols = questions.new_zeros(len(questions)), questions
+        if config.num_names > 1:
+            names, symbols = questions[:, 0, 0] // config.num_symbols, questions % config.num_symbols
         x: Tensor = self.embedding(symbols)
-        if not self.config.num_name_tokens:
+        if not config.num_name_tokens:
             return x
-        embedded = self.width**0.5 * self.puzzle_emb[names].view(len(x), -1, self.width)
-        return torch.cat([embedded, x.flatten(1, 2)], dim=1)
+        embedded = F.pad(self.puzzle_emb[names], (0, config.num_name_tokens * self.width - self.puzzle_emb.shape[1]))
+        return torch.cat([self.width**0.5 * embedded.view(len(x), -1, self.width), x.flatten(1, 2)], dim=1)
 
     def _cells(self, state: Tensor) -> Tensor:
         """Return the used cells of a state in the shape of the embedded question."""
