@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from attractor import recipes
 from attractor.cli import main
+from attractor.experiment.cost.estimate import estimate_cost
 
 TINY = ["--set", "model.vocab_size=512", "text.batch_size=2", "text.length=128"]
 
@@ -33,6 +35,16 @@ def test_a_large_recipe_is_estimated_on_any_machine(capsys) -> None:
     assert re.search(r"Not measured: even .* batch of 1 ", out)
     assert "8 × H100" in out
     assert "fsdp" in out
+
+
+def test_names_of_puzzles_are_part_of_the_estimate() -> None:
+    """Their embeddings, gradients and average, and no moments."""
+    few, many = (
+        estimate_cost(recipes.override(recipes.get("arc"), {"model.num_names": num})).memory for num in (1, 800_001)
+    )
+    table = 4 * 800_000 * 512
+    assert many.weights - few.weights == many.ema_weights - few.ema_weights == many.gradients - few.gradients == table
+    assert many.optimizer == few.optimizer
 
 
 def test_a_smaller_batch_is_measured_when_the_recipe_s_does_not_fit(monkeypatch, capsys) -> None:
