@@ -6,8 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Grid = NDArray[np.uint8]  # colours (H, W) from 0 to 9, or cells (SIDE, SIDE) from 0 to 11
-SIDE, NUM_COLORS = 30, 10
-PAD, EOS, FIRST_COLOR = 0, 1, 2
+SIDE = 30
+NUM_COLORS = 10
+PAD = 0
+EOS = 1
+FIRST_COLOR = 2
 IDENTITY = tuple(range(NUM_COLORS))
 # By number: whether to reflect from left to right, and the quarter turns after that.
 DIHEDRAL = ((False, 0), (False, 1), (False, 2), (False, 3), (True, 0), (True, 2), (True, 1), (True, 3))
