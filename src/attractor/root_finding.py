@@ -20,7 +20,7 @@ from attractor.gradient import Gradient, Implicit, OneStep, in_forward_mode
 from attractor.gradient.gradients import attach_transformed
 from attractor.layer import fixed_point, in_one_graph, restored
 from attractor.solve import Picard, Solution, Solver, StopRule, Tolerance, Update
-from attractor.solve.array_ops import count, is_readable, transforms
+from attractor.solve.array_ops import count, is_readable
 from attractor.solve.packing import Packing
 from attractor.solve.update import Adapted, Repeated
 
@@ -42,18 +42,12 @@ class Newton(NewtonMethod):
     """Newton's method with the dense Jacobian of each row: D reverse passes and a factorisation, for small D."""
 
     def newton_step(self, residual: Update, y: Tensor) -> Tensor:
-        num = y.shape[1]
-        if num == 1 and not (
-            transforms() or y.is_inference() or torch.is_inference_mode_enabled()
-        ):  # a third of the time of torch.func
-            with torch.enable_grad():
-                point = y.detach().requires_grad_()
-                r = residual(point) + 0 * point  # connected to point even if the residual ignores it
-                (slope,) = torch.autograd.grad(r, point, torch.ones_like(r))
-            r, jacobian = r.detach(), slope[:, :, None]
-        else:
-            with torch.no_grad():
-                r, pullback, *_ = torch.func.vjp(residual, y)
+        with torch.no_grad():
+            r, pullback, *_ = torch.func.vjp(residual, y)
+            num = y.shape[1]
+            if num == 1:
+                jacobian = pullback(torch.ones_like(r))[0][:, :, None]
+            else:
                 basis = torch.eye(num, dtype=y.dtype, device=y.device)[:, None].expand(num, *y.shape)
                 rows = torch.func.vmap(lambda v: pullback(v)[0], randomness="same")(basis)
                 jacobian = rows.movedim(0, 1)  # (N, D of the residual, D of y)

@@ -141,6 +141,9 @@ class PuzzleSet:
 class Puzzle(ABC):
     """One kind of puzzle. Grids are uint8: a question or an answer is (H, W), a batch (N, H, W).
 
+    Puzzles that are learnt by their names, as in ARC, cannot be generated, nor read or checked one by one: such a kind leaves
+    out ``parse``, ``tables``, ``generate``, ``check`` and ``verdict``, which then raise a DataError.
+
     Attributes
     ----------
     kind
@@ -174,7 +177,6 @@ class Puzzle(ABC):
         """Return the (height, width) of the boxes that divide a grid of digits, or None for other grids."""
         return None
 
-    @abstractmethod
     def parse(self, text: str, *, source: str = "<text>") -> list[LocatedGrid]:
         """Return all questions in ``text``, which may differ in size, each with the line where it begins.
 
@@ -183,16 +185,17 @@ class Puzzle(ABC):
         DataError
             For malformed text. The message names ``source`` and the line.
         """
+        raise self._refusal()
 
     def is_text(self, argument: str) -> bool:
         """Return whether a command-line argument is a puzzle and not the name of a file."""
         return "\n" in argument
 
-    @abstractmethod
     def tables(
         self, source: str | os.PathLike[str], split: str, *, answers: bool = True
     ) -> Iterator[tuple[Rows, Grids, Grids]]:
         """Yield rows of a csv with their questions and answers, both checked. Without ``answers`` they are not read."""
+        raise self._refusal()
 
     def read(self, path: str | os.PathLike[str]) -> list[LocatedGrid]:
         """Return all questions in a text file or in a csv, which needs no answers, each with its line.
@@ -227,7 +230,6 @@ class Puzzle(ABC):
         questions, answers, ratings = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return PuzzleSet(kind=self.kind, questions=questions, answers=answers, ratings=ratings)
 
-    @abstractmethod
     def generate(
         self,
         num: int,
@@ -241,6 +243,7 @@ class Puzzle(ABC):
 
         ``advance`` is called with the number of puzzles just found. Raises ConfigError for settings that cannot work.
         """
+        raise self._refusal()
 
     @abstractmethod
     def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
@@ -250,17 +253,18 @@ class Puzzle(ABC):
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         """Return the indices in ``test`` of puzzles that are symmetric copies of a puzzle in ``train``."""
 
-    @abstractmethod
     def check(self, question: Grid) -> None:
         """Raise a DataError for a question without an answer that counts."""
+        raise self._refusal()
 
-    @abstractmethod
     def verdict(self, question: Grid, answer: Grid) -> Verdict:
         """Return whether ``answer`` is correct, and a sentence that says what is wrong and where."""
+        raise self._refusal()
 
     def is_right(self, questions: Grids, answers: Grids, labels: Grids) -> NDArray[np.bool_]:
         """Return for each answer (N, H, W) whether it is correct. ``labels`` are the known answers."""
-        return np.asarray((answers == labels).all(axis=(1, 2)))
+        is_equal = answers == labels
+        return np.asarray((is_equal if self.ignored is None else is_equal | (labels == self.ignored)).all(axis=(1, 2)))
 
     @abstractmethod
     def render(self, grid: Grid) -> str:
@@ -269,6 +273,12 @@ class Puzzle(ABC):
     @abstractmethod
     def difficulty(self, puzzles: PuzzleSet) -> float:
         """Return the mean difficulty of a set, as a number of ``difficulty_name``."""
+
+    def _refusal(self) -> DataError:
+        return DataError(
+            f"a puzzle of the kind {self.kind} is learnt in training, with its name, and is not generated or solved alone; use "
+            f"attractor data {self.kind}, train and evaluate."
+        )
 
 
 PUZZLES: dict[str, Puzzle] = {}  # by kind; ``attractor.data`` registers its own

@@ -1,7 +1,6 @@
 """ARC: the votes of all symmetric copies of a test input on its answer, and pass@K."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -9,12 +8,10 @@ from attractor.data import PuzzleSet
 from attractor.data.arc import Name, read_grid
 from attractor.data.puzzle import Grid
 
-PASSES = (1, 2)
+PASSES = (1, 2)  # attempts
 
 
-def pass_at_k(
-    puzzles: PuzzleSet, answers: Tensor, score: Tensor, *, passes: Sequence[int] = PASSES
-) -> dict[str, float]:
+def pass_at_k(puzzles: PuzzleSet, answers: Tensor, score: Tensor) -> dict[str, float]:
     """Return ``{"pass@1": …, "pass@2": …}``, the score of the tasks with so many attempts at each test input.
 
     Every copy of a test input votes for its answer, turned back; attempts are the answers with the most votes, and of equally
@@ -37,12 +34,11 @@ def pass_at_k(
         puzzles.questions, puzzles.answers, answers.numpy(), puzzles.names, score.tolist(), strict=True
     ):
         name = Name.parse(puzzles.all_names[name_id])
-
         asked, right, given = (_key(name, cells) for cells in (question, label, answer))
         votes[name.task, asked][given].append(s)
         truth[name.task, asked] = right
     found: dict[str, float] = {}
-    for k in passes:
+    for k in PASSES:
         by_task: dict[str, list[bool]] = defaultdict(list)
         for group, candidates in votes.items():
             ranked = sorted(candidates, key=lambda c: (-len(candidates[c]), sum(candidates[c]) / len(candidates[c])))

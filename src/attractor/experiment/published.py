@@ -50,7 +50,7 @@ def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> t
     num_cells, num_symbols = settings["seq_len"], settings["vocab_size"] - 1  # without the symbol for padding
     data = _find_puzzles(num_cells, num_symbols, folder)
     weights = model.state_dict()
-    if not isinstance(data, ArcDataConfig):
+    if not isinstance(data, ArcDataConfig):  # which counts padding as a symbol here, too
         for name in ("embedding.weight", "lm_head.weight"):
             weights[name] = weights[name].roll(-1, dims=0)  # padding is symbol 0 there, and the last one here
     config: Any = model.config

@@ -9,6 +9,7 @@ from math import isqrt
 from typing import Any
 
 from attractor.config import config_class, require_whole, suggestion
+from attractor.data.arc import ARC, SIDE
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
 from attractor.errors import ConfigError
@@ -99,7 +100,7 @@ class ArcDataConfig:
     """Tasks of ARC-AGI, from a folder that ``attractor data arc`` writes."""
 
     kind = "arc"
-    size = 30
+    size = SIDE
 
 
 ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | EqRConfig | HRMConfig | TRMDEQConfig | TransformerConfig
@@ -142,9 +143,7 @@ def fit_to_puzzles(
     model = recipe.model
     if num_names:
         if not getattr(model, "num_name_tokens", 0):
-            raise ConfigError(
-                "these puzzles have names, and this model has no cells for them; set model.num_name_tokens."
-            )
+            raise ConfigError("puzzles have names, and this model has no cells for them; set model.num_name_tokens.")
         changes["num_names"] = num_names
     num_cells += getattr(model, "num_name_tokens", 0)
     if isinstance(model, HRMConfig | TRMDEQConfig | TransformerConfig):
@@ -326,9 +325,10 @@ def arc(family: str = "trm", *, seed: int = 0) -> PuzzleRecipe:
     gradients of the names' embeddings are dense.
     """
     recipe: Any = published("maze", family, seed=seed)
+    counts = {"num_symbols": ARC.num_symbols(SIDE), "num_classes": ARC.num_classes(SIDE)}
     return replace(
         recipe,
-        model=replace(recipe.model, num_symbols=12, num_classes=12, num_name_tokens=NAME_TOKENS, name_width=512),
+        model=replace(recipe.model, **counts, num_name_tokens=NAME_TOKENS, name_width=recipe.model.width),
         data=ArcDataConfig(),
         supervision=replace(recipe.supervision, augment=True),
         train=replace(

@@ -1,18 +1,10 @@
 """ARC as a :class:`~attractor.data.puzzle.Puzzle`."""
 
-import os
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data.arc.grids import FIRST_COLOR, NUM_COLORS, PAD, SIDE, read_grid, to_cells
-from attractor.data.puzzle import PUZZLES, Advance, Grid, Grids, LocatedGrid, Puzzle, PuzzleSet, Verdict
-from attractor.data.table import Rows
-from attractor.errors import DataError
-
-_ONLY_TRAINED = "a task of ARC is learnt in training, with its name; use attractor data arc, train and evaluate."
+from attractor.data.puzzle import PUZZLES, Grid, Grids, Puzzle, PuzzleSet
 
 
 class Arc(Puzzle):
@@ -29,25 +21,6 @@ class Arc(Puzzle):
     def num_symbols(self, size: int) -> int:
         return FIRST_COLOR + NUM_COLORS
 
-    def parse(self, text: str, *, source: str = "<text>") -> list[LocatedGrid]:
-        raise DataError(f"{source}: {_ONLY_TRAINED}")
-
-    def tables(
-        self, source: str | os.PathLike[str], split: str, *, answers: bool = True
-    ) -> Iterator[tuple[Rows, Grids, Grids]]:
-        raise DataError(f"{source}: {_ONLY_TRAINED}")
-
-    def generate(
-        self,
-        num: int,
-        *,
-        seed: int,
-        exclude: PuzzleSet | None = None,
-        advance: Advance = lambda num: None,
-        **settings: Any,
-    ) -> PuzzleSet:
-        raise DataError("tasks of ARC are not generated; make a folder with attractor data arc, and give it as data.")
-
     def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
         """Move the grids of each pair by the same random number of rows and columns; the other symmetries have names."""
         moved = [_move(read_grid(q), read_grid(a), rng) for q, a in zip(questions, answers, strict=True)]
@@ -59,15 +32,6 @@ class Arc(Puzzle):
             for data in (train, test)
         )
         return np.flatnonzero(np.isin(found, known))
-
-    def check(self, question: Grid) -> None:
-        raise DataError(_ONLY_TRAINED)
-
-    def verdict(self, question: Grid, answer: Grid) -> Verdict:
-        raise DataError(_ONLY_TRAINED)
-
-    def is_right(self, questions: Grids, answers: Grids, labels: Grids) -> NDArray[np.bool_]:
-        return np.asarray(((answers == labels) | (labels == PAD)).all(axis=(1, 2)))
 
     def render(self, grid: Grid) -> str:
         return "\n".join("".join(map(str, row)) for row in read_grid(grid))

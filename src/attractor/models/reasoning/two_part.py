@@ -107,12 +107,11 @@ class TwoPartReasoner(Reasoner):
     def _embed(self, questions: Tensor) -> Tensor:
         """Return the embedded question (B, height, W, D); with name tokens all cells in sequence, (B, N, D)."""
         config = self.config
-        names, symbols = questions.new_zeros(len(questions)), questions
-        if config.num_names > 1:
-            names, symbols = questions[:, 0, 0] // config.num_symbols, questions % config.num_symbols
-        x: Tensor = self.embedding(symbols)
         if not config.num_name_tokens:
-            return x
+            embedded: Tensor = self.embedding(questions)
+            return embedded
+        names = questions[:, 0, 0] // config.num_symbols
+        x = self.embedding(questions - config.num_symbols * names[:, None, None])
         embedded = F.pad(self.puzzle_emb[names], (0, config.num_name_tokens * self.width - self.puzzle_emb.shape[1]))
         return torch.cat([self.width**0.5 * embedded.view(len(x), -1, self.width), x.flatten(1, 2)], dim=1)
 
