@@ -22,7 +22,7 @@ from attractor.cli import main
 from attractor.data.text import encode_rendered, render
 from attractor.data.text.conversations import encode_conversation
 from attractor.errors import printable
-from attractor.experiment.generation import answer
+from attractor.experiment.generation import KeptCache, answer
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
 STEPS = ["train.num_steps=4", "train.log_every=1", "train.checkpoint_every=2", "text.length=64", "text.batch_size=2"]
@@ -163,6 +163,31 @@ def test_the_next_answer_reads_only_what_is_new(budget, place, capsys, monkeypat
     assert printed == printable(expected, keep="\n\t")
     assert read[0] == lengths[0]
     assert all(few < 0.8 * all_of_them for few, all_of_them in zip(read[1:], lengths[1:], strict=True)), (read, lengths)
+
+
+def test_an_interrupted_answer_leaves_no_cache(place) -> None:
+    """What it has read is read again, and the next answer is that without a cache."""
+    loaded, kept = attractor.load(place / "model"), KeptCache()
+
+    class Interrupting:
+        def __init__(self, after: int) -> None:
+            self.left = after
+
+        def put(self, value) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        def end(self) -> None: ...
+
+    messages, settings = [{"role": "user", "content": "the cat sat on a mat"}], {"temperature": 0, "max_new_tokens": 5}
+    first = loaded.chat(messages, kept=kept, **settings)
+    longer = [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "ten hens"}]
+    with pytest.raises(KeyboardInterrupt):
+        loaded.chat(longer, kept=kept, streamer=Interrupting(3), **settings)
+    other = [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "the dog in the den"}]
+    assert loaded.chat(other, kept=kept, **settings) == loaded.chat(other, **settings)
+    assert len(kept.ids) > 0
 
 
 def test_special_tokens_of_a_message_are_text(place) -> None:

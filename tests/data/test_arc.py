@@ -248,6 +248,27 @@ def test_every_puzzle_has_the_same_weight_in_the_loss(tasks: list[arc.Task]) -> 
     assert float(loss) == pytest.approx((small + np.log(12)) / 2, rel=1e-5)
 
 
+def test_drawn_puzzles_hold_their_names_and_what_counts(tasks: list[arc.Task]) -> None:
+    data = make_splits(tasks, num_augmentations=1)["train"]
+    assert data.names is not None
+    config, offsets = DeepSupervisionConfig(batch_size=4), 12 * data.names.astype(np.int64)
+    objective = DeepSupervision(
+        data.questions,
+        data.answers,
+        config,
+        init_state=lambda q: torch.zeros(len(q)),
+        augment=ARC.augment,
+        offsets=offsets,
+        ignored=PAD,
+    )
+    drawn = objective._draw(50)
+    names = drawn["questions"] // 12
+    assert (names == names[:, :1, :1]).all()
+    assert set(names[:, 0, 0].tolist()) == set(data.names.tolist())
+    assert {-100, EOS} < set(drawn["answers"].flatten().tolist())
+    assert PAD not in drawn["answers"]
+
+
 def test_padding_is_neither_trained_nor_compared(tasks: list[arc.Task]) -> None:
     test = make_splits(tasks, num_augmentations=0)["test"]
     questions, truth = as_tensors(test)
