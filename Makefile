@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
-# Python compiles what it imports; compiling every file of every package would take a minute more.
+# Python compiles what it imports; --no-compile saves compiling every file of every package.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test test-oldest check docs bench clean
