@@ -31,7 +31,7 @@ from torchdeq.solver.anderson import anderson_solver
 
 from attractor import Anderson, Picard, Tolerance, fixed_point
 from benchmarks.command import run_command
-from benchmarks.solvers_operators import operators
+from benchmarks.solvers_operators import fused_launches, operators
 from benchmarks.solvers_small import has_optimistix, measure
 
 BATCH, TIME, WIDTH, HEADS, WINDOW = 8, 256, 256, 4, 5
@@ -153,9 +153,12 @@ def main(optimistix_python: str = sys.executable) -> None:
         for solver in (Picard(), Anderson())
         for any_frozen in (False, True)
     }
+    counted |= {
+        f"{type(solver).__name__}, some converged, fused": fused_launches(solver) for solver in (Picard(), Anderson())
+    }
     console.print("operators of one evaluation on an accelerator, without the update's own:")
     for what, num in counted.items():
-        console.print(f"  {what:30} {num:.0f}")
+        console.print(f"  {what:35} {num:.0f}")
     small: list[dict[str, Any]] = []
     if has_optimistix(optimistix_python):
         for threads in (1, 2):

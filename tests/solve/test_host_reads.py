@@ -30,8 +30,11 @@ from attractor import (
     Tolerance,
     Unrolled,
     fixed_point,
+    recipes,
     root,
 )
+from attractor.config import change
+from attractor.experiment.language import train_language
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 from attractor.models.reasoning import AttractorReasonerConfig
@@ -267,6 +270,37 @@ def test_a_training_step_reads_the_loss_and_which_puzzles_are_finished(tmp_path)
     reports = {"_report", "evaluate", "<dictcomp>"}
     assert set(between) <= on_host | reports | {"_exchange", "_replace_finished"}, between
     assert between["_exchange"] == between["_replace_finished"] == 4
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_a_language_training_step_reads_the_loss_and_whether_documents_are_packed(tmp_path) -> None:
+    """Once each, beside convergence checks. The optimisers' step counts are on the host."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{i} and {i * i % 97}." for i in range(4000)))
+    attractor.prepare_text([text], tmp_path / "tokens", vocab_size=300)
+    recipe = change(
+        recipes.get("language/tiny"),
+        {
+            "model": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
+            "text": {"batch_size": 2, "length": 16},
+            "train": {"num_steps": 40, "log_every": 4, "checkpoint_every": 0, "precision": "fp32"},
+        },
+    )
+    numbers: list[Counter[str]] = []
+
+    def note(report) -> None:
+        numbers.append(Counter(reads.functions))
+        if len(numbers) == 3:
+            raise Ended
+
+    with HostReads() as reads, pytest.raises(Ended):
+        train_language(recipe, tmp_path / "tokens", tmp_path / "run", callbacks=[note])
+    between = numbers[2] - numbers[1]
+    in_report = {"<dictcomp>", "_mean_gate", "diagnostics"}
+    allowed = CHECKS | AT_THE_END | in_report | {"_exchange", "_positions", "optimizer_step"}
+    assert set(between) <= allowed, between
+    assert between["_exchange"] == between["_positions"] == 4
+    assert between["_warn_if_random"] <= 5  # each solve, and that of the report
 
 
 @pytest.mark.usefixtures("accelerator")
