@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
-# Python compiles what it imports; --no-compile saves compiling every file of every package.
+# Python compiles what it imports; --no-compile saves compiling every file of every package. What it compiled must be kept,
+# because the tests start many interpreters.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test test-oldest check docs bench clean
