@@ -82,6 +82,18 @@ def test_implicit_equals_unrolled_at_convergence() -> None:
         assert torch.allclose(a, b, atol=1e-9)
 
 
+def test_neumann_with_a_clip_scales_terms_down_and_no_others() -> None:
+    """Each row by itself, whatever its state's shape; then the series is bounded for an update that does not contract."""
+    rates = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    for shape in ((2,), (2, 1), (2, 3, 2)):
+        rate = rates.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        v = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for terms, clipped in ((1, [1.5, 3.0]), (3, [1.875, 15.0])):
+            x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+            Neumann(terms, clip=2.0).attach(lambda y, x=x, rate=rate: rate * y + x, torch.zeros_like(x)).backward(v)
+            assert torch.allclose(x.grad, v * torch.tensor(clipped, dtype=v.dtype).view(-1, *[1] * (len(shape) - 1)))
+
+
 @pytest.mark.parametrize("terms", [0, 1, 2, 5])
 def test_neumann_is_the_truncated_neumann_series(terms: int) -> None:
     """u = Σ (Jᵀ)ᵏ v up to k = terms; OneStep is terms = 0."""
@@ -272,7 +284,7 @@ def test_a_layer_takes_keyword_inputs_and_prints_its_options() -> None:
     layer = FixedPoint(Cell(), solver=Picard(), stop=Steps(2), gradient=Neumann(3), causal=True)
     x = torch.ones(2, 3, 4)
     assert torch.equal(layer(torch.zeros_like(x), x, scale=0.0).value, x)
-    for part in ("Picard(damping=1.0)", "Steps(n=2)", "Neumann(terms=3)", "causal=True", "Cell()"):
+    for part in ("Picard(damping=1.0)", "Steps(n=2)", "Neumann(terms=3, clip=None)", "causal=True", "Cell()"):
         assert part in repr(layer)
 
 
@@ -300,7 +312,9 @@ def test_an_adjoint_solve_that_does_not_converge_warns() -> None:
         y.sum().backward()
 
 
-@pytest.mark.parametrize("make", [lambda: Neumann(-1), lambda: Phantom(steps=0), lambda: Phantom(damping=0)])
+@pytest.mark.parametrize(
+    "make", [lambda: Neumann(-1), lambda: Neumann(clip=0), lambda: Phantom(steps=0), lambda: Phantom(damping=0)]
+)
 def test_wrong_settings_raise_a_config_error(make) -> None:
     """Numbers out of range are refused at construction."""
     with pytest.raises(ConfigError):

@@ -76,6 +76,20 @@ def test_settings_for_training_are_imported() -> None:
     assert (config.gate_start, config.gate_limit, config.gradient) == (0.75, 0.75, "neumann")
 
 
+def test_a_checkpoint_is_read_as_the_authors_publish_it(copy, expected) -> None:
+    """With ``model.pt``, the name of their class, the earlier name of the model, and the settings of their 770M."""
+    (copy / "pytorch_model.bin").rename(copy / "model.pt")
+    of_770m = {"backward_type": "anderson", "adjoint_grad_clip": 2.0, "anderson_beta": 0.96}
+    edit(copy, lambda config: config.update(_class_name="EQLMConfig", model_class_name="EQLM", **of_770m))
+    model = import_official(copy)
+    assert (model.config.gradient, model.config.adjoint_clip, model.config.mixing) == ("implicit", None, 0.96)
+    for name, budget in BUDGETS.items():
+        with torch.no_grad():
+            assert (model(expected["input_ids"], **budget).logits - expected[name]).abs().max() < 2e-4
+    edit(copy, lambda config: config.update(backward_type="onestep"))
+    assert import_official(copy).config.adjoint_clip == 2.0
+
+
 def test_every_way_to_store_the_weights_is_read(copy, weights) -> None:
     """Safetensors without the tied head, and shards of both formats, give the same model."""
     wanted = import_official(copy).state_dict()
@@ -120,6 +134,9 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
     ("name", "value"),
     [
         *((name, "other") for name in FIXED_SETTINGS),
+        ("model_class_name", "Parcae"),
+        ("backward_type", "other"),
+        ("adjoint_grad_clip", 0),
         ("bias", 0),
         ("logit_softcap", 15.0),
         ("num_key_value_heads", 2),
@@ -135,7 +152,12 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
 def test_a_value_that_is_not_implemented_is_named(name: str, value, copy) -> None:
     """Also wrong types and unknown settings."""
     edit(copy, lambda config: config.update({name: value}))
-    named = {"n_embd": "recurrent_embedding_dimension", "tol": "tolerance", "n_fp_blocks": "num_attractor_layers"}
+    named = {
+        "n_embd": "recurrent_embedding_dimension",
+        "tol": "tolerance",
+        "adjoint_grad_clip": "adjoint_clip",
+        "n_fp_blocks": "num_attractor_layers",
+    }
     assert named.get(name, name) in refused(copy)
 
 

@@ -11,7 +11,7 @@ def import_checkpoint(folder: Path, out: Path, /) -> None:
     A puzzle model becomes a checkpoint for evaluate and solve, a language model a folder that AutoModelForCausalLM loads.
 
     Args:
-        folder: A folder with config.json and pytorch_model.bin or model.safetensors, in one file or in shards. A
+        folder: A folder with config.json and model.pt, pytorch_model.bin or model.safetensors, in one file or in shards. A
             tokenizer in it is copied.
         out: The folder to write; it must not exist.
     """

@@ -18,10 +18,10 @@ import torch
 import torch._functorch.config  # importing torch does not import it
 from torch import Tensor
 
-from attractor.config import require_type, require_whole
+from attractor.config import require_positive, require_type, require_whole
 from attractor.errors import ConfigError
 from attractor.solve import Anderson, Solver, StopRule, Tolerance, Update, solve
-from attractor.solve.array_ops import is_readable, row_scale, transforms
+from attractor.solve.array_ops import is_readable, row_norm, row_scale, transforms
 
 
 class Gradient(ABC):
@@ -70,28 +70,47 @@ class OneStep(Gradient):
 
 @dataclass(frozen=True)
 class Neumann(Gradient):
-    """``u = Σ (Jᵀ)ᵏ v`` for k from 0 to ``terms``: one tracked call, ``terms`` vector-Jacobian products."""
+    """``u = Σ (Jᵀ)ᵏ v`` for k from 0 to ``terms``: one tracked call, ``terms`` vector-Jacobian products.
+
+    With ``clip``, a row's term has at most ``clip`` times the norm of the term before it, as in the authors' code for
+    one term. Below 1, the series then converges for every update.
+    """
 
     terms: int = 1
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         require_whole(self, 0, "terms")
+        if self.clip is not None:
+            require_positive(self, "clip")
 
     def attach(self, update: Update, value: Tensor) -> Tensor:
         def series(vjp: Update, v: Tensor) -> Tensor:
             total = term = v
             for _ in range(self.terms):
-                term = vjp(term)
+                term = self._clipped(vjp(term), term)
                 total = total + term
             return total
 
         return attach_transformed(update, value, series)
 
     def tangent(self, push: Update, zero: Tensor) -> Tensor:
+        if self.clip is not None:
+            raise ConfigError(
+                "Neumann(clip=...): forward mode has no such terms; leave the clip out, or use Implicit()."
+            )
         total = push(zero)
         for _ in range(self.terms):
             total = push(total)
         return total
+
+    def _clipped(self, term: Tensor, last: Tensor) -> Tensor:
+        if self.clip is None:
+            return term
+        norm, limit = (row_norm(x.reshape(len(x) if x.ndim else 1, -1)) for x in (term, last))
+        limit = self.clip * limit
+        factor = torch.where(norm > limit, limit / norm, 1)
+        return term * (factor.view(-1, *[1] * (term.ndim - 1)) if term.ndim else factor[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,10 +48,16 @@ RENAMED_SETTINGS = {
     "min_iter": "min_evaluations",
     "tol": "tolerance",
     "anderson_m": "window",
+    "anderson_beta": "mixing",
     "layer_scale_init": "gate_start",
     "gamma_max": "gate_limit",
 }
-OTHER_SETTINGS = ("n_backbone_layers", "rope_settings", "recurrent_embedding_dimension", "vocab_size")
+OTHER_SETTINGS = (
+    *("n_backbone_layers", "rope_settings", "recurrent_embedding_dimension", "vocab_size"),
+    *("backward_type", "adjoint_grad_clip", "model_class_name"),
+)
+# "onestep" is u = v + Jᵀv.
+GRADIENTS = {"onestep": "neumann", "anderson": "implicit", "picard": "implicit"}
 # Settings with one implemented value.
 FIXED_SETTINGS: dict[str, Any] = {
     "use_abacus": False,
@@ -69,15 +75,20 @@ FIXED_SETTINGS: dict[str, Any] = {
     "logit_softcap": None,
     "causal": True,
     "solver": "anderson",
-    "anderson_beta": 1.0,
-    "backward_type": "onestep",  # u = v + Jᵀv, which is Neumann(1) here
-    "adjoint_grad_clip": None,
-    "model_class_name": "Attractor",
 }
 FIXED_ROPE_SETTINGS: dict[str, Any] = {"use_rope": True, "rope_condense_ratio": 1}
 # Settings that do not change a trained network: names, initialisation, kernels, training.
 IGNORED_SETTINGS = {
-    *("name", "hf_config", "padding_multiple", "attn_impl", "init_strategy", "init_orthogonal", "skip_initialization"),
+    *(
+        "name",
+        "_class_name",
+        "hf_config",
+        "padding_multiple",
+        "attn_impl",
+        "init_strategy",
+        "init_orthogonal",
+        "skip_initialization",
+    ),
     *("use_fused_head", "activation_checkpoint_impl", "simple_ops", "strategy", "fp_lr_scale", "fp_wd"),
     *("backward_max_iter", "backward_min_iter", "backward_tol"),
 }
@@ -100,7 +111,7 @@ def import_official(folder: Path | str) -> AttractorForCausalLM:
     Parameters
     ----------
     folder
-        With ``config.json``, and ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards.
+        With ``config.json``, and ``model.pt``, ``pytorch_model.bin`` or ``model.safetensors``, in one file or in shards.
 
     Raises
     ------
@@ -128,6 +139,9 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
     for settings, fixed in ((theirs, FIXED_SETTINGS), (rope, FIXED_ROPE_SETTINGS)):
         for name, value in fixed.items():
             require_value(file, name, settings[name], value)
+    require_value(file, "model_class_name", theirs["model_class_name"], "Attractor", "EQLM")  # its earlier name
+    require_value(file, "backward_type", theirs["backward_type"], *GRADIENTS)
+    gradient = GRADIENTS[theirs["backward_type"]]
     # No official model with grouped queries, or with a state wider than the tokens, was available to compare with.
     require_value(file, "num_key_value_heads", theirs["num_key_value_heads"], theirs["num_attention_heads"])
     require_value(file, "recurrent_embedding_dimension", theirs["recurrent_embedding_dimension"], theirs["n_embd"])
@@ -140,7 +154,9 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
             rope_theta=rope["rope_base"],
             hidden_act="relu2",
             injection="sum",
-            gradient="neumann",
+            gradient=gradient,
+            # Their implicit gradient does not look at this setting.
+            adjoint_clip=theirs["adjoint_grad_clip"] if gradient == "neumann" else None,
         )
     except CheckpointError:
         raise

@@ -9,14 +9,14 @@ from torch import Tensor
 from attractor.errors import CheckpointError
 from attractor.files import first_line, member, read_json
 
-NAMES = ("model.safetensors", "pytorch_model.bin")
+NAMES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 ADVICE = "give the folder of a complete checkpoint"
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of the folder by name, on the CPU.
 
-    ``model.safetensors`` comes before ``pytorch_model.bin``, and one file before shards named by ``*.index.json``.
+    They are looked for in the order of ``NAMES``, and one file before shards that ``*.index.json`` names.
     Pickles are read as tensors only: no code in them runs.
 
     Raises

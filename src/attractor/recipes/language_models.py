@@ -173,7 +173,7 @@ SOLVE_13B = {"tolerance": 1e-4, "min_evaluations": 8, "max_evaluations": 64, "ga
 AUTHORS: dict[str, tuple[float, float, float, str, dict[str, Any], float]] = {
     "140m": (8e-3, 8e-3, 0.5, "neumann", {}, 11.2e9),
     "370m": (8e-3, 8e-3, 0.4, "neumann", {}, 29.6e9),
-    "770m": (5e-3, 6e-3, 0.4, "implicit", {}, 61.6e9),
+    "770m": (5e-3, 6e-3, 0.4, "implicit", {"mixing": 0.96}, 61.6e9),
     "1.3b": (4e-3, 4e-3, 0.75, "neumann", SOLVE_13B, 104e9),
 }
 

@@ -17,6 +17,7 @@ Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,10 +64,12 @@ class AttractorConfig(LanguageModelConfig):
     gate_start, gate_limit
         LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay
         below ``gate_limit``.
-    window
+    window, mixing
         Of Anderson's method.
     gradient
         ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
+    adjoint_clip
+        The ``clip`` of the gradient ``neumann``.
     training_min_converged_fraction
         In training without padding, a solve ends when this share of tokens is below tolerance or has stagnated.
     check_every
@@ -82,7 +85,9 @@ class AttractorConfig(LanguageModelConfig):
     gate_start: float = 0.7
     gate_limit: float = 1.0
     window: int = 5
+    mixing: float = 1.0
     gradient: str = "one-step"
+    adjoint_clip: float | None = None
     training_min_converged_fraction: float = 0.95
     check_every: int = 1
 
@@ -104,7 +109,13 @@ class AttractorConfig(LanguageModelConfig):
             raise ConfigError(
                 f"training_min_converged_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
             )
-        require_positive(self, "gate_start", "gate_limit")
+        require_positive(self, "gate_start", "gate_limit", "mixing")
+        if self.mixing > 1:
+            raise ConfigError(f"mixing={self.mixing} must lie in (0, 1].")
+        if self.adjoint_clip is not None:
+            require_positive(self, "adjoint_clip")
+            if self.gradient != "neumann":
+                raise ConfigError(f"adjoint_clip={self.adjoint_clip}: clips the terms of gradient='neumann' only.")
         if self.gate_start > self.gate_limit:
             raise ConfigError(f"gate_start={self.gate_start} must lie in (0, gate_limit={self.gate_limit}].")
         super().__post_init__(**kwargs)
@@ -174,15 +185,19 @@ class AttractorModel(Decoder):
         solution = fixed_point(
             update,
             STARTS[config.start](proposal),
-            solver=Anderson(window=config.window),
+            solver=Anderson(window=config.window, mixing=config.mixing),
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and is differentiated as one.
-            gradient=Unrolled() if stop.is_fixed_depth else GRADIENTS[config.gradient],
+            gradient=Unrolled() if stop.is_fixed_depth else self._gradient(),
             causal=True,
         )
         if isinstance(update, SparseUpdate):
             update.finish(solution.value)
         return solution
+
+    def _gradient(self) -> Gradient:
+        gradient = GRADIENTS[self.config.gradient]
+        return replace(gradient, clip=self.config.adjoint_clip) if isinstance(gradient, Neumann) else gradient
 
     def _single_evaluation(self, proposal: Tensor, context: TokenContext) -> Solution:
         """Return the result of ``Steps(1)`` without a solver: this is the plain Transformer, and costs no more."""
