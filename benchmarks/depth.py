@@ -10,6 +10,10 @@ group      The word problem of S5: the product of all permutations so far. The d
            training at most 16, in the test at most 32.
 addition   Two numbers, digit by digit from the last one, and after each pair the digit of their sum. The difficulty is
            how far the carry has come. In training 8 digits, in the test 16.
+sudoku     A 4 × 4 Sudoku as text, then every cell again. The difficulty is the round in which the digit follows from its
+           row, column and box. In training 7 blanks, in the test 11.
+maze       A 7 × 7 maze as text, then every cell again: is it on the path from S to G? The difficulty is the length of
+           the path, in training at most 8, in the test at most 16.
 
 Answers are not in the input, so that all steps are the network's. Sides: an attractor of 1 + 2 layers, the same 3
 layers once, 8 layers once (about the attractor's training FLOPs at 7 evaluations), 1 + 2 layers in a loop, and a deep
@@ -40,11 +44,10 @@ from attractor.recipes import language
 from attractor.training import train
 from benchmarks import is_same, with_spread
 from benchmarks.command import run_command
+from benchmarks.depth_tasks import IGNORED, TASKS
 
 OUT = Path("results/depth")
-IGNORED = -100
 SHOWN = 30  # answers of a difficulty, or more, for a point in a picture
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, answers (IGNORED where there is no question), difficulties
 SIDES: dict[str, tuple[str, dict[str, int]]] = {
     "attractor": ("attractor", {"num_hidden_layers": 3, "num_attractor_layers": 2}),
     "plain": ("transformer", {"num_hidden_layers": 3}),
@@ -54,67 +57,6 @@ SIDES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
-def pointers(rng: np.random.Generator, num: int, limit: int, n: int = 12) -> Batch:
-    """Chains of at most ``limit`` hops: pairs of a symbol and its successor, then every symbol as a question."""
-    order = rng.permuted(np.tile(np.arange(n), (num, 1)), axis=1)
-    follows = rng.random((num, n)) < 0.85
-    successor, end, hops = (np.zeros((num, n), dtype=np.int64) for _ in range(3))
-    for row in range(num):
-        length = 0
-        for i in range(n - 1, -1, -1):
-            symbol = order[row, i]
-            is_end = i == n - 1 or not follows[row, i] or length == limit
-            length = 0 if is_end else length + 1
-            after = symbol if is_end else order[row, i + 1]
-            successor[row, symbol], hops[row, symbol] = after, length
-            end[row, symbol] = symbol if is_end else end[row, after]
-    keys, asked = (rng.permuted(np.tile(np.arange(n), (num, 1)), axis=1) for _ in range(2))
-    pairs = np.stack([keys, n + np.take_along_axis(successor, keys, 1)], axis=2).reshape(num, 2 * n)
-    nothing = np.full((num, 2 * n), IGNORED)
-    return (
-        np.concatenate([pairs, 2 * n + asked], axis=1),
-        np.concatenate([nothing, np.take_along_axis(end, asked, 1)], axis=1),
-        np.concatenate([nothing, np.take_along_axis(hops, asked, 1)], axis=1),
-    )
-
-
-PERMUTATIONS = np.array(list(itertools.permutations(range(5))))
-INDEX = {tuple(p): i for i, p in enumerate(PERMUTATIONS)}
-GENERATORS = np.array([[1, 0, 2, 3, 4], [1, 2, 3, 4, 0], [4, 0, 1, 2, 3], [0, 1, 2, 4, 3]])
-
-
-def group(rng: np.random.Generator, num: int, limit: int) -> Batch:
-    """Products of ``limit`` permutations, each one of four that generate S5."""
-    chosen = rng.integers(len(GENERATORS), size=(num, limit))
-    product, answers = np.tile(np.arange(5), (num, 1)), np.zeros((num, limit), dtype=np.int64)
-    for t in range(limit):
-        product = np.take_along_axis(product, GENERATORS[chosen[:, t]], 1)
-        answers[:, t] = [INDEX[tuple(p)] for p in product]
-    return chosen, answers, np.tile(np.arange(1, limit + 1), (num, 1))
-
-
-def addition(rng: np.random.Generator, num: int, limit: int) -> Batch:
-    """Sums of numbers of ``limit`` digits, of which half of the pairs make 9, so that carries go far."""
-    a, b = rng.integers(10, size=(2, num, limit))
-    b = np.where(rng.random(b.shape) < 0.5, 9 - a, b)
-    digits, travelled = np.zeros_like(a), np.zeros_like(a)
-    carry, far = np.zeros(num, dtype=np.int64), np.zeros(num, dtype=np.int64)
-    for i in range(limit):
-        total = a[:, i] + b[:, i] + carry
-        digits[:, i], travelled[:, i] = total % 10, far
-        far = np.where(total < 10, 0, np.where(a[:, i] + b[:, i] == 9, far + 1, 1))
-        carry = total // 10
-    tokens = np.stack([a, 10 + b], axis=2).reshape(num, 2 * limit)
-    nothing = np.full_like(digits, IGNORED)
-    answers, difficulty = (np.stack([nothing, x], axis=2).reshape(num, 2 * limit) for x in (digits, travelled))
-    return tokens, answers, difficulty
-
-
-TASKS: dict[str, tuple[Any, int, int]] = {
-    "pointers": (pointers, 4, 8),
-    "group": (group, 16, 32),
-    "addition": (addition, 8, 16),
-}
 VOCABULARY = 128
 
 
@@ -122,7 +64,7 @@ class Rows:
     """Batches of a task, the same for the same seed and place. A last token is added, because targets are the next tokens."""
 
     def __init__(self, task: str, seed: int) -> None:
-        (self._make, self._limit, _), self._seed = TASKS[task], seed
+        (self._make, self._limit, *_), self._seed = TASKS[task], seed
         self.length = len(self.batch(0, 1)[0][0])
 
     def batch(self, first: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +78,7 @@ class Rows:
 @torch.no_grad()
 def evaluate(model: Any, task: str, num: int = 400) -> dict[str, Any]:
     """Return counts, accuracy and evaluations by difficulty, for lengths as in training and beyond."""
-    make, *limits = TASKS[task]
+    make, *limits, _ = TASKS[task]
     found: dict[str, Any] = {}
     for name, limit in zip(("as trained", "longer"), limits, strict=True):
         tokens, answers, difficulty = make(np.random.default_rng((987, limit)), num, limit)
@@ -153,7 +95,7 @@ def evaluate(model: Any, task: str, num: int = 400) -> dict[str, Any]:
 
 
 def run(
-    tasks: tuple[Literal["pointers", "group", "addition"], ...] = ("pointers", "group", "addition"),
+    tasks: tuple[Literal["pointers", "group", "addition", "sudoku", "maze"], ...] = tuple(TASKS),
     sides: tuple[Literal["attractor", "plain", "deeper", "looped", "deq"], ...] = tuple(SIDES),
     seeds: tuple[int, ...] = (0, 1, 2),
     num_steps: int = 600,
@@ -216,7 +158,7 @@ def show() -> None:
         "| task | side | seeds | right, %, as trained | longer | evaluations | longer | MFLOP per token in training |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for task, (_, limit, _) in TASKS.items():
+    for task, (_, limit, _, what) in TASKS.items():
         figure, axes = new_figure(2)
         for number, side in enumerate(SIDES):
             runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{task}-{side}-[0-9].json"))]
@@ -237,10 +179,11 @@ def show() -> None:
                     y = [factor * point[column] for point in by.values()]
                     each.plot([int(d) for d in by], y, label=None if which else side, alpha=0.8, **style)
         if axes[0].lines:
-            last = limit if task != "addition" else None
+            last = (
+                limit if task in ("pointers", "group", "maze") else None
+            )  # otherwise the limit is not of the difficulty
             for each, label in zip(axes, ("right (%)", "evaluations"), strict=True):
-                each.set(xlabel={"pointers": "hops", "group": "factors", "addition": "places the carry has come"}[task])
-                each.set(ylabel=label)
+                each.set(xlabel=what, ylabel=label)
                 if last:
                     each.axvline(last + 0.5, color="black", linestyle=":", linewidth=1)
             axes[0].legend(fontsize=8)

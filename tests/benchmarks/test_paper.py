@@ -11,8 +11,9 @@ from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_
 
 from attractor.cli import main
 from attractor.config import change
+from attractor.data import maze, sudoku
 from attractor.data.text import Shards
-from benchmarks import depth, is_same, paper, paper_items
+from benchmarks import depth, depth_tasks, is_same, paper, paper_items
 
 SMALLEST = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 1, "max_evaluations": 4},
@@ -155,9 +156,9 @@ def test_answers_of_generated_tasks_are_right(task: str) -> None:
     """By the definition, token by token."""
     import numpy as np
 
-    make, limit, longer = depth.TASKS[task]
-    tokens, answers, difficulty = make(np.random.default_rng(0), 4, longer)
-    assert difficulty[answers != depth.IGNORED].max() > limit or task == "addition"
+    make, limit, longer, _ = depth.TASKS[task]
+    tokens, answers, difficulty = make(np.random.default_rng(0), 32, longer)
+    assert difficulty[answers != depth.IGNORED].max() > limit or task in ("addition", "sudoku")
     for row, given, hard in zip(tokens, answers, difficulty, strict=True):
         if task == "pointers":
             after = {int(k): int(v) - 12 for k, v in row[:24].reshape(12, 2)}
@@ -169,11 +170,22 @@ def test_answers_of_generated_tasks_are_right(task: str) -> None:
         elif task == "addition":
             a, b = (int("".join(str(d) for d in part[::-1])) for part in (row[::2], row[1::2] - 10))
             assert [int(d) for d in reversed(str(a + b)[-longer:].zfill(longer))] == given[1::2].tolist()
+        elif task == "sudoku":
+            followed, _ = sudoku.deduce(row[None, :16].reshape(1, 4, 4).astype(np.uint8))
+            asked = given[16:] != depth.IGNORED
+            assert (row[16:] == row[:16]).all()
+            assert not row[:16][asked].any()
+            assert (1 + given[16:] == followed.reshape(-1))[asked].all()
+        elif task == "maze":
+            question = row[None, :49].reshape(1, 7, 7).astype(np.uint8)
+            path = np.where(given[49:].reshape(1, 7, 7) == 1, int(maze.Cell.PATH), question).astype(np.uint8)
+            assert maze.valid_and_shortest(question, path).all()
+            assert (hard[49:][given[49:] != depth.IGNORED] == 1 + (path == maze.Cell.PATH).sum()).all()
         else:
             product = np.arange(5)
             for factor, answer in zip(row, given, strict=True):
-                product = product[depth.GENERATORS[factor]]
-                assert (depth.PERMUTATIONS[answer] == product).all()
+                product = product[depth_tasks.GENERATORS[factor]]
+                assert (depth_tasks.PERMUTATIONS[answer] == product).all()
 
 
 def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
