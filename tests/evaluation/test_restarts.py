@@ -141,7 +141,7 @@ def tiny_trm() -> TRMConfig:
 
 @torch.no_grad()
 def test_scores_are_those_of_the_trajectory() -> None:
-    """The mean change of the logits over the last three segments, from the start if there are fewer; the halting logit."""
+    """The norm of a cell's change of logits, over cells and the last three segments, or from the start; the halting logit."""
     torch.manual_seed(0)
     model = tiny_trm().build().eval()
     torch.nn.init.normal_(model.q_head.weight)
@@ -150,7 +150,7 @@ def test_scores_are_those_of_the_trajectory() -> None:
     state = model.init_state(q)
     logits = {d: (model(q, state, depth=d).logits if d else model.decode(state)[0]) for d in (0, 1, 3, 4, 6, 7, 9, 12)}
     for column, steps in enumerate(((1, 0), (7, 4, 1, 0), (12, 9, 6, 3))):
-        change = [(logits[a] - logits[b]).flatten(1).norm(dim=1) for a, b in pairwise(steps)]
+        change = [(logits[a] - logits[b]).norm(dim=-1).mean(dim=(1, 2)) for a, b in pairwise(steps)]
         expected = torch.stack(change).mean(dim=0)
         assert torch.allclose(found.scores["logit-window"][0, column], expected, rtol=1e-3)
         output = model(q, state, depth=steps[0])

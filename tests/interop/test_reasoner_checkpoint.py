@@ -146,7 +146,7 @@ def test_unsupported_settings_are_refused(family: str, name: str, value, sentenc
     assert sentence in refused(copy(family, tmp_path, config=lambda c: c | {name: value}))
 
 
-@pytest.mark.parametrize("name", ["seq_len", "L_cycles", "pos_encodings"])
+@pytest.mark.parametrize("name", ["hidden_size", "L_cycles", "pos_encodings"])
 def test_a_missing_setting_is_named(name: str, tmp_path: Path) -> None:
     folder = copy("eqr", tmp_path, config=lambda c: {k: v for k, v in c.items() if k != name})
     assert f"{name!r} is missing" in refused(folder)

@@ -62,9 +62,9 @@ class Restarts:
     answers
         (K, depths, N, height, W) uint8.
     scores
-        (K, depths, N) each, low for an answer that is probably right: ``"residual"``; ``"logit-window"``, the mean of the
-        last three changes of the logits from segment to segment (EqR); and for models with a halting head
-        ``"halting-logit"``, its negative (PTRM).
+        (K, depths, N) each, low for an answer that is probably right: ``"residual"``; ``"logit-window"``, the norm of the
+        change of a cell's logits from segment to segment, as a mean over cells and the last three changes (EqR); and for
+        models with a halting head ``"halting-logit"``, its negative (PTRM).
     evaluations
         (K, depths, N), until the puzzle halted.
     """
@@ -195,10 +195,13 @@ def _depths_to_read(depths: Sequence[int], segment: int, halting: str) -> list[i
 
 
 def _logit_window(logits_at: dict[int, Tensor], depth: int, segment: int) -> Tensor:
-    """Return the mean norm (B,) of the last changes of the logits, from segment to segment back from ``depth``."""
+    """Return the mean change (B,) of the logits over cells and the last segments back from ``depth``.
+
+    The change of a cell is the norm over its classes, as in EqR's code.
+    """
     steps = [max(depth - k * segment, 0) for k in range(WINDOW + 1)]
     changes = [logits_at[new] - logits_at[old] for new, old in pairwise(steps) if new > old]
-    return torch.stack([change.flatten(1).norm(dim=1) for change in changes]).mean(dim=0)
+    return torch.stack([change.norm(dim=-1).flatten(1).mean(dim=1) for change in changes]).mean(dim=0)
 
 
 def exact(answers: Tensor, truth: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any
 from attractor.config import to_dict
 from attractor.data.arc import ARC, SIDE
 from attractor.data.maze import Cell
-from attractor.errors import CheckpointError
+from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.environment import environment
 from attractor.experiment.loading import REASONER
 from attractor.files import new_folder, read_json, require_free, write_json
 from attractor.files.manifest import write_checksums
-from attractor.interop import import_reasoner
+from attractor.interop.published_files import read_published
+from attractor.interop.reasoner_checkpoint import build_reasoner
 from attractor.interop.weights import ADVICE
 from attractor.models.reasoning import EqR
 from attractor.objectives import DeepSupervisionConfig
@@ -22,11 +23,12 @@ from attractor.training.checkpoint import save_weights
 from attractor.training.checkpoint.folder import FORMAT
 
 
-def import_checkpoint(folder: str | Path, out: str | Path) -> tuple[Any, str]:
+def import_checkpoint(folder: str | Path, out: str | Path, *, seq_len: int | None = None) -> tuple[Any, str]:
     """Convert a published checkpoint. Return the model, and a sentence about what is in ``out``.
 
-    ``folder`` holds ``config.json`` and weights that :func:`attractor.interop.weights.read_weights` can read. A model
-    for puzzles becomes a checkpoint of this package, a language model a folder for ``transformers``.
+    A model for puzzles becomes a checkpoint of this package; ``folder`` and ``seq_len`` are those of
+    :func:`attractor.interop.published_files.read_published`. A language model becomes a folder for ``transformers``; its
+    ``folder`` holds ``config.json`` and weights that :func:`attractor.interop.weights.read_weights` can read.
 
     Raises
     ------
@@ -35,18 +37,21 @@ def import_checkpoint(folder: str | Path, out: str | Path) -> tuple[Any, str]:
     ConfigError
         If ``out`` exists or cannot be written.
     """
-    settings = read_json(Path(folder) / "config.json", CheckpointError, advice=ADVICE)
-    if "H_cycles" in settings:
-        return _import_puzzle_model(Path(folder), Path(out), settings)
+    config = Path(folder) / "config.json"
+    if not config.is_file() or "H_cycles" in read_json(config, CheckpointError, advice=ADVICE):
+        return _import_puzzle_model(Path(folder), Path(out), seq_len)
+    if seq_len is not None:
+        raise ConfigError(f"{folder} holds a language model; seq_len is for puzzle models, leave it out.")
     from attractor.experiment.conversion import import_official
 
     model, tokenizer = import_official(folder, out)
     return model, "a language model" if tokenizer is not None else "a language model; copy its tokenizer into it"
 
 
-def _import_puzzle_model(folder: Path, out: Path, settings: dict[str, Any]) -> tuple[Any, str]:
+def _import_puzzle_model(folder: Path, out: Path, seq_len: int | None) -> tuple[Any, str]:
     require_free(out)
-    model = import_reasoner(folder)
+    published = read_published(folder, seq_len=seq_len)
+    model, settings = build_reasoner(published), published.settings
     num_cells, num_symbols = settings["seq_len"], settings["vocab_size"] - 1  # without the symbol for padding
     data = _find_puzzles(num_cells, num_symbols, folder)
     weights = model.state_dict()

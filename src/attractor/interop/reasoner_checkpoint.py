@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attractor.config import to_dict
-from attractor.errors import AttractorError, CheckpointError, ConfigError
-from attractor.files import new_folder, read_json, require_free
+from attractor.errors import AttractorError, ConfigError
+from attractor.files import new_folder, require_free
 from attractor.interop.known import require_settings, require_tensors, require_value, settings_error
-from attractor.interop.weights import ADVICE, read_weights
+from attractor.interop.published_files import Published, read_published
 from attractor.models.reasoning import (
     HRM,
     TRMDEQ,
@@ -46,31 +46,29 @@ TRM_DEQ: dict[str, Any] = {
 TRM_DEQ |= {"deq_inner": True, "deq_anderson_beta": 1.0}
 # Settings that do not change a trained network. ``H_layers`` comes from HRM; the code of the others ignores it.
 IGNORED = {"batch_size", "halt_exploration_prob", "forward_dtype", "no_ACT_continue"}
-IGNORED |= {"jacobian_reg_lambda", "jacobian_reg_n_samples"}
+IGNORED |= {"jacobian_reg_lambda", "jacobian_reg_n_samples", "board_height", "board_width"}
 NAMES = {"embedding.weight": "embed_tokens.embedding_weight", "puzzle_emb": "puzzle_emb.weights"}
-PREFIXES = ("_orig_mod.", "model.", "inner.")  # added by compilation, by the loss and by halting
 
 
-def import_reasoner(folder: Path | str) -> TwoPartReasoner:
+def import_reasoner(folder: Path | str, *, seq_len: int | None = None) -> TwoPartReasoner:
     """Return the model of a published checkpoint, in float32 and evaluation mode. Cells are in reading order.
 
-    Its settings tell the family: EqR has ``lambda_``, TRM-DEQ ``bptt_through``, and HRM layers of a network H.
-
-    Parameters
-    ----------
-    folder
-        With ``config.json``, the settings of the official model, and ``model.safetensors`` or ``pytorch_model.bin``.
+    Its settings tell the family: EqR has ``lambda_``, TRM-DEQ ``bptt_through``, and HRM layers of a network H. Arguments
+    and what is read are those of :func:`attractor.interop.published_files.read_published`.
 
     Raises
     ------
     CheckpointError
         For unknown or missing settings and tensors, values that are not implemented, and damaged files.
     """
-    folder = Path(folder)
-    file = folder / "config.json"
-    model = _config(read_json(file, CheckpointError, advice=ADVICE), file).build()
+    return build_reasoner(read_published(folder, seq_len=seq_len))
+
+
+def build_reasoner(published: Published) -> TwoPartReasoner:
+    """Return the model of a checkpoint that is read."""
+    model = _config(published.settings, published.file).build()
     assert isinstance(model, TwoPartReasoner)
-    model.load_state_dict(_translate(read_weights(folder), model, folder))
+    model.load_state_dict(_translate(published, model))
     return model.eval()
 
 
@@ -146,17 +144,13 @@ def _names(theirs: dict[str, Any], num_tokens: int) -> dict[str, int]:
     }
 
 
-def _translate(theirs: dict[str, Tensor], model: TwoPartReasoner, folder: Path) -> dict[str, Tensor]:
+def _translate(published: Published, model: TwoPartReasoner) -> dict[str, Tensor]:
     """Return the weights under our names; require every tensor in its shape, and no other tensor."""
-    found = {}
-    for name, value in theirs.items():
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        found[name] = value
+    found = published.weights
     ours = model.state_dict()
     names = {own: _published_name(own) for own in ours}
     shapes = {name: tuple(ours[own].shape) for own, name in names.items()}
-    require_tensors(found, shapes, folder)
+    require_tensors(found, shapes, published.file.parent)
     return _reorder_grid_positions({own: found[name].float() for own, name in names.items()}, model)
 
 
