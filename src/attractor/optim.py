@@ -69,11 +69,11 @@ class OptimizerConfig:
         groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
         embeddings: list[nn.Parameter] = []
         for name, p in model.named_parameters():
-            if p.requires_grad and _matches(self.sign_pattern, name):
+            if p.requires_grad and matches(self.sign_pattern, name):
                 embeddings.append(p)
             elif p.requires_grad:
-                is_muon = p.ndim == 2 and _matches(self.muon_pattern, name)
-                is_slow = _matches(self.slow_pattern, name)
+                is_muon = p.ndim == 2 and matches(self.muon_pattern, name)
+                is_slow = matches(self.slow_pattern, name)
                 groups.setdefault((is_muon, is_slow, p.ndim >= 2), []).append(p)
         adamw: list[dict[str, Any]] = []
         muon: list[dict[str, Any]] = []
@@ -130,7 +130,7 @@ def freeze(model: nn.Module, pattern: str) -> None:
     A tied weight has several names. Raises ConfigError if no parameter matches, or all do.
     """
     named = list(model.named_parameters(remove_duplicate=False))
-    frozen = [p for name, p in named if _matches(pattern, name)]
+    frozen = [p for name, p in named if matches(pattern, name)]
     if pattern and not frozen:
         names = ", ".join(name for name, _ in named[:2])
         raise ConfigError(f"train.freeze={pattern!r}: matches no parameter; their names are such as {names}.")
@@ -140,7 +140,8 @@ def freeze(model: nn.Module, pattern: str) -> None:
         raise ConfigError(f"train.freeze={pattern!r}: matches every parameter, so that nothing is trained.")
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Return whether a regular expression is found in ``name``; the empty one in none."""
     return bool(pattern) and re.search(pattern, name) is not None
 
 

@@ -109,6 +109,32 @@ def test_corners_are_where_they_should_be() -> None:
     assert (questions[:, -2, -2] == Cell.GOAL).all()
 
 
+def test_mazes_of_maze_unique_follow_its_definition() -> None:
+    """A tree by depth-first search on 29 × 29 in 30 × 30; S and G on any open cell, every distance equally often."""
+    found = maze.generate_unique(1025, seed=0)
+    walls = found.questions == Cell.WALL
+    assert walls.shape == (1025, 30, 30)
+    assert walls[:, 28:].all()
+    assert walls[:, :, 28:].all()
+    assert not walls[:, 1:28:2, 1:28:2].any()
+    assert ((~walls).sum(axis=(1, 2)) == 2 * 14**2 - 1).all()  # a tree has one edge less than junctions
+    num_steps = (found.answers == Cell.PATH).sum(axis=(1, 2)) + 1
+    counts = np.bincount(num_steps, minlength=141)[100:]  # 25 of each on average
+    assert counts.shape == (41,)
+    assert ((counts - 25) ** 2 / 25).sum() < 75  # 99.9 % of chi-square with 40 degrees of freedom is below 73.4
+    for cell in (Cell.START, Cell.GOAL):  # corridors too: half of the open cells are edges
+        at_junction = (found.questions == cell)[:, 1::2, 1::2].any(axis=(1, 2)).mean()
+        assert 0.4 < at_junction < 0.6
+    # Depth-first search leaves few dead ends: a tenth of the junctions, and three in ten of uniform trees.
+    degree = sum(~np.roll(walls, step, axis)[:, 1:28:2, 1:28:2] for step in (-1, 1) for axis in (1, 2))
+    assert (degree == 1).mean() < 0.15
+    again = maze.generate_unique(3, seed=0)
+    assert (again.questions == found.questions[:3]).all()
+    assert len(maze.generate_unique(2, 11, seed=0, min_path=5, max_path=20)) == 2
+    with pytest.raises(ConfigError, match="no path of 100 steps fits"):
+        maze.generate_unique(1, 11, seed=0)
+
+
 def test_spanning_trees_are_equally_likely_without_dfs() -> None:
     """The 192 trees over 3 × 3 junctions are about equally frequent. Depth-first search prefers some of them."""
     num = 192 * 100
@@ -538,5 +564,5 @@ def test_a_question_without_a_goal_has_no_verdict() -> None:
 
 def test_settings_of_perfect_mazes_are_refused_for_random_walls() -> None:
     """They would have no effect."""
-    with pytest.raises(ConfigError, match="for perfect mazes"):
+    with pytest.raises(ConfigError, match="for style='perfect'"):
         MAZE.generate(1, seed=0, size=9, style="walls", corner_fraction=0.5)

@@ -34,7 +34,8 @@ class TrainConfig:
         The last part of the run, in which the learning rate falls linearly to 0.
     ema_decay
         Decay of the averaged weights, which evaluation and inference use; it rises to this value over the first steps,
-        see :func:`attractor.training.parallel.averaged_model`. 0: no average; the last weights are used.
+        see :func:`attractor.training.parallel.averaged_model`. Embeddings that SignSGD trains are not averaged. 0: no
+        average; the last weights are used.
     accumulate
         Batches per optimiser step. Their gradients are averaged.
     precision

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from attractor.errors import CheckpointError
 from attractor.files.manifest import read_checksums, verify_files
-from attractor.optim import trapezoid
+from attractor.optim import matches, trapezoid
 from attractor.training.checkpoint import Checkpoints, load, load_rank_tensors, load_scalars, read_run
 from attractor.training.config import PRECISIONS, Objective, TrainConfig
 from attractor.training.distributed import DistributedContext
@@ -93,11 +93,15 @@ class TrainingState:
         return config.optimizer.lr * lr_factor
 
     def optimizer_step(self) -> None:
-        """Update the weights and their average."""
+        """Update the weights and their average, which has the last embeddings of names, as in TRM's code."""
         for optimizer in self.optimizers:
             optimizer.step()
         if self._average:
             self._average.update_parameters(self.model)
+            averages = self._average.module.parameters()
+            for (name, weight), average in zip(self.model.named_parameters(), averages, strict=True):
+                if matches(self._config.optimizer.sign_pattern, name):
+                    average.detach().copy_(weight.detach())
 
     def trained_model(self) -> nn.Module:
         """Return the model with averaged weights, or the model if there is no average."""

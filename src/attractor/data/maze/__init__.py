@@ -7,7 +7,7 @@ shortest path marked, in the five characters of Maze-Hard (Wang et al. 2025, arX
 complete batches, and a seed gives the same mazes on every platform.
 """
 
-from attractor.data.maze.generate import generate, generate_mixture, generate_walls
+from attractor.data.maze.generate import generate, generate_mixture, generate_unique, generate_walls
 from attractor.data.maze.paths import check, shortest_paths, valid_and_shortest, verdict
 from attractor.data.maze.puzzle import MAZE, Maze
 from attractor.data.maze.rules import ALPHABET, Cell, Grid, Grids
@@ -26,6 +26,7 @@ __all__ = [
     "fingerprints",
     "generate",
     "generate_mixture",
+    "generate_unique",
     "generate_walls",
     "parse",
     "parse_all",

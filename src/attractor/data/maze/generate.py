@@ -1,4 +1,4 @@
-"""Generate mazes: perfect mazes, and mazes of random walls."""
+"""Generate mazes: perfect mazes, those of Maze-Unique, and mazes of random walls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,7 @@ from attractor.errors import ConfigError
 
 _BATCH = 256  # mazes generated at a time; a change would change the mazes of a seed
 _WALLS_BATCH = 2048  # the same for random walls, most of which are rejected
+_ATTEMPTS = 200  # starts tried in a maze of Maze-Unique, as in EqR's code
 _PATIENCE = 8  # batches in a row without a new maze after which generation stops
 
 
@@ -98,6 +99,33 @@ def generate_mixture(
         known = found if exclude is None else found + exclude
         found += generate(count, size, seed=seed, corners=corners, dfs=dfs, exclude=known, **settings)
     return found
+
+
+def generate_unique(
+    num: int,
+    size: int = 30,
+    *,
+    seed: int,
+    min_path: int = 100,
+    max_path: int = 140,
+    exclude: PuzzleSet | None = None,
+    advance: Advance = lambda num: None,
+) -> PuzzleSet:
+    """Return mazes as those of Maze-Unique (EqR, arXiv:2605.21488). None is a rotation or reflection of another.
+
+    Depth-first search makes a perfect maze. With an even ``size`` it fills the grid but the last row and column, which are
+    walls. S and G are any two open cells whose distance is a number drawn uniformly from ``min_path`` to ``max_path``.
+    Other arguments and errors are those of :func:`generate`.
+    """
+    _require(num, seed, min_path, max_path)
+    if size < 5 or 2 * ((size - 1) // 2) ** 2 - 1 <= min_path:  # open cells of a tree
+        raise ConfigError(f"generate_unique(size={size!r}): no path of {min_path} steps fits; give a larger size.")
+    rng = np.random.Generator(np.random.PCG64(seed))
+
+    def candidates() -> Grids:
+        return _unique_mazes(_BATCH, size, rng, min_path, max_path)
+
+    return _collect(num, size, candidates, exclude, advance)
 
 
 def generate_walls(
@@ -245,6 +273,35 @@ def _carve_dfs(
         here = np.where(moves, there, came_from[here])
 
 
+def _unique_mazes(num: int, size: int, rng: np.random.Generator, min_path: int, max_path: int) -> Grids:
+    """Return questions (at most num, size, size). Starts are drawn until a cell is as far away as the maze's length."""
+    side = size - 1 + size % 2
+    grids = np.full((num, size, size), Cell.WALL, np.uint8)
+    is_open = _perfect_mazes(num, side, rng, corners=False, dfs=True) != Cell.WALL
+    grids[:, :side, :side][is_open] = Cell.FLOOR
+    length = rng.integers(min_path, max_path + 1, size=num)
+    missing = np.arange(num)
+    for _ in range(_ATTEMPTS):
+        tried = grids[missing]
+        start = _pick(tried == Cell.FLOOR, rng)
+        matches = distances(tried, start) == length[missing, None, None]
+        goal = _pick(matches, rng)
+        has_goal = matches.reshape(-1)[goal]
+        cells = tried.reshape(-1)  # a view
+        cells[start[has_goal]], cells[goal[has_goal]] = Cell.START, Cell.GOAL
+        grids[missing] = tried
+        missing = missing[~has_goal]
+        if not len(missing):
+            break
+    return np.delete(grids, missing, axis=0)
+
+
+def _pick(allowed: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return a random allowed cell of each maze (N, H, W), or any cell if none is allowed, as an index into all mazes."""
+    offset = np.arange(len(allowed)) * allowed[0].size
+    return np.where(allowed, rng.random(allowed.shape), -1.0).reshape(len(allowed), -1).argmax(axis=1) + offset
+
+
 def _wall_mazes(num: int, size: int, rng: np.random.Generator, floor: float, min_path: int, max_path: int) -> Grids:
     """Return questions (at most num, size, size) whose shortest path is within the bounds."""
     grids = np.full((num, size, size), Cell.WALL, np.uint8)
@@ -253,14 +310,10 @@ def _wall_mazes(num: int, size: int, rng: np.random.Generator, floor: float, min
     cells = grids.reshape(-1)  # a view
     offset = np.arange(num) * size**2
 
-    def pick(allowed: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Return a random allowed cell of each maze, or any cell if none is allowed."""
-        return np.where(allowed, rng.random(allowed.shape), -1.0).reshape(num, -1).argmax(axis=1) + offset
-
-    middle = pick(grids == Cell.FLOOR)
+    middle = _pick(grids == Cell.FLOOR, rng)
     start = distances(grids, middle).reshape(num, -1).argmax(axis=1) + offset
     steps = distances(grids, start)
-    goal = pick((steps >= min_path) & (steps <= max_path))
+    goal = _pick((steps >= min_path) & (steps <= max_path), rng)
     valid = (steps.reshape(-1)[goal] >= min_path) & (steps.reshape(-1)[goal] <= max_path)
     swap = rng.random(num) < 0.5  # so that neither S nor G is always the one at a dead end
     start, goal = np.where(swap, goal, start), np.where(swap, start, goal)

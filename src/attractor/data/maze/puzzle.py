@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attractor.data.maze.generate import generate_mixture, generate_walls
+from attractor.data.maze.generate import generate_mixture, generate_unique, generate_walls
 from attractor.data.maze.paths import check, valid_and_shortest, verdict
 from attractor.data.maze.rules import ALPHABET, Cell, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
@@ -45,15 +45,17 @@ class Maze(Puzzle):
         dfs_fraction: float = 0.0,
         **settings: Any,
     ) -> PuzzleSet:
-        """Return mazes of a style: "perfect" is :func:`generate_mixture`, "walls" is :func:`generate_walls`."""
-        if style not in ("perfect", "walls"):
-            raise ConfigError(f"style={style!r}: give 'perfect' or 'walls'.")
+        """Return mazes of a style: "perfect" of :func:`generate_mixture`, "unique" and "walls" of the functions so named."""
+        if style not in ("perfect", "unique", "walls"):
+            raise ConfigError(f"style={style!r}: give 'perfect', 'unique' or 'walls'.")
         settings |= {"seed": seed, "exclude": exclude, "advance": advance}
         if style == "perfect":
             return generate_mixture(num, corner_fraction=corner_fraction, dfs_fraction=dfs_fraction, **settings)
         if corner_fraction or dfs_fraction:
-            raise ConfigError("corner_fraction and dfs_fraction are for perfect mazes; set them to 0 for random walls.")
-        return generate_walls(num, **settings)
+            raise ConfigError(
+                "corner_fraction and dfs_fraction are for style='perfect'; set them to 0 for other styles."
+            )
+        return (generate_unique if style == "unique" else generate_walls)(num, **settings)
 
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         if test.questions.shape[1:] != train.questions.shape[1:]:

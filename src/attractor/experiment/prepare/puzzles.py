@@ -85,17 +85,20 @@ def prepare_mazes(
     Parameters
     ----------
     style
-        For generated mazes: "perfect" (the default), with one path between any two cells, or "walls", random walls with
-        loops.
+        For generated mazes: "perfect" (the default), with one path between any two cells; "unique", the perfect mazes of
+        Maze-Unique; or "walls", random walls with loops.
     size
-        Height and width, border included; odd for perfect mazes. By default 31, or 30 for walls.
+        Height and width, border included; odd for perfect mazes. By default 31, or 30 for the other styles.
     min_path, max_path
-        The fewest and the most steps from S to G. Walls of size 30 with at least 111 steps are as hard as Maze-Hard.
+        The fewest and the most steps from S to G; 100 and 140 by default for "unique". Walls of size 30 with at least 111
+        steps are as hard as Maze-Hard.
     out, source
         As in :func:`prepare_sudoku`.
     """
     settings = {"style": style, "size": size, "min_path": min_path, "max_path": max_path}
-    defaults = {"style": "perfect", "size": 30 if style == "walls" else 31, "min_path": 1, "max_path": None}
+    defaults: dict[str, Any] = {"style": "perfect", "size": 31, "min_path": 1, "max_path": None}
+    if style in ("unique", "walls"):
+        defaults |= {"size": 30} | ({"min_path": 100, "max_path": 140} if style == "unique" else {})
     return _prepare_puzzles(MAZE, Path(out), settings, defaults, **source)
 
 
