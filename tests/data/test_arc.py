@@ -16,12 +16,12 @@ import attractor
 from attractor import recipes
 from attractor.cli import main
 from attractor.data import ARC, PuzzleSet, arc, puzzles
-from attractor.data.arc import EOS, PAD, SIDE, Name, Transform, make_splits, read_grid, read_tasks, to_cells
+from attractor.data.arc import EOS, PAD, SIDE, Name, Transform, make_splits, move_pairs, read_grid, read_tasks, to_cells
 from attractor.errors import ConfigError, DataError
 from attractor.evaluation import exact, pass_at_k
 from attractor.experiment.prepare import prepare_arc
 from attractor.experiment.published import import_checkpoint
-from attractor.experiment.puzzle_evaluation import held_out_puzzles
+from attractor.experiment.puzzle_evaluation import _votes, held_out_puzzles
 from attractor.experiment.puzzles import as_tensors, train_reasoner
 from attractor.interop import export_reasoner
 from attractor.models.reasoning import TRMConfig
@@ -29,6 +29,8 @@ from attractor.nn import GridNetworkConfig, TRMUpdateConfig
 from attractor.nn.grid import swiglu_hidden
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.optim import OptimizerConfig, SignSGD
+from attractor.training import DistributedContext
+from attractor.training.state import TrainingState
 
 Grid = NDArray[np.uint8]
 Pair = dict[str, Any]
@@ -177,13 +179,37 @@ def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
         read_tasks(tmp_path)
 
 
-def test_training_moves_both_grids_of_a_pair_alike(tasks: list[arc.Task]) -> None:
-    data = make_splits(tasks, num_augmentations=0)["train"]
-    many = data[np.zeros(50, int)]
-    questions, answers = ARC.augment(many.questions, many.answers, np.random.default_rng(0))
-    places = [(np.argwhere(q >= 2).min(axis=0), np.argwhere(a >= 2).min(axis=0)) for q, a in zip(questions, answers)]  # noqa: B905
-    assert all((q == a).all() for q, a in places)
-    assert len({tuple(q) for q, _ in places}) > 25
+def test_both_grids_of_a_pair_are_moved_alike_and_one_pair_of_each_name_stays(tasks: list[arc.Task]) -> None:
+    """Which one is random, as in TRM's data."""
+    data = make_splits(tasks, num_augmentations=20)["train"]
+    assert data.names is not None
+    moved = move_pairs(data, np.random.default_rng(0))
+    assert (moved.names == data.names).all()
+    grids = zip(data.questions, data.answers, moved.questions, moved.answers, data.names.tolist(), strict=True)
+    stays: dict[int, list[bool]] = {}
+    places = set()
+    for question, answer, q, a, name in grids:
+        row, column = np.argwhere(q >= 2).min(axis=0)
+        for before, after in ((question, q), (answer, a)):
+            np.testing.assert_array_equal(to_cells(arc.read_grid(before), row, column), after)
+        stays.setdefault(name, []).append((row, column) == (0, 0))
+        places.add((int(row), int(column)))
+    assert all(any(one) for one in stays.values())
+    assert sum(map(sum, stays.values())) < 1.1 * len(stays)  # a move by nothing is rare
+    assert len({one.index(True) for one in stays.values()}) > 1
+    assert len(places) > 25
+
+
+def test_parts_are_chosen(tmp_path: Path) -> None:
+    """The parts of TRM's data hold tasks of each other, so that not all can be read together."""
+    folder = toy_folder(tmp_path / "arc")
+    (folder / "training2").mkdir()
+    (folder / "training2" / "swap.json").write_text((folder / "evaluation" / "swap.json").read_text())
+    with pytest.raises(DataError, match=r"leave one of them out \(--parts\)"):
+        read_tasks(folder)
+    assert read_tasks(folder, ["training", "evaluation"])
+    with pytest.raises(DataError, match="holds no part 'concept'"):
+        read_tasks(folder, ["training", "evaluation", "concept"])
 
 
 def test_every_copy_of_a_test_input_votes(tasks: list[arc.Task]) -> None:
@@ -210,6 +236,18 @@ def test_of_equally_frequent_answers_the_lower_score_comes_first(tasks: list[arc
     score = torch.tensor([2.0, 2.0, 1.0, 1.0])
     assert pass_at_k(test, answers, score)["pass@1"] == 1.0
     assert pass_at_k(test, answers, -score)["pass@1"] == 0.0
+
+
+def test_votes_are_weighed_by_the_mean_probability(tasks: list[arc.Task]) -> None:
+    """As in TRM's evaluation: one very large logit does not outweigh two that are nearly as probable."""
+    test = make_splits(tasks, num_augmentations=3, seed=3)["test"]
+    answers = torch.from_numpy(test.answers.copy())
+    for i in range(4):  # both inputs of two copies are wrong
+        transform = Name.parse(test.all_names[test.names[i]]).transform  # type: ignore[index]
+        answers[i] = torch.from_numpy(to_cells(transform.apply(np.full((1, 1), 5, np.uint8))))
+    negative_logits = torch.tensor([-90.0, -90.0, 3.0, 3.0, -2.0, -2.0, -2.0, -2.0])[None, None]
+    restarts = SimpleNamespace(answers=answers[None, None], scores={"halting-logit": negative_logits}, residual=None)
+    assert _votes(test, restarts)["pass@1"] == 1.0  # type: ignore[arg-type]
 
 
 def test_empty_answers_are_the_same_answer(tasks: list[arc.Task]) -> None:
@@ -287,6 +325,20 @@ def test_only_used_rows_of_an_embedding_change() -> None:
     p.grad = torch.tensor([[0.5, -0.5], [0.0, 0.0], [0.0, 1e-9]])
     SignSGD([p], lr=0.1, weight_decay=0.5).step()
     torch.testing.assert_close(p.data, torch.tensor([[0.85, 1.05], [1.0, 1.0], [0.95, 0.85]]))
+
+
+def test_embeddings_of_names_are_not_averaged() -> None:
+    """They are buffers in TRM's code, whose average is over parameters. All other weights are averaged."""
+    recipe = tiny_recipe(3)
+    model, train = recipe.model.build(), replace(recipe.train, ema_decay=0.9)
+    state = TrainingState(model, None, None, train, (), DistributedContext())  # type: ignore[arg-type]
+    for _ in range(3):
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        state.optimizer_step()
+    averaged = dict(state.trained_model().named_parameters())
+    assert model.puzzle_emb.any()
+    assert {name for name, weight in model.named_parameters() if torch.equal(weight, averaged[name])} == {"puzzle_emb"}
 
 
 def tiny_recipe(num_steps: int) -> recipes.PuzzleRecipe:

@@ -12,6 +12,7 @@ def arc(
     /,
     out: Path,
     num_augmentations: int = 100,
+    parts: tuple[str, ...] = (),
     names: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -23,6 +24,8 @@ def arc(
             else is trained.
         out: The folder to write; it must not exist.
         num_augmentations: Copies of each task: turned, reflected, with other colours. Published models have 1000.
+        parts: The parts of the folder to read, by default all: training, training2, concept, evaluation and evaluation2 of
+            TRM's data. Its published ARC-1 has training, evaluation and concept.
         names: The puzzle names of a published TRM (identifiers.json), in place of new copies.
         seed: Seed of the copies.
     """

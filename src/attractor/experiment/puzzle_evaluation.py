@@ -170,7 +170,8 @@ def _by_selection(name: str, chosen: Sequence[Tensor], data: PuzzleSet, truth: T
 
 
 def _votes(data: PuzzleSet, restarts: Restarts) -> Figures:
-    score = restarts.scores.get("halting-logit", restarts.residual)[:, -1]
+    halting = restarts.scores.get("halting-logit")  # the means are of probabilities, as in TRM's evaluation
+    score = (restarts.residual if halting is None else halting.double().sigmoid())[:, -1]
     copies = np.tile(np.arange(len(data)), len(score))
     return pass_at_k(data[copies], restarts.answers[:, -1].flatten(0, 1), score.flatten())
 

@@ -332,7 +332,6 @@ def arc(family: str = "trm", *, seed: int = 0) -> PuzzleRecipe:
         recipe,
         model=replace(recipe.model, **counts),
         data=ArcDataConfig(),
-        supervision=replace(recipe.supervision, augment=True),
         train=replace(
             recipe.train,
             num_steps=518_000,

@@ -6,7 +6,7 @@ cells: ``PAD`` around it, ``EOS`` right of it and below it and a colour ``c`` as
 """
 
 from attractor.data.arc.grids import EOS, PAD, SIDE, Transform, read_grid, to_cells
-from attractor.data.arc.puzzle import ARC, Arc
+from attractor.data.arc.puzzle import ARC, Arc, move_pairs
 from attractor.data.arc.tasks import BLANK, Name, Task, make_splits, read_tasks
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Task",
     "Transform",
     "make_splits",
+    "move_pairs",
     "read_grid",
     "read_tasks",
     "to_cells",

@@ -1,5 +1,7 @@
 """ARC as a :class:`~attractor.data.puzzle.Puzzle`."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,9 +24,8 @@ class Arc(Puzzle):
         return FIRST_COLOR + NUM_COLORS
 
     def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
-        """Move the grids of each pair by the same random number of rows and columns; the other symmetries have names."""
-        moved = [_move(read_grid(q), read_grid(a), rng) for q, a in zip(questions, answers, strict=True)]
-        return np.stack([q for q, _ in moved]), np.stack([a for _, a in moved])
+        """Return the pairs: their symmetries have names, and :func:`move_pairs` has moved them."""
+        return questions, answers
 
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:
         known, found = (
@@ -40,10 +41,17 @@ class Arc(Puzzle):
         return float((puzzles.answers >= FIRST_COLOR).sum() / len(puzzles))
 
 
-def _move(question: Grid, answer: Grid, rng: np.random.Generator) -> tuple[Grid, Grid]:
-    most = SIDE - np.maximum(question.shape, answer.shape)
-    row, column = (int(n) for n in rng.integers(most + 1))
-    return to_cells(question, row, column), to_cells(answer, row, column)
+def move_pairs(data: PuzzleSet, rng: np.random.Generator) -> PuzzleSet:
+    """Move the two grids of each pair by the same random rows and columns; one random pair of each name stays (TRM)."""
+    assert data.names is not None
+    order = rng.permutation(len(data))
+    stays = order[np.unique(data.names[order], return_index=True)[1]]
+    questions, answers = data.questions.copy(), data.answers.copy()
+    for i in np.setdiff1d(order, stays):
+        question, answer = read_grid(questions[i]), read_grid(answers[i])
+        row, column = rng.integers(SIDE + 1 - np.maximum(question.shape, answer.shape)).tolist()
+        questions[i], answers[i] = to_cells(question, row, column), to_cells(answer, row, column)
+    return replace(data, questions=questions, answers=answers)
 
 
 ARC = Arc()

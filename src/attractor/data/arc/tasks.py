@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attractor.config import suggestion
 from attractor.data.arc.grids import IDENTITY, NUM_COLORS, SIDE, Grid, Transform, random_transform, to_cells
 from attractor.data.puzzle import PuzzleSet
 from attractor.errors import DataError
@@ -58,12 +59,13 @@ class Name:
         return cls(found["task"], Transform(int(found["dihedral"]), tuple(map(int, found["colors"]))))
 
 
-def read_tasks(folder: Path) -> list[Task]:
+def read_tasks(folder: Path, parts: Sequence[str] = ()) -> list[Task]:
     """Return the tasks below a folder, in order of their names.
 
     The folder has the subfolders ``training`` and ``evaluation`` (or ``data/…``) with a JSON file per task, as ARC-AGI-1
     and ARC-AGI-2 are published; or files ``…training_challenges.json`` and ``…_solutions.json``, and the same with
-    ``evaluation``, as on Kaggle. The other parts of TRM's data are read, too. Test pairs of an evaluation are held out.
+    ``evaluation``, as on Kaggle. All parts in :data:`PARTS` are read, or only ``parts``. Test pairs of an
+    evaluation are held out.
 
     Raises
     ------
@@ -71,11 +73,14 @@ def read_tasks(folder: Path) -> list[Task]:
         If there are no tasks, a task occurs twice, or a grid is missing or out of range, with file and task.
     """
     found: dict[str, Task] = {}
-    for part in PARTS:
-        for file, name, task in _stored_tasks(folder, part):
+    for part in parts or PARTS:
+        stored = list(_stored_tasks(folder, part))
+        if parts and not stored:
+            raise DataError(f"{folder}: holds no part {part!r}; {suggestion(part, PARTS)}")
+        for file, name, task in stored:
             where = f"{file}, task {name}"
             if name in found:  # its test pairs would be both trained and held out
-                raise DataError(f"{where}: occurs in another part, too; leave one of them out.")
+                raise DataError(f"{where}: occurs in another part, too; leave one of them out (--parts).")
             pairs = {split: _pairs(task, split, where) for split in ("train", "test")}
             found[name] = Task(name=name, is_held_out=part.startswith("evaluation"), **pairs)
     if not any(task.is_held_out for task in found.values()):

@@ -1,6 +1,6 @@
 """Prepare puzzles: generate them, or read them from csv files or ARC's JSON, and write a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data import ARC, MAZE, SUDOKU, Puzzle, PuzzleSet, puzzles
-from attractor.data.arc import BLANK, make_splits, read_tasks
+from attractor.data.arc import BLANK, make_splits, move_pairs, read_tasks
 from attractor.data.puzzles import FIRST_DEV_SEED, FIRST_TEST_SEED, MAX_DEV, num_dev
 from attractor.errors import ConfigError, DataError
 from attractor.files import read_json, require_free
@@ -108,6 +108,7 @@ def prepare_arc(
     out: Path | str,
     *,
     num_augmentations: int = 100,
+    parts: Sequence[str] = (),
     names: Path | str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -115,7 +116,8 @@ def prepare_arc(
     """Write a folder of ARC's tasks, each with symmetric copies: turned, reflected, and with other colours.
 
     Pairs that demonstrate a task are training puzzles; so are the test pairs of tasks for training. Test pairs of the
-    evaluation are test puzzles, unless the same pair is a training puzzle.
+    evaluation are test puzzles, unless the same pair is a training puzzle. The grids of training pairs are moved in their
+    cells, see :func:`attractor.data.arc.move_pairs`.
 
     Parameters
     ----------
@@ -123,10 +125,12 @@ def prepare_arc(
         See :func:`attractor.data.arc.read_tasks`.
     num_augmentations
         Copies of each task; published models have 1000. Each pair of grids needs about 4 KB of memory.
+    parts
+        The parts of the folder to read, such as ``["training", "evaluation", "concept"]``. By default all.
     names
         A JSON list of puzzle names, ``identifiers.json`` of a published data set, in place of new copies.
     seed
-        Draws the copies.
+        Draws the copies and the moves.
 
     Raises
     ------
@@ -137,7 +141,7 @@ def prepare_arc(
     require_free(out)
     if num_augmentations < 0 or seed < 0:
         raise ConfigError(f"num_augmentations={num_augmentations}, seed={seed}: give whole numbers from 0 up.")
-    tasks = read_tasks(Path(folder))
+    tasks = read_tasks(Path(folder), parts)
     known = None if names is None else read_json(Path(names), DataError, kind=list)
     if known is not None and (known[:1] != [BLANK] or not all(isinstance(name, str) for name in known)):
         raise DataError(f"{names}: is no list of puzzle names that begins with {BLANK!r}; give identifiers.json.")
@@ -147,7 +151,8 @@ def prepare_arc(
     settings = {"num_augmentations": num_augmentations, "seed": seed} if known is None else {"names": str(names)}
     copies = ARC.find_copies(splits["test"], splits["train"])
     splits["test"] = _remove(splits["test"], copies)
-    puzzles.write(out, splits, metadata={"folder": str(folder), **settings})
+    splits["train"] = move_pairs(splits["train"], np.random.default_rng([seed, 1]))
+    puzzles.write(out, splits, metadata={"folder": str(folder), "parts": list(parts), **settings})
     return summarize(out, splits, num_copies=len(copies))
 
 
