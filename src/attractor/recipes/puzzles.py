@@ -302,7 +302,7 @@ def published(task: str, family: str = "attractor", *, width: int | None = None,
     names: Any = {"sign_pattern": "puzzle_emb", "sign_lr": sign_lr, "sign_weight_decay": 1.0} if num_tokens else {}
     num_steps = {"unique": 100_000, "sudoku": 50_000 if family == "eqr" else 65_000}.get(task, 65_000)
     return PuzzleRecipe(
-        model=replace(model, num_name_tokens=num_tokens, name_width=width) if num_tokens else model,
+        model=replace(model, num_name_tokens=num_tokens, name_width=width * (num_tokens > 1)) if num_tokens else model,
         data=replace(PUBLISHED[task], seed=seed),
         supervision=_supervision(family, batch_size=768, max_segments=16, **settings),
         train=TrainConfig(
@@ -327,7 +327,7 @@ def arc(family: str = "trm", *, seed: int = 0) -> PuzzleRecipe:
     """
     recipe: Any = published("maze", family, seed=seed)
     counts: dict[str, Any] = {"num_symbols": ARC.num_symbols(SIDE), "num_classes": ARC.num_classes(SIDE)}
-    counts |= {"num_name_tokens": NAME_TOKENS.get(family, 16), "name_width": recipe.model.width}
+    counts |= {"num_name_tokens": 16, "name_width": recipe.model.width} if family == "eqr" else {}
     return replace(
         recipe,
         model=replace(recipe.model, **counts),
