@@ -114,7 +114,7 @@ def _read_settings(folder: Path) -> tuple[Any, Path]:
     file = folder / "all_config.yaml"
     if (folder / "config.json").exists() or not file.exists():
         return read_json(folder / "config.json", CheckpointError, advice=ADVICE), folder / "config.json"
-    with requires_extra("eval"):
+    with requires_extra("train"):
         import yaml  # type: ignore[import-untyped]
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
