@@ -154,6 +154,12 @@ def test_a_folder_that_does_not_fit_is_one_sentence(change, says: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_language_model_has_no_number_of_cells(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["import", str(tmp_path), str(tmp_path / "out"), "--seq-len", "81"]) == 2
+    assert "seq_len is for puzzle models, leave it out" in capsys.readouterr().err
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch) -> None:
     """Neither a class that can be imported, nor a function of the operating system."""
     write("eqr", tmp_path, monkeypatch)
