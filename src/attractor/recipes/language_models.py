@@ -198,6 +198,7 @@ def _as_published(recipe: LanguageRecipe, size: str) -> LanguageRecipe:
                 "rms_norm_eps": 1e-5,
                 "injection": "sum",
                 "gradient": gradient,
+                "zero_init_attractor": False,
             },
             "train": {
                 "optimizer": {"lr": lr, "muon_lr": muon_lr, "muon_pattern": pattern},
