@@ -163,8 +163,11 @@ class AttractorModel(Decoder):
             module.reset_parameters()
             return
         super()._init_weights(module)
-        is_drawn = isinstance(module, ZeroInitLinear) and not self.config.zero_init_attractor
-        if is_drawn and module in self.layers[self.num_backbone_layers :].modules():
+        if (
+            isinstance(module, ZeroInitLinear)
+            and not self.config.zero_init_attractor
+            and module in self.layers[self.num_backbone_layers :].modules()
+        ):
             std = math.sqrt(2 / (5 * self.config.hidden_size))
             nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
