@@ -74,6 +74,7 @@ def test_settings_for_training_are_imported() -> None:
     config = import_official(FIXTURE).config
     assert (config.tolerance, config.min_evaluations, config.max_evaluations) == (3e-4, 6, 64)
     assert (config.gate_start, config.gate_limit, config.gradient) == (0.75, 0.75, "neumann")
+    assert config.zero_init_attractor is False
 
 
 def test_a_checkpoint_is_read_as_the_authors_publish_it(copy, expected) -> None:

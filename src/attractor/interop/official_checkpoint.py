@@ -164,6 +164,7 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
             rope_theta=rope["rope_base"],
             hidden_act="relu2",
             injection="sum",
+            zero_init_attractor=False,
             gradient=gradient,
             # Their implicit gradient does not look at this setting.
             adjoint_clip=theirs["adjoint_grad_clip"] if gradient == "neumann" else None,
