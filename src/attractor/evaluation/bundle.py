@@ -108,8 +108,9 @@ def _extended_entries() -> list[dict[str, Any]]:
     for line in EXTENDED.splitlines():
         folder, tasks = line.split(": ")
         for label, num in map(str.split, tasks.split(", ")):
-            entry = {"label": label, "icl_task_type": "multiple_choice", "dataset_uri": f"{folder}/{label}.jsonl"}
-            entries.append(entry | {"num_fewshot": [num]} | EXTENDED_DIFFERENCES.get(label, {}))
+            entry: dict[str, Any] = {"label": label, "num_fewshot": [num], "icl_task_type": "multiple_choice"}
+            entry |= {"dataset_uri": f"{folder}/{label}.jsonl"}
+            entries.append(entry | EXTENDED_DIFFERENCES.get(label, {}))
     return entries
 
 

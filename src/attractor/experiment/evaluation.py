@@ -117,8 +117,8 @@ def evaluate(
     puzzles_only |= {"halting": halting, "seed": seed, "search": search or None}
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
-        language_only = {"tasks": tasks, "bundle": bundle, "fewshot_seeds": fewshot_seeds, "include_path": include_path}
-        language_only |= {**budget, **text_only}
+        language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
+        language_only |= {"fewshot_seeds": fewshot_seeds}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
         loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
         given: dict[str, Any] = {name: value for name, value in puzzles_only.items() if value is not None}
