@@ -150,6 +150,20 @@ def test_tasks_of_a_bundle_are_run_evaluate(run, bundle, tmp_path, capsys) -> No
     assert "absent" in capsys.readouterr().out
 
 
+def test_core_extended_is_run_with_several_seeds(run, bundle, tmp_path, capsys) -> None:
+    """The command evaluates the tasks that are found and names the others; the figures hold the seeds."""
+    (bundle / "eval_data" / "safety").mkdir(parents=True)
+    (bundle / "eval_data" / "safety" / "bbq.jsonl").write_bytes((bundle / "some" / "a.jsonl").read_bytes())
+    arguments = ("--bundle", bundle, "--tasks", "core-extended", "--fewshot-seeds", "1234", "2345", "--depth", "1")
+    written = run_evaluate(tmp_path / "out.json", run, *arguments)
+    results = written["results"]
+    assert sorted(results) == ["CORE-Extended-3", "bbq", "choose", "lambada_openai"]
+    assert {"absent", "siqa", "mmlu_fewshot"} <= {*results["CORE-Extended-3"]["missing"]}
+    assert written["fewshot_seeds"] == [1234, 2345]
+    assert "CORE-Extended-3" in capsys.readouterr().out
+    assert "bbq" in run_evaluate(tmp_path / "one.json", run, "--bundle", bundle, "--tasks", "bbq")["results"]
+
+
 def test_a_mistake_is_refused_before_any_work(run, data, bundle, tmp_path) -> None:
     """Each in one sentence that says what to do."""
     for settings, says in [
@@ -162,6 +176,7 @@ def test_a_mistake_is_refused_before_any_work(run, data, bundle, tmp_path) -> No
         ({"data": (data,), "breadths": (1, 2)}, "breadths is for reasoners"),
         ({"data": (data,), "seed": 1}, "seed is for reasoners"),
         ({"data": (data,), "bundle": bundle}, "bundle is for lambada"),
+        ({"data": (data,), "fewshot_seeds": (1,)}, "fewshot_seeds is for lambada"),
         ({"data": (data,), "bundle": bundle, "tasks": ("core",)}, "data is for the task text"),
         ({"stride": 8, "bundle": bundle, "tasks": ("core",)}, "stride is for the task text"),
         ({"data": (data,), "limit": 0}, "limit=0"),

@@ -5,6 +5,7 @@ import json
 import lzma
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,52 @@ def test_missing_tasks_are_named_and_change_the_name_of_the_score(bundle, tokeni
     found = core(Oracle(tokenizer), tokenizer, bundle)
     assert (found.name, found.missing, found.tasks[-1].rebuilt) == ("CORE-4", (), True)
     assert CoreScore(tasks=found.tasks[:3], missing=()).name == "CORE"
+
+
+def test_core_extended_adds_the_tasks_that_are_in_the_bundle(bundle, tokenizer) -> None:
+    """Each once, with its own examples, delimiter and baseline, 25 % without one; the score is the mean over all found."""
+    kinds = {"multiple_choice": CHOOSE, "language_modeling": WORDS * 6}
+    with (bundle / "eval_meta_data.csv").open("a") as file:
+        file.write("mmlu_zeroshot,20\n")
+    for name, kind in (("world_knowledge/mmlu", "multiple_choice"), ("safety/bbq", "multiple_choice")):
+        (bundle / "eval_data" / name).parent.mkdir(exist_ok=True)
+        (bundle / "eval_data" / f"{name}.jsonl").write_text(lines(kinds[kind]))
+    found = core(Oracle(tokenizer, logit=-20.0), tokenizer, bundle, extended=True)
+    scores = {task.label: task.centred for task in found.tasks}
+    expected = {"choose": -1, "refer": -0.25, "lambada_openai": 0, "mmlu_zeroshot": -0.25, "mmlu_fewshot": -1 / 3}
+    assert scores == pytest.approx(expected | {"bbq": -1 / 3})
+    assert found.value == pytest.approx(sum(scores.values()) / 6)
+    assert (found.name, len(found.missing)) == ("CORE-Extended-6", 1 + 21)
+    assert core(Oracle(tokenizer), tokenizer, bundle).name == "CORE-3"
+    tasks = {t.label: (t.kind, t.num_fewshot, t.delimiter) for t in read_tasks(bundle, extended=True)}
+    assert len(tasks) == len(read_tasks(bundle, extended=True)) == 4 + 24
+    assert tasks["mmlu_zeroshot"] == ("multiple_choice", 0, "Answer: ")
+    assert tasks["logi_qa"] == ("multiple_choice", 10, "\nAnswer: ")
+    assert tasks["pubmed_qa_labeled"] == ("language_modeling", 10, " ")
+    listed = "- {label: bbq, dataset_uri: safety/bbq.jsonl, num_fewshot: [3], icl_task_type: multiple_choice}\n"
+    (bundle / "core.yaml").write_text(YAML + listed)
+    (bundle / "eval_meta_data.csv").write_text(BASELINES + "bbq,50\n")
+    assert [t.label for t in read_tasks(bundle, extended=True)].count("bbq") == 1
+
+
+def test_accuracy_is_the_mean_over_the_seeds_of_the_examples(bundle, tokenizer) -> None:
+    """An example with the marker spoils the answer, so that seeds differ; without examples, one run is enough."""
+    items = [{"query": f"pick {i}", "choices": ["zyx", "yes"], "gold": 1} for i in range(8)]
+    items[2]["choices"] = ["no", "zyx"]
+    (bundle / "eval_data" / "some" / "choose.jsonl").write_text(lines(items))
+    few, model = replace(find_task(bundle, "choose"), num_fewshot=2), Oracle(tokenizer, logit=-20.0)
+    alone = [evaluate_task(model, tokenizer, few, fewshot_seeds=(seed,)).accuracy for seed in (1, 2, 3)]
+    assert len(set(alone)) > 1
+    mean = evaluate_task(model, tokenizer, few, fewshot_seeds=(1, 2, 3))
+    assert mean.accuracy == pytest.approx(sum(alone) / 3)
+    assert (mean.num_items, mean.num_all) == (8, 8)
+    model.lengths.clear()
+    evaluate_task(model, tokenizer, find_task(bundle, "choose"), fewshot_seeds=(1, 2, 3))
+    once = len(model.lengths)
+    evaluate_task(model, tokenizer, find_task(bundle, "choose"))
+    assert len(model.lengths) == 2 * once
+    with pytest.raises(ConfigError, match="at least one seed"):
+        evaluate_task(model, tokenizer, few, fewshot_seeds=())
 
 
 def test_few_shot_examples_are_reproducible_and_never_include_the_item() -> None:

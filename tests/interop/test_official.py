@@ -74,6 +74,7 @@ def test_settings_for_training_are_imported() -> None:
     config = import_official(FIXTURE).config
     assert (config.tolerance, config.min_evaluations, config.max_evaluations) == (3e-4, 6, 64)
     assert (config.gate_start, config.gate_limit, config.gradient) == (0.75, 0.75, "neumann")
+    assert config.zero_init_attractor is False
 
 
 def test_a_checkpoint_is_read_as_the_authors_publish_it(copy, expected) -> None:
@@ -136,6 +137,7 @@ def test_a_missing_setting_is_named(name: str, copy) -> None:
         *((name, "other") for name in FIXED_SETTINGS),
         ("model_class_name", "Parcae"),
         ("backward_type", "other"),
+        ("init_strategy", "other"),
         ("adjoint_grad_clip", 0),
         ("bias", 0),
         ("logit_softcap", 15.0),
@@ -159,6 +161,15 @@ def test_a_value_that_is_not_implemented_is_named(name: str, value, copy) -> Non
         "n_fp_blocks": "num_attractor_layers",
     }
     assert named.get(name, name) in refused(copy)
+
+
+@pytest.mark.parametrize("strategy", ["takase", "takase-scaled", "llama-by-dim-ls", "scaled-and-logit-scale", "shaped"])
+def test_an_initialisation_that_scales_embeddings_or_logits_is_refused(strategy: str, copy) -> None:
+    """It multiplies them in every forward pass; one that only draws weights is accepted."""
+    edit(copy, lambda config: config.update(init_strategy=strategy))
+    assert f"init_strategy={strategy!r}" in refused(copy)
+    edit(copy, lambda config: config.update(init_strategy="scaled"))
+    import_official(copy)
 
 
 @pytest.mark.parametrize(("name", "value"), [("use_rope", False), ("rope_condense_ratio", 2), ("scaling", 1)])

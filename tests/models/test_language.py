@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from attractor.config import change, to_dict
 from attractor.errors import ConfigError, DataError
+from attractor.gradient import Implicit
 from attractor.models.language import (
     AttractorConfig,
     AttractorForCausalLM,
@@ -15,6 +16,7 @@ from attractor.models.language import (
 )
 from attractor.models.language.loss import TokenLoss, next_token_loss
 from attractor.recipes import LANGUAGE_FAMILIES, SIZES, language
+from attractor.solve import Anderson, Tolerance
 
 SMALL = {
     "vocab_size": 97,
@@ -212,6 +214,44 @@ def test_a_new_model_is_the_identity(family: str) -> None:
         with torch.no_grad():
             solution = model(tokens()).solution
         assert solution.residual.max() == 0
+
+
+def test_the_papers_attractor_starts_with_drawn_projections_and_its_gates_learn_at_once(tmp_path) -> None:
+    """Standard deviation sqrt(2/(5 D)), cut at three; the backbone's are zero; saved weights are not drawn again."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 97, "num_attention_heads": 2}
+    config = change(language("tiny", "paper").model, sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    attractor, std = model.model.layers[-1], (2 / (5 * 64)) ** 0.5
+    for projection in (attractor.self_attn.o_proj.weight.detach(), attractor.mlp.down_proj.weight.detach()):
+        assert projection.std() == pytest.approx(0.986 * std, rel=0.05)  # of a normal distribution cut at three
+        assert 2 * std < projection.abs().max() <= 3 * std
+    assert not any(layer.mlp.down_proj.weight.any() for layer in model.model.layers[:-1])
+    model.train()(tokens(), labels=tokens()).loss.backward()
+    assert all(gate.raw.grad.abs().sum() > 0 for gate in (attractor.self_attn_gate, attractor.mlp_gate))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_implicit_gradient_is_solved_as_the_model_is(monkeypatch) -> None:
+    """With its method, tolerance and limits, for all rows; a tolerance of the call counts for both solves."""
+    solved = []
+    real = Implicit.attach
+    monkeypatch.setattr(Implicit, "attach", lambda self, *args: solved.append(self) or real(self, *args))
+    settings = {"tolerance": 2e-3, "min_evaluations": 3, "max_evaluations": 9, "window": 4, "mixing": 0.9}
+    model = build(gradient="implicit", gate_limit=0.4, gate_start=0.3, **settings).train()
+    stop = Tolerance(rtol=2e-3, min_evaluations=3, max_evaluations=9)
+    model(tokens(), labels=tokens()).loss.backward()
+    assert solved.pop() == Implicit(solver=Anderson(window=4, mixing=0.9), stop=stop)
+    gradients = []
+    for gradient in ("implicit", "unrolled"):
+        model.config.gradient = gradient
+        model.zero_grad()
+        model(tokens(), labels=tokens(), tolerance=1e-6, max_evaluations=60).loss.backward()
+        gradients.append(model.model.layers[-1].mlp.up_proj.weight.grad)
+    assert solved.pop().stop == Tolerance(rtol=1e-6, min_evaluations=3, max_evaluations=60)
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
 def test_padding_does_not_end_a_solve_in_training() -> None:

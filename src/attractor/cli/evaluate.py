@@ -20,6 +20,7 @@ def evaluate(
     data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = (),
     field: str | None = None,
     bundle: Path | None = None,
+    fewshot_seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="SEED ...")] = None,
     include_path: Path | None = None,
     depth: int | None = None,
     tolerance: float | None = None,
@@ -42,13 +43,16 @@ def evaluate(
     Args:
         checkpoint: The folder of a checkpoint, of a run, or of any causal language model of transformers; or a name on
             the hub.
-        tasks: For language models: text (default), chat (the loss on the assistant's answers), lambada, core, the label
-            of one CORE task, or harness:NAME for a task of lm-evaluation-harness.
+        tasks: For language models: text (default), chat (the loss on the assistant's answers), lambada, core,
+            core-extended, the label of one of their tasks, or harness:NAME for a task of lm-evaluation-harness.
         data: For the task text: files or folders of held-out documents, or folders of prepared text, whose split val is
             read. For chat: a file of conversations, as for attractor train. For puzzles: a prepared folder, whose split
             test is read, or a csv.
         field: For the task text: the field of a record that holds the text; by default text.
-        bundle: For lambada and CORE tasks: the folder of the evaluation bundle, which holds core.yaml.
+        bundle: For lambada, core, core-extended and their tasks: the folder of the evaluation bundle, which holds
+            core.yaml.
+        fewshot_seeds: For the tasks of core and core-extended: accuracies are means over these seeds of the few-shot
+            examples; by default 1234.
         include_path: For harness:NAME: a folder with YAML files of more tasks.
         depth: For language models: evaluations per token, instead of a tolerance; 0 decodes the proposal.
         tolerance: For language models: the relative residual at which a token has converged, instead of the model's.

@@ -22,6 +22,27 @@ FIELDS: dict[str, dict[str, type]] = {
     "schema": {"context_options": list, "continuation": str, "gold": int},
     "language_modeling": {"context": str, "continuation": str},
 }
+# The 24 tasks that CORE-Extended adds to CORE: a folder, then labels with the number of examples before each item.
+# Source: ``core_extended_eval.py`` of github.com/attractor-models/attractor-models.
+EXTENDED = """\
+world_knowledge: mmlu_zeroshot 0, mmlu_fewshot 5, bigbench_misconceptions 10
+commonsense_reasoning: siqa 10, bigbench_novel_concepts 10, bigbench_strange_stories 10, bigbench_strategy_qa 10
+language_understanding: bigbench_conlang_translation 0, bigbench_conceptual_combinations 10
+symbolic_problem_solving: bigbench_elementary_math_qa 10, bigbench_logical_deduction 10, simple_arithmetic_nospaces 10
+symbolic_problem_solving: simple_arithmetic_withspaces 10, math_qa 10, logi_qa 10
+reading_comprehension: pubmed_qa_labeled 10, agi_eval_lsat_rc 3, agi_eval_lsat_lr 3, bigbench_understanding_fables 10
+reading_comprehension: agi_eval_sat_en 3
+safety: winogender_mc_female 10, winogender_mc_male 10, enterprise_pii_classification 10, bbq 3"""
+# Those that are not multiple choice, do not have a space as the delimiter, or have a file of another name.
+EXTENDED_DIFFERENCES: dict[str, dict[str, str]] = {
+    "mmlu_zeroshot": {"continuation_delimiter": "Answer: ", "dataset_uri": "world_knowledge/mmlu.jsonl"},
+    "mmlu_fewshot": {"continuation_delimiter": "\nAnswer: ", "dataset_uri": "world_knowledge/mmlu.jsonl"},
+    "logi_qa": {"continuation_delimiter": "\nAnswer: "},
+    "bigbench_conlang_translation": {"icl_task_type": "language_modeling"},
+    "simple_arithmetic_nospaces": {"icl_task_type": "language_modeling"},
+    "simple_arithmetic_withspaces": {"icl_task_type": "language_modeling"},
+    "pubmed_qa_labeled": {"icl_task_type": "language_modeling"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +71,11 @@ class Task:
     baseline: float
 
 
-def read_tasks(bundle: Path) -> tuple[Task, ...]:
-    """Return the tasks of ``bundle`` in the order of its ``core.yaml``. Raises DataError for an invalid bundle."""
+def read_tasks(bundle: Path, *, extended: bool = False) -> tuple[Task, ...]:
+    """Return the tasks of ``bundle`` in the order of its ``core.yaml``, then those that only CORE-Extended has.
+
+    Raises DataError for an invalid bundle. A task of CORE-Extended without a baseline has 25 %, as its authors have it.
+    """
     with requires_extra("eval"):
         import yaml  # type: ignore[import-untyped]
     listing, table = bundle / "core.yaml", bundle / "eval_meta_data.csv"
@@ -62,6 +86,11 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
         with table.open(newline="", encoding="utf-8-sig") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         tasks = tuple(_parse_task(bundle, entry, baselines) for entry in entries)
+        if extended:
+            listed = {task.label for task in tasks}
+            added = [entry for entry in _extended_entries() if entry["label"] not in listed]
+            baselines = {entry["label"]: 0.25 for entry in added} | baselines
+            tasks += tuple(_parse_task(bundle, entry, baselines) for entry in added)
     except AttractorError:
         raise
     except OSError as error:
@@ -73,9 +102,21 @@ def read_tasks(bundle: Path) -> tuple[Task, ...]:
     return tasks
 
 
+def _extended_entries() -> list[dict[str, Any]]:
+    """Return the tasks that only CORE-Extended has, as ``core.yaml`` would list them."""
+    entries = []
+    for line in EXTENDED.splitlines():
+        folder, tasks = line.split(": ")
+        for label, num in map(str.split, tasks.split(", ")):
+            entry: dict[str, Any] = {"label": label, "num_fewshot": [num], "icl_task_type": "multiple_choice"}
+            entry |= {"dataset_uri": f"{folder}/{label}.jsonl"}
+            entries.append(entry | EXTENDED_DIFFERENCES.get(label, {}))
+    return entries
+
+
 def find_task(bundle: Path, label: str) -> Task:
-    """Return the task of ``bundle`` with this label."""
-    tasks = {task.label: task for task in read_tasks(bundle)}
+    """Return the task of ``bundle`` with this label, of CORE or CORE-Extended."""
+    tasks = {task.label: task for task in read_tasks(bundle, extended=True)}
     if label not in tasks:
         raise DataError(f"{bundle}: has no task {label!r}; {suggestion(label, tasks)}")
     return tasks[label]

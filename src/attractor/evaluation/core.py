@@ -1,4 +1,4 @@
-"""CORE, the mean centred accuracy of in-context learning tasks; and LAMBADA, the last word of a passage.
+"""CORE and CORE-Extended, mean centred accuracies of in-context learning tasks; LAMBADA, the last word of a passage.
 
 Prompts, few-shot examples and scoring follow nanochat's ``core_eval.py``, so the results compare with its published ones.
 Sources: DCLM, arXiv:2406.11794; LAMBADA, arXiv:1606.06031.
@@ -23,9 +23,10 @@ SHUFFLE_SEED, FEWSHOT_SEED = 1337, 1234  # nanochat's
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """Accuracy on ``num_items`` of the task's ``num_all`` items.
+    """Accuracy on ``num_items`` of the task's ``num_all`` items, the mean over the seeds of the few-shot examples.
 
-    ``num_cut`` prompts exceeded the model's positions and lost their beginnings. ``rebuilt`` is that of :class:`Task`.
+    The prompts of ``num_cut`` items (the most of all seeds) exceeded the model's positions and lost their beginnings.
+    ``rebuilt`` is that of :class:`Task`.
     """
 
     label: str
@@ -48,12 +49,13 @@ class CoreScore:
 
     tasks: tuple[TaskScore, ...]
     missing: tuple[str, ...]
+    extended: bool = False
 
     @property
     def name(self) -> str:
-        """``CORE`` when every task ran on its original file, otherwise ``CORE-n`` for n tasks."""
+        """``CORE`` or ``CORE-Extended`` when every task ran on its original file, otherwise with ``-n`` for n tasks."""
         complete = not self.missing and not any(task.rebuilt for task in self.tasks)
-        return "CORE" if complete else f"CORE-{len(self.tasks)}"
+        return ("CORE-Extended" if self.extended else "CORE") + ("" if complete else f"-{len(self.tasks)}")
 
     @property
     def value(self) -> float:
@@ -96,21 +98,28 @@ def core(
     tokenizer: Any,
     bundle: Path,
     *,
+    extended: bool = False,
     advance: Callable[[str, int, int], None] = lambda label, done, total: None,
     **settings: Any,
 ) -> CoreScore:
-    """Evaluate every task of ``bundle`` that has a file. Settings as in :func:`evaluate_task`; ``advance`` gets the label first."""
-    tasks = read_tasks(bundle)
+    """Evaluate every task of CORE, or of CORE-Extended, that has a file in ``bundle``.
+
+    Settings are those of :func:`evaluate_task`; ``advance`` gets the label first.
+    """
+    tasks = read_tasks(bundle, extended=extended)
     present = [task for task in tasks if task.file is not None]
     if not present:
         raise DataError(f"{bundle}: has no data file for any of its {len(tasks)} tasks.")
     return CoreScore(
         tasks=tuple(evaluate_task(model, tokenizer, t, advance=partial(advance, t.label), **settings) for t in present),
         missing=tuple(task.label for task in tasks if task.file is None),
+        extended=extended,
     )
 
 
-def evaluate_task(model: Any, tokenizer: Any, task: Task, **settings: Any) -> TaskScore:
+def evaluate_task(
+    model: Any, tokenizer: Any, task: Task, *, fewshot_seeds: Sequence[int] = (FEWSHOT_SEED,), **settings: Any
+) -> TaskScore:
     """Evaluate a model on one task.
 
     The answer to a multiple-choice or schema item is the option with the lowest mean loss per scored token. A language modelling
@@ -118,6 +127,8 @@ def evaluate_task(model: Any, tokenizer: Any, task: Task, **settings: Any) -> Ta
 
     Parameters
     ----------
+    fewshot_seeds
+        The accuracy is the mean over these seeds of the few-shot examples. A task without examples runs once.
     settings
         ``limit``: use only so many items, the same random ones every time. Others as in
         :func:`attractor.evaluation.score_text`: ``batch_size``, ``advance``, and the budget.
@@ -125,18 +136,21 @@ def evaluate_task(model: Any, tokenizer: Any, task: Task, **settings: Any) -> Ta
     Raises
     ------
     ConfigError
-        For a limit below 1, or a budget that the model does not support.
+        For no seed, a limit below 1, or a budget that the model does not support.
     DataError
         When the task's file is missing or damaged.
     """
-    found = score_items(model, tokenizer, task, **settings)
-    correct = [_is_correct(task.kind, *pair) for pair in zip(found.items, found.scores, strict=True)]
+    if not fewshot_seeds:
+        raise ConfigError("fewshot_seeds: give at least one seed.")
+    seeds = fewshot_seeds if task.num_fewshot else fewshot_seeds[:1]
+    runs = [score_items(model, tokenizer, task, fewshot_seed=seed, **settings) for seed in seeds]
+    correct = [_is_correct(task.kind, *pair) for run in runs for pair in zip(run.items, run.scores, strict=True)]
     return TaskScore(
         label=task.label,
         rebuilt=task.rebuilt,
-        num_items=len(correct),
-        num_all=found.num_all,
-        num_cut=found.num_cut,
+        num_items=len(runs[0].items),
+        num_all=runs[0].num_all,
+        num_cut=max(run.num_cut for run in runs),
         accuracy=sum(correct) / len(correct),
         baseline=task.baseline,
     )
@@ -155,7 +169,15 @@ def lambada(model: Any, tokenizer: Any, bundle: Path, **settings: Any) -> Lambad
     )
 
 
-def score_items(model: Any, tokenizer: Any, task: Task, *, limit: int | None = None, **settings: Any) -> ItemScores:
+def score_items(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    limit: int | None = None,
+    fewshot_seed: int = FEWSHOT_SEED,
+    **settings: Any,
+) -> ItemScores:
     """Score the continuations of each item. Settings and errors as in :func:`evaluate_task`."""
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: give at least 1 item per task, or no limit.")
@@ -166,7 +188,7 @@ def score_items(model: Any, tokenizer: Any, task: Task, *, limit: int | None = N
     sequences: list[tuple[Tensor, int]] = []
     owners, num_positions, cut = [], max_length(model), set()
     for index, item in enumerate(chosen):
-        texts = prompts(task, item, draw_examples(items, index, task.num_fewshot))
+        texts = prompts(task, item, draw_examples(items, index, task.num_fewshot, fewshot_seed))
         for tokens, start in continuations(tokenizer, task, texts):
             if (excess := len(tokens) - num_positions) > 0:
                 cut.add(index)
@@ -179,9 +201,9 @@ def score_items(model: Any, tokenizer: Any, task: Task, *, limit: int | None = N
     return ItemScores(items=chosen, scores=scores, num_all=len(items), num_cut=len(cut))
 
 
-def draw_examples(items: Sequence[Item], index: int, num: int) -> list[Item]:
+def draw_examples(items: Sequence[Item], index: int, num: int, seed: int = FEWSHOT_SEED) -> list[Item]:
     """Return ``num`` few-shot examples for item ``index``: never the item itself, and the same ones every time."""
-    drawn = random.Random(FEWSHOT_SEED + index).sample(range(len(items) - 1), num)
+    drawn = random.Random(seed + index).sample(range(len(items) - 1), num)
     return [items[i + (i >= index)] for i in drawn]
 
 

@@ -21,6 +21,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | None = None,
     bundle: str | Path | None = None,
+    fewshot_seeds: Sequence[int] | None = None,
     include_path: str | Path | None = None,
     field: str | None = None,
     depth: int | None = None,
@@ -52,9 +53,14 @@ def evaluate(
         read, a csv file, or a set of puzzles.
     tasks
         For language models: ``"text"`` (default), ``"chat"`` (the loss on the assistant's answers), ``"lambada"``,
-        ``"core"``, the label of one CORE task, or ``"harness:NAME"`` for a task of lm-evaluation-harness.
+        ``"core"``, ``"core-extended"``, the label of one of their tasks, or ``"harness:NAME"`` for a task of
+        lm-evaluation-harness.
     bundle
-        For ``lambada``, ``core`` and CORE tasks: the folder of the evaluation bundle, which holds ``core.yaml``.
+        For ``lambada``, ``core``, ``core-extended`` and their tasks: the folder of the evaluation bundle, which holds
+        ``core.yaml``.
+    fewshot_seeds
+        For the tasks of ``core`` and ``core-extended``: accuracies are means over these seeds of the few-shot examples;
+        by default ``(1234,)``.
     include_path
         For ``harness:NAME``: a folder with YAML files of more tasks, as of ``lm-eval --include_path``.
     field
@@ -112,6 +118,7 @@ def evaluate(
     model = model if isinstance(model, LoadedLanguageModel | LoadedReasoner) else local_folder(model)
     if isinstance(model, LoadedReasoner) or (isinstance(model, Path) and is_reasoner(model)):
         language_only = {"tasks": tasks, "bundle": bundle, "include_path": include_path, **budget, **text_only}
+        language_only |= {"fewshot_seeds": fewshot_seeds}
         _refuse(language_only, "is for language models; use depths and breadths for a reasoner.")
         loaded = model if isinstance(model, LoadedReasoner) else load_reasoner(model)
         given: dict[str, Any] = {name: value for name, value in puzzles_only.items() if value is not None}
@@ -126,6 +133,7 @@ def evaluate(
         tasks=tuple(tasks) if tasks is not None else ("text",),
         data=tuple(_as_paths(data)),
         bundle=None if bundle is None else Path(bundle),
+        fewshot_seeds=None if fewshot_seeds is None else tuple(fewshot_seeds),
         include_path=None if include_path is None else Path(include_path),
         limit=limit,
         batch_size=batch_size,

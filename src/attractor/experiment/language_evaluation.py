@@ -1,4 +1,4 @@
-"""Evaluate a language model on held-out text, conversations, LAMBADA, CORE, and tasks of lm-evaluation-harness."""
+"""Evaluate a language model on held-out text, conversations, LAMBADA, CORE, CORE-Extended and lm-evaluation-harness."""
 
 import math
 from collections.abc import Callable
@@ -45,6 +45,7 @@ class LanguageEvaluation:
     tasks: tuple[str, ...]
     data: tuple[Path, ...]
     bundle: Path | None
+    fewshot_seeds: tuple[int, ...] | None
     field: str | None
     length: int | None
     stride: int | None
@@ -75,15 +76,17 @@ class LanguageEvaluation:
 
     def _require_bundle_tasks(self, tasks: list[str]) -> None:
         if not tasks:
-            if self.bundle is not None:
-                raise ConfigError("bundle is for lambada, core and CORE tasks; name one of them in tasks.")
+            for name in ("bundle", "fewshot_seeds"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} is for lambada, core, core-extended and their tasks; name one in tasks.")
             return
         if self.bundle is None:
             raise ConfigError(
                 f"the task {tasks[0]!r} is not known without an evaluation bundle; choose text, chat, lambada, core or "
                 "harness:NAME, or give the bundle that has the task with --bundle."
             )
-        known = ["lambada", "core", *(task.label for task in read_tasks(self.bundle))]
+        labels = [task.label for task in read_tasks(self.bundle, extended=True)]
+        known = ["lambada", "core", "core-extended", *labels]
         for task in tasks:
             if task not in known:
                 raise ConfigError(f"unknown task {task!r}; {suggestion(task, ['text', 'chat', *known])}")
@@ -101,6 +104,8 @@ class LanguageEvaluation:
         known = known_budget(loaded.model, budget)
         figures: Figures = {"checkpoint": str(loaded.path), "limit": self.limit, "results": {}}
         figures["budget"] = effective_budget(loaded.model, budget)
+        if self.fewshot_seeds is not None:
+            figures["fewshot_seeds"] = list(self.fewshot_seeds)
         with TaskProgress(enabled=progress) as bars:
             for task in self.tasks:
                 figures["results"] |= json_safe(self._run_task(task, loaded, known, bars.follow))
@@ -126,10 +131,13 @@ class LanguageEvaluation:
         if task == "lambada":
             words = lambada(model, tokenizer, self.bundle, advance=follow(task), **shared)
             return {task: {"perplexity": words.perplexity, **asdict(words)}}
-        if task != "core":
+        if self.fewshot_seeds is not None:
+            shared["fewshot_seeds"] = self.fewshot_seeds
+        if task not in ("core", "core-extended"):
             score = evaluate_task(model, tokenizer, find_task(self.bundle, task), advance=follow(task), **shared)
             return {score.label: {"centred": score.centred, **asdict(score)}}
-        total = core(model, tokenizer, self.bundle, advance=lambda label, *counts: follow(label)(*counts), **shared)
+        shared |= {"extended": task == "core-extended", "advance": lambda label, *counts: follow(label)(*counts)}
+        total = core(model, tokenizer, self.bundle, **shared)
         results = {score.label: {"centred": score.centred, **asdict(score)} for score in total.tasks}
         return results | {total.name: {"centred": total.value, "missing": list(total.missing)}}
 

@@ -54,7 +54,13 @@ RENAMED_SETTINGS = {
 }
 OTHER_SETTINGS = (
     *("n_backbone_layers", "rope_settings", "recurrent_embedding_dimension", "vocab_size"),
-    *("backward_type", "adjoint_grad_clip", "model_class_name"),
+    *("backward_type", "adjoint_grad_clip", "model_class_name", "init_strategy"),
+)
+# The others also multiply embeddings or logits, in every forward pass.
+INIT_STRATEGIES = (
+    *("scaled-zero", "scaled", "scaled-geiping", "scaled-stuck", "scaled-large-embed", "small", "mitchell", "normal"),
+    *("llama", "llama-by-dim", "kaiming", "bert", "megatron", "megatron2", "wang", "illiterate", "bernstein"),
+    *("deepnorm-straight", "deepnorm-subln"),
 )
 # "onestep" is u = v + Jᵀv.
 GRADIENTS = {"onestep": "neumann", "anderson": "implicit", "picard": "implicit"}
@@ -85,7 +91,6 @@ IGNORED_SETTINGS = {
         "hf_config",
         "padding_multiple",
         "attn_impl",
-        "init_strategy",
         "init_orthogonal",
         "skip_initialization",
     ),
@@ -140,6 +145,11 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
         for name, value in fixed.items():
             require_value(file, name, settings[name], value)
     require_value(file, "model_class_name", theirs["model_class_name"], "Attractor", "EQLM")  # its earlier name
+    if theirs["init_strategy"] not in INIT_STRATEGIES:
+        raise CheckpointError(
+            f"{file}: init_strategy={theirs['init_strategy']!r} is unknown or scales embeddings or logits, which is not "
+            "implemented here; the published models have 'scaled-zero'."
+        )
     require_value(file, "backward_type", theirs["backward_type"], *GRADIENTS)
     gradient = GRADIENTS[theirs["backward_type"]]
     # No official model with grouped queries, or with a state wider than the tokens, was available to compare with.
@@ -154,6 +164,7 @@ def _config(theirs: dict[str, Any], file: Path) -> AttractorConfig:
             rope_theta=rope["rope_base"],
             hidden_act="relu2",
             injection="sum",
+            zero_init_attractor=False,
             gradient=gradient,
             # Their implicit gradient does not look at this setting.
             adjoint_clip=theirs["adjoint_grad_clip"] if gradient == "neumann" else None,

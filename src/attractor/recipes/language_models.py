@@ -12,10 +12,10 @@ The size fixes the shape, see ``sizes.py``. The settings of training follow from
 * a step is skipped if its loss is eight standard deviations above the last hundred, or its gradient twenty times
   theirs.
 
-From ``60m`` up, only the tolerances and, from ``140m`` to ``770m``, the shapes are the paper's (arXiv:2605.12466). The
+From ``140m`` to ``770m``, only the shapes and the settings of a solve are the paper's (arXiv:2605.12466). The
 tokenizer, the MLP, the optimiser and its settings are this project's, and no run of these sizes has been made with
 them. The family ``paper`` follows the paper and the authors' configurations in the MLP, the injection, the gradient,
-the optimisers' rates and their division, and the tokens.
+the start of the attractor's layers, the optimisers' rates and their division, and the tokens.
 """
 
 import math
@@ -198,6 +198,7 @@ def _as_published(recipe: LanguageRecipe, size: str) -> LanguageRecipe:
                 "rms_norm_eps": 1e-5,
                 "injection": "sum",
                 "gradient": gradient,
+                "zero_init_attractor": False,
             },
             "train": {
                 "optimizer": {"lr": lr, "muon_lr": muon_lr, "muon_pattern": pattern},

@@ -16,6 +16,7 @@ equilibrium model: hidden states from zero, without a proposal.
 Source: "Solve the Loop", arXiv:2605.12466; the ``mean`` injection is ours.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ from attractor.models.language.config import LanguageModelConfig
 from attractor.models.language.decoder import Decoder
 from attractor.models.language.inference.context import AttentionContext, TokenContext
 from attractor.models.language.inference.sparse_update import SparseUpdate
-from attractor.nn.transformer import LayerScale
+from attractor.nn.transformer import LayerScale, ZeroInitLinear
 from attractor.solve import Anderson, Outcome, Solution, Status, Steps, StopRule, Tolerance, Update, is_synchronized
 
 GRADIENTS: dict[str, Gradient] = {
@@ -64,10 +65,15 @@ class AttractorConfig(LanguageModelConfig):
     gate_start, gate_limit
         LayerScale on the attractor's branches: factors start at ``gate_start`` (at most 0.98 of the limit) and stay
         below ``gate_limit``.
+    zero_init_attractor
+        Whether the output projections of the attractor's layers start at zero, so that each layer is the identity.
+        False draws them from a normal distribution of variance ``2/(5 D)``, cut at three standard deviations, as the
+        official code does: the gates then get a gradient in the first step.
     window, mixing
         Of Anderson's method.
     gradient
-        ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``.
+        ``one-step``, ``neumann``, ``phantom``, ``implicit`` or ``unrolled``. The adjoint of ``implicit`` is solved with
+        the solver, the tolerance and the limits of the solve.
     adjoint_clip
         The ``clip`` of the gradient ``neumann``.
     training_min_converged_fraction
@@ -84,6 +90,7 @@ class AttractorConfig(LanguageModelConfig):
     start: str = "proposal"
     gate_start: float = 0.7
     gate_limit: float = 1.0
+    zero_init_attractor: bool = True
     window: int = 5
     mixing: float = 1.0
     gradient: str = "one-step"
@@ -154,8 +161,15 @@ class AttractorModel(Decoder):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Concatenation):
             module.reset_parameters()
-        else:
-            super()._init_weights(module)
+            return
+        super()._init_weights(module)
+        if (
+            isinstance(module, ZeroInitLinear)
+            and not self.config.zero_init_attractor
+            and module in self.layers[self.num_backbone_layers :].modules()
+        ):
+            std = math.sqrt(2 / (5 * self.config.hidden_size))
+            nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
     def refine(self, x: Tensor, context: TokenContext, stop: StopRule | None) -> tuple[Tensor, Tensor, Solution | None]:
         config = self.config
@@ -182,21 +196,24 @@ class AttractorModel(Decoder):
             return self._single_evaluation(proposal, context)
         is_sparse = not stop.is_fixed_depth and not torch.is_grad_enabled() and not self.training
         update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
+        solver = Anderson(window=config.window, mixing=config.mixing)
         solution = fixed_point(
             update,
             STARTS[config.start](proposal),
-            solver=Anderson(window=config.window, mixing=config.mixing),
+            solver=solver,
             stop=stop,
             # A fixed number of evaluations is a plain deep network, and is differentiated as one.
-            gradient=Unrolled() if stop.is_fixed_depth else self._gradient(),
+            gradient=self._gradient(solver, stop) if isinstance(stop, Tolerance) else Unrolled(),
             causal=True,
         )
         if isinstance(update, SparseUpdate):
             update.finish(solution.value)
         return solution
 
-    def _gradient(self) -> Gradient:
+    def _gradient(self, solver: Anderson, stop: Tolerance) -> Gradient:
         gradient = GRADIENTS[self.config.gradient]
+        if isinstance(gradient, Implicit):  # an equation of the adjoint is a row, so that no share of tokens ends it
+            return replace(gradient, solver=solver, stop=replace(stop, min_converged_fraction=1.0))
         return replace(gradient, clip=self.config.adjoint_clip) if isinstance(gradient, Neumann) else gradient
 
     def _single_evaluation(self, proposal: Tensor, context: TokenContext) -> Solution:
