@@ -73,7 +73,6 @@ SIDES = {
     "1 layer, trained": Side(1),
     "1 layer, backbone frozen": Side(1, freeze="backbone"),
     "1 layer, trained with the penalty": Side(1, penalty=0.3),
-    "2 layers, trained": Side(2),
 }
 
 
