@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help demo test test-oldest check docs bench clean
+.PHONY: help demo test tests test-oldest check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,9 @@ help:
 demo: $(VENV)/.ready
 	$(BIN)/attractor demo
 
-test: check
+test: check tests
+
+tests: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # On Python 3.11: the oldest versions have no wheels for the newest Python.
