@@ -12,8 +12,8 @@ addition   Two numbers, digit by digit from the last one, and after each pair th
            how far the carry has come. In training 8 digits, in the test 16.
 sudoku     A 4 × 4 Sudoku as text, then every cell again. The difficulty is the round in which the digit follows from its
            row, column and box. In training 7 blanks, in the test 11.
-maze       A 7 × 7 maze as text, then every cell again: is it on the path from S to G? The difficulty is the length of
-           the path, in training at most 8, in the test at most 16.
+maze       A 9 × 9 maze as text, then every cell again: is it on the path from S to G? The difficulty is the length of
+           the path, in training at most 12, in the test at most 24.
 
 Answers are not in the input, so that all steps are the network's. Sides: an attractor of 1 + 2 layers, the same 3
 layers once, 8 layers once (about the attractor's training FLOPs at 7 evaluations), 1 + 2 layers in a loop, and a deep

@@ -105,12 +105,12 @@ def sudoku(rng: np.random.Generator, num: int, limit: int) -> Batch:
 
 
 def maze(rng: np.random.Generator, num: int, limit: int) -> Batch:
-    """7 × 7 mazes with paths of up to ``limit`` steps, twice: as the question, and to be answered for every open cell.
+    """9 × 9 mazes with paths of up to ``limit`` steps, twice: as the question, and to be answered for every open cell.
 
     The answer is whether a cell is on the path; the difficulty is the length of the path.
     """
-    drawn = mazes.generate(num, 7, seed=int(rng.integers(2**31)), max_path=limit)
-    question, solved = (grids.reshape(num, 49).astype(np.int64) for grids in (drawn.questions, drawn.answers))
+    drawn = mazes.generate(num, 9, seed=int(rng.integers(2**31)), max_path=limit)
+    question, solved = (grids.reshape(num, 81).astype(np.int64) for grids in (drawn.questions, drawn.answers))
     is_open = question == mazes.Cell.FLOOR
     is_path = is_open & (solved != question)
     steps = np.broadcast_to(1 + is_path.sum(axis=1, keepdims=True), question.shape)
@@ -132,5 +132,5 @@ TASKS: dict[str, tuple[Any, int, int, str]] = {
     "group": (group, 16, 32, "factors"),
     "addition": (addition, 8, 16, "places the carry has come"),
     "sudoku": (sudoku, 7, 11, "rounds"),
-    "maze": (maze, 8, 16, "steps of the path"),
+    "maze": (maze, 12, 24, "steps of the path"),
 }

@@ -37,6 +37,7 @@ def measure(model: Path, /, data: Path, num_steps: int = 6) -> None:
         data: Text prepared with its tokenizer.
         num_steps: Of 512 tokens each, after one of warm-up.
     """
+    torch.set_num_threads(1)  # as each way
     context = multiprocessing.get_context("spawn")
     rows = []
     for way in WAYS:

@@ -5,6 +5,7 @@ import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
@@ -151,6 +152,23 @@ def test_without_the_repositorys_results_the_command_says_what_to_do(tmp_path, m
     assert "python -m benchmarks.paper table4" in capsys.readouterr().err
 
 
+def rounds_of_digits(question: Any) -> list[int]:
+    """In which round each blank of a 4 × 4 Sudoku has one digit left by its row, column and box; 0 for never."""
+    grid, rounds = [int(digit) for digit in question], [0] * 16
+    for number in range(1, 17):
+        found = {}
+        for cell in (i for i, digit in enumerate(grid) if not digit):
+            row, column = divmod(cell, 4)
+            near = [i for i in range(16) if i // 4 == row or i % 4 == column]
+            near += [i for i in range(16) if (i // 8, i % 4 // 2) == (row // 2, column // 2)]
+            left = {1, 2, 3, 4} - {grid[i] for i in near}
+            if len(left) == 1:
+                found[cell] = left.pop()
+        for cell, digit in found.items():
+            grid[cell], rounds[cell] = digit, number
+    return rounds
+
+
 @pytest.mark.parametrize("task", depth.TASKS)
 def test_answers_of_generated_tasks_are_right(task: str) -> None:
     """By the definition, token by token."""
@@ -176,11 +194,12 @@ def test_answers_of_generated_tasks_are_right(task: str) -> None:
             assert (row[16:] == row[:16]).all()
             assert not row[:16][asked].any()
             assert (1 + given[16:] == followed.reshape(-1))[asked].all()
+            assert rounds_of_digits(row[:16]) == hard[16:].tolist()
         elif task == "maze":
-            question = row[None, :49].reshape(1, 7, 7).astype(np.uint8)
-            path = np.where(given[49:].reshape(1, 7, 7) == 1, int(maze.Cell.PATH), question).astype(np.uint8)
+            question = row[None, :81].reshape(1, 9, 9).astype(np.uint8)
+            path = np.where(given[81:].reshape(1, 9, 9) == 1, int(maze.Cell.PATH), question).astype(np.uint8)
             assert maze.valid_and_shortest(question, path).all()
-            assert (hard[49:][given[49:] != depth.IGNORED] == 1 + (path == maze.Cell.PATH).sum()).all()
+            assert (hard[81:][given[81:] != depth.IGNORED] == 1 + (path == maze.Cell.PATH).sum()).all()
         else:
             product = np.arange(5)
             for factor, answer in zip(row, given, strict=True):

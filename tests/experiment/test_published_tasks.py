@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from attractor import recipes
 from attractor.data.maze import Cell
@@ -35,6 +36,15 @@ def test_sizes_and_steps_are_those_of_eqr(family: str) -> None:
     assert (unique.train.num_steps, extreme.train.num_steps) == (100_000, 50_000 if family == "eqr" else 65_000)
     mixer = extreme.model.update.network
     assert (mixer.num_cells, mixer.cell_hidden) == ((97, 512) if family == "trm" else (81, 256))
+
+
+@pytest.mark.parametrize("size", [6, 9])
+def test_models_of_recipes_fit_their_puzzles_without_data(size: int) -> None:
+    """As ``recipes.get(name).model.build()`` gives them."""
+    for ending in NAMES:
+        model = recipes.get(f"sudoku/{size}x{size}{ending}").model.build().eval()
+        with torch.no_grad():
+            model(torch.zeros(1, size, size, dtype=torch.long), depth=1)
 
 
 def test_arc_has_the_published_names_and_steps() -> None:

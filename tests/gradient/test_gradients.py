@@ -85,13 +85,16 @@ def test_implicit_equals_unrolled_at_convergence() -> None:
 def test_neumann_with_a_clip_scales_terms_down_and_no_others() -> None:
     """Each row by itself, whatever its state's shape; then the series is bounded for an update that does not contract."""
     rates = torch.tensor([0.5, 3.0], dtype=torch.float64)
-    for shape in ((2,), (2, 1), (2, 3, 2)):
+    for shape in ((2,), (2, 1), (2, 3, 2), (2, 0)):
         rate = rates.view(-1, *[1] * (len(shape) - 1)).expand(shape)
         v = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         for terms, clipped in ((1, [1.5, 3.0]), (3, [1.875, 15.0])):
             x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
             Neumann(terms, clip=2.0).attach(lambda y, x=x, rate=rate: rate * y + x, torch.zeros_like(x)).backward(v)
             assert torch.allclose(x.grad, v * torch.tensor(clipped, dtype=v.dtype).view(-1, *[1] * (len(shape) - 1)))
+    empty = torch.zeros(0, 3, requires_grad=True)
+    Neumann(1, clip=0.5).attach(lambda y: y / 2 + empty, torch.zeros(0, 3)).backward(torch.zeros(0, 3))
+    assert empty.grad.shape == (0, 3)
 
 
 @pytest.mark.parametrize("terms", [0, 1, 2, 5])

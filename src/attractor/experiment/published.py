@@ -82,6 +82,7 @@ def _import_puzzle_model(folder: Path, out: Path, seq_len: int | None) -> tuple[
         write_json(part / "run.json", run)
         write_checksums(part)
     size = f"{isqrt(num_cells)} × {isqrt(num_cells)}"
+    size += " (assumed; otherwise give --seq-len)" if published.is_size_assumed else ""
     return model, f"{type(model).__name__} for puzzles of kind {data.kind}, {size}; attractor evaluate measures it"
 
 

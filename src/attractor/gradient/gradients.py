@@ -105,7 +105,7 @@ class Neumann(Gradient):
         return total
 
     def _clipped(self, term: Tensor, last: Tensor) -> Tensor:
-        if self.clip is None:
+        if self.clip is None or not term.numel():
             return term
         norm, limit = (row_norm(x.reshape(len(x) if x.ndim else 1, -1)) for x in (term, last))
         limit = self.clip * limit

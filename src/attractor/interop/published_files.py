@@ -27,6 +27,7 @@ class Published:
     settings: dict[str, Any]
     weights: dict[str, Tensor]
     file: Path
+    is_size_assumed: bool = False  # the number of cells is that of the published data with as many symbols
 
 
 def read_published(source: Path | str, *, seq_len: int | None = None) -> Published:
@@ -66,7 +67,12 @@ def read_published(source: Path | str, *, seq_len: int | None = None) -> Publish
     settings = {name: value for name, value in settings.items() if name not in ("name", "short_name", "loss")}
     if seq_len is not None:
         settings["seq_len"] = seq_len
-    return Published(settings=_completed(settings, weights, file), weights=weights, file=file)
+    completed = _completed(settings, weights, file)
+    assumed = "seq_len" not in completed
+    if assumed and completed.get("vocab_size") not in NUM_CELLS:
+        raise CheckpointError(f"{file}: does not tell how many cells its puzzles have; give --seq-len (seq_len=).")
+    completed.setdefault("seq_len", NUM_CELLS.get(completed.get("vocab_size", 0)))
+    return Published(settings=completed, weights=weights, file=file, is_size_assumed=assumed)
 
 
 def _read(source: Path) -> tuple[Path, dict[str, Any]]:
@@ -90,7 +96,8 @@ def _read(source: Path) -> tuple[Path, dict[str, Any]]:
         with safe_globals(unknown):
             stored = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many kinds
-        raise CheckpointError(f"{source}: cannot be read as a checkpoint ({first_line(error)}).") from error
+        kind = type(error).__name__  # torch's own text advises to run the code of the file
+        raise CheckpointError(f"{source}: cannot be read as a checkpoint of tensors ({kind}); {ADVICE}.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{source}: holds no dictionary of tensors; {ADVICE}.")
     return source, stored
@@ -102,6 +109,12 @@ class _LeftOut:
     def __init__(self, *values: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
 
 
 def _get(stored: dict[str, Any], name: str, part: str) -> Any:
@@ -160,8 +173,4 @@ def _completed(settings: dict[str, Any], weights: dict[str, Tensor], file: Path)
         stored["seq_len"] = num_cells - stored.get("puzzle_emb_len", 0)
     elif all(isinstance(side, int) for side in board):
         stored["seq_len"] = board[0] * board[1]
-    elif stored.get("vocab_size") in NUM_CELLS:
-        stored["seq_len"] = NUM_CELLS[stored["vocab_size"]]
-    else:
-        raise CheckpointError(f"{file}: does not tell how many cells its puzzles have; give --seq-len (seq_len=).")
     return stored

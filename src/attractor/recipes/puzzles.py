@@ -218,7 +218,8 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
     """
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
-    cells = GridNetworkConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2)
+    num_tokens = NAME_TOKENS["trm-deq"] if family == "trm-deq" else 0  # the others have no names here
+    cells = GridNetworkConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2 + num_tokens)
     return PuzzleRecipe(
         model=_model(family, cells, size + 1, size + 1, evaluations_per_segment=2, num_latent=3),
         data=SudokuDataConfig(size=size, clues={6: 10}.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
