@@ -70,13 +70,10 @@ class LanguageEvaluation:
             require_tasks(foreign, self.include_path)
         elif self.include_path is not None:
             raise ConfigError("include_path is for tasks of lm-evaluation-harness; name one with harness:NAME.")
-        if self.fewshot_seeds is not None and not any(
-            task not in ("text", "chat", "lambada") and not task.startswith(HARNESS) for task in self.tasks
-        ):
+        bundled = [task for task in self.tasks if task not in ("text", "chat") and not task.startswith(HARNESS)]
+        if self.fewshot_seeds is not None and not set(bundled) - {"lambada"}:
             raise ConfigError("fewshot_seeds is for core, core-extended and their tasks; name one of them in tasks.")
-        self._require_bundle_tasks(
-            [task for task in self.tasks if task not in ("text", "chat") and not task.startswith(HARNESS)]
-        )
+        self._require_bundle_tasks(bundled)
 
     def _require_bundle_tasks(self, tasks: list[str]) -> None:
         if not tasks:

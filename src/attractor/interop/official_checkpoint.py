@@ -85,15 +85,7 @@ FIXED_SETTINGS: dict[str, Any] = {
 FIXED_ROPE_SETTINGS: dict[str, Any] = {"use_rope": True, "rope_condense_ratio": 1}
 # Settings that do not change a trained network: names, initialisation, kernels, training.
 IGNORED_SETTINGS = {
-    *(
-        "name",
-        "_class_name",
-        "hf_config",
-        "padding_multiple",
-        "attn_impl",
-        "init_orthogonal",
-        "skip_initialization",
-    ),
+    *("name", "_class_name", "hf_config", "padding_multiple", "attn_impl", "init_orthogonal", "skip_initialization"),
     *("use_fused_head", "activation_checkpoint_impl", "simple_ops", "strategy", "fp_lr_scale", "fp_wd"),
     *("backward_max_iter", "backward_min_iter", "backward_tol"),
 }

@@ -69,9 +69,10 @@ def read_published(source: Path | str, *, seq_len: int | None = None) -> Publish
         settings["seq_len"] = seq_len
     completed = _completed(settings, weights, file)
     assumed = "seq_len" not in completed
-    if assumed and completed.get("vocab_size") not in NUM_CELLS:
-        raise CheckpointError(f"{file}: does not tell how many cells its puzzles have; give --seq-len (seq_len=).")
-    completed.setdefault("seq_len", NUM_CELLS.get(completed.get("vocab_size", 0)))
+    if assumed:
+        if completed.get("vocab_size") not in NUM_CELLS:
+            raise CheckpointError(f"{file}: does not tell how many cells its puzzles have; give --seq-len (seq_len=).")
+        completed["seq_len"] = NUM_CELLS[completed["vocab_size"]]
     return Published(settings=completed, weights=weights, file=file, is_size_assumed=assumed)
 
 

@@ -98,10 +98,11 @@ class TrainingState:
             optimizer.step()
         if self._average:
             self._average.update_parameters(self.model)
-            averages = self._average.module.parameters()
-            for (name, weight), average in zip(self.model.named_parameters(), averages, strict=True):
-                if matches(self._config.optimizer.sign_pattern, name):
-                    average.detach().copy_(weight.detach())
+            if pattern := self._config.optimizer.sign_pattern:
+                averages = self._average.module.parameters()
+                for (name, weight), average in zip(self.model.named_parameters(), averages, strict=True):
+                    if matches(pattern, name):
+                        average.detach().copy_(weight.detach())
 
     def trained_model(self) -> nn.Module:
         """Return the model with averaged weights, or the model if there is no average."""

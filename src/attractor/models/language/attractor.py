@@ -111,14 +111,13 @@ class AttractorConfig(LanguageModelConfig):
         }.items():
             if getattr(self, name) not in valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {suggestion(str(getattr(self, name)), valid)}")
-        require_whole(self, 1, "window", "check_every")
+        require_whole(self, 1, "check_every")
         if not 0 < self.training_min_converged_fraction <= 1:
             raise ConfigError(
                 f"training_min_converged_fraction={self.training_min_converged_fraction}: the share must lie in (0, 1]."
             )
-        require_positive(self, "gate_start", "gate_limit", "mixing")
-        if self.mixing > 1:
-            raise ConfigError(f"mixing={self.mixing} must lie in (0, 1].")
+        Anderson(window=self.window, mixing=self.mixing)  # refuses what it cannot use
+        require_positive(self, "gate_start", "gate_limit")
         if self.adjoint_clip is not None:
             require_positive(self, "adjoint_clip")
             if self.gradient != "neumann":
