@@ -1,7 +1,7 @@
 """Deep supervision: when puzzles are replaced, and which loss is minimised."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attractor import recipes
+from attractor.data import maze
 from attractor.errors import ConfigError
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.objectives.deep_supervision import stablemax_cross_entropy
@@ -245,3 +247,46 @@ def test_puzzles_are_augmented_unless_the_settings_say_no(augment: bool) -> None
     supervision._augment = count
     supervision.step(Model(right=True))
     assert calls == ([12] if augment else [])
+
+
+def test_training_begins_on_windows_and_ends_on_whole_mazes():
+    mazes = maze.generate(8, 13, seed=0)
+    shapes: list[int] = []
+    segments: list[int] = []
+
+    class Sized(Model):
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            shapes.append(questions.shape[1])
+            output = super().forward(torch.zeros_like(questions), state)
+            return replace(output, logits=nn.functional.pad(output.logits, (0, 3)))
+
+    supervision = DeepSupervision(
+        mazes.questions,
+        mazes.answers,
+        DeepSupervisionConfig(batch_size=4, max_segments=13, windows=(5, 9), augment=False),
+        init_state=lambda questions: torch.zeros(*questions.shape, 1),
+        augment=mazes.puzzle.augment,
+        crop=mazes.puzzle.crop,
+    )
+    for step in range(30):
+        supervision.step(Sized(right=True), step / 30)
+        segments.append(int(supervision.state_dict()["segments"].max()))
+    assert shapes == [5] * 10 + [9] * 10 + [13] * 10
+    assert max(segments[:10]) == 5 and max(segments[10:20]) <= 9 < max(segments)
+
+
+def test_windows_are_for_larger_mazes_only():
+    mazes = maze.generate(8, 13, seed=0)
+    with pytest.raises(ConfigError, match=r"windows=\[13\]: give sizes below that of the mazes, 13 × 13"):
+        DeepSupervision(
+            mazes.questions,
+            mazes.answers,
+            DeepSupervisionConfig(windows=(13,)),
+            init_state=lambda questions: torch.zeros(questions.shape),
+            augment=mazes.puzzle.augment,
+            crop=mazes.puzzle.crop,
+        )
+    with pytest.raises(ConfigError, match="at least 5"):
+        DeepSupervisionConfig(windows=(4,))
+    with pytest.raises(ConfigError, match="windows of mazes; leave it empty for sudoku"):
+        recipes.override(recipes.get("sudoku/6x6"), ["supervision.windows=[5]"])

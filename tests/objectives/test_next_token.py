@@ -72,7 +72,7 @@ def test_weight_decay_falls_linearly_to_its_final_value(tmp_path) -> None:
     model = torch.nn.Linear(2, 2, bias=False)
 
     class ZeroLoss:
-        def step(self, model):
+        def step(self, model, progress):
             return 0 * model.weight.sum(), {}
 
         def diagnostics(self, model):

@@ -118,8 +118,8 @@ class BadSecondStep(NextToken):
 
     rank = 0
 
-    def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = super().step(model)
+    def step(self, model: nn.Module, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().step(model, progress)
         return (loss * torch.nan if self._row == 8 and self.rank == 1 else loss), metrics
 
 

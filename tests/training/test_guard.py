@@ -169,7 +169,7 @@ class Scripted:
         self.distributed, self.bad, self.unconverged, self.drawn = distributed, bad, unconverged, 0
         self.seen: list[Tensor] = []
 
-    def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, model: nn.Module, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         self.drawn += 1
         weight = next(model.parameters()).detach()
         self.seen.append((weight.full_tensor() if isinstance(weight, DTensor) else weight).clone())

@@ -122,6 +122,7 @@ def train_reasoner(
         recipe.supervision,
         init_state=model.init_state,
         augment=examples.puzzle.augment,
+        crop=examples.puzzle.crop,
         offsets=_offsets(examples),
         ignored=examples.puzzle.ignored,
         device=device,

@@ -6,6 +6,7 @@ on states near the answer and far from it, and the right answer becomes a fixed 
 arXiv:2605.21488).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ IGNORED = -100  # the label of a cell that does not count, as in torch
 HELD_OUT_TOLERANCE = 1e-4  # the relative residual at which a held-out puzzle has converged
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
+Crop = Callable[[Grids, Grids, int, np.random.Generator], tuple[Grids, Grids]]
 
 
 @config_class
@@ -56,6 +58,10 @@ class DeepSupervisionConfig:
         Whether each puzzle is replaced by a random symmetric copy of it.
     max_revealed
         Each question gets the answers of a random number of its blank cells (0), at most so many, for Sudokus.
+    windows
+        For mazes: training begins on square windows of these sizes, one after the other, each with a part of its maze's
+        path, and ends on whole mazes. All phases are equally long. A window has as many segments, in proportion to
+        ``max_segments``, as cells in a row.
     """
 
     batch_size: int = 64
@@ -68,10 +74,13 @@ class DeepSupervisionConfig:
     jacobian_weight: float = 0.0
     augment: bool = True
     max_revealed: int = 0
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
         require_whole(self, 0, "max_revealed")
+        if any(window < 5 for window in self.windows):
+            raise ConfigError(f"deep supervision: windows={list(self.windows)}: a window has at least 5 × 5 cells.")
         for name in ("replace_solved_prob", "halt_exploration_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
@@ -112,6 +121,8 @@ class DeepSupervision:
         ``init_state(questions) -> state``.
     augment
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
+    crop
+        ``crop(questions, answers, size, rng)`` returns a random window of each pair, for ``config.windows``.
     offsets
         (N,), added to every cell of a question after its symmetry, for models of puzzles with names.
     ignored
@@ -132,6 +143,7 @@ class DeepSupervision:
         *,
         init_state: Callable[[Tensor], Tensor],
         augment: Augment,
+        crop: Crop | None = None,
         offsets: NDArray[np.int64] | None = None,
         ignored: int | None = None,
         device: torch.device | None = None,
@@ -143,15 +155,27 @@ class DeepSupervision:
         self._rank, self._world_size = rank, world_size
         self._first, self._num = split_batch(config.batch_size, rank, world_size)
         self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
-        self._config, self._init_state, self._augment, self._device = config, init_state, augment, device
+        if config.windows and max(config.windows) >= min(questions.shape[1:]):
+            size = " × ".join(map(str, questions.shape[1:]))
+            raise ConfigError(f"supervision.windows={list(config.windows)}: give sizes below that of the mazes, {size}.")
+        self._config, self._init_state, self._device = config, init_state, device
+        self._augment, self._crop = augment, crop
+        self._window, self._max_segments = 0, config.max_segments  # at present; window 0: whole puzzles
         self._held_out, self._peak_flops = held_out, peak_flops
         self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
         self._carry: dict[str, Tensor] | None = None
 
-    def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run one segment of the batch and return its loss and metrics."""
+    def step(self, model: nn.Module, progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run one segment of the batch and return its loss and metrics. ``progress`` in [0, 1] decides the window."""
         config = self._config
-        carry = self._replace_finished(self._carry) if self._carry is not None else self._first_batch()
+        phases, height = (*config.windows, 0), self._data[0].shape[1]
+        self._window = phases[min(int(progress * len(phases)), len(phases) - 1)]
+        size = self._window or height
+        self._max_segments = math.ceil(config.max_segments * size / height)
+        carry = self._carry
+        if carry is None or carry["answers"].shape[1] != size:
+            carry = self._first_batch()
+        carry = self._replace_finished(carry)
         output: Any = model(carry["questions"], carry["state"])
         self._num_segments += config.batch_size
         solved = _are_right(output.logits, carry["answers"])
@@ -189,11 +213,11 @@ class DeepSupervision:
     def _is_finished(self, output: Any, solved: Tensor, segments: Tensor) -> Tensor:
         """Return which puzzles are replaced before the next segment, (B,) bool."""
         config = self._config
-        finished = segments >= config.max_segments
+        finished = segments >= self._max_segments
         if config.replace_solved_prob:
             finished |= solved & (_uniform(solved) < config.replace_solved_prob)
         if output.halt is not None and config.replace_halted:
-            min_segments = (2 + (config.max_segments - 1) * _uniform(solved)).long()
+            min_segments = (2 + (self._max_segments - 1) * _uniform(solved)).long()
             explores = (_uniform(solved) < config.halt_exploration_prob) & (segments < min_segments)
             finished |= (output.halt > 0) & ~explores
         return finished
@@ -204,6 +228,8 @@ class DeepSupervision:
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         pair = self._data[0][index], self._data[1][index]
+        if self._window and self._crop is not None:
+            pair = self._crop(*pair, self._window, rng)
         if self._config.augment:
             pair = self._augment(*pair, rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
@@ -219,10 +245,11 @@ class DeepSupervision:
         return {"questions": questions, "answers": answers, "state": state, "segments": segments, "finished": finished}
 
     def _first_batch(self) -> dict[str, Tensor]:
-        self._seed_rank()
+        if self._carry is None:
+            self._seed_rank()
         carry = self._draw(self._num)
         # Staggered counts, so that puzzles are not all replaced in the same step.
-        staggered = torch.randint(self._config.max_segments, (self._num,))
+        staggered = torch.randint(self._max_segments, (self._num,))
         return {**carry, "segments": staggered.to(self._device)}
 
     def _seed_rank(self) -> None:
@@ -242,7 +269,8 @@ class DeepSupervision:
         rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
-            flops = unwrap_model(model).flops_per_puzzle(self._data[0][0].size, training=True)
+            num_cells = self._window**2 or self._data[0][0].size
+            flops = unwrap_model(model).flops_per_puzzle(num_cells, training=True)
             figures["mfu"] = rate * flops / (self._world_size * self._peak_flops)
         self._num_segments, self._since = 0, time.perf_counter()
         return figures

@@ -123,7 +123,7 @@ class NextToken:
         self._last_report = 0, time.perf_counter()  # tokens, time
         self._example: Tensor | None = None  # (1, T), for the model's diagnostics
 
-    def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, model: nn.Module, progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the next batch, and metrics of its solve."""
         device = input_device(model)
         batch = self._rows.batch(self._row + self._first_row, self._num_rows)

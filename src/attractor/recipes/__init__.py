@@ -29,7 +29,7 @@ from attractor.recipes.puzzles import (
     maze_walls,
     published,
     sudoku,
-    sudoku_hardest,
+    sudoku_symmetric,
 )
 from attractor.recipes.sizes import LANGUAGE_FAMILIES, SIZES
 
@@ -122,7 +122,8 @@ _TEXTS = {
 
 def _builders() -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
-    named["sudoku/hardest"] = sudoku_hardest
+    named["sudoku/hardest"] = sudoku_symmetric
+    named["sudoku/6x6-symmetric"] = partial(sudoku_symmetric, 6, minutes=3.0)
     for family in REASONER_FAMILIES:
         for size in (6, 9):
             named[_name(f"sudoku/{size}x{size}", family)] = partial(sudoku, size, family)
@@ -177,6 +178,6 @@ __all__ = [
     "published",
     "retrofit",
     "sudoku",
-    "sudoku_hardest",
+    "sudoku_symmetric",
     "summaries",
 ]

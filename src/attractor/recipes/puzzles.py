@@ -127,6 +127,8 @@ class PuzzleRecipe:
             raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
         if self.supervision.max_revealed and self.kind != "sudoku":
             raise ConfigError(f"supervision.max_revealed fills blank cells of Sudokus; leave it at 0 for {self.kind}.")
+        if self.supervision.windows and self.kind != "maze":
+            raise ConfigError(f"supervision.windows are windows of mazes; leave it empty for {self.kind}.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -185,6 +187,7 @@ def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 
     """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
 
     The state starts from zero and is not damped, so that information about S and G spreads in the order of the distance.
+    Training begins on windows, in which paths are short: a segment's gradient reaches through a larger part of them.
     The other families have convolutional layers of the same width, and as many calls of their network in a segment.
     """
     cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
@@ -201,12 +204,12 @@ def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 
     return PuzzleRecipe(
         model=model,
         data=replace(PUBLISHED["maze"], seed=seed),
-        supervision=_supervision(family, batch_size=8, max_segments=24, augment=False),
+        supervision=_supervision(family, batch_size=8, max_segments=24, augment=False, windows=(10, 16, 22)),
         train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
     )
 
 
-MINUTES = {6: 6, 9: 60}
+MINUTES, CLUES = {6: 6, 9: 60}, {6: 10}
 
 
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
@@ -222,7 +225,7 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
     cells = GridNetworkConfig(width=128, hidden=256, cell_hidden=128, num_cells=size**2 + num_tokens)
     return PuzzleRecipe(
         model=_model(family, cells, size + 1, size + 1, evaluations_per_segment=2, num_latent=3),
-        data=SudokuDataConfig(size=size, clues={6: 10}.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
+        data=SudokuDataConfig(size=size, clues=CLUES.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
         supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
             seconds=60.0 * MINUTES[size],
@@ -234,19 +237,26 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
     )
 
 
-def sudoku_hardest(*, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
-    """Return the recipe for Sudokus that need guesses, with the symmetric update; give puzzles as ``data``."""
+def sudoku_symmetric(size: int = 9, *, minutes: float = 15.0, seed: int = 0) -> PuzzleRecipe:
+    """Return the recipe with the symmetric update, on a CPU: Sudokus of 6 digits, or of 9 that need guesses.
+
+    Give those of 9 digits as ``data``.
+    """
+    height, width = BOXES[size]
+    is_small = size == 6
     return PuzzleRecipe(
         model=AttractorReasonerConfig(
-            num_symbols=10,
-            num_classes=10,
-            update=SymmetricUpdateConfig(),
+            num_symbols=size + 1,
+            num_classes=size + 1,
+            update=SymmetricUpdateConfig(
+                width=24 if is_small else 32, hidden=72 if is_small else 96, box_height=height, box_width=width
+            ),
             noise=0.0,
-            evaluations_per_segment=16,
+            evaluations_per_segment=8 if is_small else 16,
             backprop_steps=8,
         ),
-        data=SudokuDataConfig(seed=seed),
-        supervision=DeepSupervisionConfig(batch_size=24, max_segments=8),
+        data=SudokuDataConfig(size=size, clues=CLUES.get(size), seed=seed),
+        supervision=DeepSupervisionConfig(batch_size=32 if is_small else 24, max_segments=6 if is_small else 8),
         train=TrainConfig(
             seconds=60 * minutes,
             optimizer=OptimizerConfig(lr=3e-3),

@@ -104,8 +104,11 @@ class Objective(Protocol):
     On several processes each has its own objective, which draws this rank's part of every batch.
     """
 
-    def step(self, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the next batch and detached scalar metrics. ``model`` may be wrapped: see ``unwrap_model``."""
+    def step(self, model: nn.Module, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the next batch and detached scalar metrics. ``model`` may be wrapped: see ``unwrap_model``.
+
+        ``progress`` is the finished part of the run, in [0, 1].
+        """
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return more metrics for the log. They may take some time: this is called every ``log_every`` steps."""

@@ -159,7 +159,7 @@ class _Run:
                     torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"),
                     synchronized(self.distributed.total) if self.distributed.size > 1 else nullcontext(),
                 ):
-                    loss, metrics = self.objective.step(model)
+                    loss, metrics = self.objective.step(model, self.state.progress)
                 (loss / config.accumulate).backward()
             mean_loss += loss.detach() / config.accumulate
         return mean_loss, metrics

@@ -10,6 +10,7 @@ from attractor.data.maze.paths import check, valid_and_shortest, verdict
 from attractor.data.maze.rules import ALPHABET, Cell, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
 from attractor.data.maze.text import parse_all, render, tables
+from attractor.data.maze.windows import windows
 from attractor.data.puzzle import PUZZLES, Advance, Puzzle, PuzzleSet
 from attractor.errors import ConfigError
 
@@ -23,6 +24,7 @@ class Maze(Puzzle):
     parse = staticmethod(parse_all)
     tables = staticmethod(tables)
     augment = staticmethod(augment)
+    crop = staticmethod(windows)
     check = staticmethod(check)
     verdict = staticmethod(verdict)
     render = staticmethod(render)
