@@ -21,7 +21,7 @@ import sysconfig
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,7 +44,7 @@ from attractor.files import json_safe, write_json, write_text
 from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.training import Preemption
-from benchmarks import is_same, with_spread
+from benchmarks import changed_setting, with_spread
 from benchmarks.command import TRIES, run_command
 from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, Item, language_recipe, reasoner_recipe
 
@@ -104,9 +104,12 @@ def paper(
             settings = (
                 _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
             )
-            stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(settings))
-            if (found := _stored(stored)) is not None and is_same(found["settings"], json.loads(text)):
-                continue
+            plain = {name: to_dict(value) if is_dataclass(value) else value for name, value in settings.items()}
+            stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(plain))
+            if found := _stored(stored):
+                if not (why := changed_setting(found["settings"], json.loads(text), settings)):
+                    continue
+                print(f"{stored}: trained again; {why}")
             folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
             loop: dict[str, Any] = {"should_pause": pause, "resume": folder.is_dir()}
             run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
@@ -116,7 +119,7 @@ def paper(
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
             (OUT / "runs").mkdir(parents=True, exist_ok=True)
-            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": settings, "environment": environment()})
+            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
             shutil.rmtree(folder)
             trained += 1
             left = (time.monotonic() - begin) / trained * (len(wanted) - number) / 60
@@ -128,7 +131,7 @@ def paper(
 def _settings(side: str, scale: str, seed: int, data: Path, bundle: Path | None) -> Run:
     shards = Shards(data, "train")
     text = {"tokenizer": shards.tokenizer, "tokens": shards.num_tokens}
-    return {"recipe": to_dict(language_recipe(side, scale, seed)), "text": text, "bundle": bundle is not None}
+    return {"recipe": language_recipe(side, scale, seed), "text": text, "bundle": bundle is not None}
 
 
 def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, folder: Path, loop: Any) -> Run:
@@ -173,7 +176,7 @@ def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, 
 
 
 def _reasoner_settings(side: str, scale: str, seed: int) -> Run:
-    return {task: to_dict(reasoner_recipe(side, task, scale, seed)) for task in ("sudoku", "maze")}
+    return {task: reasoner_recipe(side, task, scale, seed) for task in ("sudoku", "maze")}
 
 
 def _reasoner(side: str, scale: str, seed: int, folder: Path, loop: Any) -> Run:

@@ -11,10 +11,10 @@ import pytest
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
-from attractor.config import change
+from attractor.config import change, to_dict
 from attractor.data import maze, sudoku
 from attractor.data.text import Shards
-from benchmarks import depth, depth_tasks, is_same, paper, paper_items
+from benchmarks import changed_setting, depth, depth_tasks, paper, paper_items
 
 SMALLEST = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 1, "max_evaluations": 4},
@@ -221,8 +221,34 @@ def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "addition.png").exists()
 
 
-def test_a_setting_that_did_not_exist_when_a_run_was_stored_changes_nothing() -> None:
-    """One that had another value, or that is gone, does."""
-    assert is_same({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}})
-    assert not is_same({"a": {"b": 1}}, {"a": {"b": 2}})
-    assert not is_same({"a": {"b": 1}}, {"a": {}})
+def test_a_setting_that_did_not_exist_when_a_run_was_stored_had_its_default() -> None:
+    """A run is the same if the recipe has the default now; a sentence names every other difference."""
+    recipe = language_recipe("attractor", "tiny", 0)
+    stored: Any = json.loads(json.dumps(to_dict(recipe)))
+
+    def sentence(change: Any) -> str:
+        """About a stored run without some settings."""
+        old = json.loads(json.dumps(stored))
+        change(old)
+        return changed_setting({"recipe": old}, {"recipe": stored}, {"recipe": recipe})
+
+    assert sentence(lambda old: None) == ""
+    assert sentence(lambda old: old["text"].pop("distillation")) == ""
+    assert sentence(lambda old: old["train"]["guard"].pop("policy")) == ""
+    sets = f"{recipe.model.injection!r}, and was 'not there'."
+    assert sentence(lambda old: old["model"].pop("injection")) == f"recipe.model.injection is {sets}"
+    assert "recipe.model.type is" in sentence(lambda old: old["model"].pop("type"))
+    assert sentence(lambda old: old["text"].update(seed=7)) == "recipe.text.seed is 0, and was 7."
+    assert sentence(lambda old: old["text"].update(gone=1)) == "recipe.text.gone is 'not there', and was 1."
+    assert changed_setting({}, {"size": 1}, {"size": 1}) == "size is 1, and was 'not there'."
+
+
+def test_the_stored_runs_are_those_of_todays_recipes(tmp_path, monkeypatch) -> None:
+    """So that the commands that they hold train nothing again."""
+    stored = sorted((Path(depth.__file__).parents[1] / "results" / "depth").glob("*.json"))
+    assert stored
+    monkeypatch.setattr(depth, "OUT", stored[0].parent)
+    monkeypatch.setattr(depth, "train", lambda *a, **k: pytest.fail("a stored run would be trained again"))
+    for file in stored:
+        task, side, seed = file.stem.rsplit("-", 2)
+        depth.run((task,), (side,), (int(seed),), num_steps=400)  # type: ignore[arg-type]
