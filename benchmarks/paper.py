@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import torch
 from matplotlib.ticker import FormatStrFormatter, LogLocator
@@ -224,8 +225,7 @@ def _default_text() -> Path:
 def _memory(scale: str) -> dict[str, list[Run]]:
     """Measure the peak memory of steps with forced numbers of evaluations; the looped model tracks all of them."""
     found: dict[str, list[Run]] = {"attractor": [{"steps": []}], "looped": [{"steps": []}]}
-    draw, torch.poisson = torch.poisson, lambda rate: rate  # type: ignore[assignment]  # the mean number of iterations
-    try:
+    with patch.object(torch, "poisson", lambda rate: rate):  # the mean number of iterations
         for (side, (run,)), n in itertools.product(found.items(), EVALUATIONS):
             forced = {"tolerance": 1e-30, "min_evaluations": n, "max_evaluations": n, "vocab_size": 2048}
             forced |= {"mean_recurrence": n, "tracked_recurrence": n} if side == "looped" else {}
@@ -234,8 +234,6 @@ def _memory(scale: str) -> dict[str, list[Run]]:
             step.step()
             run[f"memory_{n}"] = step.peak_memory()
             run["steps"].append({"forced": n, "bytes": run[f"memory_{n}"]})
-    finally:
-        torch.poisson = draw
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
@@ -100,6 +101,20 @@ def test_a_paused_side_continues(small, capsys) -> None:
     paper.paper(("figure7",), **small)
     assert cut["ppl"] == json.loads(file.read_text())["ppl"]
     assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_memory_is_measured_with_the_mean_number_of_iterations(monkeypatch) -> None:
+    """Which the looped model draws in training otherwise; also after an error it draws again."""
+    draw = torch.poisson
+
+    def failing(*_: object) -> None:
+        assert torch.poisson(torch.tensor(7.0)) == 7
+        raise MemoryError
+
+    monkeypatch.setattr(paper, "StepBenchmark", failing)
+    with pytest.raises(MemoryError):
+        paper._memory("tiny")
+    assert torch.poisson is draw
 
 
 def test_reasoners_and_memory_need_no_text(small, monkeypatch) -> None:
