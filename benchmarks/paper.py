@@ -33,6 +33,7 @@ from attractor.config import to_dict
 from attractor.data.puzzle import PUZZLES
 from attractor.data.text import Shards, read_held_out
 from attractor.evaluation import core, lambada, score_text
+from attractor.evaluation.bundle import read_tasks
 from attractor.evaluation.text import encode
 from attractor.evaluation.trajectories import trajectories
 from attractor.experiment.cost.step_benchmark import StepBenchmark
@@ -58,7 +59,8 @@ EVALUATIONS = (4, 16, 64)  # forced, for figure5
 Run = dict[str, Any]
 COLUMNS = {  # heading, digits, unit
     "ppl": ("perplexity", 2, 1), "bits_per_byte": ("bits per byte", 4, 1), "lambada_ppl": ("LAMBADA perplexity", 0, 1),
-    "core": ("CORE, %", 2, 0.01), "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
+    "core": ("CORE, %", 2, 0.01), "core_extended": ("CORE-Extended, %", 2, 0.01),
+    "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
     "weights": ("weights, millions", 3, 1e6), "training_flops": ("training TFLOP", 2, 1e12),
     "equal_flops": ("loss at equal FLOPs", 3, 1), "memory": ("memory of a step", 2, 1), "step_time": ("time", 2, 1),
     "sudoku": ("Sudoku, %", 1, 0.01), "maze": ("maze, %", 1, 0.01),
@@ -87,7 +89,7 @@ def paper(
         scale: tiny, small, 60m, 140m, 370m, 770m or 1.3b.
         seeds: Of weights and of the order of the text.
         data: Prepared text.
-        bundle: An evaluation bundle, for LAMBADA and, from 60m up, CORE.
+        bundle: An evaluation bundle, for LAMBADA and, from 60m up, CORE and CORE-Extended.
         minutes: Pause after so many; the same command then continues.
         threads: Of this process.
     """
@@ -172,7 +174,11 @@ def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, 
     if bundle is not None:
         run["lambada_ppl"] = lambada(model, tokenizer, bundle, limit=500 if scale == "tiny" else None).perplexity
         if scale not in ("tiny", "small"):
-            run["core"] = core(model, tokenizer, bundle, fewshot_seeds=FEWSHOT_SEEDS).value
+            scores = core(model, tokenizer, bundle, extended=True, fewshot_seeds=FEWSHOT_SEEDS)
+            own = {task.label for task in read_tasks(bundle)}  # CORE's, which CORE-Extended has too
+            of_core = replace(scores, tasks=tuple(task for task in scores.tasks if task.label in own))
+            run |= {"core_extended": scores.value, "missing_tasks": scores.missing}
+            run |= {"core": of_core.value} if of_core.tasks else {}
     return run
 
 
@@ -269,6 +275,8 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
     command = f"`python -m benchmarks.paper {name} --scale {scale} --seeds {' '.join(map(str, seeds))}`"
     missing = ", ".join(LABELS[side] for side in item.sides if side not in runs)
     table += f"\n\nNot trained yet: {missing}." if missing else ""
+    absent = sorted({label for found in runs.values() for run in found for label in run.get("missing_tasks", ())})
+    table += f"\n\nNot in the bundle: {', '.join(absent)}." if absent else ""
     parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(values, known, item), command]
     write_text(folder / f"{scale}.md", "\n\n".join(part for part in parts if part) + "\n")
     rows = [{"side": side, "paper": known.get(side, {}), "here": row} for side, row in values.items()]

@@ -103,6 +103,28 @@ def test_a_paused_side_continues(small, capsys) -> None:
     assert (paper.OUT / "figure7" / "tiny.png").exists()
 
 
+def test_a_bundle_gives_core_and_core_extended(small, bundle, monkeypatch) -> None:
+    """From 60m up; each is the mean over its own tasks, and tasks without a file are named."""
+    (bundle / "safety").mkdir()
+    (bundle / "safety" / "bbq.jsonl").write_bytes((bundle / "some" / "a.jsonl").read_bytes())
+    monkeypatch.setitem(SCALES, "60m", ("tiny", SMALLEST))
+    monkeypatch.setitem(ITEMS, "table1", replace(ITEMS["table1"], sides=("transformer",)))
+    found = []
+    real = paper.core
+    monkeypatch.setattr(paper, "core", lambda *a, **k: found.append(real(*a, **k)) or found[-1])
+    for scale in ("tiny", "60m"):
+        paper.paper(("table1",), scale=scale, bundle=bundle, **small | {"seeds": (0,)})
+    assert len(found) == 1
+    score = {task.label: 100 * task.centred for task in found[0].tasks}
+    [row] = json.loads((paper.OUT / "table1" / "60m.json").read_text())["rows"]
+    assert row["here"]["core"] == pytest.approx([(score["choose"] + score["lambada_openai"]) / 2])
+    assert row["here"]["core_extended"] == pytest.approx([sum(score.values()) / 3])
+    table = (paper.OUT / "table1" / "60m.md").read_text()
+    assert "CORE-Extended, %" in table
+    assert "Not in the bundle: absent, " in table
+    assert "CORE" not in (paper.OUT / "table1" / "tiny.md").read_text()
+
+
 def test_memory_is_measured_with_the_mean_number_of_iterations(monkeypatch) -> None:
     """Which the looped model draws in training otherwise; also after an error it draws again."""
     draw = torch.poisson
