@@ -42,7 +42,7 @@ from attractor.plots.style import COLOURS, MARKERS, new_figure, save
 from attractor.progress import TrainingProgress
 from attractor.recipes import language
 from attractor.training import train
-from benchmarks import is_same, with_spread
+from benchmarks import changed_setting, with_spread
 from benchmarks.command import run_command
 from benchmarks.depth_tasks import IGNORED, TASKS
 
@@ -121,8 +121,10 @@ def run(
         settings: dict[str, Any] = {"model": shape | layers, "train": training | {"optimizer": optimizer}}
         recipe: Any = change(language("tiny", family), settings | {"text": {"batch_size": 16, "length": rows.length}})
         stored = json.loads(json.dumps(to_dict(recipe)))  # before a model is made of it, which completes its settings
-        if file.is_file() and is_same(json.loads(file.read_text())["recipe"], stored):
-            continue
+        if file.is_file():
+            if not (why := changed_setting(json.loads(file.read_text())["recipe"], stored, recipe)):
+                continue
+            print(f"{file.stem}: trained again; {why}")
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(recipe.model)
         with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{task} {side} {seed}") as bar:

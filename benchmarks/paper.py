@@ -21,9 +21,10 @@ import sysconfig
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import torch
 from matplotlib.ticker import FormatStrFormatter, LogLocator
@@ -32,6 +33,7 @@ from attractor.config import to_dict
 from attractor.data.puzzle import PUZZLES
 from attractor.data.text import Shards, read_held_out
 from attractor.evaluation import core, lambada, score_text
+from attractor.evaluation.bundle import read_tasks
 from attractor.evaluation.text import encode
 from attractor.evaluation.trajectories import trajectories
 from attractor.experiment.cost.step_benchmark import StepBenchmark
@@ -44,7 +46,7 @@ from attractor.files import json_safe, write_json, write_text
 from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.training import Preemption
-from benchmarks import is_same, with_spread
+from benchmarks import changed_setting, with_spread
 from benchmarks.command import TRIES, run_command
 from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, Item, language_recipe, reasoner_recipe
 
@@ -57,7 +59,8 @@ EVALUATIONS = (4, 16, 64)  # forced, for figure5
 Run = dict[str, Any]
 COLUMNS = {  # heading, digits, unit
     "ppl": ("perplexity", 2, 1), "bits_per_byte": ("bits per byte", 4, 1), "lambada_ppl": ("LAMBADA perplexity", 0, 1),
-    "core": ("CORE, %", 2, 0.01), "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
+    "core": ("CORE, %", 2, 0.01), "core_extended": ("CORE-Extended, %", 2, 0.01),
+    "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
     "weights": ("weights, millions", 3, 1e6), "training_flops": ("training TFLOP", 2, 1e12),
     "equal_flops": ("loss at equal FLOPs", 3, 1), "memory": ("memory of a step", 2, 1), "step_time": ("time", 2, 1),
     "sudoku": ("Sudoku, %", 1, 0.01), "maze": ("maze, %", 1, 0.01),
@@ -86,7 +89,7 @@ def paper(
         scale: tiny, small, 60m, 140m, 370m, 770m or 1.3b.
         seeds: Of weights and of the order of the text.
         data: Prepared text.
-        bundle: An evaluation bundle, for LAMBADA and, from 60m up, CORE.
+        bundle: An evaluation bundle, for LAMBADA and, from 60m up, CORE and CORE-Extended.
         minutes: Pause after so many; the same command then continues.
         threads: Of this process.
     """
@@ -104,9 +107,12 @@ def paper(
             settings = (
                 _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
             )
-            stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(settings))
-            if (found := _stored(stored)) is not None and is_same(found["settings"], json.loads(text)):
-                continue
+            plain = {name: to_dict(value) if is_dataclass(value) else value for name, value in settings.items()}
+            stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(plain))
+            if found := _stored(stored):
+                if not (why := changed_setting(found["settings"], json.loads(text), settings)):
+                    continue
+                print(f"{stored}: trained again; {why}")
             folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
             loop: dict[str, Any] = {"should_pause": pause, "resume": folder.is_dir()}
             run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
@@ -116,7 +122,7 @@ def paper(
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
             (OUT / "runs").mkdir(parents=True, exist_ok=True)
-            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": settings, "environment": environment()})
+            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
             shutil.rmtree(folder)
             trained += 1
             left = (time.monotonic() - begin) / trained * (len(wanted) - number) / 60
@@ -128,7 +134,7 @@ def paper(
 def _settings(side: str, scale: str, seed: int, data: Path, bundle: Path | None) -> Run:
     shards = Shards(data, "train")
     text = {"tokenizer": shards.tokenizer, "tokens": shards.num_tokens}
-    return {"recipe": to_dict(language_recipe(side, scale, seed)), "text": text, "bundle": bundle is not None}
+    return {"recipe": language_recipe(side, scale, seed), "text": text, "bundle": bundle is not None}
 
 
 def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, folder: Path, loop: Any) -> Run:
@@ -168,12 +174,16 @@ def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, 
     if bundle is not None:
         run["lambada_ppl"] = lambada(model, tokenizer, bundle, limit=500 if scale == "tiny" else None).perplexity
         if scale not in ("tiny", "small"):
-            run["core"] = core(model, tokenizer, bundle, fewshot_seeds=FEWSHOT_SEEDS).value
+            scores = core(model, tokenizer, bundle, extended=True, fewshot_seeds=FEWSHOT_SEEDS)
+            own = {task.label for task in read_tasks(bundle)}  # CORE's, which CORE-Extended has too
+            of_core = replace(scores, tasks=tuple(task for task in scores.tasks if task.label in own))
+            run |= {"core_extended": scores.value, "missing_tasks": scores.missing}
+            run |= {"core": of_core.value} if of_core.tasks else {}
     return run
 
 
 def _reasoner_settings(side: str, scale: str, seed: int) -> Run:
-    return {task: to_dict(reasoner_recipe(side, task, scale, seed)) for task in ("sudoku", "maze")}
+    return {task: reasoner_recipe(side, task, scale, seed) for task in ("sudoku", "maze")}
 
 
 def _reasoner(side: str, scale: str, seed: int, folder: Path, loop: Any) -> Run:
@@ -221,8 +231,7 @@ def _default_text() -> Path:
 def _memory(scale: str) -> dict[str, list[Run]]:
     """Measure the peak memory of steps with forced numbers of evaluations; the looped model tracks all of them."""
     found: dict[str, list[Run]] = {"attractor": [{"steps": []}], "looped": [{"steps": []}]}
-    draw, torch.poisson = torch.poisson, lambda rate: rate  # type: ignore[assignment]  # the mean number of iterations
-    try:
+    with patch.object(torch, "poisson", lambda rate: rate):  # the mean number of iterations
         for (side, (run,)), n in itertools.product(found.items(), EVALUATIONS):
             forced = {"tolerance": 1e-30, "min_evaluations": n, "max_evaluations": n, "vocab_size": 2048}
             forced |= {"mean_recurrence": n, "tracked_recurrence": n} if side == "looped" else {}
@@ -231,8 +240,6 @@ def _memory(scale: str) -> dict[str, list[Run]]:
             step.step()
             run[f"memory_{n}"] = step.peak_memory()
             run["steps"].append({"forced": n, "bytes": run[f"memory_{n}"]})
-    finally:
-        torch.poisson = draw
     return found
 
 
@@ -268,6 +275,8 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
     command = f"`python -m benchmarks.paper {name} --scale {scale} --seeds {' '.join(map(str, seeds))}`"
     missing = ", ".join(LABELS[side] for side in item.sides if side not in runs)
     table += f"\n\nNot trained yet: {missing}." if missing else ""
+    absent = sorted({label for found in runs.values() for run in found for label in run.get("missing_tasks", ())})
+    table += f"\n\nNot in the bundle: {', '.join(absent)}." if absent else ""
     parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(values, known, item), command]
     write_text(folder / f"{scale}.md", "\n\n".join(part for part in parts if part) + "\n")
     rows = [{"side": side, "paper": known.get(side, {}), "here": row} for side, row in values.items()]

@@ -154,7 +154,7 @@ ITEMS = {
     "table1": Item(
         "language models of three sizes",
         ("transformer", "deeper", "looped", "attractor"),
-        ("ppl", "bits_per_byte", "lambada_ppl", "core", "weights", "training_flops", "equal_flops"),
+        ("ppl", "bits_per_byte", "lambada_ppl", "core", "core_extended", "weights", "training_flops", "equal_flops"),
         _SCALING,
         note="Scales below 140m stand beside the paper's 140M. Its Transformer has about half of its weights in lookup tables; "
         "`plain` has the attractor's layers instead.",

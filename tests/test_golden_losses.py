@@ -16,6 +16,7 @@ import attractor
 from attractor import recipes
 from attractor.config import change
 from attractor.experiment.language import train_language
+from attractor.objectives import DeepSupervision
 from attractor.recipes import LANGUAGE_FAMILIES, REASONER_FAMILIES
 
 STORED = Path(__file__).with_name("golden_losses.json")
@@ -53,8 +54,10 @@ def losses(name: str, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_gives_the_stored_losses(name: str, tmp_path: Path) -> None:
+def test_training_gives_the_stored_losses(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit on the processor and the version of PyTorch that stored them, elsewhere nearly."""
+    if name != "sudoku/6x6":  # one recipe suffices to see that held-out puzzles change no loss; they take long
+        monkeypatch.setattr(DeepSupervision, "evaluate", lambda *_: {})
     stored = json.loads(STORED.read_text())
     found = losses(name, tmp_path)
     assert found == pytest.approx(stored["losses"][name], rel=0 if stored["environment"] == environment() else 2e-2)

@@ -69,6 +69,30 @@ def test_a_line_every_tenth_without_a_terminal() -> None:
         assert file.getvalue().count("reading") == expected
 
 
+def test_a_line_has_no_value_that_was_measured_before_the_last_line() -> None:
+    """Metrics of held-out examples come with few reports: each value is printed once, with its step."""
+    file = io.StringIO()
+    with TrainingProgress("training", Console(file=file, force_terminal=False)) as bar:
+        for step in range(1, 101):
+            rare = {20: {"held_out": 0.25}, 45: {"held_out": 0.5}}.get(step, {})
+            bar(Report(step=step, seconds=1.0, progress=step / 100, lr=0.1, metrics={"loss": 1.0, **rare}))
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("training ")]
+    assert [line.partition("%")[0] for line in lines if "held_out" in line] == ["training 20", "training 50"]
+    assert lines[1].endswith("step 20 loss 1.00 held_out 0.250")
+    assert lines[4].endswith("step 50 loss 1.00 held_out 0.500 (step 45)")
+    assert all(line.endswith("loss 1.00") for line in lines if "held_out" not in line)
+
+
+def test_the_bar_keeps_values_that_are_measured_rarely() -> None:
+    """It is redrawn with every report, so that they could not be read otherwise."""
+    file = io.StringIO()
+    with TrainingProgress("training", Console(file=file, force_terminal=True, width=200)) as bar:
+        for step in (1, 2):
+            rare = {"held_out": 0.25} if step == 1 else {}
+            bar(Report(step=step, seconds=1.0, progress=step / 4, lr=0.1, metrics={"loss": 1.0, **rare}))
+    assert "step 2 loss 1.00 held_out 0.250" in shown_lines(file.getvalue())[-1]
+
+
 def test_importing_progress_does_not_import_rich() -> None:
     """The bars are imported when the first one is drawn. A bar that is switched off does nothing."""
     code = """

@@ -81,13 +81,14 @@ def _make_progress(console: "Console", transient: bool) -> "Progress":
 class TrainingProgress(_Bars):
     """A :class:`attractor.training.Callback` and context manager that draws a bar, followed by the metrics.
 
-    If the output is not a terminal, it prints a line after every tenth of the run instead.
+    Behind the bar stands the last value of each metric. If the output is not a terminal, it prints a line after every
+    tenth of the run instead, with what was measured since the last line; ``(step 90)`` follows what is not of this step.
     """
 
     def __init__(self, title: str, console: "Console | None" = None, *, enabled: bool = True) -> None:
         super().__init__(console, enabled=enabled, transient=False)
         self._title, self._tenth = printable(title), 0
-        self._metrics: dict[str, float] = {}
+        self._metrics: dict[str, tuple[float, int]] = {}  # with the step of the measurement
         if self._progress is not None:
             self._task = self._progress.add_task(self._title, total=None, note="starting")
 
@@ -97,17 +98,22 @@ class TrainingProgress(_Bars):
         for event in report.events:
             self._print(f"step {report.step}: {event}")
         # Metrics that were not measured are NaN and left out, but a loss of NaN must be seen.
-        # Those of held-out examples are measured rarely, so the last ones stay.
         self._metrics |= {
-            k: v for k, v in report.metrics.items() if k != "grad_norm" and (k == "loss" or not math.isnan(v))
+            name: (value, report.step)
+            for name, value in report.metrics.items()
+            if name != "grad_norm" and (name == "loss" or not math.isnan(value))
         }
-        note = " ".join(
-            [f"step {report.step}", *(f"{name} {short_number(value)}" for name, value in self._metrics.items())]
-        )
+        shown = {name: f"{name} {short_number(value)}" for name, (value, _) in self._metrics.items()}
+        note = " ".join([f"step {report.step}", *shown.values()])
         self._progress.update(self._task, total=1.0, completed=report.progress, note=note)
         if self._progress.disable and int(report.progress * 10) > self._tenth:
             self._tenth = int(report.progress * 10)
-            self._print(f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s {note}")
+            for name, (_, step) in self._metrics.items():  # those of held-out examples are rarer than reports
+                shown[name] += "" if step == report.step else f" (step {step})"
+            self._print(
+                f"{self._title} {self._tenth * 10}% {report.seconds:.0f}s step {report.step} {' '.join(shown.values())}"
+            )
+            self._metrics.clear()
 
 
 class TaskProgress(_Bars):

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
-from attractor.config import change
+from attractor.config import change, to_dict
 from attractor.data import maze, sudoku
 from attractor.data.text import Shards
-from benchmarks import depth, depth_tasks, is_same, paper, paper_items
+from benchmarks import changed_setting, depth, depth_tasks, paper, paper_items
 
 SMALLEST = {
     "model": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 1, "max_evaluations": 4},
@@ -100,6 +101,42 @@ def test_a_paused_side_continues(small, capsys) -> None:
     paper.paper(("figure7",), **small)
     assert cut["ppl"] == json.loads(file.read_text())["ppl"]
     assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_a_bundle_gives_core_and_core_extended(small, bundle, monkeypatch) -> None:
+    """From 60m up; each is the mean over its own tasks, and tasks without a file are named."""
+    (bundle / "safety").mkdir()
+    (bundle / "safety" / "bbq.jsonl").write_bytes((bundle / "some" / "a.jsonl").read_bytes())
+    monkeypatch.setitem(SCALES, "60m", ("tiny", SMALLEST))
+    monkeypatch.setitem(ITEMS, "table1", replace(ITEMS["table1"], sides=("transformer",)))
+    found = []
+    real = paper.core
+    monkeypatch.setattr(paper, "core", lambda *a, **k: found.append(real(*a, **k)) or found[-1])
+    for scale in ("tiny", "60m"):
+        paper.paper(("table1",), scale=scale, bundle=bundle, **small | {"seeds": (0,)})
+    assert len(found) == 1
+    score = {task.label: 100 * task.centred for task in found[0].tasks}
+    [row] = json.loads((paper.OUT / "table1" / "60m.json").read_text())["rows"]
+    assert row["here"]["core"] == pytest.approx([(score["choose"] + score["lambada_openai"]) / 2])
+    assert row["here"]["core_extended"] == pytest.approx([sum(score.values()) / 3])
+    table = (paper.OUT / "table1" / "60m.md").read_text()
+    assert "CORE-Extended, %" in table
+    assert "Not in the bundle: absent, " in table
+    assert "CORE" not in (paper.OUT / "table1" / "tiny.md").read_text()
+
+
+def test_memory_is_measured_with_the_mean_number_of_iterations(monkeypatch) -> None:
+    """Which the looped model draws in training otherwise; also after an error it draws again."""
+    draw = torch.poisson
+
+    def failing(*_: object) -> None:
+        assert torch.poisson(torch.tensor(7.0)) == 7
+        raise MemoryError
+
+    monkeypatch.setattr(paper, "StepBenchmark", failing)
+    with pytest.raises(MemoryError):
+        paper._memory("tiny")
+    assert torch.poisson is draw
 
 
 def test_reasoners_and_memory_need_no_text(small, monkeypatch) -> None:
@@ -221,8 +258,34 @@ def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "addition.png").exists()
 
 
-def test_a_setting_that_did_not_exist_when_a_run_was_stored_changes_nothing() -> None:
-    """One that had another value, or that is gone, does."""
-    assert is_same({"a": {"b": 1}}, {"a": {"b": 1, "new": 0}})
-    assert not is_same({"a": {"b": 1}}, {"a": {"b": 2}})
-    assert not is_same({"a": {"b": 1}}, {"a": {}})
+def test_a_setting_that_did_not_exist_when_a_run_was_stored_had_its_default() -> None:
+    """A run is the same if the recipe has the default now; a sentence names every other difference."""
+    recipe = language_recipe("attractor", "tiny", 0)
+    stored: Any = json.loads(json.dumps(to_dict(recipe)))
+
+    def sentence(change: Any) -> str:
+        """About a stored run without some settings."""
+        old = json.loads(json.dumps(stored))
+        change(old)
+        return changed_setting({"recipe": old}, {"recipe": stored}, {"recipe": recipe})
+
+    assert sentence(lambda old: None) == ""
+    assert sentence(lambda old: old["text"].pop("distillation")) == ""
+    assert sentence(lambda old: old["train"]["guard"].pop("policy")) == ""
+    sets = f"{recipe.model.injection!r}, and was 'not there'."
+    assert sentence(lambda old: old["model"].pop("injection")) == f"recipe.model.injection is {sets}"
+    assert "recipe.model.type is" in sentence(lambda old: old["model"].pop("type"))
+    assert sentence(lambda old: old["text"].update(seed=7)) == "recipe.text.seed is 0, and was 7."
+    assert sentence(lambda old: old["text"].update(gone=1)) == "recipe.text.gone is 'not there', and was 1."
+    assert changed_setting({}, {"size": 1}, {"size": 1}) == "size is 1, and was 'not there'."
+
+
+def test_the_stored_runs_are_those_of_todays_recipes(tmp_path, monkeypatch) -> None:
+    """So that the commands that they hold train nothing again."""
+    stored = sorted((Path(depth.__file__).parents[1] / "results" / "depth").glob("*.json"))
+    assert stored
+    monkeypatch.setattr(depth, "OUT", stored[0].parent)
+    monkeypatch.setattr(depth, "train", lambda *a, **k: pytest.fail("a stored run would be trained again"))
+    for file in stored:
+        task, side, seed = file.stem.rsplit("-", 2)
+        depth.run((task,), (side,), (int(seed),), num_steps=400)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,7 +22,7 @@ import attractor
 from attractor.cli import main
 from attractor.data.text import encode_rendered, render
 from attractor.data.text.conversations import encode_conversation
-from attractor.errors import printable
+from attractor.errors import CheckpointError, printable
 from attractor.experiment.generation import KeptCache, answer
 from attractor.models.language import AttractorConfig, AttractorForCausalLM
 
@@ -281,6 +282,22 @@ def test_the_server_starts_answers_and_stops(place, capsys) -> None:
     assert (answer["choices"][0]["message"]["content"], answer["usage"]["evaluations_per_token"]) == (said, 2)
     assert "Traceback" not in errors
     assert "cannot be listened on" in capsys.readouterr().err
+
+
+def test_the_port_refuses_connections_while_the_model_is_loaded(place, capsys, monkeypatch) -> None:
+    """Clients that try again later work; those of an open port would wait without an answer."""
+    pytest.importorskip("fastapi")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+
+    def load(*_: object) -> None:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=10)
+        raise CheckpointError("loading has begun.")
+
+    monkeypatch.setattr("attractor.experiment.loading.load_language_model", load)
+    assert main(["serve", str(place / "model"), "--port", str(address[1])]) == 2
+    assert "loading has begun" in capsys.readouterr().err
 
 
 def test_adapters_and_unfitting_tokenizers_are_named(place, tmp_path, capsys) -> None:

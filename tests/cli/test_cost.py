@@ -13,7 +13,11 @@ TINY = ["--set", "model.vocab_size=512", "text.batch_size=2", "text.length=128"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "unit"), [(["language/tiny", *TINY], "tokens/s"), (["sudoku/6x6-trm"], "segments/s")]
+    ("arguments", "unit"),
+    [
+        (["language/tiny", *TINY], "tokens/s"),
+        (["sudoku/6x6-trm", "--set", "supervision.batch_size=16"], "segments/s"),
+    ],
 )
 def test_a_recipe_is_estimated_and_measured(arguments: list[str], unit: str, tmp_path, capsys) -> None:
     """The output has parameters, operations, memory and time in 80 columns; the JSON file has the same numbers."""

@@ -51,23 +51,6 @@ def data(tmp_path):
     return file
 
 
-@pytest.fixture
-def bundle(tmp_path):
-    folder = tmp_path / "bundle"
-    (folder / "some").mkdir(parents=True)
-    (folder / "core.yaml").write_text(
-        "icl_tasks:\n"
-        "- {label: choose, dataset_uri: some/a.jsonl, num_fewshot: [1], icl_task_type: multiple_choice}\n"
-        "- {label: lambada_openai, dataset_uri: some/b.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n"
-        "- {label: absent, dataset_uri: some/c.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n"
-    )
-    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nchoose,50\nlambada_openai,0\nabsent,0\n")
-    choose = json.dumps({"query": "the", "choices": ["cat", "dog"], "gold": 1}) + "\n"
-    (folder / "some" / "a.jsonl").write_text(choose * 5)
-    (folder / "some" / "b.jsonl").write_text(json.dumps({"context": "the", "continuation": "cat"}) + "\n")
-    return folder
-
-
 def run_evaluate(out, *arguments) -> dict:
     """Run the command as a shell does, and return the figures that it wrote."""
     tyro.cli(evaluate, args=[str(a) for a in (*arguments, "--out", out)])

@@ -154,7 +154,7 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_prevents_resuming(tmp_path, c
 
 def test_a_flipped_bit_in_training_data_prevents_training(tmp_path, capsys) -> None:
     """The message names the file, and no run is started."""
-    (tmp_path / "text.txt").write_text("the sea was flat and a small boat went out past old walls. " * 20_000)
+    (tmp_path / "text.txt").write_text("the sea was flat and a small boat went out past old walls. " * 12_000)
     text = ["data", "prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "tokens"), "--vocab-size", "260"]
     assert main([*text, "--val-fraction", "0"]) == 0
     boards = ["data", "sudoku", "--out", str(tmp_path / "boards"), "--size", "4", "--num", "20", "--num-test", "5"]

@@ -34,17 +34,22 @@ def serve(
     from attractor.experiment.loading import load_language_model, local_folder
     from attractor.experiment.serving import make_app
 
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot be listened on ({error}); give another one.") from error
-    with listening:
-        loaded = load_language_model(local_folder(checkpoint))
-        name = name or Path(checkpoint).resolve().name
-        budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
-        app = make_app(loaded, name, max_batch=max_batch, **budget)
-        import uvicorn
+    def listen() -> socket.socket:
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--host {host} --port {port}: cannot be listened on ({error}); give another one."
+            ) from error
 
+    listen().close()  # errors come before the model is loaded; clients are refused until it is, and do not wait
+    loaded = load_language_model(local_folder(checkpoint))
+    name = name or Path(checkpoint).resolve().name
+    budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
+    app = make_app(loaded, name, max_batch=max_batch, **budget)
+    import uvicorn
+
+    with listen() as listening:
         shown = f"[{host}]" if ":" in host else host
         say(f"{name}: base_url http://{shown}:{listening.getsockname()[1]}/v1")
         with contextlib.suppress(KeyboardInterrupt):  # the usual way to end a server
