@@ -32,6 +32,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator
 from attractor.config import to_dict
 from attractor.data.puzzle import PUZZLES
 from attractor.data.text import Shards, read_held_out
+from attractor.errors import DivergedError
 from attractor.evaluation import core, lambada, score_text
 from attractor.evaluation.bundle import read_tasks
 from attractor.evaluation.text import encode
@@ -115,9 +116,13 @@ def paper(
                 print(f"{stored}: trained again; {why}")
             folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
             loop: dict[str, Any] = {"should_pause": pause, "resume": folder.is_dir()}
-            run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
-                side, scale, seed, data, bundle, folder, loop
-            )  # fmt: skip
+            try:
+                run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
+                    side, scale, seed, data, bundle, folder, loop
+                )  # fmt: skip
+            except DivergedError as error:  # a result too: the other sides go on
+                run = {"diverged": str(error)}
+                print(f"{stored}: {error}")
             if pause.requested:
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
@@ -246,7 +251,8 @@ def _memory(scale: str) -> dict[str, list[Run]]:
 def write(name: str, scale: str, seeds: Sequence[int]) -> None:
     """Write the table, and the picture of a figure, of the runs that are there."""
     item, folder = ITEMS[name], OUT / name
-    runs = {side: [run for s in seeds if (run := _stored(f"{scale}-{side}-{s}"))] for side in item.sides}
+    stored = {side: [run for s in seeds if (run := _stored(f"{scale}-{side}-{s}"))] for side in item.sides}
+    runs = {side: [run for run in found if "diverged" not in run] for side, found in stored.items()}
     runs = {side: found for side, found in runs.items() if found} if item.sides else _memory(scale)
     if not runs:
         print(f"{name}: nothing is stored yet.")
@@ -273,8 +279,12 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
         lines.append(f"| {' | '.join([*cells, str(len(runs[side]))])} |")
     table = "\n".join([f"| {' | '.join([*heads, 'seeds'])} |", "|---" * (len(heads) + 1) + "|", *lines])
     command = f"`python -m benchmarks.paper {name} --scale {scale} --seeds {' '.join(map(str, seeds))}`"
-    missing = ", ".join(LABELS[side] for side in item.sides if side not in runs)
+    missing = ", ".join(LABELS[side] for side in item.sides if not stored[side])
+    diverged = [
+        f"{LABELS[s]} ({n} of {len(f)} seeds)" for s, f in stored.items() if (n := sum("diverged" in r for r in f))
+    ]
     table += f"\n\nNot trained yet: {missing}." if missing else ""
+    table += f"\n\nDiverged in training: {', '.join(diverged)}." if diverged else ""
     absent = sorted({label for found in runs.values() for run in found for label in run.get("missing_tasks", ())})
     table += f"\n\nNot in the bundle: {', '.join(absent)}." if absent else ""
     parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(values, known, item), command]

@@ -15,6 +15,7 @@ from attractor.cli import main
 from attractor.config import change, to_dict
 from attractor.data import maze, sudoku
 from attractor.data.text import Shards
+from attractor.errors import DivergedError
 from benchmarks import changed_setting, depth, depth_tasks, paper, paper_items
 
 SMALLEST = {
@@ -101,6 +102,26 @@ def test_a_paused_side_continues(small, capsys) -> None:
     paper.paper(("figure7",), **small)
     assert cut["ppl"] == json.loads(file.read_text())["ppl"]
     assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(small, monkeypatch) -> None:
+    real = paper.train_language
+
+    def train(recipe: Any, *args: Any, **settings: Any) -> Any:
+        loaded = real(recipe, *args, **settings)
+        if recipe.model.start == "zero":
+            raise DivergedError("stopped: the loss is not finite.")
+        return loaded
+
+    monkeypatch.setattr(paper, "train_language", train)
+    monkeypatch.setitem(ITEMS, "table6", replace(ITEMS["table6"], sides=("zero", "attractor")))
+    paper.paper(("table6",), data=small["data"], seeds=(0,))
+    table = (paper.OUT / "table6" / "tiny.md").read_text()
+    assert "Diverged in training: start: zero (1 of 1 seeds)." in table
+    assert "| attractor as published |" in table
+    assert "| start: zero |" not in table
+    monkeypatch.setattr(paper, "train_language", None)  # what diverged is not trained again
+    paper.paper(("table6",), data=small["data"], seeds=(0,))
 
 
 def test_a_bundle_gives_core_and_core_extended(small, bundle, monkeypatch) -> None:

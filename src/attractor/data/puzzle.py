@@ -249,9 +249,7 @@ class Puzzle(ABC):
     def augment(self, questions: Grids, answers: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
         """Apply a random symmetry to each puzzle, the same to question and answer."""
 
-    def crop(
-        self, questions: Grids, answers: Grids, size: int, rng: np.random.Generator
-    ) -> tuple[Grids, Grids]:
+    def crop(self, questions: Grids, answers: Grids, size: int, rng: np.random.Generator) -> tuple[Grids, Grids]:
         """Return a random window (N, size, size) of each puzzle that is a puzzle itself, and its answer."""
         raise DataError(f"a {self.kind} has no windows that are puzzles; leave supervision.windows empty.")
 

@@ -157,7 +157,9 @@ class DeepSupervision:
         self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
         if config.windows and max(config.windows) >= min(questions.shape[1:]):
             size = " × ".join(map(str, questions.shape[1:]))
-            raise ConfigError(f"supervision.windows={list(config.windows)}: give sizes below that of the mazes, {size}.")
+            raise ConfigError(
+                f"supervision.windows={list(config.windows)}: give sizes below that of the mazes, {size}."
+            )
         self._config, self._init_state, self._device = config, init_state, device
         self._augment, self._crop = augment, crop
         self._window, self._max_segments = 0, config.max_segments  # at present; window 0: whole puzzles
