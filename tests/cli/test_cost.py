@@ -22,7 +22,7 @@ TINY = ["--set", "model.vocab_size=512", "text.batch_size=2", "text.length=128"]
 def test_a_recipe_is_estimated_and_measured(arguments: list[str], unit: str, tmp_path, capsys) -> None:
     """The output has parameters, operations, memory and time in 80 columns; the JSON file has the same numbers."""
     file = tmp_path / "cost.json"
-    assert main(["cost", *arguments, "--json", str(file)]) == 0
+    assert main(["cost", *arguments, "--out", str(file)]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("embedding", "FLOP", "peak", "this machine, measured", "H100", unit))
     assert max(map(len, out.splitlines())) <= 80

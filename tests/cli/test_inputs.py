@@ -73,7 +73,7 @@ def test_pipes_and_unreadable_paths_are_refused(tmp_path, monkeypatch, capsys) -
         ["solve", "loop", LINE],
         ["data", "prepare", "x.txt", "--val", "loop", "--out", "out"],
         ["export", "loop", "out", "--depth", "1"],
-        ["cost", "maze", "--no-measure", "--json", "loop"],
+        ["cost", "maze", "--no-measure", "--out", "loop"],
     ):
         assert main(command) == 2
         assert "loop" in one_sentence(capsys) or command[0] == "data"

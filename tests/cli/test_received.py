@@ -347,7 +347,7 @@ def test_an_output_is_never_an_input(run, model, tmp_path, capsys) -> None:
         ["evaluate", run, "--data", mazes, "--out", checkpoint / "new.json"],
         ["evaluate", model, "--data", text, "--out", model / "config.json"],
         ["evaluate", model, "--data", text, "--out", text],
-        ["cost", "maze", "--json", checkpoint / "run.json"],
+        ["cost", "maze", "--out", checkpoint / "run.json"],
     ):
         assert "choose another place for the output" in refused(command, capsys), command
     for out in (checkpoint, model):

@@ -15,7 +15,7 @@ from attractor.training import TrainConfig
 OPTIONS = {
     "demo": ["--minutes", "--seed"],
     "solve": ["--depth", "--tolerance", "--max-evaluations", "--breadth", "--seed", "--gif"],
-    "cost": ["--set", "--evaluations", "--world-size", "--strategy", "--json"],
+    "cost": ["--set", "--evaluations", "--world-size", "--strategy", "--out"],
     "train": ["--set", "--data", "--init", "--out", "--pause-after", "--logger"],
     "evaluate": [
         "--data",

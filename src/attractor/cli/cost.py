@@ -16,7 +16,7 @@ def cost(
     world_size: int = 1,
     strategy: Literal["ddp", "fsdp"] | None = None,
     measure: bool = True,
-    json: Path | None = None,
+    out: Path | None = None,
 ) -> None:
     """Estimate what training a recipe costs (parameters, operations, memory, time), and measure it where possible.
 
@@ -30,18 +30,18 @@ def cost(
         world_size: Number of processes, each with one device, that share every batch.
         strategy: How the processes share the model; the recipe's train.parallel by default.
         measure: Make a few real steps on this machine within about a minute, with a smaller batch if necessary.
-        json: A file to write all numbers to.
+        out: A JSON file to write the figures to.
     """
     from attractor import recipes
     from attractor.experiment.cost import cost as run
     from attractor.experiment.environment import environment
     from attractor.files import require_output_file, write_json
 
-    if json is not None:
-        require_output_file(json)
+    if out is not None:
+        require_output_file(out)
     # cost refuses recipes without sizes by their names
     settings = recipe if recipe in recipes.FROM_CHECKPOINT else recipes.override(recipes.get(recipe), set)
     estimate = run(settings, evaluations=evaluations, world_size=world_size, strategy=strategy, measure=measure)
     say(*str(estimate).splitlines())
-    if json is not None:
-        write_json(json, {"recipe": recipe, "set": set, "environment": environment(), **estimate.to_dict()})
+    if out is not None:
+        write_json(out, {"recipe": recipe, "set": set, "environment": environment(), **estimate.to_dict()})

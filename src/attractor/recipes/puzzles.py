@@ -228,11 +228,7 @@ def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleReci
         data=SudokuDataConfig(size=size, clues=CLUES.get(size), num_puzzles={6: 1000}.get(size, 10_000), seed=seed),
         supervision=_supervision(family, batch_size=64, max_segments=6),
         train=TrainConfig(
-            seconds=60.0 * MINUTES[size],
-            optimizer=OptimizerConfig(lr=2e-3),
-            precision="bf16",
-            log_every=50,
-            seed=seed,
+            seconds=60.0 * MINUTES[size], optimizer=OptimizerConfig(lr=2e-3), precision="bf16", log_every=50, seed=seed
         ),
     )
 
@@ -243,26 +239,19 @@ def sudoku_symmetric(size: int = 9, *, minutes: float = 15.0, seed: int = 0) -> 
     Give those of 9 digits as ``data``.
     """
     height, width = BOXES[size]
-    is_small = size == 6
+    channels, evaluations, batch_size, max_segments = {6: (24, 8, 32, 6), 9: (32, 16, 24, 8)}[size]
     return PuzzleRecipe(
         model=AttractorReasonerConfig(
             num_symbols=size + 1,
             num_classes=size + 1,
-            update=SymmetricUpdateConfig(
-                width=24 if is_small else 32, hidden=72 if is_small else 96, box_height=height, box_width=width
-            ),
+            update=SymmetricUpdateConfig(width=channels, hidden=3 * channels, box_height=height, box_width=width),
             noise=0.0,
-            evaluations_per_segment=8 if is_small else 16,
+            evaluations_per_segment=evaluations,
             backprop_steps=8,
         ),
         data=SudokuDataConfig(size=size, clues=CLUES.get(size), seed=seed),
-        supervision=DeepSupervisionConfig(batch_size=32 if is_small else 24, max_segments=6 if is_small else 8),
-        train=TrainConfig(
-            seconds=60 * minutes,
-            optimizer=OptimizerConfig(lr=3e-3),
-            log_every=50,
-            seed=seed,
-        ),
+        supervision=DeepSupervisionConfig(batch_size=batch_size, max_segments=max_segments),
+        train=TrainConfig(seconds=60 * minutes, optimizer=OptimizerConfig(lr=3e-3), log_every=50, seed=seed),
     )
 
 
