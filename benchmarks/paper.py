@@ -115,15 +115,11 @@ def paper(
                     continue
                 print(f"{stored}: trained again; {why}")
             folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
-            loop: dict[str, Any] = {"should_pause": pause, "resume": folder.is_dir()}
-            try:
-                run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
-                    side, scale, seed, data, bundle, folder, loop
-                )  # fmt: skip
-            except DivergedError as error:  # a result too: the other sides go on
-                run = {"diverged": str(error)}
-                print(f"{stored}: {error}")
-            if pause.requested:
+            loop: dict[str, Any] = {"should_pause": pause, "resume": (folder / "latest").exists()}
+            run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
+                side, scale, seed, data, bundle, folder, loop
+            )  # fmt: skip
+            if not run:
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
             (OUT / "runs").mkdir(parents=True, exist_ok=True)
@@ -139,14 +135,21 @@ def paper(
 def _settings(side: str, scale: str, seed: int, data: Path, bundle: Path | None) -> Run:
     shards = Shards(data, "train")
     text = {"tokenizer": shards.tokenizer, "tokens": shards.num_tokens}
-    return {"recipe": language_recipe(side, scale, seed), "text": text, "bundle": bundle is not None}
+    return {
+        "recipe": language_recipe(side, scale, seed),
+        "text": text,
+        "bundle": bundle is not None and "core-extended",
+    }
 
 
 def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, folder: Path, loop: Any) -> Run:
     """Train a language side, unless it is paused, and measure it."""
     recipe, begin = language_recipe(side, scale, seed), time.process_time()
-    with TrainingProgress(f"{scale} {side} {seed}") as bar:
-        loaded = train_language(recipe, data, folder, callbacks=[bar], **loop)
+    try:
+        with TrainingProgress(f"{scale} {side} {seed}") as bar:
+            loaded = train_language(recipe, data, folder, callbacks=[bar], **loop)
+    except DivergedError as error:  # a result too: the other sides go on
+        return {"diverged": [str(error)]}
     if loop["should_pause"].requested:
         return {}
     seconds = time.process_time() - begin
@@ -199,13 +202,13 @@ def _reasoner(side: str, scale: str, seed: int, folder: Path, loop: Any) -> Run:
         like = to_dict(recipe.data) | {"seed": 1_000_000}
         like.pop("num_puzzles")
         test = PUZZLES[recipe.kind].generate(NUM_TEST, exclude=training_puzzles(recipe), **like)
-        with TrainingProgress(f"{scale} {side} {task} {seed}") as bar:
-            settings = loop | {
-                "resume": (folder / task).is_dir(),
-                "held_out": test[: NUM_TEST // 10],
-                "callbacks": [bar],
-            }
-            loaded = train_reasoner(recipe, folder / task, **settings)
+        settings = loop | {"resume": (folder / task / "latest").exists(), "held_out": test[: NUM_TEST // 10]}
+        try:
+            with TrainingProgress(f"{scale} {side} {task} {seed}") as bar:
+                loaded = train_reasoner(recipe, folder / task, callbacks=[bar], **settings)
+        except DivergedError as error:
+            run["diverged"] = [*run.get("diverged", ()), f"{task}: {error}"]
+            continue
         if loop["should_pause"].requested:
             return {}
         how: dict[str, Any] = {"depths": (16,), "breadths": (1,), "selections": ("residual",), "batch_size": 100}
@@ -251,10 +254,12 @@ def _memory(scale: str) -> dict[str, list[Run]]:
 def write(name: str, scale: str, seeds: Sequence[int]) -> None:
     """Write the table, and the picture of a figure, of the runs that are there."""
     item, folder = ITEMS[name], OUT / name
-    stored = {side: [run for s in seeds if (run := _stored(f"{scale}-{side}-{s}"))] for side in item.sides}
-    runs = {side: [run for run in found if "diverged" not in run] for side, found in stored.items()}
+    stored = {
+        side: [run | {"seed": s} for s in seeds if (run := _stored(f"{scale}-{side}-{s}"))] for side in item.sides
+    }
+    runs = {side: [run for run in found if "weights" in run] for side, found in stored.items()}  # that ended
     runs = {side: found for side, found in runs.items() if found} if item.sides else _memory(scale)
-    if not runs:
+    if not runs and not any(stored.values()):
         print(f"{name}: nothing is stored yet.")
         return
     texts = {str(run["settings"].get("text")) for found in runs.values() for run in found if "settings" in run}
@@ -287,11 +292,11 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
     table += f"\n\nDiverged in training: {', '.join(diverged)}." if diverged else ""
     absent = sorted({label for found in runs.values() for run in found for label in run.get("missing_tasks", ())})
     table += f"\n\nNot in the bundle: {', '.join(absent)}." if absent else ""
-    parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(values, known, item), command]
+    parts = [f"# {name}: {item.title} ({scale})", item.note, table, _orders(runs, known, item), command]
     write_text(folder / f"{scale}.md", "\n\n".join(part for part in parts if part) + "\n")
     rows = [{"side": side, "paper": known.get(side, {}), "here": row} for side, row in values.items()]
     write_json(folder / f"{scale}.json", {"title": item.title, "scale": scale, "rows": rows})
-    if item.axes:
+    if item.axes and runs:
         _draw(item, runs, folder / f"{scale}.png")
     print((folder / f"{scale}.md").read_text())
 
@@ -299,10 +304,10 @@ def write(name: str, scale: str, seeds: Sequence[int]) -> None:
 def _relate(runs: dict[str, list[Run]]) -> None:
     """Make memory and time relative to the one-step gradient's, and read the losses at equal FLOPs off the curves."""
     flat = [run for found in runs.values() for run in found if "curve" in run]
-    for column in ("memory", "step_time") if REFERENCE in runs else ():
-        unit = statistics.mean(run[column] for run in runs[REFERENCE])
+    for column in ("memory", "step_time"):
+        unit = statistics.mean(run[column] for run in runs[REFERENCE]) if REFERENCE in runs else None
         for run in flat:
-            run[column] /= unit
+            run[column] = None if unit is None else run[column] / unit
     half = min((run["training_flops"] for run in flat if run["training_flops"]), default=0) / 2
     for run in flat:
         if spent := [line["loss"] for line in run["curve"] if line["flops"] and line["flops"] <= half]:
@@ -320,15 +325,24 @@ def _mean(values: list[float], column: str) -> str:
     return with_spread(statistics.mean(values), spread, COLUMNS[column][1])
 
 
-def _orders(values: dict[str, Any], known: dict[str, dict[str, float]], item: Item) -> str:
-    """Say of neighbours in the paper's order by the first column whether the difference has the same sign here."""
+def _orders(runs: dict[str, list[Run]], known: dict[str, dict[str, float]], item: Item) -> str:
+    """Say of neighbours in the paper's order by the first column whether the difference has the same sign here.
+
+    Differences are those of runs with one seed.
+    """
     column = item.columns[0]
-    ranked = sorted((s for s in values if column in known.get(s, {})), key=lambda s: known[s][column])
+    found = {
+        side: {run.get("seed"): run[column] for run in each if run.get(column) is not None}
+        for side, each in runs.items()
+    }
+    ranked = sorted((s for s in runs if column in known.get(s, {})), key=lambda s: known[s][column])
     lines = []
     for low, high in itertools.pairwise(ranked):
-        if known[low][column] == known[high][column]:
+        differences = [
+            (found[high][seed] - found[low][seed]) / COLUMNS[column][2] for seed in found[low] if seed in found[high]
+        ]
+        if known[low][column] == known[high][column] or not differences:
             continue
-        differences = [b - a for a, b in zip(values[low][column], values[high][column], strict=False)]
         signs = {d > 0 for d in differences}
         verdict = "not resolved" if len(signs) > 1 else "holds" if signs == {True} else "does not hold"
         lines.append(

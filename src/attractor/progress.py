@@ -81,8 +81,8 @@ def _make_progress(console: "Console", transient: bool) -> "Progress":
 class TrainingProgress(_Bars):
     """A :class:`attractor.training.Callback` and context manager that draws a bar, followed by the metrics.
 
-    Behind the bar stands the last value of each metric. If the output is not a terminal, it prints a line after every
-    tenth of the run instead, with what was measured since the last line; ``(step 90)`` follows what is not of this step.
+    The bar is followed by the last value of each metric. If the output is not a terminal, it prints a line after every
+    tenth of the run instead, with what was measured since the last line; ``(step 90)`` marks a value of an earlier step.
     """
 
     def __init__(self, title: str, console: "Console | None" = None, *, enabled: bool = True) -> None:

@@ -197,8 +197,12 @@ def test_orders_say_whether_the_difference_has_the_sign_of_the_papers() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "LABELS", names)
         for ours, verdict in (([2.0, 2.1], "holds"), ([0.5, 0.6], "does not hold"), ([0.5, 2.0], "not resolved")):
-            line = paper._orders({"a": {"ppl": [1.0, 1.0]}, "b": {"ppl": ours}}, known, item)
+            runs = {"a": [{"seed": 0, "ppl": 1.0}, {"seed": 1, "ppl": 1.0}]}
+            runs["b"] = [{"seed": seed, "ppl": ppl} for seed, ppl in enumerate(ours)]
+            line = paper._orders(runs, known, item)
             assert verdict in line
+        one = {"a": [{"seed": 1, "ppl": 10.0}], "b": [{"seed": 0, "ppl": 1.0}, {"seed": 1, "ppl": 11.0}]}
+        assert "here +1.00 to +1.00 (seeds: 1): holds" in paper._orders(one, known, item)
 
 
 def test_without_the_repositorys_results_the_command_says_what_to_do(tmp_path, monkeypatch, capsys) -> None:
@@ -301,7 +305,7 @@ def test_a_setting_that_did_not_exist_when_a_run_was_stored_had_its_default() ->
     assert changed_setting({}, {"size": 1}, {"size": 1}) == "size is 1, and was 'not there'."
 
 
-def test_the_stored_runs_are_those_of_todays_recipes(tmp_path, monkeypatch) -> None:
+def test_the_stored_runs_are_those_of_todays_recipes(monkeypatch) -> None:
     """So that the commands that they hold train nothing again."""
     stored = sorted((Path(depth.__file__).parents[1] / "results" / "depth").glob("*.json"))
     assert stored
@@ -309,4 +313,5 @@ def test_the_stored_runs_are_those_of_todays_recipes(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(depth, "train", lambda *a, **k: pytest.fail("a stored run would be trained again"))
     for file in stored:
         task, side, seed = file.stem.rsplit("-", 2)
-        depth.run((task,), (side,), (int(seed),), num_steps=400)  # type: ignore[arg-type]
+        num_steps = int(json.loads(file.read_text())["command"].partition("--num-steps ")[2].split()[0])
+        depth.run((task,), (side,), (int(seed),), num_steps=num_steps)  # type: ignore[arg-type]

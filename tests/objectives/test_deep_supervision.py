@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attractor import recipes
 from attractor.data import maze
 from attractor.errors import ConfigError
+from attractor.experiment.puzzles import train_reasoner
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.objectives.deep_supervision import stablemax_cross_entropy
 
@@ -253,6 +254,11 @@ def test_training_begins_on_windows_and_ends_on_whole_mazes():
     mazes = maze.generate(8, 13, seed=0)
     shapes: list[int] = []
     segments: list[int] = []
+    drawn: list[tuple[int, int]] = []  # the step, and how many mazes were drawn in it
+
+    def init_state(questions: Tensor) -> Tensor:
+        drawn.append((len(shapes), len(questions)))
+        return torch.zeros(*questions.shape, 1)
 
     class Sized(Model):
         def forward(self, questions: Tensor, state: Tensor) -> Output:
@@ -264,7 +270,7 @@ def test_training_begins_on_windows_and_ends_on_whole_mazes():
         mazes.questions,
         mazes.answers,
         DeepSupervisionConfig(batch_size=4, max_segments=13, windows=(5, 9), augment=False),
-        init_state=lambda questions: torch.zeros(*questions.shape, 1),
+        init_state=init_state,
         augment=mazes.puzzle.augment,
         crop=mazes.puzzle.crop,
     )
@@ -274,20 +280,45 @@ def test_training_begins_on_windows_and_ends_on_whole_mazes():
     assert shapes == [5] * 10 + [9] * 10 + [13] * 10
     assert max(segments[:10]) == 5
     assert max(segments[10:20]) <= 9 < max(segments)
+    assert [step for step, num in drawn if num == 4] == [0, 10, 20]  # otherwise the states are carried over
 
 
-def test_windows_are_for_larger_mazes_only():
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"windows": (13,)}, r"windows=\[13\]: give sizes below that of the mazes, 13 × 13"),
+        ({"windows": (4,)}, "from 5 up"),
+        ({"windows": (5.5,)}, "whole numbers"),
+        ({"windows": (5,), "crop": None}, "a function that crops them"),
+    ],
+)
+def test_windows_need_larger_mazes_and_a_function_that_crops_them(settings, says) -> None:
     mazes = maze.generate(8, 13, seed=0)
-    with pytest.raises(ConfigError, match=r"windows=\[13\]: give sizes below that of the mazes, 13 × 13"):
+    crop = settings.pop("crop", mazes.puzzle.crop)
+    with pytest.raises(ConfigError, match=says):
         DeepSupervision(
             mazes.questions,
             mazes.answers,
-            DeepSupervisionConfig(windows=(13,)),
-            init_state=lambda questions: torch.zeros(questions.shape),
+            DeepSupervisionConfig(**settings),
+            init_state=lambda questions: torch.zeros(*questions.shape, 1),
             augment=mazes.puzzle.augment,
-            crop=mazes.puzzle.crop,
+            crop=crop,
         )
-    with pytest.raises(ConfigError, match="at least 5"):
-        DeepSupervisionConfig(windows=(4,))
-    with pytest.raises(ConfigError, match="windows of mazes; leave it empty for sudoku"):
-        recipes.override(recipes.get("sudoku/6x6"), ["supervision.windows=[5]"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "says"),
+    [
+        ("sudoku/6x6", ["supervision.windows=[5]"], "windows of mazes; leave it empty for sudoku"),
+        ("maze", ["supervision.windows=[5]", "train.guard.loss_spike=6"], "the loss jumps between windows"),
+    ],
+)
+def test_windows_that_a_recipe_cannot_use_are_refused(recipe, changes, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        recipes.override(recipes.get(recipe), changes)
+
+
+def test_a_run_whose_windows_are_too_large_ends_before_mazes_are_generated(tmp_path) -> None:
+    recipe = recipes.override(recipes.get("maze/walls"), ["data.size=21", "data.num_puzzles=1000000"])
+    with pytest.raises(ConfigError, match=r"21 × 21, or none: supervision.windows=\[\]"):
+        train_reasoner(recipe, tmp_path / "run")

@@ -79,8 +79,8 @@ class DeepSupervisionConfig:
     def __post_init__(self) -> None:
         require_whole(self, 1, "batch_size", "max_segments")
         require_whole(self, 0, "max_revealed")
-        if any(window < 5 for window in self.windows):
-            raise ConfigError(f"deep supervision: windows={list(self.windows)}: a window has at least 5 × 5 cells.")
+        if any(type(window) is not int or window < 5 for window in self.windows):
+            raise ConfigError(f"deep supervision: windows={list(self.windows)}: give whole numbers from 5 up.")
         for name in ("replace_solved_prob", "halt_exploration_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
@@ -89,6 +89,15 @@ class DeepSupervisionConfig:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} cannot be negative.")
         if self.cross_entropy not in LOSSES:
             raise ConfigError(f"cross_entropy={self.cross_entropy!r}: {suggestion(self.cross_entropy, LOSSES)}")
+
+
+def require_smaller(windows: Sequence[int], size: int) -> None:
+    """Raise a ConfigError unless all ``windows`` are smaller than puzzles of this height."""
+    if max(windows, default=0) >= size:
+        raise ConfigError(
+            f"supervision.windows={list(windows)}: give sizes below that of the mazes, {size} × {size}, or none: "
+            "supervision.windows=[]."
+        )
 
 
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -155,11 +164,11 @@ class DeepSupervision:
         self._rank, self._world_size = rank, world_size
         self._first, self._num = split_batch(config.batch_size, rank, world_size)
         self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
-        if config.windows and max(config.windows) >= min(questions.shape[1:]):
-            size = " × ".join(map(str, questions.shape[1:]))
-            raise ConfigError(
-                f"supervision.windows={list(config.windows)}: give sizes below that of the mazes, {size}."
-            )
+        if config.windows:
+            height, width = questions.shape[1:]
+            if crop is None or height != width:
+                raise ConfigError("supervision.windows needs square mazes, and a function that crops them.")
+            require_smaller(config.windows, height)
         self._config, self._init_state, self._device = config, init_state, device
         self._augment, self._crop = augment, crop
         self._window, self._max_segments = 0, config.max_segments  # at present; window 0: whole puzzles
@@ -230,7 +239,8 @@ class DeepSupervision:
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         pair = self._data[0][index], self._data[1][index]
-        if self._window and self._crop is not None:
+        if self._window:
+            assert self._crop is not None  # or the constructor refuses
             pair = self._crop(*pair, self._window, rng)
         if self._config.augment:
             pair = self._augment(*pair, rng)

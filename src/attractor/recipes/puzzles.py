@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from math import isqrt
 from typing import Any
 
-from attractor.config import config_class, require_whole, suggestion
+from attractor.config import config_class, suggestion
 from attractor.data.arc import ARC, SIDE
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
@@ -25,85 +25,8 @@ from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConf
 from attractor.nn.grid import swiglu_hidden
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
+from attractor.recipes.puzzle_data import ArcDataConfig, MazeDataConfig, SudokuDataConfig
 from attractor.training import TrainConfig
-
-
-@config_class
-class MazeDataConfig:
-    """Mazes to generate for training.
-
-    Attributes
-    ----------
-    num_puzzles
-        The number of mazes.
-    style
-        ``"perfect"``, with one path between any two cells; ``"unique"``, those of Maze-Unique; or ``"walls"``, random
-        walls with loops.
-    size
-        Their height and width in cells.
-    min_path, max_path
-        The fewest and the most steps from S to G.
-    corner_fraction
-        The share of perfect mazes with S and G in opposite corners. Training on long paths helps with larger mazes.
-    dfs_fraction
-        The share of these corner mazes that depth-first search makes, which gives the longest paths. Solves then
-        converge sooner and more often; as many answers are right.
-    seed
-        The seed of the mazes.
-    """
-
-    kind = "maze"
-
-    num_puzzles: int = 1000
-    style: str = "perfect"
-    size: int = 11
-    min_path: int = 1
-    max_path: int | None = None
-    corner_fraction: float = 0.9
-    dfs_fraction: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_whole(self, 1, "num_puzzles")
-        for name in ("corner_fraction", "dfs_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"MazeDataConfig({name}={getattr(self, name)!r}): give a fraction from 0 to 1.")
-
-
-@config_class
-class SudokuDataConfig:
-    """Sudokus to generate for training.
-
-    Attributes
-    ----------
-    num_puzzles
-        The number of Sudokus.
-    size
-        The number of digits: 4, 6 or 9.
-    clues
-        Given digits of each. None: as few as possible.
-    seed
-        The seed of the Sudokus.
-    """
-
-    kind = "sudoku"
-
-    num_puzzles: int = 1000
-    size: int = 9
-    clues: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_whole(self, 1, "num_puzzles", "size")
-
-
-@config_class
-class ArcDataConfig:
-    """Tasks of ARC-AGI, from a folder that ``attractor data arc`` writes."""
-
-    kind = "arc"
-    size = SIDE
-
 
 ReasonerModelConfig = AttractorReasonerConfig | TRMConfig | EqRConfig | HRMConfig | TRMDEQConfig | TransformerConfig
 
@@ -127,8 +50,13 @@ class PuzzleRecipe:
             raise ConfigError(f"model.update: a symmetric update is for Sudokus; a {self.data.kind} needs another one.")
         if self.supervision.max_revealed and self.kind != "sudoku":
             raise ConfigError(f"supervision.max_revealed fills blank cells of Sudokus; leave it at 0 for {self.kind}.")
-        if self.supervision.windows and self.kind != "maze":
-            raise ConfigError(f"supervision.windows are windows of mazes; leave it empty for {self.kind}.")
+        if self.supervision.windows:
+            if self.kind != "maze":
+                raise ConfigError(f"supervision.windows are windows of mazes; leave it empty for {self.kind}.")
+            if self.train.guard.loss_spike or self.train.guard.gradient_spike:
+                raise ConfigError(
+                    "supervision.windows: the loss jumps between windows; leave the guard's spikes unset."
+                )
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -209,7 +137,8 @@ def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 
     )
 
 
-MINUTES, CLUES = {6: 6, 9: 60}, {6: 10}
+MINUTES = {6: 6, 9: 60}
+CLUES = {6: 10}
 
 
 def sudoku(size: int, family: str = "attractor", *, seed: int = 0) -> PuzzleRecipe:
@@ -238,6 +167,8 @@ def sudoku_symmetric(size: int = 9, *, minutes: float = 15.0, seed: int = 0) -> 
 
     Give those of 9 digits as ``data``.
     """
+    if size not in MINUTES:
+        raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
     height, width = BOXES[size]
     channels, evaluations, batch_size, max_segments = {6: (24, 8, 32, 6), 9: (32, 16, 24, 8)}[size]
     return PuzzleRecipe(
@@ -373,7 +304,8 @@ def _model(
     if family == "hrm":
         return HRMConfig(network=replace(cells, num_layers=4 if wide else 2), evaluations_per_segment=2, **counts)
     if family == "trm-deq":
-        counts |= {"num_name_tokens": NAME_TOKENS[family], "name_width": cells.width}
+        if cells.mixing != "convolution":  # names have cells outside of the grid, which a convolution does not see
+            counts |= {"num_name_tokens": NAME_TOKENS[family], "name_width": cells.width}
         return TRMDEQConfig(network=replace(cells, num_layers=8 if wide else 2), **counts)
     if family == "paper":
         return AttractorReasonerConfig(

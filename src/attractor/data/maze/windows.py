@@ -1,6 +1,6 @@
 """Windows of mazes: small mazes to train on, made from parts of larger ones and of their paths.
 
-A part of a shortest path is a shortest path between its ends, and walls around a window remove paths but add none. So
+A part of a shortest path is a shortest path between its ends, and the walls around a window can only remove paths. So
 every window that contains a part of a maze's path is a solved maze, and no search is needed.
 """
 

@@ -48,7 +48,7 @@ class StepBenchmark:
         train = self.recipe.train
         for _ in range(train.accumulate):
             with torch.autocast(self.device.type, PRECISIONS[train.precision], enabled=train.precision != "fp32"):
-                loss, metrics = self._objective.step(self.model)
+                loss, metrics = self._objective.step(self.model, 1.0)
             (loss / train.accumulate).backward()
             default = getattr(self.model, "evaluations_per_segment", 1)
             self.evaluations.append(float(metrics.get("calls", default)))
