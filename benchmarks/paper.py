@@ -344,7 +344,9 @@ def _orders(runs: dict[str, list[Run]], known: dict[str, dict[str, float]], item
         if known[low][column] == known[high][column] or not differences:
             continue
         signs = {d > 0 for d in differences}
-        verdict = "not resolved" if len(signs) > 1 else "holds" if signs == {True} else "does not hold"
+        verdict = (
+            "not resolved" if len(signs) > 1 or 0 in differences else "holds" if signs == {True} else "does not hold"
+        )
         lines.append(
             f"- {COLUMNS[column][0]}, *{LABELS[high]}* less *{LABELS[low]}*: paper "
             f"{known[high][column] - known[low][column]:+.2f}, here {min(differences):+.2f} to {max(differences):+.2f} "
