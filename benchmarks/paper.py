@@ -154,6 +154,7 @@ def _language(side: str, scale: str, seed: int, data: Any, bundle: Path | None, 
         return {}
     seconds = time.process_time() - begin
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = [line for line in log if "tokens" in line]  # a report of a skipped step counts none
     model, tokenizer, length = loaded.model.eval(), loaded.tokenizer, recipe.text.length
     texts = [text[:CHARACTERS] for text in read_held_out((data,))][:NUM_DOCUMENTS]
     score = score_text(model, tokenizer, texts, length=length)

@@ -111,6 +111,10 @@ def test_a_run_that_diverges_is_a_result_and_the_others_go_on(small, monkeypatch
         loaded = real(recipe, *args, **settings)
         if recipe.model.start == "zero":
             raise DivergedError("stopped: the loss is not finite.")
+        metrics = loaded.path / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        del lines[2]["tokens"]  # as in the report of a skipped step
+        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return loaded
 
     monkeypatch.setattr(paper, "train_language", train)
