@@ -70,3 +70,13 @@ def test_recipes_generate_published_mazes_by_their_definition(name: str, size: i
     else:  # a tree has one edge less than junctions
         assert ((found.questions != Cell.WALL).sum(axis=(1, 2)) == 2 * junctions - 1).all()
     assert not recipe.supervision.augment
+
+
+@pytest.mark.parametrize("family", recipes.REASONER_FAMILIES)
+def test_every_family_makes_a_step_on_mazes_of_random_walls(family: str) -> None:
+    """Windows and mazes of any size fit, so no family has cells outside of the grid."""
+    model = recipes.maze_walls(family).model.build()
+    for size in (5, 8):
+        questions = torch.ones(2, size, size, dtype=torch.long)
+        output = model(questions, model.init_state(questions))
+        assert output.logits.shape == (2, size, size, len(Cell))
