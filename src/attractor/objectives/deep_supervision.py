@@ -171,7 +171,7 @@ class DeepSupervision:
             require_smaller(config.windows, height)
         self._config, self._init_state, self._device = config, init_state, device
         self._augment, self._crop = augment, crop
-        self._window, self._max_segments = 0, config.max_segments  # at present; window 0: whole puzzles
+        self._size, self._max_segments = questions.shape[1], config.max_segments  # of the present window, or puzzle
         self._held_out, self._peak_flops = held_out, peak_flops
         self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
         self._carry: dict[str, Tensor] | None = None
@@ -179,12 +179,12 @@ class DeepSupervision:
     def step(self, model: nn.Module, progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one segment of the batch and return its loss and metrics. ``progress`` in [0, 1] decides the window."""
         config = self._config
-        phases, height = (*config.windows, 0), self._data[0].shape[1]
-        self._window = phases[min(int(progress * len(phases)), len(phases) - 1)]
-        size = self._window or height
-        self._max_segments = math.ceil(config.max_segments * size / height)
+        height = self._data[0].shape[1]
+        phases = (*config.windows, height)
+        self._size = phases[min(int(progress * len(phases)), len(phases) - 1)]
+        self._max_segments = math.ceil(config.max_segments * self._size / height)
         carry = self._carry
-        if carry is None or carry["answers"].shape[1] != size:
+        if carry is None or carry["answers"].shape[1] != self._size:
             carry = self._first_batch()
         carry = self._replace_finished(carry)
         output: Any = model(carry["questions"], carry["state"])
@@ -239,9 +239,9 @@ class DeepSupervision:
         # Seeded from torch's generator, so that a checkpoint of that one state is enough to resume exactly.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         pair = self._data[0][index], self._data[1][index]
-        if self._window:
+        if self._size < pair[0].shape[1]:
             assert self._crop is not None  # or the constructor refuses
-            pair = self._crop(*pair, self._window, rng)
+            pair = self._crop(*pair, self._size, rng)
         if self._config.augment:
             pair = self._augment(*pair, rng)
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
@@ -281,7 +281,8 @@ class DeepSupervision:
         rate = self._num_segments / (time.perf_counter() - self._since)
         figures = {"segments/s": rate}
         if self._peak_flops is not None:
-            num_cells = self._window**2 or self._data[0][0].size
+            whole = self._data[0][0]
+            num_cells = self._size**2 if self._size < len(whole) else whole.size
             flops = unwrap_model(model).flops_per_puzzle(num_cells, training=True)
             figures["mfu"] = rate * flops / (self._world_size * self._peak_flops)
         self._num_segments, self._since = 0, time.perf_counter()
