@@ -205,8 +205,9 @@ def test_orders_say_whether_the_difference_has_the_sign_of_the_papers() -> None:
             runs["b"] = [{"seed": seed, "ppl": ppl} for seed, ppl in enumerate(ours)]
             line = paper._orders(runs, known, item)
             assert verdict in line
-        one = {"a": [{"seed": 1, "ppl": 10.0}], "b": [{"seed": 0, "ppl": 1.0}, {"seed": 1, "ppl": 11.0}]}
-        assert "here +1.00 to +1.00 (seeds: 1): holds" in paper._orders(one, known, item)
+        both, only = [{"seed": 0, "ppl": 1.0}, {"seed": 1, "ppl": 11.0}], [{"seed": 1, "ppl": 10.0}]
+        assert "here +1.00 to +1.00 (seeds: 1): holds" in paper._orders({"a": only, "b": both}, known, item)
+        assert "here -1.00 to -1.00 (seeds: 1): does not hold" in paper._orders({"a": both, "b": only}, known, item)
 
 
 def test_without_the_repositorys_results_the_command_says_what_to_do(tmp_path, monkeypatch, capsys) -> None:
