@@ -97,7 +97,7 @@ def reasoner_recipe(name: str, task: str, scale: str, seed: int) -> PuzzleRecipe
     network = {"network": {"width": width, "hidden": 2 * width}}
     recipe = change(recipe, {"model": {"update": network} if hasattr(recipe.model, "update") else network})
     data = {"data": {"clues": 18}} if task == "sudoku" else {"data": MazeDataConfig(size=9, seed=seed)}
-    length = {"seconds": None, "num_steps": 150, "precision": "fp32", "optimizer": {"lr": 2e-3 * 128 / width}}
+    length = {"seconds": None, "num_steps": 600, "precision": "fp32", "optimizer": {"lr": 2e-3 * 128 / width}}
     small: PuzzleRecipe = change(recipe, data | {"supervision": {"batch_size": 16}, "train": length | {"seed": seed}})
     return small
 

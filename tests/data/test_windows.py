@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attractor.data.maze import Cell, generate_walls, shortest_paths
+from attractor.data.maze.paths import steps_to_goal_mod_3
 from attractor.data.maze.windows import windows
 
 
@@ -26,3 +27,19 @@ def test_a_window_shows_a_part_of_the_path_and_all_parts_occur():
     assert len(starts) > 20
     assert lengths.min() == 1  # from the cell before G
     assert lengths.max() > 8
+
+
+def test_a_shortest_path_follows_the_auxiliary_targets():
+    """From S on, each next cell has one less, modulo 3, and G has 0; walls have no target."""
+    mazes = generate_walls(8, 16, seed=0, min_path=32)
+    targets = steps_to_goal_mod_3(mazes.questions)
+    np.testing.assert_array_equal(targets[mazes.questions == Cell.WALL], -1)
+    assert (targets[mazes.questions == Cell.GOAL] == 0).all()
+    for target, answer in zip(targets, mazes.answers, strict=True):
+        on_path = np.isin(answer, (Cell.START, Cell.PATH, Cell.GOAL))
+        here, length = np.argwhere(answer == Cell.START)[0], 0
+        while answer[tuple(here)] != Cell.GOAL:
+            steps = [here + step for step in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+            (here,) = [c for c in steps if on_path[tuple(c)] and target[tuple(c)] == (target[tuple(here)] - 1) % 3]
+            length += 1
+        assert length == on_path.sum() - 1

@@ -7,7 +7,7 @@ import torch
 
 from attractor import ConfigError, DataError, Steps, Tolerance
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import ConvolutionUpdateConfig, GatedConvolutionUpdateConfig
 from attractor.testing import UpdateConformance
 
 SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=6, backprop_steps=2)
@@ -30,6 +30,42 @@ class TestConvolutionUpdate(UpdateConformance):
 
     def make_state(self):
         return torch.randn(3, 7, 7, 8, generator=torch.Generator().manual_seed(1))
+
+
+class TestGatedConvolutionUpdate(UpdateConformance):
+    def make_update(self):
+        model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16))
+        x = model.embedding(questions()).detach()
+        return lambda y: model.update(y, x)
+
+    def make_state(self):
+        return torch.rand(3, 7, 7, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@torch.no_grad()
+def test_an_evaluation_of_the_gated_update_reaches_the_four_neighbours() -> None:
+    """A change in one cell reaches cells at a distance of at most the number of evaluations, in steps along the grid."""
+    model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16), damping=1.0, random_init=False)
+    q = torch.ones(1, 9, 9, dtype=torch.long)
+    other = q.clone()
+    other[0, 4, 4] = 2
+    row, column = torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij")
+    distance = (row - 4).abs() + (column - 4).abs()
+    for depth in (1, 3):
+        changed = (model(q, depth=depth).solution.value != model(other, depth=depth).solution.value).any(dim=-1)[0]
+        assert torch.equal(changed, distance <= depth)
+
+
+@torch.no_grad()
+def test_a_closed_gate_keeps_the_state_exactly() -> None:
+    """With closed gates every state is a fixed point; with open ones the state is the candidate, within [-1, 1]."""
+    model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16), damping=1.0)
+    state = torch.rand(3, 7, 7, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    gate = model.update.outer.bias[:8]
+    gate.fill_(-200.0)
+    assert torch.equal(model(questions(), state, depth=5).solution.value, state)
+    gate.fill_(200.0)
+    assert model(questions(), 100 * state, depth=1).solution.value.abs().max() <= 1
 
 
 @torch.no_grad()

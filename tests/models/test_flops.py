@@ -16,7 +16,13 @@ from attractor.models.language import (
     LoopedForCausalLM,
 )
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
-from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
+from attractor.nn import (
+    ConvolutionUpdateConfig,
+    GatedConvolutionUpdateConfig,
+    GridNetworkConfig,
+    SymmetricUpdateConfig,
+    TRMUpdateConfig,
+)
 from attractor.optim import freeze
 
 LENGTH = 24
@@ -113,6 +119,7 @@ CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=24, num_cells=20, num
 UPDATES = {
     "loop": ConvolutionUpdateConfig(width=8, kernel=3),
     "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
+    "gated": GatedConvolutionUpdateConfig(width=8, hidden=12),
     **{
         mixing: TRMUpdateConfig(network=replace(CELLS, mixing=mixing), num_latent=2)
         for mixing in ("mixer", "attention", "convolution")

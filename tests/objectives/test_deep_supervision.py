@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attractor import recipes
 from attractor.data import maze
+from attractor.data.maze.paths import steps_to_goal_mod_3
 from attractor.errors import ConfigError
 from attractor.experiment.puzzles import train_reasoner
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
@@ -22,6 +23,7 @@ class Output:
     logits: Tensor
     solution: Any
     halt: Tensor | None = None
+    auxiliary: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -235,6 +237,53 @@ def test_ranks_draw_different_puzzles_and_a_batch_is_split_anew_on_loading() -> 
         assert {len(part) for part in parts} == {12 // size}
 
 
+def test_the_auxiliary_loss_teaches_the_steps_to_the_goal_modulo_3() -> None:
+    """Targets belong to the carried questions, windows included; the loss is a weighted mean over cells with a target."""
+    mazes = maze.generate(8, 13, seed=0)
+    seen: list[Tensor] = []
+
+    class Auxiliary(Model):
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            seen.append(questions)
+            output = super().forward(torch.zeros_like(questions), state)
+            logits = torch.arange(3.0).expand(*questions.shape, 3)
+            return replace(output, logits=nn.functional.pad(output.logits, (0, 3)), auxiliary=logits)
+
+    supervision = DeepSupervision(
+        mazes.questions,
+        mazes.answers,
+        DeepSupervisionConfig(batch_size=4, max_segments=13, windows=(7,), augment=False, auxiliary_weight=0.5),
+        init_state=lambda questions: torch.zeros(*questions.shape, 1),
+        augment=mazes.puzzle.augment,
+        crop=mazes.puzzle.crop,
+        auxiliary_targets=mazes.puzzle.auxiliary_targets,
+    )
+    for step in range(20):
+        loss, metrics = supervision.step(Auxiliary(right=True), step / 20)
+        targets = torch.from_numpy(steps_to_goal_mod_3(seen[-1].numpy().astype(np.uint8)))
+        expected = -torch.arange(3.0).log_softmax(0)[targets[targets >= 0]].mean()
+        assert torch.allclose(metrics["auxiliary"], expected)
+        logits = nn.functional.pad(9.0 * nn.functional.one_hot(torch.zeros_like(seen[-1]), 2).float(), (0, 3))
+        answer = nn.functional.cross_entropy(logits.flatten(0, -2), supervision.state_dict()["answers"].flatten())
+        assert torch.allclose(loss, answer + 0.5 * expected)
+    assert {len(questions[0]) for questions in seen} == {7, 13}
+
+
+def test_the_head_of_the_auxiliary_loss_is_there_when_it_has_a_weight() -> None:
+    """A recipe decides by the weight; the head exists for training only, and other puzzles and models refuse it."""
+    sizes: dict[str, Any] = {"num_cells": 81, "num_symbols": 4, "num_classes": 5}
+    for weight, classes in ((1.0, 3), (0.0, 0)):
+        recipe = recipes.override(recipes.get("maze/walls"), [f"supervision.auxiliary_weight={weight}"])
+        model = recipes.fit_to_puzzles(recipe, **sizes).model.build()
+        questions = torch.ones(2, 9, 9, dtype=torch.long)
+        found = model(questions).auxiliary
+        assert (None if found is None else found.shape) == ((2, 9, 9, classes) if classes else None)
+        assert model.eval()(questions).auxiliary is None
+    for name in ("sudoku/6x6", "maze/walls-trm"):
+        with pytest.raises(ConfigError, match="for an attractor on mazes"):
+            recipes.override(recipes.get(name), ["supervision.auxiliary_weight=1"])
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_puzzles_are_augmented_unless_the_settings_say_no(augment: bool) -> None:
     """Augmentation is called for every draw, or never."""
@@ -319,6 +368,6 @@ def test_windows_that_a_recipe_cannot_use_are_refused(recipe, changes, says) -> 
 
 
 def test_a_run_whose_windows_are_too_large_ends_before_mazes_are_generated(tmp_path) -> None:
-    recipe = recipes.override(recipes.get("maze/walls"), ["data.size=21", "data.num_puzzles=1000000"])
-    with pytest.raises(ConfigError, match=r"21 × 21, or none: supervision.windows=\[\]"):
+    recipe = recipes.override(recipes.get("maze/walls"), ["data.size=16", "data.num_puzzles=1000000"])
+    with pytest.raises(ConfigError, match=r"16 × 16, or none: supervision.windows=\[\]"):
         train_reasoner(recipe, tmp_path / "run")

@@ -154,12 +154,15 @@ class Puzzle(ABC):
         Whether a question has exactly one correct answer. If not, :meth:`is_right` may accept several.
     ignored
         The value of answer cells that are neither trained nor compared; None if all cells count.
+    num_auxiliary_classes
+        How many values :meth:`auxiliary_targets` has.
     """
 
     kind: str
     difficulty_name: str
     has_unique_answer: bool
     ignored: int | None = None
+    num_auxiliary_classes: int = 0
 
     @abstractmethod
     def alphabet(self, size: int) -> str:
@@ -252,6 +255,10 @@ class Puzzle(ABC):
     def crop(self, questions: Grids, answers: Grids, size: int, rng: np.random.Generator) -> tuple[Grids, Grids]:
         """Return a random window (N, size, size) of each puzzle that is a puzzle itself, and its answer."""
         raise DataError(f"a {self.kind} has no windows that are puzzles; leave supervision.windows empty.")
+
+    def auxiliary_targets(self, questions: Grids) -> NDArray[np.int64]:
+        """Return a class (N, H, W) of every cell that an auxiliary loss teaches beside the answer; -1 for no class."""
+        raise DataError(f"a {self.kind} has no auxiliary targets; leave supervision.auxiliary_weight at 0.")
 
     @abstractmethod
     def find_copies(self, test: PuzzleSet, train: PuzzleSet) -> NDArray[np.int64]:

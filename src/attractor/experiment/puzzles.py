@@ -125,6 +125,7 @@ def train_reasoner(
         init_state=model.init_state,
         augment=examples.puzzle.augment,
         crop=examples.puzzle.crop,
+        auxiliary_targets=examples.puzzle.auxiliary_targets,
         offsets=_offsets(examples),
         ignored=examples.puzzle.ignored,
         device=device,

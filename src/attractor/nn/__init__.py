@@ -1,7 +1,12 @@
 """Building blocks of update networks: single device, no solvers, no training."""
 
 from attractor.nn.compiled import CompiledBlock, compile_blocks, input_device, unwrap_model
-from attractor.nn.convolution import ConvolutionUpdate, ConvolutionUpdateConfig
+from attractor.nn.convolution import (
+    ConvolutionUpdate,
+    ConvolutionUpdateConfig,
+    GatedConvolutionUpdate,
+    GatedConvolutionUpdateConfig,
+)
 from attractor.nn.grid import GridNetwork, GridNetworkConfig, TRMUpdate, TRMUpdateConfig
 from attractor.nn.symmetric import CandidateEmbedding, CandidateHead, SymmetricUpdate, SymmetricUpdateConfig
 
@@ -11,6 +16,8 @@ __all__ = [
     "CompiledBlock",
     "ConvolutionUpdate",
     "ConvolutionUpdateConfig",
+    "GatedConvolutionUpdate",
+    "GatedConvolutionUpdateConfig",
     "GridNetwork",
     "GridNetworkConfig",
     "SymmetricUpdate",

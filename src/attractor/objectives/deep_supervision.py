@@ -28,6 +28,7 @@ IGNORED = -100  # the label of a cell that does not count, as in torch
 HELD_OUT_TOLERANCE = 1e-4  # the relative residual at which a held-out puzzle has converged
 Grids = NDArray[np.uint8]  # (N, height, W)
 Augment = Callable[[Grids, Grids, np.random.Generator], tuple[Grids, Grids]]
+Targets = Callable[[Grids], NDArray[np.int64]]
 Crop = Callable[[Grids, Grids, int, np.random.Generator], tuple[Grids, Grids]]
 
 
@@ -51,6 +52,9 @@ class DeepSupervisionConfig:
         ``"softmax"``, or ``"stablemax"``: see :func:`stablemax_cross_entropy`.
     halting_weight
         Weight of the halting head's loss, for models that have this head.
+    auxiliary_weight
+        Weight of an auxiliary loss, for an attractor on mazes: its second head learns the steps from every cell to G, modulo
+        3, from the first segment on. Such targets are called hints in the CLRS benchmark (arXiv:2205.15659).
     jacobian_weight
         Weight of :func:`attractor.jacobian_penalty` at the state where a segment ends. The penalty makes the update
         contract.
@@ -71,6 +75,7 @@ class DeepSupervisionConfig:
     halt_exploration_prob: float = 0.1
     cross_entropy: str = "softmax"
     halting_weight: float = 0.5
+    auxiliary_weight: float = 0.0
     jacobian_weight: float = 0.0
     augment: bool = True
     max_revealed: int = 0
@@ -84,7 +89,7 @@ class DeepSupervisionConfig:
         for name in ("replace_solved_prob", "halt_exploration_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} must lie in [0, 1].")
-        for name in ("halting_weight", "jacobian_weight"):
+        for name in ("halting_weight", "auxiliary_weight", "jacobian_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} cannot be negative.")
         if self.cross_entropy not in LOSSES:
@@ -119,8 +124,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 class DeepSupervision:
     """An :class:`attractor.training.Objective` for models that update a state.
 
-    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution`` and
-    ``halt``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty ``penalized_map(questions, state)``.
+    The model is called as ``model(questions, state)`` and returns ``logits`` (B, height, W, classes), ``solution``, ``halt``
+    and ``auxiliary``. MFU needs ``flops_per_puzzle(num_cells, training=True)``, the Jacobian penalty
+    ``penalized_map(questions, state)``.
 
     Parameters
     ----------
@@ -132,6 +138,8 @@ class DeepSupervision:
         ``augment(questions, answers, rng)`` applies a random symmetry to each pair.
     crop
         ``crop(questions, answers, size, rng)`` returns a random window of each pair, for ``config.windows``.
+    auxiliary_targets
+        ``auxiliary_targets(questions)`` returns a class of every cell, or -1 for none, for ``config.auxiliary_weight``.
     offsets
         (N,), added to every cell of a question after its symmetry, for models of puzzles with names.
     ignored
@@ -153,6 +161,7 @@ class DeepSupervision:
         init_state: Callable[[Tensor], Tensor],
         augment: Augment,
         crop: Crop | None = None,
+        auxiliary_targets: Targets | None = None,
         offsets: NDArray[np.int64] | None = None,
         ignored: int | None = None,
         device: torch.device | None = None,
@@ -171,6 +180,7 @@ class DeepSupervision:
             require_smaller(config.windows, height)
         self._config, self._init_state, self._device = config, init_state, device
         self._augment, self._crop = augment, crop
+        self._auxiliary_targets = auxiliary_targets if config.auxiliary_weight else None
         self._size, self._max_segments = questions.shape[1], config.max_segments  # of the present window, or puzzle
         self._held_out, self._peak_flops = held_out, peak_flops
         self._num_segments, self._since = 0, time.perf_counter()  # of all puzzles, since the last report
@@ -208,11 +218,16 @@ class DeepSupervision:
         else:  # every puzzle has the same weight, however many cells count
             loss = cross_entropy(output.logits.flatten(0, -2), answers.flatten(), reduction="none").view(answers.shape)
             loss = (loss.flatten(1).sum(1) / (answers >= 0).flatten(1).sum(1)).mean()
-        metrics = {"batch_exact": solved.float().mean(), "residual": output.solution.residual.mean()}
+        # The median: after one evaluation from a state of zero, a relative residual says nothing.
+        metrics = {"batch_exact": solved.float().mean(), "residual": output.solution.residual.median()}
         if output.halt is not None:
             halting = F.binary_cross_entropy_with_logits(output.halt.float(), solved.float())
             loss = loss + config.halting_weight * halting
             metrics["halting"] = halting.detach()
+        if "targets" in carry:
+            auxiliary = F.cross_entropy(output.auxiliary.flatten(0, -2), carry["targets"].flatten(), ignore_index=-1)
+            loss = loss + config.auxiliary_weight * auxiliary
+            metrics["auxiliary"] = auxiliary.detach()
         if config.jacobian_weight:
             penalized = unwrap_model(model).penalized_map(carry["questions"], output.solution.value)
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
@@ -244,6 +259,7 @@ class DeepSupervision:
             pair = self._crop(*pair, self._size, rng)
         if self._config.augment:
             pair = self._augment(*pair, rng)
+        targets = {} if self._auxiliary_targets is None else {"targets": self._auxiliary_targets(pair[0])}
         questions, answers = (torch.from_numpy(np.ascontiguousarray(grids)).long().to(self._device) for grids in pair)
         if self._offsets is not None:
             questions += torch.from_numpy(self._offsets[index]).to(self._device)[:, None, None]
@@ -254,7 +270,14 @@ class DeepSupervision:
         segments = torch.zeros(num, dtype=torch.long, device=self._device)
         finished = torch.zeros(num, dtype=torch.bool, device=self._device)
         state = self._init_state(questions)
-        return {"questions": questions, "answers": answers, "state": state, "segments": segments, "finished": finished}
+        return {
+            "questions": questions,
+            "answers": answers,
+            **{name: torch.from_numpy(values).to(self._device) for name, values in targets.items()},
+            "state": state,
+            "segments": segments,
+            "finished": finished,
+        }
 
     def _first_batch(self) -> dict[str, Tensor]:
         if self._carry is None:
@@ -277,9 +300,9 @@ class DeepSupervision:
         return {name: value.index_put((index,), new[name]) for name, value in carry.items()}
 
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
-        """Return segments per second (of all puzzles) since the last call, and MFU."""
+        """Return segments per second (of all puzzles) since the last call, the size of the present window, and MFU."""
         rate = self._num_segments / (time.perf_counter() - self._since)
-        figures = {"segments/s": rate}
+        figures = {"segments/s": rate, **({"window": float(self._size)} if self._config.windows else {})}
         if self._peak_flops is not None:
             whole = self._data[0][0]
             num_cells = self._size**2 if self._size < len(whole) else whole.size

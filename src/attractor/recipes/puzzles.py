@@ -9,6 +9,7 @@ from math import isqrt
 from typing import Any
 
 from attractor.config import config_class, suggestion
+from attractor.data import PUZZLES
 from attractor.data.arc import ARC, SIDE
 from attractor.data.maze import Cell
 from attractor.data.sudoku.rules import BOXES
@@ -21,7 +22,7 @@ from attractor.models.reasoning import (
     TRMConfig,
     TRMDEQConfig,
 )
-from attractor.nn import GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig, GridNetworkConfig, SymmetricUpdateConfig, TRMUpdateConfig
 from attractor.nn.grid import swiglu_hidden
 from attractor.objectives import DeepSupervisionConfig
 from attractor.optim import OptimizerConfig
@@ -57,6 +58,10 @@ class PuzzleRecipe:
                 raise ConfigError(
                     "supervision.windows: the loss jumps between windows; leave the guard's spikes unset."
                 )
+        if self.supervision.auxiliary_weight and not (
+            self.kind == "maze" and isinstance(self.model, AttractorReasonerConfig)
+        ):
+            raise ConfigError("supervision.auxiliary_weight is for an attractor on mazes; leave it at 0 otherwise.")
         halting = getattr(self.model, "halting", not isinstance(self.model, TransformerConfig))
         if self.supervision.replace_halted and not halting:
             raise ConfigError("supervision.replace_halted needs a halting head; set model.halting=true.")
@@ -73,6 +78,9 @@ def fit_to_puzzles(
     """Return the recipe with the model's symbols, classes, cells and puzzle names set to those of the puzzles."""
     changes: dict[str, Any] = {"num_symbols": num_symbols, "num_classes": num_classes}
     model = recipe.model
+    if isinstance(model, AttractorReasonerConfig):
+        num_auxiliary = PUZZLES[recipe.kind].num_auxiliary_classes if recipe.supervision.auxiliary_weight else 0
+        changes["num_auxiliary_classes"] = num_auxiliary
     if num_names:
         if not getattr(model, "num_name_tokens", 0):
             raise ConfigError("puzzles have names, and this model has no cells for them; set model.num_name_tokens.")
@@ -111,29 +119,34 @@ def maze_control(*, num_steps: int, seed: int = 0) -> PuzzleRecipe:
     )
 
 
-def maze_walls(family: str = "attractor", *, minutes: float = 60.0, seed: int = 0) -> PuzzleRecipe:
+def maze_walls(family: str = "attractor", *, minutes: float = 10.0, seed: int = 0) -> PuzzleRecipe:
     """Return the recipe for Maze-Hard on a CPU: 1,000 mazes of random walls, 30×30, with paths of more than 110 steps.
 
     The state starts from zero and is not damped, so that information about S and G spreads in the order of the distance.
-    Training begins on windows, in which paths are short: a segment's gradient reaches through a larger part of them.
-    The other families have convolutional layers of the same width, and as many calls of their network in a segment.
+    Training begins on windows, in which paths are short: a segment's gradient reaches through a larger part of them. The
+    attractor also learns the steps to G, modulo 3. The other families learn from the answers alone; they have convolutional
+    layers of the same width, and as many calls of their network in a segment.
     """
-    cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
-    model: ReasonerModelConfig = AttractorReasonerConfig(
-        obstacles=(int(Cell.WALL),),
-        damping=1.0,
-        noise=0.0,
-        random_init=False,
-        evaluations_per_segment=8,
-        backprop_steps=7,
-    )
-    if family != "attractor":
+    if family == "attractor":
+        model: ReasonerModelConfig = AttractorReasonerConfig(
+            update=GatedConvolutionUpdateConfig(),
+            obstacles=(int(Cell.WALL),),
+            damping=1.0,
+            noise=0.0,
+            random_init=False,
+            evaluations_per_segment=8,
+            backprop_steps=7,
+        )
+        special: Any = {"batch_size": 16, "max_segments": 40, "windows": (10, 16), "auxiliary_weight": 1.0}
+    else:
+        cells = GridNetworkConfig(width=32, hidden=64, mixing="convolution")
         model = _model(family, cells, len(Cell) - 1, len(Cell), evaluations_per_segment=2, num_latent=3)
+        special = {"batch_size": 8, "max_segments": 24, "windows": (10, 16, 22)}
     return PuzzleRecipe(
         model=model,
         data=replace(PUBLISHED["maze"], seed=seed),
-        supervision=_supervision(family, batch_size=8, max_segments=24, augment=False, windows=(10, 16, 22)),
-        train=TrainConfig(seconds=60 * minutes, log_every=50, seed=seed),
+        supervision=_supervision(family, augment=False, **special),
+        train=TrainConfig(seconds=60 * minutes, cooldown_fraction=0.8, log_every=50, seed=seed),
     )
 
 

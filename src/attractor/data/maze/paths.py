@@ -63,6 +63,16 @@ def shortest_paths(questions: Grids) -> Grids:
     return answers[:, 1:-1, 1:-1].copy()
 
 
+def steps_to_goal_mod_3(questions: Grids) -> NDArray[np.int64]:
+    """Return the remainder of the steps to G when divided by 3, (N, H, W); -1 for walls and cells without a path to G.
+
+    The distances of neighbouring cells differ by 1, so the remainders tell which neighbour is nearer to G, at any size.
+    """
+    padded = np.pad(questions, ((0, 0), (1, 1), (1, 1)))  # a border of walls
+    steps = distances(padded, find_cell(padded, Cell.GOAL))[:, 1:-1, 1:-1]
+    return np.where(steps < 0, -1, steps % 3).astype(np.int64)
+
+
 def check(question: Grid) -> None:
     """Raise a DataError for a question (H, W) without a path from S to G, or without exactly one S and one G."""
     grids = np.pad(question, 1)[None]

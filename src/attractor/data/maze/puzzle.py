@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attractor.data.maze.generate import generate_mixture, generate_unique, generate_walls
-from attractor.data.maze.paths import check, valid_and_shortest, verdict
+from attractor.data.maze.paths import check, steps_to_goal_mod_3, valid_and_shortest, verdict
 from attractor.data.maze.rules import ALPHABET, Cell, Grids
 from attractor.data.maze.symmetry import augment, fingerprints
 from attractor.data.maze.text import parse_all, render, tables
@@ -21,6 +21,8 @@ class Maze(Puzzle):
     kind = "maze"
     difficulty_name = "steps"
     has_unique_answer = False
+    num_auxiliary_classes = 3
+    auxiliary_targets = staticmethod(steps_to_goal_mod_3)
     parse = staticmethod(parse_all)
     tables = staticmethod(tables)
     augment = staticmethod(augment)

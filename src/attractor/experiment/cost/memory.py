@@ -20,7 +20,7 @@ from attractor.models.language import AttractorConfig, LanguageModel, LoopedConf
 from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import TRMDEQ, Reasoner
-from attractor.nn import ConvolutionUpdate, GridNetwork, TRMUpdate
+from attractor.nn import ConvolutionUpdate, GatedConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig, SignSGD
 from attractor.solve import Anderson
 
@@ -205,6 +205,9 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
         if isinstance(module, ConvolutionUpdate):
             width = module.inner.in_channels
             return (3 * setup.product_bytes + FP32) * width, width
+        if isinstance(module, GatedConvolutionUpdate):
+            hidden, width = module.outer.in_features, module.vertical.in_channels
+            return setup.product_bytes * (2 * hidden + width) + 4 * FP32 * width, width
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]

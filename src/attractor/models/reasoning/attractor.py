@@ -13,7 +13,7 @@ from dataclasses import field
 import torch
 from torch import Tensor, nn
 
-from attractor.config import config_class, suggestion
+from attractor.config import config_class, require_whole, suggestion
 from attractor.errors import ConfigError
 from attractor.gradient import Gradient, Implicit, OneStep, Phantom
 from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, normal_noise
@@ -21,6 +21,7 @@ from attractor.nn import (
     CandidateEmbedding,
     CandidateHead,
     ConvolutionUpdateConfig,
+    GatedConvolutionUpdateConfig,
     SymmetricUpdateConfig,
     TRMUpdateConfig,
 )
@@ -41,6 +42,8 @@ class AttractorReasonerConfig(ReasonerConfig):
         for Sudokus, has a vector for each digit of a cell.
     halting
         Whether a head predicts, from the mean of all cells, that the answer is right.
+    num_auxiliary_classes
+        Classes of a head that predicts the puzzle's auxiliary targets in training; 0 for no head.
     damping
         The step λ of an evaluation, in (0, 1].
     noise
@@ -59,10 +62,11 @@ class AttractorReasonerConfig(ReasonerConfig):
     num_symbols: int = 4
     num_classes: int = 5
     obstacles: tuple[int, ...] = ()
-    update: ConvolutionUpdateConfig | TRMUpdateConfig | SymmetricUpdateConfig = field(
+    update: ConvolutionUpdateConfig | GatedConvolutionUpdateConfig | TRMUpdateConfig | SymmetricUpdateConfig = field(
         default_factory=ConvolutionUpdateConfig
     )
     halting: bool = False
+    num_auxiliary_classes: int = 0
     damping: float = 0.95
     solver: str = "picard"
     gradient: str = "phantom"
@@ -74,6 +78,7 @@ class AttractorReasonerConfig(ReasonerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_whole(self, 0, "num_auxiliary_classes")
         if not 0 < self.damping <= 1:
             raise ConfigError(f"damping={self.damping}: must lie in (0, 1].")
         for name, known in (("solver", SOLVERS), ("gradient", GRADIENTS)):
@@ -124,6 +129,8 @@ class AttractorReasoner(Reasoner):
             self.halt = nn.Linear(width, 1)
             nn.init.zeros_(self.halt.weight)
             nn.init.constant_(self.halt.bias, -5.0)  # a new model halts nothing
+        if config.num_auxiliary_classes:
+            self.auxiliary = nn.Linear(config.update.state_width, config.num_auxiliary_classes)
 
     def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         shape, dtype = (*questions.shape, self.config.update.state_width), self.head.weight.dtype

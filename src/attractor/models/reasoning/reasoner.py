@@ -87,6 +87,8 @@ class ReasonerOutput:
         Its ``value`` is the state (B, height, W, state width).
     halt
         (B,), the logit that the answer is right in every cell; ``None`` for models without a halting head.
+    auxiliary
+        (B, height, W, auxiliary classes), in training only; ``None`` for models without an auxiliary head.
     init_state
         (B, height, W, state width), the initial state that ``Reasoner.solve`` kept for each puzzle.
     """
@@ -94,6 +96,7 @@ class ReasonerOutput:
     logits: Tensor
     solution: Solution
     halt: Tensor | None = None
+    auxiliary: Tensor | None = None
     init_state: Tensor | None = None
 
 
@@ -106,12 +109,15 @@ class Reasoner(nn.Module, ABC):
         Whether initial states are random.
     segment_tolerance
         The relative residual at which a puzzle's segment ends early; 0 for never.
+    auxiliary
+        The head of :class:`attractor.objectives.DeepSupervision`'s auxiliary loss; ``None`` for models without one.
     noise_refusal
         For models that cannot use noise: why.
     """
 
     random_init = False
     segment_tolerance = 0.0
+    auxiliary: nn.Module | None
     noise_refusal: str | None = None
 
     def __init__(
@@ -122,6 +128,7 @@ class Reasoner(nn.Module, ABC):
         self.num_symbols, self.evaluations_per_segment = config.num_symbols, config.evaluations_per_segment
         self.solver = solver or Picard()
         self.gradient = gradient or Phantom(steps=config.backprop_steps)
+        self.auxiliary = None
 
     @abstractmethod
     def init_state(self, questions: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -210,7 +217,8 @@ class Reasoner(nn.Module, ABC):
             trace=trace,
         )
         logits, halt = self.decode(solution.value)
-        return ReasonerOutput(logits=logits, solution=solution, halt=halt)
+        auxiliary = None if self.auxiliary is None or not self.training else self.auxiliary(solution.value)
+        return ReasonerOutput(logits=logits, solution=solution, halt=halt, auxiliary=auxiliary)
 
     def _fixed_depth(self, depth: int | None) -> StopRule:
         """Return the solver's part of ``depth`` evaluations, by default a segment; the gradient makes the others."""
