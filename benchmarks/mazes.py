@@ -3,6 +3,7 @@
     python -m benchmarks.mazes demo                     # both sides, three seeds, about half an hour on two cores
     python -m benchmarks.mazes demo --sides control     # one side; the results of the other are kept
     python -m benchmarks.mazes families --data FOLDER   # TRM, EqR and ours on Maze-Hard, for the same time
+    python -m benchmarks.mazes package                  # the model of the package on mazes of several kinds
 
 The control is the same network on the same data for the same number of optimiser steps, as a plain unrolled loop: from
 a zero state, undamped, without noise. Both are evaluated on the same unseen mazes, by depth and after convergence.
@@ -18,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +29,15 @@ from rich.table import Table
 
 from attractor import evaluate, recipes
 from attractor.config import override, to_dict
-from attractor.experiment.demo import draw, evaluate_sizes
+from attractor.data import maze
+from attractor.experiment.demo import TEST_SEED, TOLERANCE, draw, evaluate_sizes
 from attractor.experiment.environment import environment
-from attractor.experiment.puzzles import train_reasoner, training_puzzles
+from attractor.experiment.loading import load_reasoner
+from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json
 from attractor.progress import TrainingProgress
-from attractor.recipes import MazeDataConfig, maze, maze_control
+from attractor.recipes import MazeDataConfig, maze_control
+from attractor.recipes import maze as maze_recipe
 from attractor.training import find_checkpoint
 from benchmarks.command import run_command
 
@@ -43,7 +48,7 @@ CALLS = (64, 128, 256, 512)  # of the network, for every family
 
 def run(side: str, seed: int, minutes: float, console: Console) -> None:
     """Train and evaluate one side with one seed and write ``results/mazes/SIDE-SEED.json``."""
-    recipe = maze(minutes=minutes, seed=seed)
+    recipe = maze_recipe(minutes=minutes, seed=seed)
     assert isinstance(recipe.data, MazeDataConfig)
     if side == "control":
         recipe = maze_control(num_steps=json.loads((OUT / f"attractor-{seed}.json").read_text())["steps"], seed=seed)
@@ -181,5 +186,42 @@ def families(
                 print(f"  {calls:4}  {100 * exact:5.1f} %  {100 * right:5.1f} %", flush=True)
 
 
+KINDS = {
+    "perfect, 11×11": partial(maze.generate, size=11),
+    "perfect, 21×21": partial(maze.generate, size=21),
+    "perfect, 31×31": partial(maze.generate, size=31),
+    "perfect, depth-first, corner to corner, 31×31": partial(maze.generate, size=31, corners=True, dfs=True),
+    "random walls, 21×21": partial(maze.generate_walls, size=21, min_path=20),
+    "random walls, 41×41": partial(maze.generate_walls, size=41, min_path=120),
+    "one cell of ten is a wall, 21×21": partial(maze.generate_walls, size=21, floor=0.9),
+}
+
+
+def package(num: int = 100, threads: int | None = None) -> None:
+    """Solve unseen mazes of several kinds with the model that comes with the package, to its tolerance.
+
+    Args:
+        num: Mazes of each kind.
+        threads: Of this process.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    model, rows = load_reasoner("maze").model, {}
+    for name, generate in KINDS.items():
+        puzzles = generate(num, seed=TEST_SEED)
+        output = model.solve(as_tensors(puzzles)[0])
+        right = maze.valid_and_shortest(puzzles.questions, output.logits.argmax(dim=-1).numpy().astype("uint8"))
+        converged = (output.solution.residual < TOLERANCE).numpy()
+        rows[name] = {
+            "right": float(right.mean()),
+            "converged": float(converged.mean()),
+            "right_if_converged": float(right[converged].mean()) if converged.any() else None,
+            "evaluations": float(output.solution.evaluations.float().mean()),
+        }
+        print(name, rows[name], flush=True)
+    command = f"python -m benchmarks.mazes package --num {num}"
+    write_json(OUT / "package.json", {"command": command, "environment": environment(), "num": num, "kinds": rows})
+
+
 if __name__ == "__main__":
-    run_command(demo, families)
+    run_command(demo, families, package)

@@ -18,14 +18,14 @@ HARD = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1.
 
 @pytest.mark.parametrize("name", pretrained())
 def test_each_is_small_has_a_card_and_solves_new_puzzles(name: str) -> None:
-    """Of its own size, at least nine of ten."""
+    """Sudokus of its own size, and perfect mazes: at least nine of ten."""
     files = list((FOLDER / name).iterdir())
     assert sum(file.stat().st_size for file in files) < 1_000_000
     card = (FOLDER / name / "README.md").read_text()
     assert "attractor train" in card
     loaded = load_reasoner(name)
-    settings = {"clues": 10} if name == "sudoku-6x6" else {}
-    puzzles = loaded.puzzle.generate(10, size=loaded.size, seed=987_654, **settings)
+    settings = {"sudoku-6x6": {"clues": 10}, "maze": {"size": 21}}.get(name, {})
+    puzzles = loaded.puzzle.generate(10, seed=987_654, **{"size": loaded.size, **settings})
     assert pretrained_for(puzzles) == name
     search = {"search": True} if name == "sudoku-9x9" else {}
     assert sum(solution.is_correct for solution in loaded.solve(puzzles, **search)) >= 9

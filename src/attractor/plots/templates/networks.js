@@ -49,14 +49,53 @@ function normals(seed) {
   return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-/** norm(y + conv(gelu(conv(y + x)))) on a grid of any size; cells of the symbols in `obstacles` stay zero. */
-class ConvolutionNetwork {
+/** What the networks for grids of any size share: cells of the symbols in `obstacles` stay zero. */
+class GridNetwork {
   constructor(weights, config) {
     this.weights = weights;
     this.width = config.update.width;
-    this.kernel = config.update.kernel;
     this.numClasses = config.num_classes;
     this.obstacles = new Set(config.obstacles);
+  }
+
+  stateSize(question) {
+    return question.cells.length * this.width;
+  }
+
+  mask(question, state) {
+    question.cells.forEach((symbol, cell) => {
+      if (this.obstacles.has(symbol)) state.fill(0, cell * this.width, (cell + 1) * this.width);
+    });
+    return state;
+  }
+
+  /** The state plus the embedded question. */
+  embed(question, y) {
+    const d = this.width;
+    const embedding = this.weights["embedding.weight"];
+    const h = new Float32Array(y.length);
+    question.cells.forEach((symbol, cell) => {
+      for (let i = 0; i < d; i++) h[cell * d + i] = y[cell * d + i] + embedding[symbol * d + i];
+    });
+    return h;
+  }
+
+  logits(question, y) {
+    const [weight, bias] = [this.weights["head.weight"], this.weights["head.bias"]];
+    return Float32Array.from({ length: question.cells.length * this.numClasses }, (_, index) => {
+      const [cell, k] = [Math.floor(index / this.numClasses), index % this.numClasses];
+      let sum = bias[k];
+      for (let i = 0; i < this.width; i++) sum += weight[k * this.width + i] * y[cell * this.width + i];
+      return sum;
+    });
+  }
+}
+
+/** norm(y + conv(gelu(conv(y + x)))). */
+class ConvolutionNetwork extends GridNetwork {
+  constructor(weights, config) {
+    super(weights, config);
+    this.kernel = config.update.kernel;
     this.inner = this.transpose(weights["update.inner.weight"]);
     this.outer = this.transpose(weights["update.outer.weight"]);
   }
@@ -71,25 +110,10 @@ class ConvolutionNetwork {
     return result;
   }
 
-  stateSize(question) {
-    return question.cells.length * this.width;
-  }
-
-  mask(question, state) {
-    question.cells.forEach((symbol, cell) => {
-      if (this.obstacles.has(symbol)) state.fill(0, cell * this.width, (cell + 1) * this.width);
-    });
-    return state;
-  }
-
   update(question) {
     const d = this.width;
-    const embedding = this.weights["embedding.weight"];
     return (y) => {
-      const h = new Float32Array(y.length);
-      question.cells.forEach((symbol, cell) => {
-        for (let i = 0; i < d; i++) h[cell * d + i] = y[cell * d + i] + embedding[symbol * d + i];
-      });
+      const h = this.embed(question, y);
       const inner = this.convolve(question, h, this.inner, this.weights["update.inner.bias"]).map(gelu);
       const f = this.convolve(question, inner, this.outer, this.weights["update.outer.bias"]);
       for (let i = 0; i < f.length; i++) f[i] += y[i];
@@ -119,15 +143,55 @@ class ConvolutionNetwork {
       }
     return result;
   }
+}
 
-  logits(question, y) {
-    const [weight, bias] = [this.weights["head.weight"], this.weights["head.bias"]];
-    return Float32Array.from({ length: question.cells.length * this.numClasses }, (_, index) => {
-      const [cell, k] = [Math.floor(index / this.numClasses), index % this.numClasses];
-      let sum = bias[k];
-      for (let i = 0; i < this.width; i++) sum += weight[k * this.width + i] * y[cell * this.width + i];
-      return sum;
+/** (1 - u) y + u tanh(c), with u and c from a cell and its four neighbours. */
+class GatedConvolutionNetwork extends GridNetwork {
+  constructor(weights, config) {
+    super(weights, config);
+    const [d, hidden] = [this.width, (this.hidden = config.update.hidden)];
+    const [vertical, horizontal] = ["vertical", "horizontal"].map((name) => weights[`update.${name}.weight`]);
+    this.taps = [[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]].map(([row, column]) => {
+      const weight = new Float32Array(d * hidden); // (in, out)
+      for (let o = 0; o < hidden; o++)
+        for (let i = 0; i < d; i++) {
+          const at = (o * d + i) * 3 + 1; // the middle of a kernel of three cells
+          weight[i * hidden + o] = (column ? 0 : vertical[at + row]) + (row ? 0 : horizontal[at + column]);
+        }
+      return { row, column, weight };
     });
+    this.bias = weights["update.vertical.bias"].map((value, o) => value + weights["update.horizontal.bias"][o]);
+  }
+
+  update(question) {
+    return (y) => {
+      const h = this.embed(question, y);
+      const next = new Float32Array(y.length);
+      question.cells.forEach((symbol, cell) => {
+        if (!this.obstacles.has(symbol)) this.updateCell(question, y, h, cell, next);
+      });
+      return next;
+    };
+  }
+
+  updateCell({ height, width }, y, h, cell, next) {
+    const [d, hidden] = [this.width, this.hidden];
+    const [weight, bias] = [this.weights["update.outer.weight"], this.weights["update.outer.bias"]];
+    const sum = Float64Array.from(this.bias);
+    for (const tap of this.taps) {
+      const [r, c] = [Math.floor(cell / width) + tap.row, (cell % width) + tap.column];
+      if (r < 0 || r >= height || c < 0 || c >= width) continue;
+      for (let i = 0; i < d; i++) {
+        const value = h[(r * width + c) * d + i];
+        for (let o = 0; o < hidden; o++) sum[o] += value * tap.weight[i * hidden + o];
+      }
+    }
+    const inner = sum.map(gelu);
+    for (let i = 0; i < d; i++) {
+      const gate = 1 / (1 + Math.exp(-bias[i] - dot(weight, i * hidden, inner)));
+      const candidate = Math.tanh(bias[d + i] + dot(weight, (d + i) * hidden, inner));
+      next[cell * d + i] = y[cell * d + i] + gate * (candidate - y[cell * d + i]);
+    }
   }
 }
 
@@ -231,12 +295,12 @@ function dot(a, at, b) {
   return sum;
 }
 
-/** A solve by damped iteration from a random state: `step` makes one evaluation. */
+/** A solve by damped iteration from a random state, or from zero: `step` makes one evaluation. */
 class Solve {
-  constructor(network, question, { damping, tolerance = 1e-4, seed = 0, start }) {
+  constructor(network, question, { damping, tolerance = 1e-4, seed = 0, start, random = true }) {
     Object.assign(this, { network, question, damping, tolerance, evaluations: 0, residual: Infinity });
     this.update = network.update(question);
-    const draw = normals(seed);
+    const draw = random ? normals(seed) : () => 0;
     this.next = start ?? network.mask(question, new Float32Array(network.stateSize(question)).map(draw));
   }
 
@@ -276,4 +340,4 @@ class Solve {
   }
 }
 
-if (typeof module !== "undefined") module.exports = { ConvolutionNetwork, SymmetricNetwork, Solve, readSafetensors };
+if (typeof module !== "undefined") module.exports = { ConvolutionNetwork, GatedConvolutionNetwork, SymmetricNetwork, Solve, readSafetensors };

@@ -165,7 +165,7 @@ function drawCurve() {
   pen.strokeStyle = colour("--path");
   pen.lineWidth = 4;
   pen.beginPath();
-  curve.forEach((value, i) => pen.lineTo(left + (i / Math.max(40, curve.length)) * (right - left), vertical(Math.max(value, 1e-5))));
+  curve.forEach((value, i) => pen.lineTo(left + (i / Math.max(40, curve.length)) * (right - left), vertical(Math.min(Math.max(value, 1e-5), 10))));
   pen.stroke();
 }
 
@@ -197,7 +197,8 @@ function stop() {
 }
 
 function step() {
-  solve ??= new Solve(network, question, { damping: MODELS[kindName()].config.damping, seed });
+  const { damping, random_init } = MODELS[kindName()].config;
+  solve ??= new Solve(network, question, { damping, seed, random: random_init });
   if (solve.converged || solve.evaluations >= LIMIT) return false;
   solve.step();
   curve.push(solve.residual);
@@ -205,7 +206,10 @@ function step() {
 }
 
 function run() {
-  timer = step() ? setTimeout(run, 30) : null; // slowly enough to be watched
+  // Slowly enough to be watched. Information of models that start at zero moves one cell in an evaluation.
+  let goesOn = step();
+  for (let i = 1; goesOn && !MODELS[kindName()].config.random_init && i < 4; i++) goesOn = step();
+  timer = goesOn ? setTimeout(run, 30) : null;
   report();
 }
 
@@ -213,10 +217,12 @@ const kindName = () => byId("kind").value;
 
 function choose() {
   const { kind: what, weights, config } = MODELS[kindName()];
-  const Network = config.update.kernel ? ConvolutionNetwork : SymmetricNetwork;
+  const { kernel, box_height } = config.update;
+  const Network = kernel ? ConvolutionNetwork : box_height ? SymmetricNetwork : GatedConvolutionNetwork;
   kind = what;
   network = new Network(readSafetensors(weights), config);
   byId("sizes").hidden = kind !== "maze";
+  byId("restart").hidden = !config.random_init; // all starts are the same
   byId("help").textContent = HELP[kind];
   byId("digits").replaceChildren();
   for (let digit = 1; kind !== "maze" && digit <= network.n + 1; digit++) {
