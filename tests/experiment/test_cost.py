@@ -22,6 +22,7 @@ RUNS = [
     ("language/tiny-deq", (*SMALL, "model.qk_norm=false", "model.hidden_act=relu2")),
     ("language/tiny", (*SMALL, "train.freeze=backbone")),
     ("maze", ("supervision.batch_size=16",)),
+    ("maze/walls", ("supervision.batch_size=4",)),
     ("sudoku/6x6", ("supervision.batch_size=16",)),
     ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=attention", "model.solver=anderson")),
     ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=convolution", "model.backprop_steps=2")),

@@ -207,7 +207,7 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
             return (3 * setup.product_bytes + FP32) * width, width
         if isinstance(module, GatedConvolutionUpdate):
             hidden, width = module.outer.in_features, module.vertical.in_channels
-            return setup.product_bytes * (2 * hidden + width) + 4 * FP32 * width, width
+            return setup.product_bytes * (2 * hidden + width) + 2 * FP32 * width, width  # of the gate and the candidate
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]
