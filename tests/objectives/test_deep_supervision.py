@@ -237,6 +237,19 @@ def test_ranks_draw_different_puzzles_and_a_batch_is_split_anew_on_loading() -> 
         assert {len(part) for part in parts} == {12 // size}
 
 
+def test_the_log_has_the_median_residual() -> None:
+    """One evaluation from a state of zero has an enormous relative residual, which a mean would show alone."""
+
+    class Fresh(Model):
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            output = super().forward(questions, state)
+            output.solution.residual = torch.tensor([1e6, *[0.25] * (len(state) - 1)])
+            return output
+
+    _, metrics = objective().step(Fresh(right=True))
+    assert metrics["residual"] == 0.25
+
+
 def test_the_auxiliary_loss_teaches_the_steps_to_the_goal_modulo_3() -> None:
     """Targets belong to the carried questions, windows included; the loss is a weighted mean over cells with a target."""
     mazes = maze.generate(8, 13, seed=0)
@@ -326,6 +339,7 @@ def test_training_begins_on_windows_and_ends_on_whole_mazes():
     for step in range(30):
         supervision.step(Sized(right=True), step / 30)
         segments.append(int(supervision.state_dict()["segments"].max()))
+        assert supervision.diagnostics(nn.Identity())["window"] == shapes[-1]
     assert shapes == [5] * 10 + [9] * 10 + [13] * 10
     assert max(segments[:10]) == 5
     assert max(segments[10:20]) <= 9 < max(segments)
