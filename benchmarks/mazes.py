@@ -27,12 +27,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attractor import evaluate, recipes
+from attractor import evaluate, load, recipes
 from attractor.config import override, to_dict
 from attractor.data import maze
 from attractor.experiment.demo import TEST_SEED, TOLERANCE, draw, evaluate_sizes
 from attractor.experiment.environment import environment
-from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import as_tensors, train_reasoner, training_puzzles
 from attractor.files import json_safe, write_json
 from attractor.progress import TrainingProgress
@@ -206,7 +205,7 @@ def package(num: int = 100, threads: int | None = None) -> None:
     """
     if threads:
         torch.set_num_threads(threads)
-    model, rows = load_reasoner("maze").model, {}
+    model, rows = load("maze").model, {}
     for name, generate in KINDS.items():
         puzzles = generate(num, seed=TEST_SEED)
         output = model.solve(as_tensors(puzzles)[0])

@@ -207,9 +207,9 @@ function step() {
 
 function run() {
   // Slowly enough to be watched. Information of models that start at zero moves one cell in an evaluation.
-  let goesOn = step();
-  for (let i = 1; goesOn && !MODELS[kindName()].config.random_init && i < 4; i++) goesOn = step();
-  timer = goesOn ? setTimeout(run, 30) : null;
+  let left = MODELS[kindName()].config.random_init ? 1 : 4;
+  while (left && step()) left -= 1;
+  timer = left ? null : setTimeout(run, 30);
   report();
 }
 
