@@ -6,11 +6,15 @@ Without ``--out`` results go to ``runs/benchmarks``, so that a try does not repl
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from attractor.errors import ConfigError
+from attractor.files import owner_lock
 
 TRIES = Path("runs/benchmarks")
 
@@ -50,3 +54,17 @@ def with_out(function: Callable[..., None], module: Any) -> Callable[..., None]:
         f"{about}\n    out: The folder for results, and for earlier ones that are read. The committed ones: {folder}."
     )
     return run
+
+
+@contextmanager
+def claim(folder: Path, name: str) -> Iterator[bool]:
+    """Yield whether this process may make the run ``name``; if another one is making it, say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owner_lock(folder / f"{name}.lock"))
+        except ConfigError as error:
+            print(f"{name}: left out; {error}")
+            yield False
+        else:
+            yield True

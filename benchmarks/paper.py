@@ -1,11 +1,13 @@
 """The tables and figures of "Solve the Loop" (arXiv:2605.12466), one by one, at the scale of the machine at hand.
 
-    python -m benchmarks.paper table4                        # tiny, three seeds; at most half an hour on two cores
+    python -m benchmarks.paper table4 --threads 1            # tiny, three seeds; at most half an hour on two cores
     python -m benchmarks.paper table1 --scale 140m --data tokens --bundle EVAL --minutes 60
 
 Items: table1 to table6, figure1 to figure7; ``benchmarks/paper_items.py`` says what each holds. Missing sides are
-trained, one after the other; what is stored is not trained again, and a run that was paused continues. Every side's
-run is a file in ``runs/``; an item is a folder with a table (Markdown and JSON) and, for a figure, a PNG.
+trained, one after the other; what is stored is not trained again, and a run that was paused continues. The same command
+in a second terminal, with the same ``--out``, trains the sides that the first one has not begun: so two cores, or two
+GPUs, share the work. Every side's run is a file in ``runs/``; an item is a folder with a table (Markdown and JSON) and,
+for a figure, a PNG.
 
 Without ``--data``, a folder of ``attractor data prepare``, the text is Python's standard library. Numbers are means
 over seeds with half the range. Equal FLOPs: the training loss where each side has spent half of the FLOPs of the
@@ -48,27 +50,28 @@ from attractor.plots.style import COLOURS, new_figure, save, use_log_scale
 from attractor.progress import TrainingProgress
 from attractor.training import Preemption
 from benchmarks import changed_setting, with_spread
-from benchmarks.command import TRIES, run_command
-from benchmarks.paper_items import ITEMS, LABELS, REASONERS, REFERENCE, SCALES, Item, language_recipe, reasoner_recipe
+from benchmarks.command import TRIES, claim, run_command
+from benchmarks.paper_items import (
+    AXES,
+    COLUMNS,
+    DEPTHS,
+    EVALUATIONS,
+    ITEMS,
+    LABELS,
+    REASONERS,
+    REFERENCE,
+    SCALES,
+    Item,
+    language_recipe,
+    reasoner_recipe,
+)
 
 OUT = Path("results/paper")
+CHECKPOINTS = TRIES / "paper-checkpoints"
 CHARACTERS, NUM_DOCUMENTS = 5_000, 8  # of held-out text
-DEPTHS = (0, 1, 2, 4, 8)
 NUM_TEST = 200  # puzzles
 FEWSHOT_SEEDS = (1234, 2345, 3456)  # of CORE, the authors'
-EVALUATIONS = (4, 16, 64)  # forced, for figure5
 Run = dict[str, Any]
-COLUMNS = {  # heading, digits, unit
-    "ppl": ("perplexity", 2, 1), "bits_per_byte": ("bits per byte", 4, 1), "lambada_ppl": ("LAMBADA perplexity", 0, 1),
-    "core": ("CORE, %", 2, 0.01), "core_extended": ("CORE-Extended, %", 2, 0.01),
-    "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
-    "weights": ("weights, millions", 3, 1e6), "training_flops": ("training TFLOP", 2, 1e12),
-    "equal_flops": ("loss at equal FLOPs", 3, 1), "memory": ("memory of a step", 2, 1), "step_time": ("time", 2, 1),
-    "sudoku": ("Sudoku, %", 1, 0.01), "maze": ("maze, %", 1, 0.01),
-    "first_calls": ("evaluations, first tenth of training", 1, 1), "calls": ("evaluations, last tenth", 1, 1),
-} | {f"ppl_{d}": (f"perplexity after {d}", 2, 1) for d in DEPTHS} | {
-    f"memory_{n}": (f"{n} evaluations", 0, 1e6) for n in EVALUATIONS
-}  # fmt: skip
 Names = Literal["all", "table1", "table2", "table3", "table4", "table5", "table6",
                 "figure1", "figure2", "figure3", "figure4", "figure5", "figure6", "figure7"]  # fmt: skip
 
@@ -104,32 +107,41 @@ def paper(
     wanted, trained, begin = [(side, seed) for seed in seeds for side in sides], 0, time.monotonic()
     with Preemption(seconds=None if minutes is None else 60 * minutes) as pause:
         for number, (side, seed) in enumerate(wanted, start=1):
-            is_reasoner = side in REASONERS
-            settings = (
-                _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
-            )
-            plain = {name: to_dict(value) if is_dataclass(value) else value for name, value in settings.items()}
-            stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(plain))
-            if found := _stored(stored):
-                if not (why := changed_setting(found["settings"], json.loads(text), settings)):
+            with claim(CHECKPOINTS, f"{scale}-{side}-{seed}") as is_ours:
+                if not (is_ours and _train(side, scale, seed, data, bundle, pause)):
                     continue
-                print(f"{stored}: trained again; {why}")
-            folder = TRIES / "paper-checkpoints" / f"{stored}-{zlib.crc32(text.encode()):08x}"
-            loop: dict[str, Any] = {"should_pause": pause, "resume": (folder / "latest").exists()}
-            run = _reasoner(side, scale, seed, folder, loop) if is_reasoner else _language(
-                side, scale, seed, data, bundle, folder, loop
-            )  # fmt: skip
-            if not run:
+            if pause.requested:
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
-            (OUT / "runs").mkdir(parents=True, exist_ok=True)
-            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
-            shutil.rmtree(folder)
             trained += 1
             left = (time.monotonic() - begin) / trained * (len(wanted) - number) / 60
             print(f"{number} of {len(wanted)} runs, {side} {seed}: at most {left:.0f} min left", flush=True)
     for name in names:
         write(name, scale, seeds)
+
+
+def _train(side: str, scale: str, seed: int, data: Any, bundle: Path | None, pause: Preemption) -> bool:
+    """Train and store a run, unless it is stored already: then return False."""
+    is_reasoner = side in REASONERS
+    settings = _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
+    plain = {name: to_dict(value) if is_dataclass(value) else value for name, value in settings.items()}
+    stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(plain))
+    if found := _stored(stored):
+        if not (why := changed_setting(found["settings"], json.loads(text), settings)):
+            return False
+        print(f"{stored}: trained again; {why}")
+    folder = CHECKPOINTS / f"{stored}-{zlib.crc32(text.encode()):08x}"
+    loop: dict[str, Any] = {"should_pause": pause, "resume": (folder / "latest").exists()}
+    run = (
+        _reasoner(side, scale, seed, folder, loop)
+        if is_reasoner
+        else _language(side, scale, seed, data, bundle, folder, loop)
+    )
+    if run:  # not paused
+        (OUT / "runs").mkdir(parents=True, exist_ok=True)
+        write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
+        shutil.rmtree(folder)
+    return True
 
 
 def _settings(side: str, scale: str, seed: int, data: Path, bundle: Path | None) -> Run:
@@ -375,15 +387,6 @@ def _draw(item: Item, runs: dict[str, list[Run]], file: Path) -> None:
             each.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             each.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     save(figure, file)
-
-
-AXES = {
-    "ppl": "perplexity of held-out text", "bytes": "peak bytes of a step",
-    "flops": "training FLOPs", "loss": "training loss, nats per token", "step": "training step, with equal tokens",
-    "calls": "evaluations in training", "depth": "evaluations at test time", "forced": "evaluations in training",
-    "x": "first principal component, 16 evaluations", "y": "second principal component",
-    "sudoku": "Sudokus right in every cell", "maze": "mazes right in every cell",
-}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -20,7 +20,29 @@ TINY: dict[str, Any] = {  # a side trains in about half a minute of an idle core
     "train": {"num_steps": 200, "precision": "fp32", "log_every": 5, "optimizer": {"lr": 6e-3}},
 }
 SCALES = {"tiny": ("tiny", TINY), "small": ("tiny", {})} | {s: (s, {}) for s in ("60m", "140m", "370m", "770m", "1.3b")}
+DEPTHS = (0, 1, 2, 4, 8)  # of figure7
+EVALUATIONS = (4, 16, 64)  # forced, for figure5
 REFERENCE = "one-step"  # memory and time are divided by this side's
+
+
+COLUMNS = {  # heading, digits, unit
+    "ppl": ("perplexity", 2, 1), "bits_per_byte": ("bits per byte", 4, 1), "lambada_ppl": ("LAMBADA perplexity", 0, 1),
+    "core": ("CORE, %", 2, 0.01), "core_extended": ("CORE-Extended, %", 2, 0.01),
+    "evaluations": ("evaluations", 1, 1), "converged": ("converged, %", 1, 0.01),
+    "weights": ("weights, millions", 3, 1e6), "training_flops": ("training TFLOP", 2, 1e12),
+    "equal_flops": ("loss at equal FLOPs", 3, 1), "memory": ("memory of a step", 2, 1), "step_time": ("time", 2, 1),
+    "sudoku": ("Sudoku, %", 1, 0.01), "maze": ("maze, %", 1, 0.01),
+    "first_calls": ("evaluations, first tenth of training", 1, 1), "calls": ("evaluations, last tenth", 1, 1),
+} | {f"ppl_{d}": (f"perplexity after {d}", 2, 1) for d in DEPTHS} | {
+    f"memory_{n}": (f"{n} evaluations", 0, 1e6) for n in EVALUATIONS
+}  # fmt: skip
+AXES = {
+    "ppl": "perplexity of held-out text", "bytes": "peak bytes of a step",
+    "flops": "training FLOPs", "loss": "training loss, nats per token", "step": "training step, with equal tokens",
+    "calls": "evaluations in training", "depth": "evaluations at test time", "forced": "evaluations in training",
+    "x": "first principal component, 16 evaluations", "y": "second principal component",
+    "sudoku": "Sudokus right in every cell", "maze": "mazes right in every cell",
+}  # fmt: skip
 
 
 def _half(model: Any) -> dict[str, int]:
@@ -86,18 +108,23 @@ def language_recipe(name: str, scale: str, seed: int) -> LanguageRecipe:
 
 
 def reasoner_recipe(name: str, task: str, scale: str, seed: int) -> PuzzleRecipe:
-    """Return the recipe of a reasoner on ``task``: at ``tiny``, small puzzles and widths 64 and 128 for 7M and 27M."""
+    """Return the recipe of a reasoner on ``task``: at ``tiny``, small puzzles and widths 48 and 96 for 7M and 27M."""
     family, is_wide = name.removeprefix("reasoner-").removesuffix("-wide"), name.endswith("-wide")
     if scale != "tiny":
         is_wider = is_wide and family in ("trm", "attractor")  # the others have 27M by their layers
         width = WIDTHS_27M[task] if is_wider else 512
         return published(task, family, width=width, seed=seed)
-    width = 128 if is_wide else 64
+    width = 96 if is_wide else 48
     recipe: Any = sudoku(6, family, seed=seed)
     network = {"network": {"width": width, "hidden": 2 * width}}
     recipe = change(recipe, {"model": {"update": network} if hasattr(recipe.model, "update") else network})
     data = {"data": {"clues": 18}} if task == "sudoku" else {"data": MazeDataConfig(size=9, seed=seed)}
-    length = {"seconds": None, "num_steps": 600, "precision": "fp32", "optimizer": {"lr": 2e-3 * 128 / width}}
+    length = {
+        "seconds": None,
+        "num_steps": 500 if task == "sudoku" else 400,
+        "precision": "fp32",
+        "optimizer": {"lr": 2e-3 * 128 / width},
+    }
     small: PuzzleRecipe = change(recipe, data | {"supervision": {"batch_size": 16}, "train": length | {"seed": seed}})
     return small
 
@@ -149,7 +176,7 @@ _MODELS = ("transformer", "looped", "attractor")
 _PUZZLES = (
     "The paper's puzzles are Sudoku-Extreme and Maze-Hard; at tiny they are 6 × 6 Sudokus with 18 clues and mazes of "
 )
-_PUZZLES += "9 × 9, and 7M and 27M stand for widths 64 and 128."
+_PUZZLES += "9 × 9, and 7M and 27M stand for widths 48 and 96."
 ITEMS = {
     "table1": Item(
         "language models of three sizes",

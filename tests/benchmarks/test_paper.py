@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.command import claim
 from benchmarks.paper_items import ITEMS, LANGUAGE, REASONERS, SCALES, language_recipe, reasoner_recipe
 
 from attractor.cli import main
@@ -102,6 +103,23 @@ def test_a_paused_side_continues(small, capsys) -> None:
     paper.paper(("figure7",), **small)
     assert cut["ppl"] == json.loads(file.read_text())["ppl"]
     assert (paper.OUT / "figure7" / "tiny.png").exists()
+
+
+def test_a_side_that_another_process_trains_is_left_out(small, monkeypatch, capsys) -> None:
+    """So that two processes share the work; what one of them has stored, the other does not train."""
+    monkeypatch.setitem(ITEMS, "table1", replace(ITEMS["table1"], sides=("transformer", "attractor")))
+    small["seeds"] = (0,)
+    with claim(paper.CHECKPOINTS, "tiny-transformer-0"):
+        paper.paper(("table1",), **small)
+    assert (
+        "tiny-transformer-0: left out; runs/benchmarks/paper-checkpoints: is being written" in capsys.readouterr().out
+    )
+    assert [file.stem for file in (paper.OUT / "runs").iterdir()] == ["tiny-attractor-0"]
+    assert "Not trained yet: plain" in (paper.OUT / "table1" / "tiny.md").read_text()
+    real, trained = paper._language, []
+    monkeypatch.setattr(paper, "_language", lambda side, *a: trained.append(side) or real(side, *a))
+    paper.paper(("table1",), **small)
+    assert trained == ["transformer"]
 
 
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(small, monkeypatch) -> None:
