@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from attractor.config import change, to_dict
+from attractor.errors import DivergedError
 from attractor.experiment.environment import environment
 from attractor.files import write_json, write_text
 from attractor.objectives import NextToken
@@ -125,33 +126,35 @@ def run(
             if not (why := changed_setting(json.loads(file.read_text())["recipe"], stored, recipe)):
                 continue
             print(f"{file.stem}: trained again; {why}")
-        torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(recipe.model)
-        with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{task} {side} {seed}") as bar:
-            config = change(recipe.train, {"optimizer": to_dict(recipe.optimizer)})
-            loop: dict[str, Any] = {"out": Path(folder), "metadata": {"kind": "depth"}, "callbacks": [bar]}
-            model = train(model, NextToken(rows, recipe.text), config, **loop)
-            log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        calls = statistics.mean(line.get("calls", 1.0) for line in log[len(log) // 10 :])
-        result = {
+        result: dict[str, Any] = {
             "command": f"python -m benchmarks.depth run --tasks {task} --sides {side} --seeds {seed} --num-steps {num_steps}",
             "environment": environment(),
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            "calls": calls,
-            "training_flops_per_token": model.flops_per_token(rows.length, calls, training=True),
-            "loss": log[-1]["loss"],
             "recipe": stored,
-            **evaluate(model.eval(), task),
         }
+        try:
+            model, log = _train(f"{task} {side} {seed}", recipe, rows)
+        except DivergedError as error:  # a result too: the other sides go on
+            result["diverged"] = says = str(error)
+        else:
+            calls = statistics.mean(line.get("calls", 1.0) for line in log[len(log) // 10 :])
+            flops = model.flops_per_token(rows.length, calls, training=True)
+            result |= {"num_parameters": sum(p.numel() for p in model.parameters()), "calls": calls}
+            result |= {"training_flops_per_token": flops, "loss": log[-1]["loss"], **evaluate(model.eval(), task)}
+            says = ", ".join(f"{name} {100 * result[name]['accuracy']:.1f} %" for name in ("as trained", "longer"))
         OUT.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
-        print(
-            task,
-            side,
-            seed,
-            {name: round(result[name]["accuracy"], 3) for name in ("as trained", "longer")},
-            flush=True,
-        )
+        print(f"{task} {side} {seed}: {says}", flush=True)
+
+
+def _train(name: str, recipe: Any, rows: Rows) -> tuple[Any, list[dict[str, Any]]]:
+    """Return the trained model, and the log."""
+    torch.manual_seed(recipe.train.seed)
+    model: Any = AutoModelForCausalLM.from_config(recipe.model)
+    with tempfile.TemporaryDirectory() as folder, TrainingProgress(name) as bar:
+        config = change(recipe.train, {"optimizer": to_dict(recipe.optimizer)})
+        loop: dict[str, Any] = {"out": Path(folder), "metadata": {"kind": "depth"}, "callbacks": [bar]}
+        model = train(model, NextToken(rows, recipe.text), config, **loop)
+        return model, [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 def show() -> None:
@@ -163,7 +166,10 @@ def show() -> None:
     for task, (_, limit, _, what) in TASKS.items():
         figure, axes = new_figure(2)
         for number, side in enumerate(SIDES):
-            runs = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{task}-{side}-[0-9].json"))]
+            stored = [json.loads(file.read_text()) for file in sorted(OUT.glob(f"{task}-{side}-[0-9].json"))]
+            runs = [run for run in stored if "diverged" not in run]
+            if len(stored) > len(runs):
+                lines.append(f"| {task} | {side} | {len(stored) - len(runs)} | diverged | | | | |")
             if not runs:
                 continue
             cells = []

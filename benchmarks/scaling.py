@@ -3,6 +3,7 @@ rates.
 
     python -m benchmarks.scaling run --width 128 --num-steps 600     # both sides, seed 0
     python -m benchmarks.scaling run --width 1216 --num-steps 60     # 27M weights
+    python -m benchmarks.scaling run --width 512 --layers 8 --sides attractor trm paper --num-steps 100   # the paper's shape
     python -m benchmarks.scaling show                                # the table and the curves of all finished runs
 
 1,000 augmented 6 × 6 Sudokus with ten clues. The MLP's hidden width is three times the width, and the learning rate is
@@ -32,7 +33,7 @@ from attractor.recipes import sudoku
 from benchmarks.command import run_command
 
 OUT = Path("results/scaling")
-SIDES = {"attractor": "attractor", "trm": "TRM"}  # and their names in the figure
+SIDES = {"attractor": "attractor", "trm": "TRM", "paper": "attractor as published"}  # and their names in the figure
 WATCHED = {"exact": "batch_exact"} | {
     n: n for n in ("step", "seconds", "loss", "grad_norm", "residual")
 }  # names in the log
@@ -43,7 +44,8 @@ def run(
     width: int = 128,
     num_steps: int = 600,
     batch: int = 16,
-    sides: tuple[Literal["attractor", "trm"], ...] = tuple(SIDES),
+    layers: int = 2,
+    sides: tuple[Literal["attractor", "trm", "paper"], ...] = ("attractor", "trm"),
     seeds: tuple[int, ...] = (0,),
     threads: int = 1,
 ) -> None:
@@ -53,67 +55,84 @@ def run(
         width: Channels per cell.
         num_steps: Optimiser steps.
         batch: Puzzles per step.
-        sides: Models to train.
+        layers: Layers of the network.
+        sides: Models to train. paper: solved to a tolerance by Anderson acceleration, with one-step gradients.
         seeds: Seeds of weights, batches and initial states; the puzzles are the same for all.
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
     network = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
+    network.append(f"model.update.network.num_layers={layers}")
+    shape = f"x{layers}" if layers != 2 else ""
     rate = f"train.optimizer.lr={2e-3 * 128 / width:.3g}"
     for seed in seeds:
         for side in sides:
             recipe = override(sudoku(6, side), [*network, rate, f"supervision.batch_size={batch}"])
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
-            recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=True, **length))
+            recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=layers == 2, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
                 model = train_reasoner(recipe, Path(folder), callbacks=[progress])
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "
-                f"--sides {side} --seeds {seed} --threads {threads}",
+                f"{f'--layers {layers} ' if layers != 2 else ''}--sides {side} --seeds {seed} --threads {threads}",
                 "environment": environment(),
                 "side": side,
                 "seed": seed,
                 "width": width,
+                "layers": layers,
                 "steps": num_steps,
                 "num_parameters": sum(p.numel() for p in model.model.parameters()),
                 "recipe": to_dict(recipe),
                 "curve": [{name: row.get(logged) for name, logged in WATCHED.items()} for row in log],
             }
-            write_json(OUT / f"{width}-{num_steps}-{side}-{seed}.json", json_safe(result))
+            write_json(OUT / f"{width}{shape}-{num_steps}-{side}-{seed}.json", json_safe(result))
 
 
 def show() -> None:
     """Print the last reports of every run, and plot losses and gradient norms."""
     runs = [json.loads(file.read_text()) for file in sorted(OUT.glob("*-*-*-*.json"))]
-    runs.sort(key=lambda run: (run["width"], run["side"], run["seed"]))
+    for run in runs:
+        run["shape"] = (run.get("layers", 2), run["width"])
+    runs.sort(key=lambda run: (run["shape"], run["side"], run["seed"]))
     view = Table(
         title=f"training: mean of the last {LAST} reports; gradient norms also at their maximum", title_justify="left"
     )
-    for column in ("weights", "side", "seed", "steps", "loss", "exact, %", "gradient norm", "maximum", "residual"):
+    for column in (
+        "weights",
+        "layers",
+        "side",
+        "seed",
+        "steps",
+        "loss",
+        "exact, %",
+        "gradient norm",
+        "maximum",
+        "residual",
+    ):
         view.add_column(column, justify="right")
-    widths = sorted({run["width"] for run in runs})
-    figure, axes = new_figure(2 * len(widths), 5.0, num_rows=2)
+    shapes = sorted({run["shape"] for run in runs})
+    figure, axes = new_figure(2 * len(shapes), 5.0, num_rows=2)
     for run in runs:
-        curve, column = run["curve"], widths.index(run["width"])
+        curve, column = run["curve"], shapes.index(run["shape"])
         loss, exact, grad_norm, residual = (_last(curve, name) for name in ("loss", "exact", "grad_norm", "residual"))
         largest = max(row["grad_norm"] for row in curve if row["grad_norm"] is not None)
         view.add_row(
-            f"{run['num_parameters']:,}", run["side"], str(run["seed"]), str(run["steps"]), f"{loss:.3f}",
+            f"{run['num_parameters']:,}", str(run["shape"][0]), run["side"], str(run["seed"]), str(run["steps"]), f"{loss:.3f}",
             f"{100 * exact:.1f}", f"{grad_norm:.3f}", f"{largest:.3f}", f"{residual:.3f}",
         )  # fmt: skip
         for row, name in enumerate(("loss", "grad_norm")):
             points = [(r["step"], r[name]) for r in curve if r[name] is not None]
             colour = COLOURS[list(SIDES).index(run["side"])]
-            axes[row * len(widths) + column].plot(
+            axes[row * len(shapes) + column].plot(
                 *zip(*points, strict=True), color=colour, alpha=0.8, label=SIDES[run["side"]]
             )
-        axes[column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights")
-        axes[len(widths) + column].set(xlabel="optimiser steps")
+        axes[column].set(title=f"{run['num_parameters'] / 1e6:.2g}M weights, {run['shape'][0]} layers")
+        axes[len(shapes) + column].set(xlabel="optimiser steps")
     for each in axes:
         use_log_scale(each)
     axes[0].set(ylabel="loss")
-    axes[len(widths)].set(ylabel="gradient norm")
+    axes[len(shapes)].set(ylabel="gradient norm")
     axes[0].legend(fontsize=9)
     save(figure, OUT / "scaling.png")
     Console(width=120).print(view)

@@ -58,14 +58,15 @@ def test_a_type_chooses_the_class() -> None:
     assert kept.model == replace(recipe.model, noise=0.5)
     update = override(recipe, ["model.update.type=ConvolutionUpdateConfig"]).model.update
     assert update == ConvolutionUpdateConfig()
-    assert override(recipes.get("maze"), ["data.type=SudokuDataConfig"]).data == SudokuDataConfig()
+    plain = ["supervision.windows=[]", "supervision.auxiliary_weight=0"]
+    assert override(recipes.get("maze"), ["data.type=SudokuDataConfig", *plain]).data == SudokuDataConfig()
 
 
 def test_a_union_is_told_by_its_type() -> None:
     """It is written, required, and checked."""
     data = to_dict(recipes.get("maze"))
     assert data["model"]["type"] == "AttractorReasonerConfig"
-    assert data["model"]["update"]["type"] == "ConvolutionUpdateConfig"
+    assert data["model"]["update"]["type"] == "GatedConvolutionUpdateConfig"
     assert "type" not in data["train"]
     for changes, says in [
         ({"type": "AttractorReasonnerConfig"}, "did you mean 'AttractorReasonerConfig'"),

@@ -24,7 +24,7 @@ NUM_STEPS = 20
 NAMES = [
     *(f"language/tiny-{family}".removesuffix("-attractor") for family in LANGUAGE_FAMILIES),
     *(f"sudoku/6x6-{family}".removesuffix("-attractor") for family in REASONER_FAMILIES),
-    *("maze", "maze-control"),
+    "maze",
 ]
 TEXT = "".join(f"{i} and {i * i % 97} make {i + i * i % 97}. " for i in range(4000))
 

@@ -302,8 +302,20 @@ def test_a_depth_run_is_measured_by_difficulty(tmp_path, monkeypatch) -> None:
     before = (tmp_path / "addition-plain-0.json").stat().st_mtime_ns
     depth.run(("addition",), ("plain",), (0,), num_steps=2)
     assert (tmp_path / "addition-plain-0.json").stat().st_mtime_ns == before
+    real = depth.train
+
+    def diverges(model: Any, *args: Any, **settings: Any) -> Any:
+        if model.config.num_hidden_layers == 8:
+            raise DivergedError("the loss jumps.")
+        return real(model, *args, **settings)
+
+    monkeypatch.setattr(depth, "train", diverges)
+    depth.run(("addition",), ("deeper", "deq"), (0,), num_steps=2)  # a result too: the other sides go on
     depth.show()
     assert (tmp_path / "addition.png").exists()
+    rows = (tmp_path / "summary.md").read_text().splitlines()
+    assert [row.split(" | ")[1:4] for row in rows[2:]][2][::2] == ["deeper", "diverged"]
+    assert len(rows) == 6
 
 
 def test_a_setting_that_did_not_exist_when_a_run_was_stored_had_its_default() -> None:

@@ -18,6 +18,7 @@ from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
 from attractor.nn import ConvolutionUpdateConfig
+from attractor.objectives import DeepSupervisionConfig
 from attractor.recipes import MazeDataConfig
 from attractor.recipes import maze as maze_recipe
 from attractor.training import TrainConfig
@@ -26,9 +27,13 @@ TINY = replace(
     maze_recipe(),
     model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
     data=MazeDataConfig(num_puzzles=20, size=7),
+    supervision=DeepSupervisionConfig(),
     train=TrainConfig(num_steps=2),
 )
-FAST = ["model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_puzzles=20", "data.size=7"]
+FAST = [
+    "model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_puzzles=20", "data.size=7",
+    "data.style=perfect", "data.min_path=1", "supervision.windows=[]",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +226,7 @@ def test_a_paused_run_prints_the_command_that_resumes_it(tmp_path, capsys) -> No
     """With all settings, so that it works as it is."""
     out, settings = (
         str(tmp_path / "a run"),
-        [*FAST[:-2], "data.num_puzzles=20", "data.size=7", "train.num_steps=100000"],
+        [*FAST, "train.num_steps=100000"],
     )
     arguments = ["train", "maze", "--out", out, "--logger", "none", "--pause-after", "0.1", "--set", *settings]
     assert main(arguments) == 0
@@ -257,7 +262,10 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
         "zero tolerance": ([*solve, str(maze_file), "--tolerance", "0"], "positive"),
         "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
         "negative steps": (["train", "maze", "--set", "train.num_steps=-5"], "num_steps=-5"),
-        "even kernel": (["train", "maze", "--set", "model.update.kernel=2"], "kernel=2"),
+        "even kernel": (
+            ["train", "maze", "--set", "model.update.type=ConvolutionUpdateConfig", "model.update.kernel=2"],
+            "kernel=2",
+        ),
         "no mazes": (["train", "maze", "--set", "data.num_puzzles=0"], "num_puzzles=0"),
         "zero minutes": (["demo", "--minutes", "0", "--out", str(tmp_path / "x")], "minutes"),
     }

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
-    "data.num_puzzles=20", "data.size=7", "train.warmup_fraction=0",
+    "data.num_puzzles=20", "data.size=7", "data.style=perfect", "data.min_path=1", "supervision.windows=[]",
+    "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip
 
@@ -225,7 +226,7 @@ def mistakes(folder: Path) -> dict[str, tuple[Callable[[], object], list[str], s
         ),
         "rows that cannot be divided": (nothing, [*text, "--set", "text.batch_size=7"], "make it a multiple of 2"),
         "another recipe": (
-            nothing, command(run, "--resume", settings=("model.noise=0.3",)), "model.noise is 0.1 there and 0.3 here"
+            nothing, command(run, "--resume", settings=("model.noise=0.3",)), "model.noise is 0.05 there and 0.3 here"
         ),
         "a damaged shard": (
             lambda: changed(step / "training/__0_0.distcp"), resume, "training/__0_0.distcp: does not match its checksum"

@@ -235,7 +235,7 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return SimpleNamespace(logits=logits, solution=SimpleNamespace(residual=residual), init_state=torch.zeros(8, 1))
 
     monkeypatch.setattr(model, "solve", solve)
-    demo.evaluate_sizes(model, maze.generate(2, 7, seed=0))
+    demo.evaluate_sizes(model)
     demo.draw(model, {}, tmp_path)
     assert [device.type for device in seen] == ["meta", "meta", "meta"]
     drawn = maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions[3]

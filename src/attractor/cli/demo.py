@@ -11,7 +11,7 @@ SHOWN_DEPTHS = (16, 32, 64, 128, 256)
 
 
 def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrite: bool = False) -> None:
-    """Train a small Attractor Model on 11×11 mazes, and solve mazes up to eight times their area.
+    """Train a small Attractor Model on mazes of 16×16, and solve mazes of another kind of up to 31×31.
 
     Writes a checkpoint, metrics.json, trajectory.png, trajectory.gif, accuracy.png and maze.txt.
 
@@ -23,8 +23,12 @@ def demo(out: Path = Path("demo"), minutes: float = 4.0, seed: int = 0, overwrit
     """
     from attractor.experiment.demo import demo as run
 
-    say(f"1. Train a network of 18,821 weights on 1,000 mazes of 11×11 cells, for {minutes:g} minutes.")
-    say("2. Solve 700 unseen mazes of up to 31×31 cells, for about one minute: larger mazes need more evaluations.")
+    say(
+        f"1. Train a network of 16,968 weights on 1,000 mazes of 16×16 cells with random walls, for {minutes:g} minutes."
+    )
+    say(
+        "2. Solve 700 unseen mazes of another kind, of up to 31×31 cells: larger mazes need more evaluations. About a minute."
+    )
     show(_table(run(out, minutes=minutes, seed=seed, overwrite=overwrite)))
     say(
         "Each row is one size. A solve ends when its residual is below 1e-4, or after 1,024 evaluations.",

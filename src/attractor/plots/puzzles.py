@@ -88,11 +88,14 @@ def plot_trajectory(
     Each frame is titled with its depth and residual, and says "converged" below ``tolerance``.
     """
     titles = [
-        f"depth {depth}\nresidual {residual:.0e}{', converged' if residual < tolerance else ''}"
+        f"depth {depth}\nresidual {'–' if residual > 1e3 else f'{residual:.0e}'}"  # the first one from a state of zero
+        f"{', converged' if residual < tolerance else ''}"
         for depth, residual in zip(depths, residuals, strict=True)
     ]
     if strip is not None:
-        _plot_strip(frames, titles, strip, render)
+        wanted = np.geomspace(depths[0], depths[-1], 6)
+        chosen = sorted({int(np.abs(np.asarray(depths) - depth).argmin()) for depth in wanted})
+        _plot_strip([frames[i] for i in chosen], [titles[i] for i in chosen], strip, render)
     if animation is not None:
         _animate(frames, titles, animation, render)
 
@@ -101,12 +104,11 @@ def _plot_strip(frames: Sequence[Tensor], titles: Sequence[str], file: Path, ren
     with requires_extra("plots"):
         from matplotlib.patches import Patch
 
-    chosen = sorted({round(i) - 1 for i in np.geomspace(1, len(frames), 6)})
-    figure, axes = new_figure(len(chosen))
-    figure.set_size_inches(2.2 * len(chosen), 3.1)
-    for axis, index in zip(axes, chosen, strict=True):
-        axis.imshow(render(frames[index], 300 // len(frames[index])), interpolation="none")
-        axis.set_title(titles[index], fontsize=9)
+    figure, axes = new_figure(len(frames))
+    figure.set_size_inches(2.2 * len(frames), 3.1)
+    for axis, frame, title in zip(axes, frames, titles, strict=True):
+        axis.imshow(render(frame, 300 // len(frame)), interpolation="none")
+        axis.set_title(title, fontsize=9)
         axis.axis("off")
     if render is render_grid:
         colours = zip(MAZE_CLASSES, MAZE_COLOURS / 255, strict=True)

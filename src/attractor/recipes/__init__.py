@@ -25,7 +25,6 @@ from attractor.recipes.puzzles import (
     arc,
     fit_to_puzzles,
     maze,
-    maze_control,
     maze_walls,
     published,
     sudoku,
@@ -104,7 +103,7 @@ def summaries() -> list[RecipeSummary]:
 
 
 _TEXTS = {
-    "maze": "mazes of 11×11 cells, on a CPU; attractor demo trains it",
+    "maze": "small mazes of random walls, on a CPU; attractor demo trains it",
     "sudoku/6x6": "Sudokus of 6 digits, on a CPU",
     "sudoku/9x9": "Sudokus of 9 digits, on a CPU",
     "sudoku/hardest": "Sudokus that need guesses, of a csv file, on a CPU",
@@ -121,7 +120,7 @@ _TEXTS = {
 
 
 def _builders() -> dict[str, Callable[[], Any]]:
-    named: dict[str, Callable[[], Any]] = {"maze": maze, "maze-control": lambda: maze_control(num_steps=4000)}
+    named: dict[str, Callable[[], Any]] = {"maze": maze}
     named["sudoku/hardest"] = sudoku_symmetric
     named["sudoku/6x6-symmetric"] = partial(sudoku_symmetric, 6, minutes=3.0)
     for family in REASONER_FAMILIES:
@@ -171,7 +170,6 @@ __all__ = [
     "get",
     "language",
     "maze",
-    "maze_control",
     "maze_walls",
     "names",
     "override",
