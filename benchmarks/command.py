@@ -13,8 +13,7 @@ from typing import Any
 
 import tyro
 
-from attractor.errors import ConfigError
-from attractor.files import owner_lock
+from attractor.files.lock import OwnedError, owner_lock
 
 TRIES = Path("runs/benchmarks")
 
@@ -63,7 +62,7 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             stack.enter_context(owner_lock(folder / f"{name}.lock"))
-        except ConfigError as error:
+        except OwnedError as error:
             print(f"{name}: left out; {error}")
             yield False
         else:

@@ -99,7 +99,7 @@ def run(
     tasks: tuple[Literal["pointers", "group", "addition", "sudoku", "maze"], ...] = tuple(TASKS),
     sides: tuple[Literal["attractor", "plain", "deeper", "looped", "deq"], ...] = tuple(SIDES),
     seeds: tuple[int, ...] = (0, 1, 2),
-    num_steps: int = 600,
+    num_steps: int = 400,
     threads: int | None = None,
 ) -> None:
     """Train and evaluate what is not stored yet.

@@ -20,9 +20,11 @@ import math
 import shutil
 import statistics
 import sysconfig
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -107,10 +109,10 @@ def paper(
     wanted, trained, begin = [(side, seed) for seed in seeds for side in sides], 0, time.monotonic()
     with Preemption(seconds=None if minutes is None else 60 * minutes) as pause:
         for number, (side, seed) in enumerate(wanted, start=1):
-            with claim(CHECKPOINTS, f"{scale}-{side}-{seed}") as is_ours:
-                if not (is_ours and _train(side, scale, seed, data, bundle, pause)):
-                    continue
-            if pause.requested:
+            is_stored = _train(side, scale, seed, data, bundle, pause)
+            if is_stored is None:
+                continue
+            if not is_stored:
                 print(f"paused after {number - 1} of {len(wanted)} runs; the same command continues.")
                 break
             trained += 1
@@ -120,28 +122,29 @@ def paper(
         write(name, scale, seeds)
 
 
-def _train(side: str, scale: str, seed: int, data: Any, bundle: Path | None, pause: Preemption) -> bool:
-    """Train and store a run, unless it is stored already: then return False."""
+def _train(side: str, scale: str, seed: int, data: Any, bundle: Path | None, pause: Preemption) -> bool | None:
+    """Train a run and return whether it ended and is stored; None if it was stored before, or if another process has it."""
     is_reasoner = side in REASONERS
     settings = _reasoner_settings(side, scale, seed) if is_reasoner else _settings(side, scale, seed, data, bundle)
     plain = {name: to_dict(value) if is_dataclass(value) else value for name, value in settings.items()}
     stored, text = f"{scale}-{side}-{seed}", json.dumps(json_safe(plain))
-    if found := _stored(stored):
-        if not (why := changed_setting(found["settings"], json.loads(text), settings)):
-            return False
-        print(f"{stored}: trained again; {why}")
     folder = CHECKPOINTS / f"{stored}-{zlib.crc32(text.encode()):08x}"
-    loop: dict[str, Any] = {"should_pause": pause, "resume": (folder / "latest").exists()}
-    run = (
-        _reasoner(side, scale, seed, folder, loop)
-        if is_reasoner
-        else _language(side, scale, seed, data, bundle, folder, loop)
-    )
-    if run:  # not paused
-        (OUT / "runs").mkdir(parents=True, exist_ok=True)
-        write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
-        shutil.rmtree(folder)
-    return True
+    with claim(CHECKPOINTS, folder.name) as is_ours:
+        found = _stored(stored)
+        if not is_ours or (found and not (why := changed_setting(found["settings"], json.loads(text), settings))):
+            return None
+        if found:
+            print(f"{stored}: trained again; {why}")
+        loop: dict[str, Any] = {"should_pause": pause, "resume": (folder / "latest").exists()}
+        if is_reasoner:
+            run = _reasoner(side, scale, seed, folder, loop)
+        else:
+            run = _language(side, scale, seed, data, bundle, folder, loop)
+        if run:  # not paused
+            (OUT / "runs").mkdir(parents=True, exist_ok=True)
+            write_json(OUT / "runs" / f"{stored}.json", run | {"settings": plain, "environment": environment()})
+            shutil.rmtree(folder)
+        return bool(run)
 
 
 def _settings(side: str, scale: str, seed: int, data: Path, bundle: Path | None) -> Run:
@@ -241,11 +244,13 @@ def _default_text() -> Path:
     folder = TRIES / "paper-text"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        source = folder.with_suffix(".jsonl")
-        files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-        source.write_text("".join(json.dumps({"text": f.read_text(errors="replace")}) + "\n" for f in files))
-        prepare_text([source], folder, val_fraction=0.05, vocab_size=2048)
-        source.unlink()
+        with tempfile.TemporaryDirectory(dir=folder.parent) as own:  # another process may prepare it, too
+            source = Path(own) / "text.jsonl"
+            files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+            source.write_text("".join(json.dumps({"text": f.read_text(errors="replace")}) + "\n" for f in files))
+            prepare_text([source], Path(own) / "tokens", val_fraction=0.05, vocab_size=2048)
+            with suppress(OSError):  # the other one was sooner
+                (Path(own) / "tokens").rename(folder)
     return folder
 
 

@@ -55,7 +55,7 @@ def run(
         width: Channels per cell.
         num_steps: Optimiser steps.
         batch: Puzzles per step.
-        layers: Layers of the network.
+        layers: Layers of the network; with more than 2 it is not compiled, which would take minutes.
         sides: Models to train. paper: solved to a tolerance by Anderson acceleration, with one-step gradients.
         seeds: Seeds of weights, batches and initial states; the puzzles are the same for all.
         threads: Threads of torch.
@@ -133,7 +133,8 @@ def show() -> None:
         use_log_scale(each)
     axes[0].set(ylabel="loss")
     axes[len(shapes)].set(ylabel="gradient norm")
-    axes[0].legend(fontsize=9)
+    for each in axes[: len(shapes)]:
+        each.legend(fontsize=9)
     save(figure, OUT / "scaling.png")
     Console(width=120).print(view)
 

@@ -32,7 +32,7 @@ TINY = replace(
 )
 FAST = [
     "model.update.width=8", "train.seconds=null", "train.num_steps=3", "data.num_puzzles=20", "data.size=7",
-    "data.style=perfect", "data.min_path=1", "supervision.windows=[]",
+    "data.style=perfect", "data.min_path=1",
 ]  # fmt: skip
 
 
@@ -57,6 +57,23 @@ def test_solve_prints_answer_verdict_residual_and_cost(checkpoint, maze_file, ca
     assert out.count("residual") == 2
     assert "8 evaluations" in out
     assert "wrong:" in out or "verified:" in out
+
+
+def test_a_small_model_solves_with_one_thread(checkpoint, maze_file, monkeypatch) -> None:
+    """On a busy machine several threads wait for each other. A larger model keeps them, and so does the caller."""
+    before, used = torch.get_num_threads(), []
+    model = type(load_reasoner(checkpoint).model)
+    real = model.solve
+    monkeypatch.setattr(model, "solve", lambda *a, **k: used.append(torch.get_num_threads()) or real(*a, **k))
+    try:
+        torch.set_num_threads(3)
+        main(["solve", str(checkpoint), str(maze_file), "--depth", "1"])
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr("attractor.experiment.device.SMALL", 100)
+        main(["solve", str(checkpoint), str(maze_file), "--depth", "1"])
+    finally:
+        torch.set_num_threads(before)
+    assert used == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("more", [[], ["--latest"]])

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 SETTINGS = [
     "model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1",
-    "data.num_puzzles=20", "data.size=7", "data.style=perfect", "data.min_path=1", "supervision.windows=[]",
+    "data.num_puzzles=20", "data.size=7", "data.style=perfect", "data.min_path=1",
     "train.warmup_fraction=0",
     "supervision.batch_size=4", "train.seconds=null", "train.log_every=1", "train.checkpoint_every=2",
 ]  # fmt: skip

@@ -110,6 +110,13 @@ def test_figures_have_legends_and_plain_numbers(tmp_path, monkeypatch) -> None:
     strip, accuracy = figures
     assert [text.get_text() for text in strip.legends[0].get_texts()] == ["wall", "floor", "start", "goal", "path"]
     assert ["converged" in axes.get_title() for axes in strip.axes] == [False, False, True]
+    many = [
+        torch.rand(5, 5, 5).softmax(-1) for _ in range(40)
+    ]  # frames are evenly spaced in the logarithm of the depth
+    plot_trajectory(many, [*range(1, 33), *range(40, 104, 8)], [8e6] + [0.1] * 39, strip=tmp_path / "s.png")
+    titles = [axes.get_title().split("\n") for axes in figures.pop().axes]
+    assert [title for title, _ in titles] == [f"depth {depth}" for depth in (1, 2, 6, 15, 40, 96)]
+    assert [residual for _, residual in titles] == ["residual –", *["residual 1e-01"] * 5]
     labels = [label.get_text() for label in accuracy.axes[0].get_xticklabels()]
     assert {"1", "2", "4", "8"} <= set(labels)
 
@@ -119,7 +126,9 @@ def test_figures_are_written(tmp_path) -> None:
     from PIL import Image
 
     frames = [torch.rand(5, 5, 5).softmax(-1) for _ in range(9)]
-    plot_trajectory(frames, list(range(1, 10)), [0.1] * 9, strip=tmp_path / "s.png", animation=tmp_path / "s.gif")
+    plot_trajectory(
+        frames, list(range(1, 10)), [8e6] + [0.1] * 8, strip=tmp_path / "s.png", animation=tmp_path / "s.gif"
+    )
     with Image.open(tmp_path / "s.gif") as image:
         assert image.n_frames == 9
     points = [DepthPoint(depth=d, exact=0.5, converged=0.1, residual=0.1) for d in (1, 2, 4)]

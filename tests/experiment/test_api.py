@@ -18,7 +18,6 @@ SMALL = {
     "data.size": 7,
     "data.style": "perfect",
     "data.min_path": 1,
-    "supervision.windows": [],
     "model.update.width": 8,
     "model.evaluations_per_segment": 2,
     "model.backprop_steps": 1,

@@ -8,7 +8,6 @@ import torch
 
 from attractor.data import MAZE, PUZZLES, SUDOKU, PuzzleSet, maze, puzzles, sudoku
 from attractor.errors import ConfigError, DataError
-from attractor.experiment import solve as solving
 from attractor.experiment.prepare import (
     PuzzleSummary,
     TextSummary,
@@ -59,24 +58,6 @@ def test_a_solution_says_whether_it_is_correct(loaded, drawn, monkeypatch) -> No
         assert solution.probabilities.shape == (4, 4, 5)
     with pytest.raises(ConfigError, match="depth"):
         solve_puzzles(loaded, drawn, depth=2, tolerance=0.1)
-
-
-def test_a_small_model_solves_with_one_thread(loaded, drawn, monkeypatch) -> None:
-    """On a busy machine several threads wait for each other. A larger model keeps them, and so does the caller."""
-    before, used = torch.get_num_threads(), []
-    real = type(loaded.model).solve
-    monkeypatch.setattr(
-        type(loaded.model), "solve", lambda *a, **k: used.append(torch.get_num_threads()) or real(*a, **k)
-    )
-    try:
-        torch.set_num_threads(3)
-        solve_puzzles(loaded, drawn.questions[0], depth=1)
-        assert torch.get_num_threads() == 3
-        monkeypatch.setattr(solving, "SMALL", 100)
-        solve_puzzles(loaded, drawn.questions[0], depth=1)
-    finally:
-        torch.set_num_threads(before)
-    assert used == [1, 3]
 
 
 def test_puzzles_that_do_not_fit_are_refused_before_the_first_is_solved(loaded, drawn, monkeypatch) -> None:

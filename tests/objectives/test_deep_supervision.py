@@ -13,7 +13,6 @@ from attractor import recipes
 from attractor.data import maze
 from attractor.data.maze.paths import steps_to_goal_mod_3
 from attractor.errors import ConfigError
-from attractor.experiment.puzzles import train_reasoner
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.objectives.deep_supervision import stablemax_cross_entropy
 
@@ -349,13 +348,12 @@ def test_training_begins_on_windows_and_ends_on_whole_mazes():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"windows": (13,)}, r"windows=\[13\]: give sizes below that of the mazes, 13 × 13"),
         ({"windows": (4,)}, "from 5 up"),
         ({"windows": (5.5,)}, "whole numbers"),
-        ({"windows": (5,), "crop": None}, "a function that crops them"),
+        ({"windows": (5,), "crop": None}, "a function that crops mazes"),
     ],
 )
-def test_windows_need_larger_mazes_and_a_function_that_crops_them(settings, says) -> None:
+def test_windows_have_a_size_and_a_function_that_crops_mazes(settings, says) -> None:
     mazes = maze.generate(8, 13, seed=0)
     crop = settings.pop("crop", mazes.puzzle.crop)
     with pytest.raises(ConfigError, match=says):
@@ -381,7 +379,26 @@ def test_windows_that_a_recipe_cannot_use_are_refused(recipe, changes, says) -> 
         recipes.override(recipes.get(recipe), changes)
 
 
-def test_a_run_whose_windows_are_too_large_ends_before_mazes_are_generated(tmp_path) -> None:
-    recipe = recipes.override(recipes.get("maze/walls"), ["data.size=16", "data.num_puzzles=1000000"])
-    with pytest.raises(ConfigError, match=r"16 × 16, or none: supervision.windows=\[\]"):
-        train_reasoner(recipe, tmp_path / "run")
+@pytest.mark.parametrize(("shape", "sizes"), [((13, 13), {5, 13}), ((13, 11), {13})])
+def test_windows_that_do_not_fit_are_left_out(shape, sizes) -> None:
+    """Those that are not smaller than the mazes, and all of them if the mazes are not square."""
+    mazes, seen = maze.generate(8, 13, seed=0), set()
+    questions, answers = mazes.questions[:, :, : shape[1]], mazes.answers[:, :, : shape[1]]
+
+    class Sized(Model):
+        def forward(self, questions: Tensor, state: Tensor) -> Output:
+            seen.add(questions.shape[1])
+            output = super().forward(torch.zeros_like(questions), state)
+            return replace(output, logits=nn.functional.pad(output.logits, (0, 3)))
+
+    supervision = DeepSupervision(
+        questions,
+        answers,
+        DeepSupervisionConfig(batch_size=4, windows=(5, 13, 20), augment=False),
+        init_state=lambda questions: torch.zeros(*questions.shape, 1),
+        augment=mazes.puzzle.augment,
+        crop=mazes.puzzle.crop,
+    )
+    for step in range(8):
+        supervision.step(Sized(right=True), step / 8)
+    assert seen == sizes

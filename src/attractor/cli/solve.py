@@ -54,6 +54,7 @@ def solve(
         seed: Seed of the random initial states.
         gif: A file for an animation of the first puzzle's trajectory, from the initial state that was kept.
     """
+    from attractor.experiment.device import one_thread_if_small
     from attractor.experiment.loading import load_reasoner
     from attractor.experiment.pretrained import pretrained_for
     from attractor.experiment.solve import animate_solution, solve_puzzles
@@ -75,13 +76,11 @@ def solve(
     budget: dict[str, Any] = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations}
     is_default = puzzle is None and (depth, tolerance, breadth, gif) == (None, None, 1, None)
     search |= is_default and loaded.protocol.search
-    solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
-    if len(solutions) > MAX_SHOWN:
-        _print_summary(solutions)
-    else:
-        _print_each(loaded.puzzle, solutions)
-    if gif is not None:
-        animate_solution(loaded, solutions[0], gif, **budget)
+    with one_thread_if_small(loaded.model):
+        solutions = solve_puzzles(loaded, puzzles, **budget, breadth=breadth, search=search, seed=seed, progress=True)
+        _print_summary(solutions) if len(solutions) > MAX_SHOWN else _print_each(loaded.puzzle, solutions)
+        if gif is not None:
+            animate_solution(loaded, solutions[0], gif, **budget)
     return int(not all(solution.is_correct for solution in solutions))
 
 

@@ -1,15 +1,18 @@
-"""Limits of a device: peak operations per second and memory."""
+"""Limits of a device: peak operations per second and memory; and its threads."""
 
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+SMALL = 1_000_000  # weights of a model that gains little by threads
 # Operations per second of dense bf16 matrix products, from the vendors' data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 
@@ -91,3 +94,18 @@ def free_memory(device: torch.device) -> int:
     if "SC_AVPHYS_PAGES" in named:
         return page * os.sysconf("SC_AVPHYS_PAGES")
     return page * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@contextmanager
+def one_thread_if_small(model: nn.Module) -> Iterator[None]:
+    """Use one thread in this block, in the whole process, if ``model`` has fewer weights than ``SMALL``.
+
+    Threads gain little where single puzzles are solved; on a busy machine they wait for each other at every operation.
+    """
+    before = torch.get_num_threads()
+    if sum(weight.numel() for weight in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

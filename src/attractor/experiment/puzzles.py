@@ -19,7 +19,7 @@ from attractor.experiment.loading import REASONER
 from attractor.experiment.solve import LoadedReasoner
 from attractor.models.reasoning import Reasoner
 from attractor.nn import SymmetricUpdateConfig
-from attractor.objectives import IGNORED, DeepSupervision, require_smaller
+from attractor.objectives import IGNORED, DeepSupervision
 from attractor.recipes import PuzzleRecipe, fit_to_puzzles
 from attractor.training import PRECISIONS, DistributedContext
 from attractor.training import train as run_loop
@@ -101,8 +101,6 @@ def train_reasoner(
     loop
         ``callbacks``, ``resume`` and ``should_pause`` of :func:`attractor.training.train`.
     """
-    if windows := recipe.supervision.windows:  # before minutes of generating
-        require_smaller(windows, recipe.data.size if data is None else puzzles.read_index(data)["height"])
     examples = training_puzzles(recipe, data)
     held_out = development_puzzles(recipe, data, examples) if held_out is None else held_out
     height, width = examples.questions.shape[1:]

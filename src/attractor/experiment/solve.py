@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from attractor.models.reasoning import Reasoner
 from attractor.progress import TaskProgress
 
 TOLERANCE, MAX_EVALUATIONS = 1e-4, 2048  # by default
-SMALL = 1_000_000  # weights of a model whose evaluation of one puzzle takes a thread a few milliseconds
 Puzzles = str | Path | LocatedGrid | PuzzleSet | Grid | Grids | Iterable["Puzzles"]
 
 
@@ -141,7 +139,7 @@ def solve_puzzles(
         max_evaluations = MAX_EVALUATIONS if max_evaluations is None else max_evaluations
     budget = {"depth": depth, "tolerance": tolerance, "max_evaluations": max_evaluations, "breadth": breadth}
     located, solutions = locate_puzzles(loaded.puzzle, puzzles), []
-    with TaskProgress(enabled=progress) as bars, _one_thread_if_small(loaded.model):
+    with TaskProgress(enabled=progress) as bars:
         checking, solving = bars.follow("checking"), bars.follow("solving")
         shapes: set[tuple[int, ...]] = set()
         for number, one in enumerate(located, start=1):
@@ -153,18 +151,6 @@ def solve_puzzles(
             )
             solving(number, len(located))
     return solutions
-
-
-@contextmanager
-def _one_thread_if_small(model: Reasoner) -> Iterator[None]:
-    """Solve with one thread: on a busy machine, threads wait for each other at every operation, up to 20 times as long."""
-    before = torch.get_num_threads()
-    if sum(weight.numel() for weight in model.parameters()) < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _solve_one(loaded: LoadedReasoner, located: LocatedGrid, seed: int, budget: dict[str, Any]) -> PuzzleSolution:

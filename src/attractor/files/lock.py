@@ -28,14 +28,20 @@ RENEWAL = 10.0  # seconds
 LEASE = 60.0  # seconds without renewal after which an owner on another machine counts as dead
 
 
+class OwnedError(ConfigError):
+    """Another process owns the lock."""
+
+
 @contextmanager
 def owner_lock(file: Path) -> Iterator[None]:
     """Own the lock ``file`` in this block; its folder must exist.
 
     Raises
     ------
+    OwnedError
+        If another process owns it.
     ConfigError
-        If another process owns it, or the file cannot be written.
+        If the file cannot be written.
     """
     try:
         descriptor = _acquire(file)
@@ -65,7 +71,7 @@ def _acquire(file: Path) -> int:
             owner = _read_owner(descriptor)
             if not _lock(descriptor, owner, file):
                 who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-                raise ConfigError(
+                raise OwnedError(
                     f"{file.parent}: is being written by {who}; wait until it has ended, or choose another folder."
                 )
             if not _is_current(descriptor, file):  # its owner has just removed it

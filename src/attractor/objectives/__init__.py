@@ -1,7 +1,7 @@
 """Objectives: from a batch and a model to a loss and metrics. They do not know the training loop."""
 
 from attractor.objectives.batch import split_batch
-from attractor.objectives.deep_supervision import IGNORED, DeepSupervision, DeepSupervisionConfig, require_smaller
+from attractor.objectives.deep_supervision import IGNORED, DeepSupervision, DeepSupervisionConfig
 from attractor.objectives.next_token import NextToken, NextTokenConfig
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "DeepSupervisionConfig",
     "NextToken",
     "NextTokenConfig",
-    "require_smaller",
     "split_batch",
 ]

@@ -65,7 +65,8 @@ class DeepSupervisionConfig:
     windows
         For mazes: training begins on square windows of these sizes, one after the other, each with a part of its maze's
         path, and ends on whole mazes. All phases are equally long. A window has as many segments, in proportion to
-        ``max_segments``, as cells in a row.
+        ``max_segments``, as cells in a row. Sizes that are not smaller than the mazes are left out, and all of them if
+        the mazes are not square.
     """
 
     batch_size: int = 64
@@ -94,15 +95,6 @@ class DeepSupervisionConfig:
                 raise ConfigError(f"deep supervision: {name}={getattr(self, name)} cannot be negative.")
         if self.cross_entropy not in LOSSES:
             raise ConfigError(f"cross_entropy={self.cross_entropy!r}: {suggestion(self.cross_entropy, LOSSES)}")
-
-
-def require_smaller(windows: Sequence[int], size: int) -> None:
-    """Raise a ConfigError unless all ``windows`` are smaller than puzzles of this height."""
-    if max(windows, default=0) >= size:
-        raise ConfigError(
-            f"supervision.windows={list(windows)}: give sizes below that of the mazes, {size} × {size}, or none: "
-            "supervision.windows=[]."
-        )
 
 
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -173,11 +165,10 @@ class DeepSupervision:
         self._rank, self._world_size = rank, world_size
         self._first, self._num = split_batch(config.batch_size, rank, world_size)
         self._data, self._offsets, self._ignored = (questions, answers), offsets, ignored
-        if config.windows:
-            height, width = questions.shape[1:]
-            if crop is None or height != width:
-                raise ConfigError("supervision.windows needs square mazes, and a function that crops them.")
-            require_smaller(config.windows, height)
+        if config.windows and crop is None:
+            raise ConfigError("supervision.windows needs a function that crops mazes.")
+        height, width = questions.shape[1:]
+        self._windows = tuple(size for size in config.windows if size < height == width)
         self._config, self._init_state, self._device = config, init_state, device
         self._augment, self._crop = augment, crop
         self._auxiliary_targets = auxiliary_targets if config.auxiliary_weight else None
@@ -190,7 +181,7 @@ class DeepSupervision:
         """Run one segment of the batch and return its loss and metrics. ``progress`` in [0, 1] decides the window."""
         config = self._config
         height = self._data[0].shape[1]
-        phases = (*config.windows, height)
+        phases = (*self._windows, height)
         self._size = phases[min(int(progress * len(phases)), len(phases) - 1)]
         self._max_segments = math.ceil(config.max_segments * self._size / height)
         carry = self._carry
@@ -302,7 +293,7 @@ class DeepSupervision:
     def diagnostics(self, model: nn.Module) -> dict[str, float]:
         """Return segments per second (of all puzzles) since the last call, the size of the present window, and MFU."""
         rate = self._num_segments / (time.perf_counter() - self._since)
-        figures = {"segments/s": rate, **({"window": float(self._size)} if self._config.windows else {})}
+        figures = {"segments/s": rate, **({"window": float(self._size)} if self._windows else {})}
         if self._peak_flops is not None:
             whole = self._data[0][0]
             num_cells = self._size**2 if self._size < len(whole) else whole.size

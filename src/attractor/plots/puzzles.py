@@ -88,7 +88,8 @@ def plot_trajectory(
     Each frame is titled with its depth and residual, and says "converged" below ``tolerance``.
     """
     titles = [
-        f"depth {depth}\nresidual {'–' if residual > 1e3 else f'{residual:.0e}'}"  # the first one from a state of zero
+        # The first evaluation from a state of zero has no relative residual.
+        f"depth {depth}\nresidual {'–' if depth == 1 and residual > 1e3 else f'{residual:.0e}'}"
         f"{', converged' if residual < tolerance else ''}"
         for depth, residual in zip(depths, residuals, strict=True)
     ]

@@ -175,7 +175,7 @@ def sudoku_symmetric(size: int = 9, *, minutes: float = 15.0, seed: int = 0) -> 
     if size not in MINUTES:
         raise ConfigError(f"there is no recipe for Sudokus of {size} digits; choose 6 or 9.")
     height, width = BOXES[size]
-    channels, evaluations, batch_size, max_segments = {6: (24, 8, 32, 6), 9: (32, 16, 24, 8)}[size]
+    channels, evaluations, batch_size, max_segments, cooldown = {6: (24, 8, 32, 6, 0.8), 9: (32, 16, 24, 8, 0.5)}[size]
     return PuzzleRecipe(
         model=AttractorReasonerConfig(
             num_symbols=size + 1,
@@ -188,7 +188,11 @@ def sudoku_symmetric(size: int = 9, *, minutes: float = 15.0, seed: int = 0) -> 
         data=SudokuDataConfig(size=size, clues=CLUES.get(size), seed=seed),
         supervision=DeepSupervisionConfig(batch_size=batch_size, max_segments=max_segments),
         train=TrainConfig(
-            seconds=60 * minutes, optimizer=OptimizerConfig(lr=3e-3), cooldown_fraction=0.8, log_every=50, seed=seed
+            seconds=60 * minutes,
+            optimizer=OptimizerConfig(lr=3e-3),
+            cooldown_fraction=cooldown,
+            log_every=50,
+            seed=seed,
         ),
     )
 
