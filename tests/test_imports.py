@@ -170,6 +170,7 @@ for name in {blocked}:
 import attractor
 out = tempfile.mkdtemp() + "/run"
 settings = {{"train.seconds": None, "train.num_steps": 1, "data.num_puzzles": 8, "data.size": 7, "model.update.width": 8}}
+settings |= {{"data.style": "perfect", "data.min_path": 1}}
 trained = attractor.train("maze", out=out, overrides=settings, progress=False)
 loaded = attractor.load(out)
 print(loaded.puzzle.kind, loaded.path == trained.path, len(attractor.recipes.names()) > 40)

@@ -28,6 +28,7 @@ OFFICIAL = Path(__file__).parents[1] / "interop" / "official_tiny"
 FILE = Path(__file__).parents[2] / "README.md"
 FAST = ["model.update.width=8", "model.evaluations_per_segment=2", "model.backprop_steps=1", "train.seconds=null"]
 FAST += ["train.num_steps=2", "train.log_every=1", "data.num_puzzles=20", "data.size=7"]
+FAST += ["data.style=perfect", "data.min_path=1"]
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,8 @@ def command(out: Path, *more: str, num_steps: int = 4, settings: tuple[str, ...]
         "train.seconds=null",
         "data.num_puzzles=20",
     ]
-    changed += ["data.size=7", f"train.num_steps={num_steps}", "train.log_every=1", "train.checkpoint_every=2"]
+    changed += ["data.size=7", "data.style=perfect", "data.min_path=1"]
+    changed += [f"train.num_steps={num_steps}", "train.log_every=1", "train.checkpoint_every=2"]
     return ["train", "maze", "--out", str(out), *more, "--set", *changed, *settings]
 
 
