@@ -11,6 +11,7 @@ from attractor.data.puzzle import Advance
 from attractor.data.puzzles import FIRST_DEV_SEED
 from attractor.errors import ConfigError
 from attractor.evaluation import DepthEvaluation, evaluate_depths, trajectory
+from attractor.experiment.device import one_thread
 from attractor.experiment.puzzles import as_tensors, train_reasoner
 from attractor.experiment.solve import animation_depths
 from attractor.files import check_output_dir, write_json
@@ -37,20 +38,21 @@ def demo(
     """Train a small attractor model on mazes of random walls, 16×16, and evaluate it on perfect mazes of up to 31×31.
 
     Writes a checkpoint, ``metrics.json``, ``trajectory.png``, ``trajectory.gif``, ``accuracy.png`` and ``maze.txt``.
-    Training takes ``minutes``, evaluation about one more. Returns the evaluation of each size, such as ``"31×31"``.
+    Training takes ``minutes`` of one core, evaluation about one more. Returns the evaluation of each size, such as ``"31×31"``.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes={minutes:g}: give a positive number.")
     folder = Path(out)
     check_output_dir(folder, overwrite=overwrite)
     recipe = maze_recipe(minutes=minutes, seed=seed)
-    with TrainingProgress("training", enabled=progress) as bar:
-        model = train_reasoner(recipe, folder, callbacks=[bar]).model
-    torch.manual_seed(seed)
-    with TaskProgress(enabled=progress) as bars:
-        count = bars.count("unseen mazes", sum(SIZES.values()))
-        sizes = evaluate_sizes(model, advance=count)
-    draw(model, sizes, folder)
+    with one_thread():
+        with TrainingProgress("training", enabled=progress) as bar:
+            model = train_reasoner(recipe, folder, callbacks=[bar]).model
+        torch.manual_seed(seed)
+        with TaskProgress(enabled=progress) as bars:
+            count = bars.count("unseen mazes", sum(SIZES.values()))
+            sizes = evaluate_sizes(model, advance=count)
+        draw(model, sizes, folder)
     metrics: dict[str, Any] = {
         "minutes": minutes,
         "seed": seed,

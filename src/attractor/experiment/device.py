@@ -4,7 +4,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,15 +97,20 @@ def free_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def one_thread_if_small(model: nn.Module) -> Iterator[None]:
-    """Use one thread in this block, in the whole process, if ``model`` has fewer weights than ``SMALL``.
+def one_thread() -> Iterator[None]:
+    """Use one thread in this block, in the whole process.
 
-    Threads gain little where single puzzles are solved; on a busy machine they wait for each other at every operation.
+    Threads gain little where a network and its batch are small; on a busy machine they wait for each other at every
+    operation, which can take twenty times as long.
     """
     before = torch.get_num_threads()
-    if sum(weight.numel() for weight in model.parameters()) < SMALL:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread_if_small(model: nn.Module) -> AbstractContextManager[None]:
+    """:func:`one_thread` for a model of fewer weights than ``SMALL``, otherwise nothing."""
+    return one_thread() if sum(weight.numel() for weight in model.parameters()) < SMALL else nullcontext()
