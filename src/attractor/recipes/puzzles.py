@@ -97,7 +97,7 @@ def fit_to_puzzles(
 
 
 def maze(*, minutes: float = 4.0, seed: int = 0) -> PuzzleRecipe:
-    """Return the recipe of the demonstration: 1,000 mazes of random walls, 16×16, four minutes on two CPU cores.
+    """Return the recipe of the demonstration: 1,000 mazes of random walls, 16×16, four minutes of one CPU core.
 
     It is :func:`maze_walls` on smaller mazes, with noise in training, by which solves converge.
     """
