@@ -110,9 +110,7 @@ def test_figures_have_legends_and_plain_numbers(tmp_path, monkeypatch) -> None:
     strip, accuracy = figures
     assert [text.get_text() for text in strip.legends[0].get_texts()] == ["wall", "floor", "start", "goal", "path"]
     assert ["converged" in axes.get_title() for axes in strip.axes] == [False, False, True]
-    many = [
-        torch.rand(5, 5, 5).softmax(-1) for _ in range(40)
-    ]  # frames are evenly spaced in the logarithm of the depth
+    many = [frames[0]] * 40  # of which frames are drawn that are evenly spaced in the logarithm of the depth
     plot_trajectory(many, [*range(1, 33), *range(40, 104, 8)], [8e6] + [0.1] * 39, strip=tmp_path / "s.png")
     titles = [axes.get_title().split("\n") for axes in figures.pop().axes]
     assert [title for title, _ in titles] == [f"depth {depth}" for depth in (1, 2, 6, 15, 40, 96)]
@@ -126,9 +124,7 @@ def test_figures_are_written(tmp_path) -> None:
     from PIL import Image
 
     frames = [torch.rand(5, 5, 5).softmax(-1) for _ in range(9)]
-    plot_trajectory(
-        frames, list(range(1, 10)), [8e6] + [0.1] * 8, strip=tmp_path / "s.png", animation=tmp_path / "s.gif"
-    )
+    plot_trajectory(frames, list(range(1, 10)), [0.1] * 9, strip=tmp_path / "s.png", animation=tmp_path / "s.gif")
     with Image.open(tmp_path / "s.gif") as image:
         assert image.n_frames == 9
     points = [DepthPoint(depth=d, exact=0.5, converged=0.1, residual=0.1) for d in (1, 2, 4)]
@@ -249,6 +245,24 @@ def test_the_demo_uses_the_models_device(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [device.type for device in seen] == ["meta", "meta", "meta"]
     drawn = maze.generate(8, 7, seed=FIRST_DEV_SEED, corners=True).questions[3]
     assert (tmp_path / "maze.txt").read_text().rstrip("\n") == maze.render(drawn)
+
+
+def test_the_demo_trains_with_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """On a busy machine several threads wait for each other. The caller keeps its own number, also after an error."""
+    before, used = torch.get_num_threads(), []
+
+    def train(*_: object, **__: object) -> None:
+        used.append(torch.get_num_threads())
+        raise MemoryError
+
+    monkeypatch.setattr(demo, "train_reasoner", train)
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(MemoryError):
+            demo.demo(tmp_path / "demo", progress=False)
+        assert (used, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_changed_given_is_drawn_on_red() -> None:

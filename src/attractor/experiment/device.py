@@ -101,7 +101,7 @@ def one_thread() -> Iterator[None]:
     """Use one thread in this block, in the whole process.
 
     Threads gain little where a network and its batch are small; on a busy machine they wait for each other at every
-    operation, which can take twenty times as long.
+    operation.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
