@@ -15,7 +15,7 @@ from attractor import recipes
 from attractor.config import all_paths, change, from_dict, override, settings, to_dict
 from attractor.errors import ConfigError
 from attractor.models.reasoning import AttractorReasonerConfig, TRMConfig
-from attractor.nn import ConvolutionUpdateConfig, GridNetworkConfig
+from attractor.nn import GatedConvolutionUpdateConfig, GridNetworkConfig
 from attractor.recipes import PuzzleRecipe, SudokuDataConfig
 
 
@@ -56,8 +56,8 @@ def test_a_type_chooses_the_class() -> None:
     assert changed.train == recipe.train
     kept = override(recipe, ["model.type=AttractorReasonerConfig", "model.noise=0.5"])
     assert kept.model == replace(recipe.model, noise=0.5)
-    update = override(recipe, ["model.update.type=ConvolutionUpdateConfig"]).model.update
-    assert update == ConvolutionUpdateConfig()
+    update = override(recipe, ["model.update.type=GatedConvolutionUpdateConfig"]).model.update
+    assert update == GatedConvolutionUpdateConfig()
     plain = ["supervision.windows=[]", "supervision.auxiliary_weight=0"]
     assert override(recipes.get("maze"), ["data.type=SudokuDataConfig", *plain]).data == SudokuDataConfig()
 

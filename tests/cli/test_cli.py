@@ -17,7 +17,7 @@ from attractor.data import maze
 from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.recipes import MazeDataConfig
 from attractor.recipes import maze as maze_recipe
@@ -25,7 +25,9 @@ from attractor.training import TrainConfig
 
 TINY = replace(
     maze_recipe(),
-    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
+    model=AttractorReasonerConfig(
+        update=GatedConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1
+    ),
     data=MazeDataConfig(num_puzzles=20, size=7),
     supervision=DeepSupervisionConfig(),
     train=TrainConfig(num_steps=2),
@@ -279,10 +281,7 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
         "zero tolerance": ([*solve, str(maze_file), "--tolerance", "0"], "positive"),
         "zero breadth": ([*solve, str(maze_file), "--breadth", "0"], "breadth=0"),
         "negative steps": (["train", "maze", "--set", "train.num_steps=-5"], "num_steps=-5"),
-        "even kernel": (
-            ["train", "maze", "--set", "model.update.type=ConvolutionUpdateConfig", "model.update.kernel=2"],
-            "kernel=2",
-        ),
+        "zero width": (["train", "maze", "--set", "model.update.width=0"], "width=0"),
         "no mazes": (["train", "maze", "--set", "data.num_puzzles=0"], "num_puzzles=0"),
         "zero minutes": (["demo", "--minutes", "0", "--out", str(tmp_path / "x")], "minutes"),
     }
@@ -293,7 +292,7 @@ def mistakes(tmp_path, checkpoint, maze_file) -> dict[str, tuple[list[str], str]
     [
         "folder in use", "out is a file", "unknown recipe", "unknown setting", "bad value", "nothing to resume",
         "no checkpoint", "no maze file", "malformed maze", "zero tolerance", "zero breadth", "zero minutes",
-        "negative steps", "even kernel", "no mazes", "walled in", "zero depth",
+        "negative steps", "zero width", "no mazes", "walled in", "zero depth",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path, checkpoint, maze_file, capsys) -> None:

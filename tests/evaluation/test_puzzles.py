@@ -14,7 +14,7 @@ from attractor.data.puzzles import FIRST_DEV_SEED
 from attractor.evaluation import DepthPoint, evaluate_depths, run_restarts, trajectory
 from attractor.experiment import demo
 from attractor.models.reasoning import AttractorReasonerConfig, Reasoner
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.plots import plot_accuracy, plot_trajectory, render_digits
 from attractor.plots import puzzles as plots
 
@@ -76,7 +76,7 @@ def test_accuracy_given_converged_is_nan_where_nothing_converged() -> None:
 @pytest.fixture(params=["picard", "anderson"])
 def reasoner(request) -> Reasoner:
     torch.manual_seed(0)
-    config = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), solver=request.param)
+    config = AttractorReasonerConfig(update=GatedConvolutionUpdateConfig(width=8), solver=request.param)
     return replace(config, random_init=False).build().eval()
 
 

@@ -15,11 +15,10 @@ import attractor.plots
 from attractor.cli import main
 from attractor.experiment.pretrained import pretrained
 from attractor.models.reasoning import AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig, GatedConvolutionUpdateConfig, SymmetricUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig, SymmetricUpdateConfig
 
 NETWORKS = Path(attractor.plots.__file__).parent / "templates" / "networks.js"
 CONFIGS = {
-    "ConvolutionNetwork": AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), obstacles=(0,)),
     "GatedConvolutionNetwork": AttractorReasonerConfig(
         update=GatedConvolutionUpdateConfig(width=8, hidden=12), obstacles=(0,), damping=1.0
     ),

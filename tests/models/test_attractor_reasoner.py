@@ -7,10 +7,12 @@ import torch
 
 from attractor import ConfigError, DataError, Steps, Tolerance
 from attractor.models.reasoning import AttractorReasoner, AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig, GatedConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.testing import UpdateConformance
 
-SMALL = AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=6, backprop_steps=2)
+SMALL = AttractorReasonerConfig(
+    update=GatedConvolutionUpdateConfig(width=8, hidden=16), evaluations_per_segment=6, backprop_steps=2
+)
 
 
 def reasoner(**changes) -> AttractorReasoner:
@@ -22,19 +24,9 @@ def questions(batch: int = 3, size: int = 7) -> torch.Tensor:
     return torch.randint(0, 4, (batch, size, size), generator=torch.Generator().manual_seed(0))
 
 
-class TestConvolutionUpdate(UpdateConformance):
-    def make_update(self):
-        model = reasoner()
-        x = model.embedding(questions()).detach()
-        return lambda y: model.update(y, x)
-
-    def make_state(self):
-        return torch.randn(3, 7, 7, 8, generator=torch.Generator().manual_seed(1))
-
-
 class TestGatedConvolutionUpdate(UpdateConformance):
     def make_update(self):
-        model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16))
+        model = reasoner()
         x = model.embedding(questions()).detach()
         return lambda y: model.update(y, x)
 
@@ -45,7 +37,7 @@ class TestGatedConvolutionUpdate(UpdateConformance):
 @torch.no_grad()
 def test_an_evaluation_of_the_gated_update_reaches_the_four_neighbours() -> None:
     """A change in one cell reaches cells at a distance of at most the number of evaluations, in steps along the grid."""
-    model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16), damping=1.0, random_init=False)
+    model = reasoner(damping=1.0, random_init=False)
     q = torch.ones(1, 9, 9, dtype=torch.long)
     other = q.clone()
     other[0, 4, 4] = 2
@@ -59,7 +51,7 @@ def test_an_evaluation_of_the_gated_update_reaches_the_four_neighbours() -> None
 @torch.no_grad()
 def test_a_closed_gate_keeps_the_state_exactly() -> None:
     """With closed gates every state is a fixed point; with open ones the state is the candidate, within [-1, 1]."""
-    model = reasoner(update=GatedConvolutionUpdateConfig(width=8, hidden=16), damping=1.0)
+    model = reasoner(damping=1.0)
     state = torch.rand(3, 7, 7, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     gate = model.update.outer.bias[:8]
     gate.fill_(-200.0)
@@ -114,14 +106,14 @@ def test_only_tracked_evaluations_carry_gradients() -> None:
     model, q = reasoner(backprop_steps=1), questions()
     state = model.init_state(q)
     model(q, state).logits.square().sum().backward()
-    found = model.head.weight.grad.clone(), model.update.inner.weight.grad.clone()
+    found = model.head.weight.grad.clone(), model.update.vertical.weight.grad.clone()
     model.zero_grad()
     with torch.no_grad():
         before = model(q, state, depth=SMALL.evaluations_per_segment - 1).solution.value
     after = torch.lerp(before, model.update(before, model.embedding(q)), SMALL.damping)
     model.head(after).square().sum().backward()
     assert torch.allclose(found[0], model.head.weight.grad, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(found[1], model.update.inner.weight.grad, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(found[1], model.update.vertical.weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_is_added_only_in_training() -> None:
@@ -250,7 +242,7 @@ def test_the_implicit_gradient_equals_the_unrolled_one_at_a_fixed_point() -> Non
         with torch.no_grad():
             model.update.outer.weight.mul_(0.2)
         model(q).logits.square().mean().backward()
-        found[gradient] = model.update.inner.weight.grad.clone()
+        found[gradient] = model.update.vertical.weight.grad.clone()
     exact = found["phantom"]
     assert (found["implicit"] - exact).norm() < 0.05 * exact.norm()
     assert (found["one-step"] - exact).norm() > 0.1 * exact.norm()

@@ -17,7 +17,6 @@ from attractor.models.language import (
 )
 from attractor.models.reasoning import AttractorReasonerConfig, HRMConfig, ReasonerConfig, TransformerConfig, TRMConfig
 from attractor.nn import (
-    ConvolutionUpdateConfig,
     GatedConvolutionUpdateConfig,
     GridNetworkConfig,
     SymmetricUpdateConfig,
@@ -117,8 +116,6 @@ def test_the_looped_model(iterations: int, training: bool, monkeypatch) -> None:
 
 CELLS = GridNetworkConfig(width=16, hidden=32, cell_hidden=24, num_cells=20, num_heads=2)
 UPDATES = {
-    "loop": ConvolutionUpdateConfig(width=8, kernel=3),
-    "wide-loop": ConvolutionUpdateConfig(width=8, kernel=5),
     "gated": GatedConvolutionUpdateConfig(width=8, hidden=12),
     **{
         mixing: TRMUpdateConfig(network=replace(CELLS, mixing=mixing), num_latent=2)

@@ -21,7 +21,7 @@ import torch
 from attractor.cli import main
 from attractor.experiment import puzzles as reasoning
 from attractor.models.reasoning import AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.objectives import DeepSupervisionConfig
 from attractor.recipes import MazeDataConfig, PuzzleRecipe
 from attractor.training import Report, TrainConfig, find_checkpoint
@@ -29,7 +29,9 @@ from attractor.training.checkpoint import save_weights, verify
 
 KILLS = 20
 TINY = PuzzleRecipe(
-    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
+    model=AttractorReasonerConfig(
+        update=GatedConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1
+    ),
     data=MazeDataConfig(num_puzzles=20, size=7),
     supervision=DeepSupervisionConfig(batch_size=4, max_segments=3),
     train=TrainConfig(num_steps=1000, warmup_fraction=0, log_every=1, checkpoint_every=1),

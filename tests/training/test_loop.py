@@ -11,7 +11,7 @@ from attractor.errors import CheckpointError, ConfigError
 from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.objectives import DeepSupervision, DeepSupervisionConfig
 from attractor.optim import trapezoid
 from attractor.recipes import MazeDataConfig, PuzzleRecipe
@@ -19,7 +19,9 @@ from attractor.training import TrainConfig, find_checkpoint, loop
 from attractor.training.parallel import averaged_model
 
 TINY = PuzzleRecipe(
-    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2),
+    model=AttractorReasonerConfig(
+        update=GatedConvolutionUpdateConfig(width=8), evaluations_per_segment=4, backprop_steps=2
+    ),
     data=MazeDataConfig(num_puzzles=50, size=7),
     supervision=DeepSupervisionConfig(batch_size=8, max_segments=3, replace_solved_prob=0.5),
     train=TrainConfig(num_steps=24, log_every=4, checkpoint_every=10),

@@ -11,13 +11,15 @@ from attractor import ConfigError
 from attractor.experiment.loading import load_reasoner
 from attractor.experiment.puzzles import train_reasoner
 from attractor.models.reasoning import AttractorReasonerConfig
-from attractor.nn import ConvolutionUpdateConfig
+from attractor.nn import GatedConvolutionUpdateConfig
 from attractor.recipes import MazeDataConfig, maze
 from attractor.training import Preemption, TrainConfig
 
 TINY = replace(
     maze(),
-    model=AttractorReasonerConfig(update=ConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1),
+    model=AttractorReasonerConfig(
+        update=GatedConvolutionUpdateConfig(width=8), evaluations_per_segment=2, backprop_steps=1
+    ),
     data=MazeDataConfig(num_puzzles=20, size=7),
     train=TrainConfig(num_steps=9),
 )

@@ -2,8 +2,6 @@
 
 from attractor.nn.compiled import CompiledBlock, compile_blocks, input_device, unwrap_model
 from attractor.nn.convolution import (
-    ConvolutionUpdate,
-    ConvolutionUpdateConfig,
     GatedConvolutionUpdate,
     GatedConvolutionUpdateConfig,
 )
@@ -14,8 +12,6 @@ __all__ = [
     "CandidateEmbedding",
     "CandidateHead",
     "CompiledBlock",
-    "ConvolutionUpdate",
-    "ConvolutionUpdateConfig",
     "GatedConvolutionUpdate",
     "GatedConvolutionUpdateConfig",
     "GridNetwork",

@@ -1,8 +1,8 @@
-"""Weight-tied convolutional updates for puzzles on a grid.
+"""A weight-tied convolutional update for puzzles on a grid.
 
 One evaluation sees only a cell's neighbourhood and no absolute positions, so weights learned on small grids apply to
-large ones; iterating carries information over the distance. The last operation, a norm (as in TRM and EqR) or a mean with
-a bounded candidate, bounds the state at any depth.
+large ones; iterating carries information over the distance. The mean with a bounded candidate bounds the state at any
+depth.
 """
 
 import torch
@@ -10,54 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attractor.config import config_class, require_whole
-from attractor.errors import ConfigError
 from attractor.nn.compiled import CompiledBlock
-
-
-@config_class
-class ConvolutionUpdateConfig:
-    """Settings of the update by two convolutions.
-
-    Attributes
-    ----------
-    width
-        Channels of the state per cell.
-    kernel
-        The side of both convolutions, an odd number.
-    """
-
-    width: int = 32
-    kernel: int = 3
-
-    def __post_init__(self) -> None:
-        require_whole(self, 1, "width", "kernel")
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"ConvolutionUpdateConfig(kernel={self.kernel}): give an odd number.")
-
-    @property
-    def state_width(self) -> int:
-        """Channels of the state per cell."""
-        return self.width
-
-    def build(self) -> "ConvolutionUpdate":
-        return ConvolutionUpdate(self)
-
-
-class ConvolutionUpdate(CompiledBlock):
-    """``(y, x) -> norm(y + conv(gelu(conv(y + x))))``, all of shape (B, height, W, D)."""
-
-    def __init__(self, config: ConvolutionUpdateConfig) -> None:
-        super().__init__()
-        width, kernel = config.width, config.kernel
-        self.inner = nn.Conv2d(width, width, kernel, padding=kernel // 2)
-        self.outer = nn.Conv2d(width, width, kernel, padding=kernel // 2)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        # A contiguous (B, height, W, D) viewed as (B, D, height, W) is channels-last: permuting copies nothing.
-        h = (y + x).permute(0, 3, 1, 2)
-        h = self.outer(F.gelu(self.inner(h)))
-        return self.norm(y + h.permute(0, 2, 3, 1))
 
 
 @config_class

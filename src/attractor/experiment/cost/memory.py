@@ -20,7 +20,7 @@ from attractor.models.language import AttractorConfig, LanguageModel, LoopedConf
 from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import TRMDEQ, Reasoner
-from attractor.nn import ConvolutionUpdate, GatedConvolutionUpdate, GridNetwork, TRMUpdate
+from attractor.nn import GatedConvolutionUpdate, GridNetwork, TRMUpdate
 from attractor.optim import OptimizerConfig, SignSGD
 from attractor.solve import Anderson
 
@@ -202,9 +202,6 @@ def _reasoner_activations(model: Any, setup: TrainingSetup) -> tuple[float, floa
 def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[float, int]:
     """Return the bytes per cell that the backward pass of one evaluation needs, and the width."""
     for module in model.children():
-        if isinstance(module, ConvolutionUpdate):
-            width = module.inner.in_channels
-            return (3 * setup.product_bytes + FP32) * width, width
         if isinstance(module, GatedConvolutionUpdate):
             hidden, width = module.outer.in_features, module.vertical.in_channels
             return setup.product_bytes * (2 * hidden + width) + 2 * FP32 * width, width  # of the gate and the candidate

@@ -20,7 +20,6 @@ from attractor.models.reasoning.reasoner import Reasoner, ReasonerConfig, normal
 from attractor.nn import (
     CandidateEmbedding,
     CandidateHead,
-    ConvolutionUpdateConfig,
     GatedConvolutionUpdateConfig,
     SymmetricUpdateConfig,
     TRMUpdateConfig,
@@ -62,8 +61,8 @@ class AttractorReasonerConfig(ReasonerConfig):
     num_symbols: int = 4
     num_classes: int = 5
     obstacles: tuple[int, ...] = ()
-    update: ConvolutionUpdateConfig | GatedConvolutionUpdateConfig | TRMUpdateConfig | SymmetricUpdateConfig = field(
-        default_factory=ConvolutionUpdateConfig
+    update: GatedConvolutionUpdateConfig | TRMUpdateConfig | SymmetricUpdateConfig = field(
+        default_factory=GatedConvolutionUpdateConfig
     )
     halting: bool = False
     num_auxiliary_classes: int = 0

@@ -24,12 +24,12 @@ function erf(x) {
 const gelu = (x) => 0.5 * x * (1 + erf(x * Math.SQRT1_2));
 const silu = (x) => x / (1 + Math.exp(-x));
 
-/** Scale the `width` values of `x` from `at` on to a root mean square of one, times `scale` where it is given. */
-function normalise(x, at, width, eps, scale) {
+/** Scale the `width` values of `x` from `at` on to a root mean square of one. */
+function normalise(x, at, width, eps) {
   let sum = 0;
   for (let i = 0; i < width; i++) sum += x[at + i] ** 2;
   const factor = 1 / Math.sqrt(sum / width + eps);
-  for (let i = 0; i < width; i++) x[at + i] *= scale ? factor * scale[i] : factor;
+  for (let i = 0; i < width; i++) x[at + i] *= factor;
 }
 
 /** Random numbers in [0, 1) that depend on the seed alone (mulberry32). */
@@ -49,13 +49,28 @@ function normals(seed) {
   return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-/** What the networks for grids of any size share: cells of the symbols in `obstacles` stay zero. */
-class GridNetwork {
+/**
+ * (1 - u) y + u tanh(c), with u and c from a cell and its four neighbours, on grids of any size; cells of the symbols in
+ * `obstacles` stay zero.
+ */
+class GatedConvolutionNetwork {
   constructor(weights, config) {
     this.weights = weights;
-    this.width = config.update.width;
+    const d = (this.width = config.update.width);
+    const hidden = (this.hidden = config.update.hidden);
     this.numClasses = config.num_classes;
     this.obstacles = new Set(config.obstacles);
+    const [vertical, horizontal] = ["vertical", "horizontal"].map((name) => weights[`update.${name}.weight`]);
+    this.taps = [[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]].map(([row, column]) => {
+      const weight = new Float32Array(d * hidden); // (in, out)
+      for (let o = 0; o < hidden; o++)
+        for (let i = 0; i < d; i++) {
+          const at = (o * d + i) * 3 + 1; // the middle of a kernel of three cells
+          weight[i * hidden + o] = (column ? 0 : vertical[at + row]) + (row ? 0 : horizontal[at + column]);
+        }
+      return { row, column, weight };
+    });
+    this.bias = weights["update.vertical.bias"].map((value, o) => value + weights["update.horizontal.bias"][o]);
   }
 
   stateSize(question) {
@@ -78,89 +93,6 @@ class GridNetwork {
       for (let i = 0; i < d; i++) h[cell * d + i] = y[cell * d + i] + embedding[symbol * d + i];
     });
     return h;
-  }
-
-  logits(question, y) {
-    const [weight, bias] = [this.weights["head.weight"], this.weights["head.bias"]];
-    return Float32Array.from({ length: question.cells.length * this.numClasses }, (_, index) => {
-      const [cell, k] = [Math.floor(index / this.numClasses), index % this.numClasses];
-      let sum = bias[k];
-      for (let i = 0; i < this.width; i++) sum += weight[k * this.width + i] * y[cell * this.width + i];
-      return sum;
-    });
-  }
-}
-
-/** norm(y + conv(gelu(conv(y + x)))). */
-class ConvolutionNetwork extends GridNetwork {
-  constructor(weights, config) {
-    super(weights, config);
-    this.kernel = config.update.kernel;
-    this.inner = this.transpose(weights["update.inner.weight"]);
-    this.outer = this.transpose(weights["update.outer.weight"]);
-  }
-
-  /** (out, in, row, column) to (row, column, in, out). */
-  transpose(weight) {
-    const [d, area] = [this.width, this.kernel ** 2];
-    const result = new Float32Array(weight.length);
-    for (let o = 0; o < d; o++)
-      for (let i = 0; i < d; i++)
-        for (let k = 0; k < area; k++) result[(k * d + i) * d + o] = weight[(o * d + i) * area + k];
-    return result;
-  }
-
-  update(question) {
-    const d = this.width;
-    return (y) => {
-      const h = this.embed(question, y);
-      const inner = this.convolve(question, h, this.inner, this.weights["update.inner.bias"]).map(gelu);
-      const f = this.convolve(question, inner, this.outer, this.weights["update.outer.bias"]);
-      for (let i = 0; i < f.length; i++) f[i] += y[i];
-      for (let at = 0; at < f.length; at += d) normalise(f, at, d, 1e-6, this.weights["update.norm.weight"]);
-      return this.mask(question, f);
-    };
-  }
-
-  convolve({ height, width }, x, weight, bias) {
-    const [d, kernel, reach] = [this.width, this.kernel, this.kernel >> 1];
-    const result = new Float32Array(x.length);
-    const sum = new Float64Array(d);
-    for (let row = 0; row < height; row++)
-      for (let column = 0; column < width; column++) {
-        sum.set(bias);
-        for (let k = 0; k < kernel * kernel; k++) {
-          const r = row + Math.floor(k / kernel) - reach;
-          const c = column + (k % kernel) - reach;
-          if (r < 0 || r >= height || c < 0 || c >= width) continue;
-          for (let i = 0; i < d; i++) {
-            const value = x[(r * width + c) * d + i];
-            const at = (k * d + i) * d;
-            for (let o = 0; o < d; o++) sum[o] += value * weight[at + o];
-          }
-        }
-        result.set(sum, (row * width + column) * d);
-      }
-    return result;
-  }
-}
-
-/** (1 - u) y + u tanh(c), with u and c from a cell and its four neighbours. */
-class GatedConvolutionNetwork extends GridNetwork {
-  constructor(weights, config) {
-    super(weights, config);
-    const [d, hidden] = [this.width, (this.hidden = config.update.hidden)];
-    const [vertical, horizontal] = ["vertical", "horizontal"].map((name) => weights[`update.${name}.weight`]);
-    this.taps = [[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]].map(([row, column]) => {
-      const weight = new Float32Array(d * hidden); // (in, out)
-      for (let o = 0; o < hidden; o++)
-        for (let i = 0; i < d; i++) {
-          const at = (o * d + i) * 3 + 1; // the middle of a kernel of three cells
-          weight[i * hidden + o] = (column ? 0 : vertical[at + row]) + (row ? 0 : horizontal[at + column]);
-        }
-      return { row, column, weight };
-    });
-    this.bias = weights["update.vertical.bias"].map((value, o) => value + weights["update.horizontal.bias"][o]);
   }
 
   update(question) {
@@ -192,6 +124,16 @@ class GatedConvolutionNetwork extends GridNetwork {
       const candidate = Math.tanh(bias[d + i] + dot(weight, (d + i) * hidden, inner));
       next[cell * d + i] = y[cell * d + i] + gate * (candidate - y[cell * d + i]);
     }
+  }
+
+  logits(question, y) {
+    const [weight, bias] = [this.weights["head.weight"], this.weights["head.bias"]];
+    return Float32Array.from({ length: question.cells.length * this.numClasses }, (_, index) => {
+      const [cell, k] = [Math.floor(index / this.numClasses), index % this.numClasses];
+      let sum = bias[k];
+      for (let i = 0; i < this.width; i++) sum += weight[k * this.width + i] * y[cell * this.width + i];
+      return sum;
+    });
   }
 }
 
@@ -340,4 +282,4 @@ class Solve {
   }
 }
 
-if (typeof module !== "undefined") module.exports = { ConvolutionNetwork, GatedConvolutionNetwork, SymmetricNetwork, Solve, readSafetensors };
+if (typeof module !== "undefined") module.exports = { GatedConvolutionNetwork, SymmetricNetwork, Solve, readSafetensors };

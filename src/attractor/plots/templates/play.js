@@ -217,8 +217,7 @@ const kindName = () => byId("kind").value;
 
 function choose() {
   const { kind: what, weights, config } = MODELS[kindName()];
-  const { kernel, box_height } = config.update;
-  const Network = kernel ? ConvolutionNetwork : box_height ? SymmetricNetwork : GatedConvolutionNetwork;
+  const Network = config.update.box_height ? SymmetricNetwork : GatedConvolutionNetwork;
   kind = what;
   network = new Network(readSafetensors(weights), config);
   byId("sizes").hidden = kind !== "maze";
