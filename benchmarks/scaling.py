@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attractor.config import override, to_dict
+from attractor.data.puzzles import FIRST_DEV_SEED
+from attractor.data.sudoku import generate
 from attractor.experiment.environment import environment
 from attractor.experiment.puzzles import train_reasoner
 from attractor.files import json_safe, write_json
@@ -61,6 +63,7 @@ def run(
         threads: Threads of torch.
     """
     torch.set_num_threads(threads)
+    held_out = generate(8, size=6, clues=10, seed=FIRST_DEV_SEED)  # few: the figures are those of training batches
     network = [f"model.update.network.width={width}", f"model.update.network.hidden={3 * width}"]
     network.append(f"model.update.network.num_layers={layers}")
     shape = f"x{layers}" if layers != 2 else ""
@@ -71,7 +74,7 @@ def run(
             length = {"seconds": None, "num_steps": num_steps, "log_every": max(1, num_steps // 60)}
             recipe = replace(recipe, train=replace(recipe.train, seed=seed, compile=layers == 2, **length))
             with tempfile.TemporaryDirectory() as folder, TrainingProgress(f"{side} {width} {seed}") as progress:
-                model = train_reasoner(recipe, Path(folder), callbacks=[progress])
+                model = train_reasoner(recipe, Path(folder), held_out=held_out, callbacks=[progress])
                 log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             result = {
                 "command": f"python -m benchmarks.scaling run --width {width} --num-steps {num_steps} --batch {batch} "

@@ -91,6 +91,15 @@ def test_an_owner_renews_its_lock(tmp_path: Path, monkeypatch) -> None:
         assert (tmp_path / ".lock").stat().st_mtime > 0
 
 
+def test_folders_whose_names_differ_after_the_last_dot_are_written_at_the_same_time(tmp_path: Path) -> None:
+    """Neither takes the other one's temporary folder for a leftover."""
+    with new_folder(tmp_path / "qwen3-0.6b") as first, new_folder(tmp_path / "qwen3-0.8b") as second:
+        (first / "a").touch()
+        (second / "b").touch()
+    assert (tmp_path / "qwen3-0.6b" / "a").exists()
+    assert (tmp_path / "qwen3-0.8b" / "b").exists()
+
+
 def test_leftovers_of_a_killed_process_neither_block_nor_stay(tmp_path: Path) -> None:
     """Folders with other names stay, also those that look similar."""
     for name in (".out.part-0123456789ab", ".out.part-mine", ".other.part-0123456789ab"):

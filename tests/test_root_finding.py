@@ -179,6 +179,22 @@ def test_exact_roots_empty_batches_and_half_precision() -> None:
     assert torch.equal(half.value, torch.full((2, 3), 1.5, dtype=torch.bfloat16))
 
 
+def test_a_residual_of_exactly_zero_keeps_the_gradient() -> None:
+    """Linear systems end at it: y = a / 2, and y = A⁻¹ c, by every function transform."""
+    a = torch.tensor([2.0, 3.0, 4.0, 5.0])
+
+    def half(a: torch.Tensor) -> torch.Tensor:
+        return root(lambda y: 2 * y - a[:, None], torch.zeros(4, 1)).value[:, 0]
+
+    assert torch.equal(torch.autograd.functional.jacobian(half, a), 0.5 * torch.eye(4))
+    assert torch.equal(torch.func.jacrev(half)(a), 0.5 * torch.eye(4))
+    assert torch.equal(torch.func.jvp(half, (a,), (torch.ones(4),))[1], torch.full((4,), 0.5))
+    scale = torch.tensor([1.0, 2.0, 4.0])
+    c = torch.ones(2, 3, requires_grad=True)
+    root(lambda y: y * scale - c, torch.zeros(2, 3)).value.sum().backward()
+    assert torch.equal(c.grad, (1 / scale).expand(2, 3))
+
+
 def test_throw_carries_the_nested_root() -> None:
     with pytest.raises(NotConvergedError, match="root:") as error:
         root(lambda s: {"a": s["a"] ** 2 + 1}, {"a": torch.zeros(1, 1)}, throw=True)

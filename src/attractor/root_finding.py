@@ -58,7 +58,8 @@ class Newton(NewtonMethod):
         else:
             wide = torch.promote_types(r.dtype, torch.float32)
             step = torch.linalg.solve_ex(jacobian.to(wide), r.to(wide))[0].to(r.dtype)
-        return torch.where((r != 0).any(1, keepdim=True), step, 0)  # the Jacobian may be singular at a root
+        # At a root the Jacobian may be singular; where it is not, the step of zero carries the gradient.
+        return torch.where((r == 0).all(1, keepdim=True) & ~step.isfinite(), 0, step)
 
     def attach(self, residual: Update, value: Tensor) -> Tensor:
         return OneStep().attach(lambda y: y - self.newton_step(residual, y), value)

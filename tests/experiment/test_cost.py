@@ -26,6 +26,7 @@ RUNS = [
     ("sudoku/6x6", ("supervision.batch_size=16",)),
     ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=attention", "model.solver=anderson")),
     ("sudoku/6x6", ("supervision.batch_size=16", "model.update.network.mixing=convolution", "model.backprop_steps=2")),
+    ("sudoku/6x6-symmetric", ()),
     ("sudoku/6x6-trm", ("supervision.batch_size=16", "train.precision=fp32")),
     ("sudoku/6x6-hrm", ("supervision.batch_size=16", "train.ema_decay=0")),
     ("sudoku/6x6-transformer", ("supervision.batch_size=16",)),

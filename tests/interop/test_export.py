@@ -93,9 +93,10 @@ def test_a_plain_transformer_is_exported_with_all_layers(tmp_path) -> None:
         export(model, tmp_path / "other", depth=0)
 
 
-def test_the_sum_injection_has_a_stock_proposal(tmp_path) -> None:
+@pytest.mark.parametrize("injection", ["sum", "concat", "none"])
+def test_other_injections_have_a_stock_proposal(injection: str, tmp_path) -> None:
     """Only depth 1 has no stock form."""
-    model = build(injection="sum")
+    model = build(injection=injection)
     with torch.no_grad():
         logits = model(IDS, depth=0).logits
         assert (export(model, tmp_path / "out", depth=0)(IDS).logits - logits).abs().max() < 1e-5
@@ -114,6 +115,7 @@ def test_half_precision_weights_stay_in_half_precision(tmp_path) -> None:
     ("model", "depth", "says"),
     [
         (lambda: build(injection="sum"), 1, r"F\(2c\) − c.*give depth=0"),
+        (lambda: build(mixing=0.9), 1, r"mixing=0\.9.*give depth=0"),
         (lambda: build(num_attractor_layers=4, start="zero"), 0, "does not start from a proposal"),
         (lambda: build(num_attractor_layers=4, start="zero"), 1, "does not start from a proposal"),
         (lambda: LoopedForCausalLM(LoopedConfig(**SIZES)), 1, "looped model"),

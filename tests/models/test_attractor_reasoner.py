@@ -155,6 +155,7 @@ def test_breadth_keeps_the_restart_with_the_lowest_residual() -> None:
         for n in (1, 4)
     )
     assert (four.solution.residual <= one.solution.residual).all()
+    assert torch.equal(four.solution.outcome.residual, four.solution.residual)
     assert (four.solution.evaluations == 4 * one.solution.evaluations).all()
 
 

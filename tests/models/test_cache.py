@@ -186,6 +186,10 @@ def test_one_evaluation_equals_one_step_of_the_solver(injection: str) -> None:
     assert (output.solution.value - stepped.value).abs().max() < 1e-6
     assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
     assert torch.equal(output.solution.evaluations, stepped.evaluations)
+    model.config.mixing = 0.7
+    with torch.no_grad():
+        mixed = model(ids, depth=1).solution.value
+    assert torch.allclose(mixed, torch.lerp(output.proposal, output.solution.value, 0.7), atol=1e-6)
 
 
 def test_rows_that_need_different_numbers_of_evaluations_have_the_values_of_each_row_alone() -> None:
@@ -213,6 +217,17 @@ def test_stored_keys_are_those_of_the_returned_values(max_evaluations: int) -> N
         computed = cache.layers[3].keys.clone()
         layer.self_attn(layer.input_layernorm(at), context.rotary, lambda q, k, v: (computed.copy_(k), q)[1])
     assert (computed - cache.layers[3].keys).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_three_layers_solve_a_row_alone_as_among_others_and_before_more_tokens() -> None:
+    """Keys of the upper layers of converged tokens are as old as their last evaluation, however many tokens are active."""
+    model = build(num_attractor_layers=3, num_hidden_layers=6)
+    ids = torch.randint(2, 97, (8, 40), generator=torch.Generator().manual_seed(0))
+    whole = model(ids, tolerance=1e-2).logits
+    for row in range(8):
+        assert torch.allclose(model(ids[row : row + 1], tolerance=1e-2).logits[0], whole[row], atol=1e-5)
+    assert torch.allclose(model(ids[:, :32], tolerance=1e-2).logits, whole[:, :32], atol=1e-5)
 
 
 def test_later_tokens_of_a_call_do_not_change_earlier_logits() -> None:

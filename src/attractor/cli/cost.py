@@ -29,7 +29,7 @@ def cost(
             real number. Looped models and puzzle models have their own numbers.
         world_size: Number of processes, each with one device, that share every batch.
         strategy: How the processes share the model; the recipe's train.parallel by default.
-        measure: Make a few real steps on this machine within about a minute, with a smaller batch if necessary.
+        measure: Whether to make a few real steps on this machine within about a minute, with a smaller batch if necessary.
         out: A JSON file to write the figures to.
     """
     from attractor import recipes

@@ -208,8 +208,14 @@ def measure_internalisation(
 
 
 def run_window(model: Any, ids: Tensor, budget: dict[str, float]) -> Any:
-    """Return the model's output for one window (T,), with logits for its last token only."""
-    return model(ids[None].to(input_device(model)), use_cache=False, logits_to_keep=1, **budget)
+    """Return the model's output for one window (T,), with logits for its last token only.
+
+    A random start is the same in every run, so that runs of different depths follow one trajectory.
+    """
+    device = input_device(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return model(ids[None].to(device), use_cache=False, logits_to_keep=1, **budget)
 
 
 def _measure_documents(

@@ -52,7 +52,7 @@ def read_depths(
     0, is left out from then on. ``noise`` is that of :meth:`Reasoner.make_update`.
 
     Yields, for the M puzzles that were not left out at an earlier depth, their indices (M,) on the CPU, logits (M, height,
-    W, classes) on the model's device, residuals (M,) on the CPU, and halting logits (M,) on the CPU or None.
+    W, classes) on the model's device, residuals (M,) float32 on the CPU, and halting logits (M,) on the CPU or None.
     """
     state = model.init_state(questions) if init_state is None else init_state
     active, reached = torch.arange(len(questions)), 0
@@ -62,7 +62,7 @@ def read_depths(
         solution = model(questions[active], state, stop=Steps(trace[-1]), noise=noise, trace=trace).solution
         state, reached = solution.value, solve_depths[-1]
         is_active = torch.ones(len(active), dtype=torch.bool)
-        for traced, residual in zip(solution.trace, solution.trace_residual.cpu(), strict=True):
+        for traced, residual in zip(solution.trace, solution.trace_residual.float().cpu(), strict=True):
             logits, halt = model.decode(traced[is_active])
             halt = None if halt is None else halt.cpu()
             yield active[is_active], logits, residual[is_active], halt

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -131,14 +132,17 @@ class Engine:
         self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.max_batch = max_batch
-        self._waiting: queue.Queue[Job] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Job] = queue.Queue()
+        self._places = threading.Semaphore(MAX_WAITING)
         self._evaluations: Tensor | None = None
         self.model.register_forward_hook(self._note)
         threading.Thread(target=self._work, daemon=True).start()
 
     def submit(self, job: Job) -> None:
         """Let the job wait for its turn. Raises ``queue.Full``."""
-        self._waiting.put_nowait(job)
+        if not self._places.acquire(blocking=False):
+            raise queue.Full
+        self._waiting.put(job)
 
     def ends(self, *, is_chat: bool) -> frozenset[int]:
         """Return the tokens that end an answer."""
@@ -164,10 +168,11 @@ class Engine:
             except BaseException as error:  # libraries raise many kinds, some not derived from Exception
                 for job in batch:
                     job.error = None if job.is_done else error
-            for job in waiting:
-                if job.is_done:
-                    job.emit(job)
-            waiting = [job for job in waiting if not job.is_done]
+            done = [job.is_done for job in waiting]  # read once: a client may cancel a job at any moment
+            for job in compress(waiting, done):
+                self._places.release()
+                job.emit(job)
+            waiting = [job for job, is_done in zip(waiting, done, strict=True) if not is_done]
 
     def _choose(self, waiting: list[Job]) -> list[Job]:
         """Return the jobs of the next batch: those with the settings of the one that has waited longest."""

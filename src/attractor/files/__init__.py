@@ -96,7 +96,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path, of: str) -> None:
-    """Remove temporary folders of killed processes, with the stem ``of``. The caller owns the lock."""
+    """Remove temporary folders of killed processes, whose names begin with ``of``. The caller owns the lock."""
     for path in folder.glob(f"{glob.escape(of)}.part-*" if of else ".part-*"):
         if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -152,7 +152,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     require_free(out)
     with reported_write_errors(out), made_folder(out.parent), owner_lock(out.with_name(f".{out.name}{LOCK}")):
-        remove_leftovers(out.parent, of=f".{out.stem}")
+        remove_leftovers(out.parent, of=f".{out.name}")
         with temporary_folder(out) as part:
             yield part
             require_free(out)
@@ -246,7 +246,7 @@ def _is_special(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return (
-        file.absolute().is_relative_to("/dev")
+        (file.absolute().is_relative_to("/dev") and not file.absolute().is_relative_to("/dev/shm"))
         or file.absolute().is_relative_to("/proc")
         or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
     )
@@ -354,4 +354,4 @@ def first_line(error: BaseException) -> str:
 
 def _temporary_name(path: Path) -> Path:
     """Return a new hidden name in the same folder, with the same suffix."""
-    return path.with_name(f".{path.stem}.part-{secrets.token_hex(6)}{path.suffix}")
+    return path.with_name(f".{path.name}.part-{secrets.token_hex(6)}{path.suffix}")

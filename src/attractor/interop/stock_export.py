@@ -112,11 +112,11 @@ def _family(config: Any, num_layers: int) -> tuple[type[PreTrainedConfig], dict[
 
 
 def fold_gates(model: AttractorForCausalLM, num_layers: int) -> dict[str, Tensor]:
-    """Return the weights without the layers from ``num_layers`` on; gates are folded into the projections."""
+    """Return the weights without the layers from ``num_layers`` on and what feeds them; gates are folded into the projections."""
     state = {}
     for name, value in model.state_dict().items():
         place = name.split(".")  # such as model.layers.INDEX.PART
-        if place[1] != "layers" or int(place[2]) < num_layers:
+        if place[1] != "injection" and (place[1] != "layers" or int(place[2]) < num_layers):
             state[name] = value.detach().clone()
     for i, layer in enumerate(model.model.layers[:num_layers]):
         for gate, projection in GATED.items():
@@ -165,6 +165,11 @@ def require_exportable(model: Any, depth: int) -> None:
     if depth not in (0, 1):
         raise ConfigError(
             f"depth={depth} cannot be exported: a stock model uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
+        )
+    if config.mixing != 1 and depth == 1:
+        raise ConfigError(
+            f"mixing={config.mixing} cannot be exported at depth=1: one evaluation is a mean of the proposal and F(c), which is "
+            "no stock model; give depth=0."
         )
     if config.injection != "mean" and depth == 1:
         evaluation = {"sum": "F(2c) − c", "concat": "F(W [c, c])", "none": "F(c) with gates"}[config.injection]

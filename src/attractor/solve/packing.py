@@ -98,7 +98,7 @@ class Packing:
             ):
                 got = f"{tuple(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ConfigError(f"fixed_point: update returned {got} for {name} of {tuple(expected)} {dtype}.")
-            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            real = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
             parts.append(real.reshape(*self.leading, prod(real.shape[len(self.leading) :])).to(self.dtype))
         return torch.cat(parts, dim=-1)
 

@@ -80,7 +80,7 @@ class Tolerance(StopRule):
         (N, D) of N equations to N numbers. It holds for residuals and for ``atol``.
     max_evaluations
         The most calls of ``update`` for any equation. An equation that has not converged by then keeps its last
-        accepted iterate, so that the reported residual belongs to the returned value.
+        accepted iterate, and the residual measured there; equations that it depends on may have changed since.
     min_evaluations
         No equation converges or stagnates before this many calls.
     check_every

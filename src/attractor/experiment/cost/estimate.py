@@ -16,6 +16,7 @@ from attractor.experiment.cost.memory import Memory, TrainingSetup, estimate_mem
 from attractor.experiment.device import PEAK_FLOPS
 from attractor.files import json_safe
 from attractor.models.language import LanguageModel, LoopedConfig
+from attractor.nn import SymmetricUpdateConfig
 from attractor.objectives import split_batch
 from attractor.optim import freeze
 from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
@@ -242,6 +243,8 @@ def _memory_rows(memory: Memory, unit: str) -> list[tuple[str, str]]:
         "activations of differentiated evaluations": memory.evaluation_activations,
         "logits and their gradient": memory.logits,
         "solver history (freed before the loss)": memory.solver_history,
+        "gradients before the backward pass": memory.early_gradients,
+        "temporary memory of the optimizer": memory.step_buffer,
         "peak": memory.peak,
     }
     return [(name, f"{size / 1e6:,.1f}") for name, size in sizes.items() if size]
@@ -270,6 +273,10 @@ def _remarks(estimate: CostEstimate) -> list[str]:
         lines = [
             f"* per supervision segment. A step is one segment of {units:,} puzzles with {setup.length} cells each."
         ]
+    if is_symmetric(estimate.recipe):
+        lines.append(
+            "Operations are those of a puzzle without clues; the update computes only the digits that clues leave open."
+        )
     if estimate.total_flops is not None:
         lines.append(f"The complete run: {estimate.num_steps:,} steps, {_flops(estimate.total_flops)}.")
     else:
@@ -286,6 +293,11 @@ def _remarks(estimate: CostEstimate) -> list[str]:
     if real.batch_size < setup.batch_size:
         lines.append("This batch is smaller than the recipe's, which exceeds this machine's memory or a minute.")
     return lines
+
+
+def is_symmetric(recipe: Recipe) -> bool:
+    """Return whether the cost depends on the clues of a Sudoku."""
+    return isinstance(getattr(recipe.model, "update", None), SymmetricUpdateConfig)
 
 
 def _flops(number: float) -> str:

@@ -7,6 +7,7 @@ moments, because the solver's history is freed before the gradients of the loss 
 The numbers come from formulas: a training solve cannot be traced with meta or fake tensors, because it reads residuals.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ from attractor.models.language import AttractorConfig, LanguageModel, LoopedConf
 from attractor.models.language.attractor import GRADIENTS
 from attractor.models.language.loss import CHUNK
 from attractor.models.reasoning import TRMDEQ, Reasoner
-from attractor.nn import GatedConvolutionUpdate, GridNetwork, TRMUpdate
+from attractor.nn import GatedConvolutionUpdate, GridNetwork, SymmetricUpdate, TRMUpdate
+from attractor.nn.symmetric import SymmetricLayer
 from attractor.optim import OptimizerConfig, SignSGD
 from attractor.solve import Anderson
 
 FP32 = 4  # bytes; weights, states and residuals are float32
+OPEN_SHARE = 0.35  # of the digits of all cells, which typical clues of a Sudoku leave open
 STRATEGIES = ("none", "ddp", "fsdp")
 NUM_MOMENTS = {torch.optim.AdamW: 2, torch.optim.Muon: 1, SignSGD: 0}
 
@@ -184,7 +187,8 @@ def _reasoner_activations(model: Any, setup: TrainingSetup) -> tuple[float, floa
     config = model.config
     device = next(model.parameters()).device
     cells = setup.batch_size * setup.length
-    questions = torch.zeros(1, 1, setup.length, dtype=torch.long, device=device)
+    side = math.isqrt(setup.length)
+    questions = torch.zeros(1, side, side, dtype=torch.long, device=device)
     state = FP32 * model.init_state(questions).shape[-1]  # per cell
     per_evaluation, width = _evaluation_activations(model, setup)
     carried = 4 * state + 2 * FP32 * width + 64  # states before and after, the embedded question, integers
@@ -205,11 +209,21 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
         if isinstance(module, GatedConvolutionUpdate):
             hidden, width = module.outer.in_features, module.vertical.in_channels
             return setup.product_bytes * (2 * hidden + width) + 2 * FP32 * width, width  # of the gate and the candidate
+        if isinstance(module, SymmetricUpdate):
+            digits, width = math.isqrt(setup.length), model.config.update.width
+            return digits * len(module.layers) * _digit_activations(module.layers[0], setup), digits * width
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]
     calls = model.config.num_latent + 1 if isinstance(model, TRMDEQ) else 1
     return calls * sum(_network_activations(network, setup) for network in networks), networks[0].config.width
+
+
+def _digit_activations(layer: SymmetricLayer, setup: TrainingSetup) -> float:
+    """Return the bytes per digit of a cell: the state, the input of the MLP, its hidden values, and its output."""
+    hidden, width = layer.mlp.down_proj.in_features, layer.mlp.down_proj.out_features
+    is_open = OPEN_SHARE * (2 * FP32 * width + (4 * (FP32 + 2 * setup.bf16)) * width + 4 * setup.product_bytes * hidden)
+    return is_open + FP32 * width
 
 
 def _network_activations(network: GridNetwork, setup: TrainingSetup) -> float:

@@ -225,8 +225,7 @@ class Reasoner(nn.Module, ABC):
         tracked = self.gradient.num_steps if torch.is_grad_enabled() else 0
         if depth is not None and depth < tracked:
             raise ConfigError(f"depth={depth}: with gradients on, give at least {tracked}, or use torch.no_grad().")
-        if depth is None and self.segment_tolerance:
-            most = self.evaluations_per_segment - tracked
+        if depth is None and self.segment_tolerance and (most := self.evaluations_per_segment - tracked):
             return Tolerance(rtol=self.segment_tolerance, max_evaluations=most, patience=None)
         return Steps((self.evaluations_per_segment if depth is None else depth) - tracked)
 
@@ -347,6 +346,7 @@ def lower_residual(a: ReasonerOutput, b: ReasonerOutput) -> ReasonerOutput:
     outcome = replace(
         x.outcome,
         status=pick(x.outcome.status, y.outcome.status),
+        residual=pick(x.outcome.residual, y.outcome.residual),
         calls=x.outcome.calls + y.outcome.calls,
         limit=x.outcome.limit + y.outcome.limit,
     )

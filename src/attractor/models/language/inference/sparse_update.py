@@ -42,10 +42,8 @@ class SparseUpdate(PartialUpdate):
         return self.evaluate(y, self.proposal, _AllTokens(self))
 
     def at(self, y: Tensor, index: Tensor) -> Tensor:
-        batch, length, width = self.y.shape
+        width = self.y.shape[-1]
         self.y = self.y.view(-1, width).index_copy(0, index, y).view_as(self.y)
-        if TILE * -(-len(index) // TILE) >= batch * length:
-            return self(self.y).view(-1, width)[index]
         context = _SomeTokens(self, index)
         proposal = self.proposal.view(-1, width)[context.index]
         return self.evaluate(context.pad(y[None]), proposal[None], context)[0, : len(index)]
