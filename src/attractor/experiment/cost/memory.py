@@ -210,8 +210,9 @@ def _evaluation_activations(model: Reasoner, setup: TrainingSetup) -> tuple[floa
             hidden, width = module.outer.in_features, module.vertical.in_channels
             return setup.product_bytes * (2 * hidden + width) + 2 * FP32 * width, width  # of the gate and the candidate
         if isinstance(module, SymmetricUpdate):
-            digits, width = math.isqrt(setup.length), model.config.update.width
-            return digits * len(module.layers) * _digit_activations(module.layers[0], setup), digits * width
+            layers = [layer for layer in module.modules() if isinstance(layer, SymmetricLayer)]
+            digits, width = math.isqrt(setup.length), layers[0].mlp.down_proj.out_features
+            return digits * sum(_digit_activations(layer, setup) for layer in layers), digits * width
         if isinstance(module, TRMUpdate):
             return (module.num_latent + 1) * _network_activations(module.net, setup), module.net.config.width
     networks = [module for module in model.children() if isinstance(module, GridNetwork)]
