@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from attractor.files import (
     output_folder,
     read_json,
     require_free,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -41,6 +43,17 @@ def test_a_file_has_the_old_or_the_new_content(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     with pytest.raises(ConfigError, match=r"none/a.txt: cannot be written \(No such file or directory\)"):
         write_text(tmp_path / "none" / "a.txt", "x")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs /dev/shm")
+def test_files_in_shared_memory_are_replaced_too() -> None:
+    """An open reader keeps the old content."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = Path(folder, "a.json")
+        write_bytes(file, b"old")
+        with file.open("rb") as reader:
+            write_bytes(file, b"new")
+            assert (reader.read(), file.read_bytes()) == (b"old", b"new")
 
 
 def test_a_temporary_file_keeps_its_suffix(tmp_path: Path) -> None:

@@ -80,6 +80,14 @@ def reasoner(request) -> Reasoner:
     return replace(config, random_init=False).build().eval()
 
 
+def test_residuals_may_have_float64(reasoner: Reasoner) -> None:
+    """Those of a float64 model have it, and on a GPU those of every model."""
+    questions = torch.randint(0, 4, (3, 5, 5), generator=torch.Generator().manual_seed(0))
+    model = reasoner.double()
+    assert evaluate_depths(model, questions, questions, depths=(2, 4)).num_puzzles == 3
+    assert run_restarts(model, questions, depths=(2, 4)).scores["residual"].dtype == torch.float32
+
+
 def test_figures_do_not_depend_on_the_other_depths(reasoner: Reasoner) -> None:
     """One trajectory is read at every depth: figures at depth 8 are the same when 1, 2 and 4 are listed as well."""
     questions = torch.randint(0, 4, (6, 5, 5), generator=torch.Generator().manual_seed(0))

@@ -147,6 +147,22 @@ def test_short_and_long_prompts_fill_the_context_together(server, batches, monke
     assert batches[3:] == [2, 1]
 
 
+def test_more_requests_than_can_wait_are_refused(server, monkeypatch) -> None:
+    """Also while others are being answered; every answer frees a place."""
+    client, engine = server
+    monkeypatch.setattr(engine, "_places", threading.Semaphore(1))
+    release, generate = threading.Event(), engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch: (release.wait(10), generate(batch)))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(lambda: client.completions.create(prompt=PROMPTS[0], **GREEDY))
+        time.sleep(0.5)
+        with pytest.raises(openai.InternalServerError, match="waiting already"):
+            client.completions.create(prompt=PROMPTS[1], **GREEDY)
+        release.set()
+        first.result()
+    assert client.completions.create(prompt=PROMPTS[1], **GREEDY).usage.completion_tokens == 12
+
+
 def test_a_reader_that_leaves_ends_the_answer(server, monkeypatch) -> None:
     """Also one that waits for the whole answer; the next request is answered."""
     client, engine = server

@@ -255,6 +255,8 @@ def test_low_rank_adapters_train_on_the_result(tmp_path) -> None:
         for p in adapted.parameters():
             p -= 0 if p.grad is None else 0.1 * p.grad
         changed = adapted.eval()(input_ids=ids, depth=1).logits
+        with pytest.raises(ConfigError, match="merge_and_unload"):
+            to_stock(adapted, 1)
         merged = adapted.merge_and_unload()
         assert (merged(ids, depth=1).logits - changed).abs().max() < 1e-4
         assert (changed - before).abs().max() > 1e-4

@@ -313,6 +313,21 @@ def test_the_loss_in_chunks_equals_the_loss_at_once() -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_the_loss_of_float64_logits_has_float64() -> None:
+    """So that its gradients can be compared with finite differences."""
+    model, ids = build().double(), torch.randint(2, 97, (2, 12), generator=torch.Generator().manual_seed(0))
+    weight = model.model.norm.weight
+    loss = lambda: model(ids, labels=ids, depth=2).loss  # noqa: E731
+    loss().backward()
+    with torch.no_grad():
+        weight[3] += 1e-6
+        above = loss()
+        weight[3] -= 2e-6
+        below = loss()
+    assert above.dtype == torch.float64
+    assert float((above - below) / 2e-6) == pytest.approx(float(weight.grad[3]), rel=1e-6)
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     """To rounding."""
     grads = []

@@ -142,6 +142,13 @@ def test_complex_states_are_solved_and_differentiated() -> None:
     assert torch.allclose(grad, expected_grad)
 
 
+def test_states_may_be_conjugated_views() -> None:
+    """Of the start and of the update's result."""
+    start = torch.tensor([[1 + 2j, 3 - 1j]]).conj()
+    found = fixed_point(lambda z: (0.5 * z).conj(), start, stop=Tolerance(rtol=1e-5))
+    assert found.value.abs().max() < 1e-3
+
+
 def test_causal_nested_states_keep_causality() -> None:
     """(B, T, D) beside (B, T): a change to a later token changes earlier ones by exactly zero."""
     x = normal(2, 9, 4)

@@ -135,6 +135,8 @@ def require_exportable(model: Any, depth: int) -> None:
         raise ConfigError(
             "a looped model cannot be exported: it uses layers repeatedly, and a stock model uses each layer once."
         )
+    if hasattr(model, "merge_and_unload"):
+        raise ConfigError("this model has an adapter: export what model.merge_and_unload() returns.")
     if not isinstance(model, AttractorForCausalLM):
         raise ConfigError(
             f"{type(model).__name__} is not an attractor model and needs no export; give a model of this package."

@@ -64,7 +64,10 @@ class Outcome:
             return f"All {total} equation(s) converged after {self.calls} evaluation(s)."
         parts = [f"{self.num_open} of {total} equation(s) have not converged after {self.calls} evaluation(s)"]
         if num := self.count(Status.DIVERGED):
-            parts.append(f"{num} diverged (try Picard(damping=0.5), Broyden(), or an update with a smaller gain)")
+            parts.append(
+                f"{num} diverged: values grew or are not finite (check where update is defined, or try Picard(damping=0.5), "
+                "Broyden(), or an update with a smaller gain)"
+            )
         if num := self.count(Status.STAGNATED):
             parts.append(f"{num} stagnated {self._why_stagnated()}")
         if num := self.count(Status.FROZEN):

@@ -21,7 +21,7 @@ class TokenLoss(CompiledBlock):
     """Summed cross-entropy, in nats, of ``labels`` (N,) given ``x`` (N, D) and the output head."""
 
     def forward(self, x: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-        return F.cross_entropy(head(x).float(), labels, reduction="sum")
+        return F.cross_entropy(_at_least_float32(head(x)), labels, reduction="sum")
 
 
 class TokenDivergence(CompiledBlock):
@@ -31,10 +31,14 @@ class TokenDivergence(CompiledBlock):
     """
 
     def forward(self, x: Tensor, head: nn.Module, teacher_x: Tensor, teacher_head: nn.Module, weight: Tensor) -> Tensor:
-        log_q = F.log_softmax(head(x).float(), dim=-1)
+        log_q = F.log_softmax(_at_least_float32(head(x)), dim=-1)
         with torch.no_grad():
-            log_p = F.log_softmax(teacher_head(teacher_x).float(), dim=-1)
-        return weight @ F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+            log_p = F.log_softmax(teacher_head(teacher_x).to(log_q.dtype), dim=-1)
+        return weight.to(log_q.dtype) @ F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def next_token_loss(
