@@ -65,3 +65,16 @@ def test_the_command_solves_without_a_checkpoint(capsys) -> None:
     assert "guesses" in capsys.readouterr().out
     assert main(["solve", "none.txt"]) == 2
     assert "none.txt cannot be read" in capsys.readouterr().err
+
+
+def test_the_content_of_a_file_decides_which_mistake_is_named(tmp_path) -> None:
+    """A Sudoku with a mistake is not read as a maze."""
+    file = tmp_path / "puzzle.txt"
+    for text, says in [
+        (PUZZLE[:-1] + "x", "unexpected 'x'; write digits"),
+        ("." * 81, "several solutions"),
+        ("XXXX\nXSGX\nXXXX", "if 'X' is a wall"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(DataError, match=says):
+            pretrained_for(file)

@@ -1,5 +1,6 @@
 """Small trained puzzle models that come with the package, for use seconds after installation and without a network."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import attractor
@@ -44,7 +45,15 @@ def pretrained_for(puzzles: Puzzles) -> str:
         if name not in pretrained():
             raise ConfigError(f"no model of the package is for {name}; give a checkpoint, or one of {_known()}.")
         return name
-    raise reasons["sudoku" if any(c.isdigit() for c in str(puzzles)[:16]) else "maze"]
+    raise reasons[_likely_kind(puzzles)]
+
+
+def _likely_kind(puzzles: Puzzles) -> str:
+    """Return the kind whose error helps: a maze has S and G, and a Sudoku has digits or dots."""
+    text = str(puzzles)
+    with suppress(OSError, ValueError):  # too long for a name, or no file
+        text = Path(text).read_bytes()[:4096].decode(errors="replace") if Path(text).is_file() else text
+    return "sudoku" if any(c.isdigit() or c == "." for c in text) and not {"S", "G"} <= set(text) else "maze"
 
 
 def _known() -> str:
