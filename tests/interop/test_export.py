@@ -115,7 +115,6 @@ def test_half_precision_weights_stay_in_half_precision(tmp_path) -> None:
     ("model", "depth", "says"),
     [
         (lambda: build(injection="sum"), 1, r"F\(2c\) − c.*give depth=0"),
-        (lambda: build(mixing=0.9), 1, r"mixing=0\.9.*give depth=0"),
         (lambda: build(num_attractor_layers=4, start="zero"), 0, "does not start from a proposal"),
         (lambda: build(num_attractor_layers=4, start="zero"), 1, "does not start from a proposal"),
         (lambda: LoopedForCausalLM(LoopedConfig(**SIZES)), 1, "looped model"),

@@ -186,10 +186,6 @@ def test_one_evaluation_equals_one_step_of_the_solver(injection: str) -> None:
     assert (output.solution.value - stepped.value).abs().max() < 1e-6
     assert (output.solution.residual - stepped.residual).abs().max() < 1e-6
     assert torch.equal(output.solution.evaluations, stepped.evaluations)
-    model.config.mixing = 0.7
-    with torch.no_grad():
-        mixed = model(ids, depth=1).solution.value
-    assert torch.allclose(mixed, torch.lerp(output.proposal, output.solution.value, 0.7), atol=1e-6)
 
 
 def test_rows_that_need_different_numbers_of_evaluations_have_the_values_of_each_row_alone() -> None:

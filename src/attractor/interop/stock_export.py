@@ -168,11 +168,6 @@ def require_exportable(model: Any, depth: int) -> None:
         raise ConfigError(
             f"depth={depth} cannot be exported: a stock model uses each layer once; give 0 (the proposal) or 1 (one evaluation)."
         )
-    if config.mixing != 1 and depth == 1:
-        raise ConfigError(
-            f"mixing={config.mixing} cannot be exported at depth=1: one evaluation is a mean of the proposal and F(c), which is "
-            "no stock model; give depth=0."
-        )
     if config.injection != "mean" and depth == 1:
         evaluation = {"sum": "F(2c) − c", "concat": "F(W [c, c])", "none": "F(c) with gates"}[config.injection]
         raise ConfigError(

@@ -191,7 +191,7 @@ class AttractorModel(Decoder):
     def solve(self, proposal: Tensor, context: TokenContext, stop: StopRule) -> Solution:
         """Refine ``proposal`` (B, T, D). In evaluation without gradients, converged tokens are not computed again."""
         config = self.config
-        if stop == Steps(1) and config.start == "proposal" and config.mixing == 1:
+        if stop == Steps(1) and config.start == "proposal":
             return self._single_evaluation(proposal, context)
         is_sparse = not stop.is_fixed_depth and not torch.is_grad_enabled() and not self.training
         update = SparseUpdate(self._evaluate, proposal, context) if is_sparse else self.update(proposal, context)
