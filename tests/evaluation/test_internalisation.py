@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from attractor.errors import ConfigError, DataError
-from attractor.evaluation.internalisation import measure_internalisation
+from attractor.evaluation.internalisation import measure_internalisation, run_window
 from attractor.evaluation.text import encode, passage, score_text, token_texts
 from attractor.evaluation.trajectories import trajectories
 from attractor.models.language import AttractorConfig, AttractorForCausalLM, LoopedConfig, LoopedForCausalLM
@@ -89,6 +89,20 @@ def test_the_residual_is_that_of_the_decoded_state(found, attractor, tokenizer) 
             assert point.residual == pytest.approx(float(expected), rel=1e-3)
     sizes = [point.residual for point in found.points[:-1]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_runs_from_a_random_start_follow_one_trajectory(tokenizer) -> None:
+    """The residual that a run of d + 1 evaluations reports is that of the state after d. Other random numbers stay."""
+    config = AttractorConfig(**SIZES, num_attractor_layers=2, start="gaussian", gate_start=0.3)
+    model, ids = randomised(AttractorForCausalLM(config)).eval(), encode(tokenizer, DOCUMENTS[2])
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        two, three = (run_window(model, ids, {"depth": depth}) for depth in (2, 3))
+        y = two.solution.value
+        f = model.update_of(two, torch.arange(len(ids))[None])(y)
+    assert torch.allclose(three.solution.residual, (f - y).norm(dim=-1) / y.norm(dim=-1), rtol=1e-3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_kl_divergence_decreases_to_zero_at_the_equilibrium(found) -> None:

@@ -1,6 +1,7 @@
 """The cost of a recipe: the estimated memory of a training step is close to the measured peak."""
 
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from attractor import recipes
 from attractor.config import override
 from attractor.errors import ConfigError
 from attractor.experiment.cost import CostEstimate, cost, estimate_cost
+from attractor.experiment.cost.estimate import MeasuredCost, _memory_rows, _time_rows
 from attractor.experiment.cost.memory import estimate_memory
 from attractor.experiment.cost.step_benchmark import StepBenchmark
 from attractor.experiment.device import peak_memory
@@ -42,6 +44,21 @@ def test_the_estimate_is_near_the_measured_peak(name: str, changes: tuple[str, .
     estimate = cost(override(recipes.get(name), changes), evaluations=6, measure=True)
     assert estimate.measured is not None, estimate.not_measured
     assert estimate.measured.estimate == pytest.approx(estimate.measured.peak, rel=0.15)
+
+
+def test_the_table_shows_every_part_of_the_peak() -> None:
+    """Also gradients that exist early; where the clues decide how much is computed, there is no MFU."""
+    estimate = estimated("language/140m", "train.accumulate=4")
+    assert estimate.memory.early_gradients > 0
+    assert estimate.memory.step_buffer > 0
+    assert {f"{size / 1e6:,.1f}" for size in asdict(estimate.memory).values() if size} <= {
+        size for _, size in _memory_rows(estimate.memory, "token")
+    }
+    symmetric = replace(
+        estimated("sudoku/hardest"),
+        measured=MeasuredCost(batch_size=24, peak=1.0, estimate=1.0, rate=100.0, mfu=math.nan),
+    )
+    assert ["this machine, measured", "100", "–", "–"] in [list(row) for row in _time_rows(symmetric)]
 
 
 def estimated(name: str = "language/140m", *changes: str, **settings) -> CostEstimate:

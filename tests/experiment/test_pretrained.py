@@ -78,3 +78,9 @@ def test_the_content_of_a_file_decides_which_mistake_is_named(tmp_path) -> None:
         file.write_text(text)
         with pytest.raises(DataError, match=says):
             pretrained_for(file)
+
+
+@pytest.mark.parametrize("name", pretrained())
+def test_the_card_states_the_number_of_weights(name: str) -> None:
+    num = sum(weight.numel() for weight in attractor.load(name).model.parameters())
+    assert f"{num:,} weights" in (FOLDER / name / "README.md").read_text()

@@ -151,11 +151,11 @@ def test_more_requests_than_can_wait_are_refused(server, monkeypatch) -> None:
     """Also while others are being answered; every answer frees a place."""
     client, engine = server
     monkeypatch.setattr(engine, "_places", threading.Semaphore(1))
-    release, generate = threading.Event(), engine._generate
-    monkeypatch.setattr(engine, "_generate", lambda batch: (release.wait(10), generate(batch)))
+    begun, release, generate = threading.Event(), threading.Event(), engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch: (begun.set(), release.wait(10), generate(batch)))
     with ThreadPoolExecutor() as pool:
         first = pool.submit(lambda: client.completions.create(prompt=PROMPTS[0], **GREEDY))
-        time.sleep(0.5)
+        assert begun.wait(10)
         with pytest.raises(openai.InternalServerError, match="waiting already"):
             client.completions.create(prompt=PROMPTS[1], **GREEDY)
         release.set()

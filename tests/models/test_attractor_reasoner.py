@@ -116,6 +116,16 @@ def test_only_tracked_evaluations_carry_gradients() -> None:
     assert torch.allclose(found[1], model.update.vertical.weight.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_segment_tolerance_changes_nothing_where_all_evaluations_are_tracked() -> None:
+    """There is nothing to end sooner."""
+    q = questions()
+    found = []
+    for tolerance in (0.0, 1e-3):
+        model = reasoner(backprop_steps=SMALL.evaluations_per_segment, segment_tolerance=tolerance)
+        found.append(model(q, model.init_state(q, torch.Generator().manual_seed(0))).logits)
+    assert torch.equal(*found)
+
+
 def test_noise_is_added_only_in_training() -> None:
     """Evaluation is deterministic given the initial state; training is not."""
     model, q = reasoner(noise=0.1), questions()

@@ -18,7 +18,6 @@ from attractor.experiment.environment import environment
 from attractor.experiment.loading import REASONER
 from attractor.experiment.solve import LoadedReasoner
 from attractor.models.reasoning import Reasoner
-from attractor.nn import SymmetricUpdateConfig
 from attractor.objectives import IGNORED, DeepSupervision
 from attractor.recipes import PuzzleRecipe, fit_to_puzzles
 from attractor.training import PRECISIONS, DistributedContext
@@ -115,7 +114,6 @@ def train_reasoner(
     distributed = distributed or DistributedContext()
     device = distributed.device
     model = recipe.model.build().to(device)
-    symmetric = isinstance(getattr(recipe.model, "update", None), SymmetricUpdateConfig)
     objective = DeepSupervision(
         examples.questions,
         examples.answers,
@@ -128,8 +126,9 @@ def train_reasoner(
         ignored=examples.puzzle.ignored,
         device=device,
         held_out=None if held_out is None else tuple(part.to(device) for part in as_tensors(held_out)),  # type: ignore[arg-type]
-        # The operations of a symmetric update depend on the clues.
-        peak_flops=None if symmetric else peak_flops(device, PRECISIONS[recipe.train.precision]),
+        peak_flops=None
+        if recipe.model.cost_depends_on_clues
+        else peak_flops(device, PRECISIONS[recipe.train.precision]),
         rank=distributed.rank,
         world_size=distributed.size,
     )

@@ -33,7 +33,7 @@ with requires_extra("serve"):
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.exceptions import HTTPException
 
-MAX_WAITING = 256
+MAX_WAITING = 256  # requests, with those that are being answered
 
 
 class Request(BaseModel):

@@ -23,7 +23,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes that are read at a time for a checksum
 # Temporary names of this module and of checkpoints. A killed process leaves them behind.
 _MODEL_FILE = re.compile(r".*\.(safetensors|bin|npy|distcp|pt)|(.*config|tokenizer|run|index|training|.*\.index)\.json")
-TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.\w+)?|\.part-step-\d{8,}(-old)?")
+TEMPORARY = re.compile(r"\..*\.part-[0-9a-f]{12}(\.[^.]*)?|\.part-step-\d{8,}(-old)?")
 
 
 def check_output_dir(out: Path, *, resume: bool | None = None, overwrite: bool = False) -> None:

@@ -1,10 +1,7 @@
 """Building blocks of update networks: single device, no solvers, no training."""
 
 from attractor.nn.compiled import CompiledBlock, compile_blocks, input_device, unwrap_model
-from attractor.nn.convolution import (
-    GatedConvolutionUpdate,
-    GatedConvolutionUpdateConfig,
-)
+from attractor.nn.convolution import GatedConvolutionUpdate, GatedConvolutionUpdateConfig
 from attractor.nn.grid import GridNetwork, GridNetworkConfig, TRMUpdate, TRMUpdateConfig
 from attractor.nn.symmetric import CandidateEmbedding, CandidateHead, SymmetricUpdate, SymmetricUpdateConfig
 

@@ -16,10 +16,9 @@ from attractor.experiment.cost.memory import Memory, TrainingSetup, estimate_mem
 from attractor.experiment.device import PEAK_FLOPS
 from attractor.files import json_safe
 from attractor.models.language import LanguageModel, LoopedConfig
-from attractor.nn import SymmetricUpdateConfig
 from attractor.objectives import split_batch
 from attractor.optim import freeze
-from attractor.recipes import LanguageRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
+from attractor.recipes import LanguageRecipe, PuzzleRecipe, Recipe, SudokuDataConfig, fit_to_puzzles
 
 EXPECTED_MFU = 0.4
 DAY = 86_400  # seconds
@@ -255,7 +254,14 @@ def _time_rows(estimate: CostEstimate) -> list[tuple[str, str, str, str]]:
     if (real := estimate.measured) is not None:
         steps = estimate.num_steps
         run = None if steps is None else estimate.units_per_step * steps / real.rate
-        rows.append(("this machine, measured", f"{real.rate:,.0f}", f"{real.mfu:.1%}", _duration(run)))
+        rows.append(
+            (
+                "this machine, measured",
+                f"{real.rate:,.0f}",
+                "–" if math.isnan(real.mfu) else f"{real.mfu:.1%}",
+                _duration(run),
+            )
+        )
     for device in ("H200", "H100", "A100"):
         rate = EXPECTED_MFU * PEAK_FLOPS[device] * world_size / estimate.flops()
         days = estimate.days(device)
@@ -273,7 +279,7 @@ def _remarks(estimate: CostEstimate) -> list[str]:
         lines = [
             f"* per supervision segment. A step is one segment of {units:,} puzzles with {setup.length} cells each."
         ]
-    if is_symmetric(estimate.recipe):
+    if depends_on_clues(estimate.recipe):
         lines.append(
             "Operations are those of a puzzle without clues; the update computes only the digits that clues leave open."
         )
@@ -295,9 +301,8 @@ def _remarks(estimate: CostEstimate) -> list[str]:
     return lines
 
 
-def is_symmetric(recipe: Recipe) -> bool:
-    """Return whether the cost depends on the clues of a Sudoku."""
-    return isinstance(getattr(recipe.model, "update", None), SymmetricUpdateConfig)
+def depends_on_clues(recipe: Recipe) -> bool:
+    return isinstance(recipe, PuzzleRecipe) and recipe.model.cost_depends_on_clues
 
 
 def _flops(number: float) -> str:

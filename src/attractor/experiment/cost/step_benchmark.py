@@ -1,5 +1,6 @@
 """Training steps of a recipe on random data: for ``attractor cost`` and the benchmarks."""
 
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, build_model, is_symmetric
+from attractor.experiment.cost.estimate import CostEstimate, MeasuredCost, build_model, depends_on_clues
 from attractor.experiment.cost.memory import estimate_memory
 from attractor.experiment.device import free_memory, peak_flops, peak_memory
 from attractor.nn import compile_blocks
@@ -112,7 +113,7 @@ def measure_cost(estimate: CostEstimate) -> CostEstimate:
         peak=measured_peak,
         estimate=memory,
         rate=units / statistics.median(times),
-        mfu=flops / sum(times) / peak,
+        mfu=math.nan if depends_on_clues(estimate.recipe) else flops / sum(times) / peak,
     )
     return replace(estimate, measured=measured)
 
@@ -139,7 +140,7 @@ def _random_objective(recipe: Recipe, model: Any, device: torch.device) -> Objec
         rng.integers(0, num, (batch_size, side, side)).astype(np.uint8)
         for num in (recipe.model.num_symbols, recipe.model.num_classes)
     )
-    if is_symmetric(recipe):  # it computes the digits that clues leave open
+    if recipe.model.cost_depends_on_clues:
         questions *= rng.random(questions.shape) < CLUE_SHARE
     return DeepSupervision(
         questions,

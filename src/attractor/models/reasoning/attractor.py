@@ -94,6 +94,10 @@ class AttractorReasonerConfig(ReasonerConfig):
                     f"{self.update.box_height} × {self.update.box_width} cells needs {num}, a blank and the digits."
                 )
 
+    @property
+    def cost_depends_on_clues(self) -> bool:
+        return isinstance(self.update, SymmetricUpdateConfig)
+
     def build(self) -> "AttractorReasoner":
         return AttractorReasoner(self)
 

@@ -55,6 +55,11 @@ class ReasonerConfig(ABC):
                 f"evaluations_per_segment={self.evaluations_per_segment}."
             )
 
+    @property
+    def cost_depends_on_clues(self) -> bool:
+        """Whether an evaluation computes only what the clues of a question leave open."""
+        return False
+
     @abstractmethod
     def build(self) -> "Reasoner":
         """Return a new model with random weights."""
